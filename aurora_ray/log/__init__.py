@@ -1,0 +1,1 @@
+"""Redo records and batches: pure data, no I/O."""

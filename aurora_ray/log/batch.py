@@ -1,0 +1,178 @@
+"""Batches: what travels and is stored, guarded by a CRC. Layout in `layout.py`.
+
+A batch without records is a heartbeat: it carries only the writer's VDL, is checked like any other and never stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import google_crc32c
+
+from aurora_ray.errors import MalformedError
+from aurora_ray.log.layout import (
+    BATCH_BYTES_MAX,
+    BATCH_CRC_FROM,
+    BATCH_GROUPS_MAX,
+    BATCH_HEADER,
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC,
+    BATCH_VERSION,
+    RECORD_ALIGN,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    RECORD_TYPE_MAX,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.log.record import Buffer
+
+
+class BatchHeader(NamedTuple):
+    """A batch's header; LSNs in bytes of log, `time_us` in microseconds since 1970."""
+
+    group: int
+    volume: bytes
+    epoch: int
+    prev_lsn: int
+    flush_start: int
+    flush_end: int
+    time_us: int
+    vdl: int
+    record_count: int
+    payload_bytes: int
+    groups: tuple[int, ...]
+
+
+def encode_batch(
+    *,
+    group: int,
+    volume: bytes,
+    epoch: int,
+    prev_lsn: int,
+    flush_start: int,
+    flush_end: int,
+    time_us: int,
+    vdl: int,
+    record_count: int,
+    groups: Sequence[int],
+    records: Buffer,
+) -> bytes:
+    """One group's batch of the flush (flush_start, flush_end] that touches `groups` (ascending)."""
+    ngroups = len(groups)
+    head = bytearray(BATCH_HEADER_BYTES + padded(4 * ngroups))
+    BATCH_HEADER.pack_into(
+        head,
+        0,
+        BATCH_MAGIC,
+        0,
+        BATCH_VERSION,
+        0,
+        group,
+        volume,
+        epoch,
+        prev_lsn,
+        flush_start,
+        flush_end,
+        time_us,
+        vdl,
+        record_count,
+        len(records),
+        ngroups,
+        0,
+    )
+    for i, member in enumerate(groups):
+        head[BATCH_HEADER_BYTES + 4 * i : BATCH_HEADER_BYTES + 4 * i + 4] = member.to_bytes(4, "little")
+    crc = google_crc32c.extend(google_crc32c.value(bytes(head[BATCH_CRC_FROM:])), bytes(records))
+    head[4:8] = crc.to_bytes(4, "little")
+    batch = bytes(head) + records
+    if len(batch) > BATCH_BYTES_MAX:
+        raise MalformedError(f"a batch of {len(batch)} bytes exceeds the limit of {BATCH_BYTES_MAX}")
+    return batch
+
+
+def decode_header(buf: Buffer) -> BatchHeader:
+    """The header, its lengths checked against `buf`; the CRC is not. Raises MalformedError."""
+    nbytes = len(buf)
+    if nbytes < BATCH_HEADER_BYTES:
+        raise MalformedError(f"a batch of {nbytes} bytes is shorter than its header")
+    fields = BATCH_HEADER.unpack_from(buf)
+    (
+        magic,
+        _,
+        version,
+        flags,
+        group,
+        volume,
+        epoch,
+        prev,
+        start,
+        end,
+        time_us,
+        vdl,
+        count,
+        payload_bytes,
+        ngroups,
+        zero,
+    ) = fields
+    if magic != BATCH_MAGIC or version != BATCH_VERSION or flags or zero:
+        raise MalformedError(f"not a batch: magic {magic:#x}, version {version}, flags {flags}")
+    if not 1 <= ngroups <= BATCH_GROUPS_MAX or nbytes != BATCH_HEADER_BYTES + padded(4 * ngroups) + payload_bytes:
+        raise MalformedError(f"a batch of {nbytes} bytes claims {ngroups} groups and {payload_bytes} bytes of records")
+    if nbytes > BATCH_BYTES_MAX:
+        raise MalformedError(f"a batch of {nbytes} bytes exceeds the limit of {BATCH_BYTES_MAX}")
+    groups = tuple(memoryview(buf)[BATCH_HEADER_BYTES : BATCH_HEADER_BYTES + 4 * ngroups].cast("I"))
+    return BatchHeader(group, volume, epoch, prev, start, end, time_us, vdl, count, payload_bytes, groups)
+
+
+def verify(buf: bytes) -> BatchHeader:
+    """The header of a batch whose lengths, CRC and LSN order hold. Raises MalformedError."""
+    header = decode_header(buf)
+    expected = int.from_bytes(buf[4:8], "little")
+    actual = google_crc32c.value(buf[BATCH_CRC_FROM:])
+    if actual != expected:
+        raise MalformedError(f"batch ending at {header.flush_end}: CRC {actual:#010x}, {expected:#010x} expected")
+    heartbeat = header.record_count == 0
+    if not (header.prev_lsn <= header.flush_start <= header.flush_end) or heartbeat != (
+        header.flush_start == header.flush_end and header.payload_bytes == 0
+    ):
+        raise MalformedError(
+            f"batch claims {header.record_count} records in ({header.flush_start}, {header.flush_end}]"
+            f" behind {header.prev_lsn}"
+        )
+    if header.group not in header.groups:
+        raise MalformedError(f"batch of group {header.group} is not among its flush's groups")
+    return header
+
+
+def check_records(buf: Buffer, header: BatchHeader) -> None:
+    """Walks the records' headers: lengths, types, group and ascending LSNs within the flush. Raises MalformedError."""
+    unpack = RECORD_HEADER.unpack_from
+    at, end = len(buf) - header.payload_bytes, len(buf)
+    group, low, count = header.group, header.flush_start, 0
+    while at < end:
+        if end - at < RECORD_HEADER_BYTES:
+            raise MalformedError(f"batch ending at {header.flush_end}: record {count} is cut short")
+        length, kind, _, _, lsn, _, of_group, _ = unpack(buf, at)
+        if (
+            length < RECORD_HEADER_BYTES
+            or length % RECORD_ALIGN
+            or not 1 <= kind <= RECORD_TYPE_MAX
+            or of_group != group
+            or lsn < low + length
+        ):
+            raise MalformedError(f"batch ending at {header.flush_end}: record {count} is malformed")
+        low = lsn
+        at += length
+        count += 1
+    if at != end or count != header.record_count or low > header.flush_end:
+        raise MalformedError(f"batch ending at {header.flush_end}: {count} records of {header.record_count} fit")
+
+
+def payload(buf: Buffer) -> memoryview:
+    """The records of a batch that has been verified."""
+    ngroups = int.from_bytes(buf[88:92], "little")
+    return memoryview(buf)[BATCH_HEADER_BYTES + padded(4 * ngroups) :]

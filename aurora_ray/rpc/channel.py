@@ -1,0 +1,58 @@
+"""The only place that makes gRPC channels and servers, so that limits, keepalive and credentials agree everywhere."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from aurora_ray.errors import ConfigurationError
+
+MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
+
+_COMMON: Final = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_CLIENT: Final = (
+    *_COMMON,
+    ("grpc.enable_http_proxy", 0),
+    # Each channel its own connections: two streams to one node must not share a flow-control window by accident.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_SERVER: Final = (
+    *_COMMON,
+    ("grpc.so_reuseport", 0),  # by default two processes would share a port in silence
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to `host:port`; it connects by itself and again after losses."""
+    # Plain text for now: mutual TLS goes here and into `bind`, nowhere else.
+    return grpc.aio.insecure_channel(address, options=_CLIENT)
+
+
+def make_server() -> grpc.aio.Server:
+    """A server without ports or services."""
+    return grpc.aio.server(options=_SERVER)
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Listens on `host:port` (0: any free port); the port. Raises ConfigurationError if it is taken."""
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise ConfigurationError(f"port {port} on {host} cannot be listened on: stop its owner or choose another port")
+    return int(bound)
