@@ -1,0 +1,84 @@
+"""Settings: what the environment (AURORA_*) says about this installation, checked once, typed from then on.
+
+Only what a user may want to change lives here; each part's own tuning stays with that part. A command line option
+beats the environment, which beats the default. Sizes take units ("10GiB").
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from aurora_ray.errors import ConfigurationError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+ENVIRONMENT_PREFIX = "AURORA_"
+
+
+def default_data_dir() -> Path:
+    """The user's data directory, as the XDG base directory specification has it."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "aurora-ray"
+
+
+class Settings(BaseSettings):
+    """One value per AURORA_<NAME> variable. Use `load_settings`, which words the errors for people."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Everything that must survive lives below it.")
+    ray_address: str | None = Field(
+        None, description='A running Ray cluster ("auto", "host:port"); else start one here.'
+    )
+    listen_host: str = Field("127.0.0.1", description="The address that endpoints and engines listen on.")
+
+    region: str = Field("us-east-1", description="The region, one of the files in regions/, that this cluster is in.")
+    regions_dir: Path | None = Field(None, description="A directory of region files to use instead of the shipped one.")
+
+    engine_user: str = Field(
+        "aurora-ray", description="The account that engines run as when we are root.", min_length=1
+    )
+    postgres_bin_dir: Path | None = Field(None, description="The bin directory of a PostgreSQL to use instead of ours.")
+
+    group_bytes: ByteSize = Field(ByteSize(10 * GIB), description="A protection group's size.", ge=MIB)
+    retention_s: float = Field(300.0, description="How far back a volume can be read, in seconds.", ge=0)
+    retention_bytes: ByteSize = Field(ByteSize(256 * MIB), description="How much log is kept for that, at most.", ge=0)
+    cache_bytes: ByteSize = Field(ByteSize(GIB), description="An instance's local page cache.", ge=16 * MIB)
+    ring_bytes: ByteSize = Field(ByteSize(64 * MIB), description="The engine's shared redo ring.", ge=MIB)
+
+    commit_span_every: int = Field(256, description="One in this many commit batches is traced.", ge=1)
+
+    @field_validator("data_dir", "regions_dir", "postgres_bin_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # Actors and engines have other working directories than the command that was given the path.
+        return None if path is None else Path(os.path.abspath(path.expanduser()))
+
+    @property
+    def telemetry_dir(self) -> Path:
+        """Where each process leaves its spans."""
+        return self.data_dir / "telemetry"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings in force; an override of None (an option that was not given) counts as absent.
+
+    Raises ConfigurationError with one sentence that names each variable that is wrong and why.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        complaints = "; ".join(_complaint(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors())
+        raise ConfigurationError(f"Bad settings: {complaints}.") from error
+
+
+def _complaint(location: tuple[int | str, ...], message: str, value: object) -> str:
+    name = str(location[0]) if location else "?"
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}={value} ({message[:1].lower()}{message[1:]})"
