@@ -1,0 +1,101 @@
+"""What a segment may promise, take in and forget: the storage half of the recovery protocol, as pure decisions.
+
+A segment carries two numbers. `promised_epoch` is the highest epoch it has promised to somebody: nothing below it is
+taken in any more. `installed_epoch` is the epoch whose *history* it carries, the list of truncations which says what
+of the log never happened. A writer may append only where its own epoch is both. So the life of an epoch on a segment is
+
+    promise (seal) -> install (truncate) -> appends of exactly this epoch
+
+which is one ballot of single-decree Paxos: the promise is phase one, the installed history the accepted value. A
+recovery therefore takes over the history with the *highest* installed epoch that its quorum shows, and never the union
+of all histories it sees: a history that reached only a minority may have been overruled since, and annulling by it
+would undo what a later epoch has made durable.
+
+The storage node and the simulator in tests/sim both ask these functions; neither decides by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Truncation:
+    """Batches of an epoch below `epoch` whose flush ends above `lsn` never happened."""
+
+    epoch: int
+    lsn: int
+
+
+class AppendVerdict(Enum):
+    """What to do with a batch, as far as epochs are concerned."""
+
+    ACCEPT = "accept"
+    FENCED = "fenced"  # somebody holds a higher epoch: the sender must stop
+    STALE = "stale"  # this segment lacks the sender's history: the sender seals and truncates it, then sends again
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEpochs:
+    """The epochs of one segment. Immutable: each change is a new value, persisted with a sync before it is acted on."""
+
+    promised_epoch: int = 0
+    owner: bytes = b""  # who holds the promise; empty: not known (adopted from a peer, see `adopt`)
+    installed_epoch: int = 0
+    truncations: tuple[Truncation, ...] = ()
+
+
+def promise(held: SegmentEpochs, epoch: int, owner: bytes) -> SegmentEpochs | None:
+    """The epochs after promising `epoch` to `owner`; None if that must be refused.
+
+    The same epoch goes to one owner only. A promise without an owner was adopted with a history that its owner decided
+    on a quorum of promises, so nobody else can ever gather a quorum for that epoch and naming the owner late is safe.
+    """
+    if epoch > held.promised_epoch:
+        return replace(held, promised_epoch=epoch, owner=owner)
+    if epoch == held.promised_epoch and held.owner in (owner, b""):
+        return replace(held, owner=owner)
+    return None
+
+
+def install(held: SegmentEpochs, epoch: int, owner: bytes, truncations: Iterable[Truncation]) -> SegmentEpochs | None:
+    """The epochs after the holder of the promise has installed its history; None for anybody else."""
+    if epoch != held.promised_epoch or owner != held.owner:
+        return None
+    return replace(held, installed_epoch=epoch, truncations=tuple(truncations))
+
+
+def adopt(held: SegmentEpochs, epoch: int, truncations: Iterable[Truncation]) -> SegmentEpochs | None:
+    """The epochs after taking over a peer's installed history by gossip; None if this segment must not.
+
+    A history below an outstanding promise is refused: whoever holds the promise has been told what this segment has,
+    and adopting an older decision now could delete just that.
+    """
+    if epoch <= held.installed_epoch or epoch < held.promised_epoch:
+        return None
+    owner = held.owner if epoch == held.promised_epoch else b""
+    return SegmentEpochs(epoch, owner, epoch, tuple(truncations))
+
+
+def judge_append(held: SegmentEpochs, batch_epoch: int) -> AppendVerdict:
+    """Whether a writer's batch may be taken in (or, if it is here already, acknowledged again)."""
+    if batch_epoch < held.promised_epoch:
+        return AppendVerdict.FENCED
+    if batch_epoch > held.installed_epoch or held.installed_epoch != held.promised_epoch:
+        return AppendVerdict.STALE
+    return AppendVerdict.ACCEPT
+
+
+def annulled(truncations: Iterable[Truncation], batch_epoch: int, flush_end: int) -> bool:
+    """Whether a batch never happened, according to a history."""
+    return any(batch_epoch < cut.epoch and flush_end > cut.lsn for cut in truncations)
+
+
+def extend_history(truncations: Iterable[Truncation], cut: Truncation) -> tuple[Truncation, ...]:
+    """A history with one more truncation, without the older ones that annul no more than it does."""
+    return (*sorted(old for old in truncations if old.lsn < cut.lsn and old.epoch < cut.epoch), cut)

@@ -1,0 +1,1 @@
+"""The client side of a volume: quorum, recovery, streams, reads, and the mount."""

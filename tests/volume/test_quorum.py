@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_ray.errors import UsageError
+from aurora_ray.volume.quorum import QuorumTracker
+
+NODES = tuple("abcdef")
+
+
+def tracker(groups: int = 1) -> QuorumTracker:
+    return QuorumTracker(dict.fromkeys(range(groups), NODES), 0, {})
+
+
+def test_durable_at_four_of_six() -> None:
+    quorum = tracker()
+    quorum.submit(100, (0,))
+    assert [quorum.ack(node, 100) for node in NODES] == [False, False, False, True, False, False]
+    assert quorum.vdl == 100
+    assert quorum.inflight_count == 0
+
+
+def test_an_acknowledgement_covers_all_before_it() -> None:
+    quorum = tracker()
+    for end in (10, 20, 30):
+        quorum.submit(end, (0,))
+    for node in NODES[:3]:
+        quorum.ack(node, 30)
+    assert quorum.vdl == 0
+    assert quorum.ack("f", 20)
+    assert quorum.vdl == 20
+    assert not quorum.ack("f", 20)
+    assert quorum.ack("e", 30)
+    assert quorum.vdl == 30
+
+
+def test_every_group_touched_needs_its_own_quorum() -> None:
+    quorum = QuorumTracker({0: NODES, 1: tuple("efghij")}, 0, {})
+    quorum.submit(10, (0,))
+    quorum.submit(20, (0, 1))
+    quorum.submit(30, (0,))
+    for node in "abcd":
+        quorum.ack(node, 30)
+    assert quorum.vdl == 10
+    for node in "ghi":
+        quorum.ack(node, 20)
+    assert quorum.vdl == 10
+    quorum.ack("j", 20)
+    assert quorum.vdl == 30
+    assert quorum.group_tails == {0: 30, 1: 20}
+
+
+def test_a_group_that_comes_later() -> None:
+    quorum = tracker()
+    with pytest.raises(UsageError, match="group 1"):
+        quorum.submit(10, (0, 1))
+    quorum.add_group(1, tuple("uvwxyz"))
+    quorum.submit(10, (1,))
+    for node in "uvwx":
+        quorum.ack(node, 10)
+    assert quorum.vdl == 10
+
+
+def test_flushes_go_in_order() -> None:
+    quorum = tracker()
+    quorum.submit(10, (0,))
+    with pytest.raises(UsageError, match="LSN order"):
+        quorum.submit(10, (0,))
+
+
+@given(
+    touched=st.lists(st.sampled_from([(0,), (1,), (0, 1)]), min_size=1, max_size=12),
+    acks=st.lists(st.tuples(st.sampled_from("abcdefghi"), st.integers(1, 12)), max_size=60),
+)
+def test_the_vdl_is_what_the_definition_says(touched: list[tuple[int, ...]], acks: list[tuple[str, int]]) -> None:
+    members = {0: NODES, 1: tuple("defghi")}
+    quorum = QuorumTracker(members, 0, {})
+    for index, groups in enumerate(touched, start=1):
+        quorum.submit(index * 10, groups)
+    acked = dict.fromkeys("abcdefghi", 0)
+    for node, index in acks:
+        before = quorum.vdl
+        acked[node] = max(acked[node], index * 10)
+        moved = quorum.ack(node, index * 10)
+        expected = 0
+        for number, groups in enumerate(touched, start=1):
+            if any(sum(acked[each] >= number * 10 for each in members[group]) < 4 for group in groups):
+                break
+            expected = number * 10
+        assert quorum.vdl == expected
+        assert moved == (quorum.vdl != before)
