@@ -1,0 +1,69 @@
+"""Every error that aurora-ray raises on purpose.
+
+One small tree. `retryable` says whether the same call can succeed later without anyone changing anything; a caller that
+sees False must act (or give up), not loop. Messages are one sentence that says what happened and what to do.
+"""
+
+from __future__ import annotations
+
+
+class AuroraError(Exception):
+    """Root of the tree."""
+
+    retryable: bool = False
+
+
+class UsageError(AuroraError):
+    """The caller asked for something that makes no sense: wrong name, wrong option, wrong state for this verb."""
+
+
+class ConfigurationError(AuroraError):
+    """The machine or the settings lack something: no compiler, no engine, no account, a port in use."""
+
+
+class EngineError(AuroraError):
+    """A database engine did not start, stop or answer as it should."""
+
+
+class MalformedError(AuroraError):
+    """Bytes that are not what their header claims: bad magic, bad length, bad CRC, unknown type."""
+
+
+class StorageError(AuroraError):
+    """A storage node could not do what it was asked."""
+
+
+class UnknownVolumeError(StorageError):
+    """No such volume, group or segment on this node."""
+
+
+class FencedError(StorageError):
+    """A higher epoch exists: the caller is no longer the writer and must stop."""
+
+
+class StaleSegmentError(StorageError):
+    """This segment has not yet adopted the truncation history of the epoch in use; it must catch up first."""
+
+    retryable = True
+
+
+class NotCompleteError(StorageError):
+    """This copy does not reach the read point yet; another copy does."""
+
+    retryable = True
+
+
+class OutOfRangeError(StorageError):
+    """The LSN lies below what is still kept, or above what exists."""
+
+
+class DiskFullError(StorageError):
+    """The node's disk is full; nothing was written."""
+
+    retryable = True
+
+
+class QuorumLostError(StorageError):
+    """Too few copies answer: writes and recovery must wait."""
+
+    retryable = True

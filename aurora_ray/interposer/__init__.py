@@ -1,0 +1,1 @@
+"""The preloaded C library, and its consumer's side for Python."""

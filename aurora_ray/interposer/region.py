@@ -1,0 +1,228 @@
+"""The shared region, from the driver's side: what the engine's processes have logged, and what they ask for.
+
+Not thread-safe by design: one thread (the driver's event loop) makes all calls on a region.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.errors import ConfigurationError
+from aurora_ray.interposer import native
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable
+    from pathlib import Path
+    from uuid import UUID
+
+_REQUESTS_AT_ONCE = 256
+_BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """A contiguous run of the log, (start, end], encoded as one batch a protection group."""
+
+    start: int
+    end: int
+    batches: list[tuple[int, bytes]]
+
+
+class Region:
+    """Creates the region (a memfd), its doorbell (an eventfd) and its life line (a pipe).
+
+    `next_file_id` and `base_lsn` say where the log goes on. `volatile_patterns` are (kind, path): "exact" that path,
+    "below" everything under that directory, "component" every path with a component that begins so.
+    """
+
+    def __init__(
+        self,
+        *,
+        page_bytes: int,
+        base_lsn: int,
+        next_file_id: int,
+        ring_bytes: int,
+        bell_bytes: int,
+        files_max: int,
+        volatile_patterns: Iterable[tuple[str, str]] = (),
+        nodes_max: int = 1 << 19,
+    ) -> None:
+        self._lib = native.library()
+        self.base_lsn = base_lsn
+        patterns = _encode_patterns(volatile_patterns)
+        options = native.RegionOptions(
+            ring_bytes, base_lsn, next_file_id, bell_bytes, page_bytes, files_max, nodes_max, len(patterns), patterns
+        )
+        pointer = ctypes.c_void_p()
+        self._fd: int = self._lib.ar_region_create(ctypes.byref(options), ctypes.byref(pointer))
+        if self._fd < 0:
+            raise ConfigurationError(f"cannot create shared memory for the mount: {os.strerror(ctypes.get_errno())}")
+        self._pointer = pointer
+        self.bell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+        self._poll = native.Poll()
+        self._counters = native.Counters()
+        self._requests = (native.Request * _REQUESTS_AT_ONCE)()
+        self._indexes = (ctypes.c_uint32 * _REQUESTS_AT_ONCE)()
+
+    def close(self) -> None:
+        """Ends every engine process that still waits here, and frees the memory."""
+        if self._fd < 0:
+            return
+        self.set_state(native.STATE_CLOSED)
+        os.close(self._life_write)
+        os.close(self._life_read)
+        os.close(self.bell_fd)
+        self._lib.ar_region_destroy(self._pointer, self._fd)
+        self._fd = -1
+
+    @property
+    def pass_fds(self) -> tuple[int, ...]:
+        """The descriptors that the engine inherits."""
+        return (self._fd, self.bell_fd, self._life_read)
+
+    def environment(self, mount: Path) -> dict[str, str]:
+        """The variables that make an engine's process use this region for files under `mount`."""
+        return {
+            "LD_PRELOAD": native.library_path(),
+            "AURORA_MOUNT": str(mount),
+            "AURORA_REGION_FD": str(self._fd),
+            "AURORA_BELL_FD": str(self.bell_fd),
+            "AURORA_LIFE_FD": str(self._life_read),
+            "AURORA_DRIVER_PID": str(os.getpid()),
+        }
+
+    # ---- files
+
+    def mount_file(self, ino: int, file_id: int, size: int, extents: int) -> int:
+        """Registers a file of the volume; returns its slot."""
+        return int(self._lib.ar_mount_file(self._pointer, ino, file_id, size, extents))
+
+    def tell_extents(self, slot: int, first: int, groups: array[int]) -> None:
+        """Tells the groups of extents [first, first + len(groups))."""
+        address, count = groups.buffer_info()
+        self._lib.ar_tell_extents(self._pointer, slot, first, count, address)
+
+    def add_group(self, group: int, free_extents: int) -> None:
+        """Lets extents be placed in a protection group."""
+        if self._lib.ar_add_group(self._pointer, group, free_extents) < 0:
+            raise ConfigurationError(f"protection group {group} is beyond the volume's limit")
+
+    def slot(self, index: int) -> native.SlotView:
+        """What the region knows of a file."""
+        view = native.SlotView()
+        self._lib.ar_view_slot(self._pointer, index, ctypes.byref(view))
+        return view
+
+    def find_slot(self, ino: int) -> int | None:
+        """The slot of the local file with this inode number."""
+        found = int(self._lib.ar_find_slot(self._pointer, ino))
+        return None if found < 0 else found
+
+    def extent_group(self, slot: int, extent: int) -> int | None:
+        """The protection group of an extent; None if it has none or that is not known here."""
+        group = int(self._lib.ar_extent_group(self._pointer, slot, extent))
+        return None if group == 0xFFFFFFFF else group
+
+    def absent_run(self, slot: int, first: int, end: int) -> tuple[int, int]:
+        """The first run of absent pages in [first, end): (start, length); length 0 if there is none."""
+        start = ctypes.c_uint32()
+        length = int(self._lib.ar_absent_run(self._pointer, slot, first, end, ctypes.byref(start)))
+        return start.value, length
+
+    def fill(self, slot: int, fd: int, first: int, kinds: bytes, pages: bytes) -> int:
+        """Puts fetched pages where they are still absent. Returns 0 or an errno."""
+        return int(self._lib.ar_fill(self._pointer, slot, fd, first, len(kinds), kinds, pages))
+
+    # ---- work
+
+    def poll(self) -> native.Poll:
+        """What there is to do, and clears the bell; the same object is used again by the next call."""
+        self._lib.ar_poll(self._pointer, ctypes.byref(self._poll))
+        return self._poll
+
+    def requests(self) -> list[tuple[int, native.Request]]:
+        """Takes what is asked for: (index to answer, request). Copies stay valid."""
+        n = self._lib.ar_take_requests(self._pointer, self._requests, self._indexes, _REQUESTS_AT_ONCE)
+        return [(self._indexes[i], native.Request.from_buffer_copy(self._requests[i])) for i in range(n)]
+
+    def answer(self, index: int, error: int = 0) -> None:
+        """Ends a request: 0, or the errno with which the engine's call shall fail."""
+        self._lib.ar_answer(self._pointer, index, error)
+
+    def publish(self, vdl: int) -> None:
+        """All up to `vdl` is durable: wakes who waits for that."""
+        self._lib.ar_publish(self._pointer, vdl)
+
+    def set_state(self, state: int) -> None:
+        """Anything but STATE_RUNNING ends the engine's processes at their next call."""
+        self._lib.ar_set_state(self._pointer, state)
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the mount was made."""
+        self._lib.ar_counters(self._pointer, ctypes.byref(self._counters))
+        return dict(zip(native.COUNTERS, self._counters, strict=True))
+
+    # ---- eviction
+
+    def evictable(self, hand: native.Candidate, vdl: int, count: int, steps: int) -> list[tuple[int, int]]:
+        """Moves the clock's hand; returns up to `count` (slot, chunk) that have not been used since it last came by."""
+        out = (native.Candidate * count)()
+        n = self._lib.ar_evictable(self._pointer, ctypes.byref(hand), vdl, out, count, steps)
+        return [(out[i].slot, out[i].chunk) for i in range(n)]
+
+    def evict(self, slot: int, chunk: int, ino: int, fd: int, vdl: int) -> int:
+        """Makes a chunk absent if it is still clean. Returns the pages freed."""
+        return int(self._lib.ar_evict(self._pointer, slot, chunk, ino, fd, vdl))
+
+
+class Taker:
+    """Takes flushes out of a region's ring, encoded for one writer's epoch."""
+
+    def __init__(
+        self, region: Region, *, volume: UUID, epoch: int, group_tails: dict[int, int], flush_bytes_max: int
+    ) -> None:
+        self._region = region
+        self._tails = (ctypes.c_uint64 * native.GROUPS_MAX)()
+        for group, lsn in group_tails.items():
+            self._tails[group] = lsn
+        self._buffer = (ctypes.c_uint8 * (flush_bytes_max + (1 << 20)))()
+        self._view = memoryview(self._buffer).cast("B")
+        self._batches = (native.TakenBatch * _BATCHES_MAX)()
+        self._take = native.Take(
+            volume=(ctypes.c_uint8 * 16).from_buffer_copy(volume.bytes),
+            epoch=epoch,
+            bytes_max=flush_bytes_max,
+            group_tails=self._tails,
+            buffer=self._buffer,
+            buffer_bytes=len(self._buffer),
+            batches_max=_BATCHES_MAX,
+            batches=self._batches,
+        )
+        self._reference = ctypes.byref(self._take)
+
+    def take(self, vdl: int) -> Flush | None:
+        """The next flush, None if the ring is empty. Its space in the ring is free from now on."""
+        take: Any = self._take
+        take.vdl = vdl
+        take.time_us = time.time_ns() // 1000
+        if self._region._lib.ar_take(self._region._pointer, self._reference) < 0:
+            return None
+        view = self._view
+        batches = [(b.group, bytes(view[b.offset : b.offset + b.bytes])) for b in self._batches[: take.nbatches]]
+        return Flush(take.flush_start, take.flush_end, batches)
+
+
+_PATTERN_MARKS = {"exact": "=", "below": "^", "component": "/"}
+
+
+def _encode_patterns(patterns: Iterable[tuple[str, str]]) -> bytes:
+    blob = b"".join(f"{_PATTERN_MARKS[kind]}{path}".encode() + b"\0" for kind, path in patterns) + b"\0"
+    if len(blob) > native.PATTERN_BYTES_MAX:
+        raise ConfigurationError(f"the engine's volatile paths take {len(blob)} bytes, more than fit")
+    return blob

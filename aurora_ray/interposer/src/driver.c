@@ -1,0 +1,444 @@
+/*
+ * The consumer's side of the region, called by Python through ctypes. One thread of one process calls these; a process
+ * may hold several regions, so each call names its own.
+ */
+#include "aurora.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct region_options {
+    uint64_t ring_bytes, base_lsn, next_file_id, bell_bytes;
+    uint32_t page_bytes, nslots, nnodes, patterns_bytes;
+    const char *patterns;
+};
+
+static uint64_t align(uint64_t n) { return (n + 4095) & ~UINT64_C(4095); }
+
+static int init_lock(pthread_mutex_t *lock)
+{
+    pthread_mutexattr_t a;
+    pthread_mutexattr_init(&a);
+    pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
+    int e = pthread_mutex_init(lock, &a);
+    pthread_mutexattr_destroy(&a);
+    return e;
+}
+
+/* Returns the region's memfd, or -1 with errno; *out is its mapping here. */
+AR_EXPORT int ar_region_create(const struct region_options *o, struct region **out)
+{
+    ar_resolve_libc();
+    if (o->ring_bytes & (o->ring_bytes - 1) || o->page_bytes > AR_PAGE_BYTES_MAX || o->patterns_bytes > AR_PATTERN_BYTES) {
+        errno = EINVAL;
+        return -1;
+    }
+    struct region r = {.page_bytes = o->page_bytes, .nslots = o->nslots, .nnodes = o->nnodes, .ring_bytes = o->ring_bytes};
+    r.nbuckets = o->nslots;
+    r.buckets_offset = align(sizeof(struct region));
+    r.slots_offset = r.buckets_offset + align((uint64_t)r.nbuckets * 4);
+    r.nodes_offset = r.slots_offset + align((uint64_t)r.nslots * sizeof(struct slot));
+    r.ring_offset = r.nodes_offset + align((uint64_t)r.nnodes * sizeof(union node));
+    r.region_bytes = r.ring_offset + r.ring_bytes;
+    int fd = memfd_create("aurora-region", MFD_CLOEXEC);
+    if (fd < 0 || real_ftruncate(fd, (off_t)r.region_bytes) < 0)
+        return -1;
+    struct region *p = real_mmap(NULL, r.region_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (p == MAP_FAILED) {
+        real_close(fd);
+        return -1;
+    }
+    *p = r;
+    p->base_lsn = o->base_lsn;
+    p->next_file_id = o->next_file_id;
+    p->bell_bytes = o->bell_bytes;
+    memcpy(p->volatile_patterns, o->patterns, o->patterns_bytes);
+    init_lock(&p->lock);
+    p->magic = AR_MAGIC;
+    *out = p;
+    return fd;
+}
+
+AR_EXPORT int ar_region_destroy(struct region *region, int fd)
+{
+    munmap(region, region->region_bytes);
+    return real_close(fd);
+}
+
+AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t file_id, uint64_t size, uint32_t extents)
+{
+    ar_attach(region);
+    ar_lock();
+    uint32_t index = ar_slot_index(ar_add(ino, file_id, size, extents));
+    ar_unlock();
+    return index;
+}
+
+/* Tells where `n` extents of a mounted file lie, from chunk `first` on; what is known already stays. */
+AR_EXPORT void ar_tell_extents(struct region *region, uint32_t slot, uint32_t first, uint32_t n, const uint32_t *groups)
+{
+    ar_attach(region);
+    ar_lock();
+    struct slot *s = ar_slot(slot);
+    for (uint32_t i = 0; i < n; i += AR_LEAF_CHUNKS) {
+        if (ar_chunk(s, first + i))
+            continue;
+        for (uint32_t k = i; k < n && k < i + AR_LEAF_CHUNKS; k++)
+            ar_chunk_make(s, first + k)->group = groups[k];
+    }
+    ar_unlock();
+}
+
+AR_EXPORT int ar_add_group(struct region *region, uint32_t group, uint32_t free_extents)
+{
+    if (group >= AR_GROUPS_MAX)
+        return -1;
+    ar_attach(region);
+    ar_lock();
+    region->group_free[group] = free_extents;
+    if (group >= region->ngroups)
+        region->ngroups = group + 1;
+    ar_unlock();
+    return 0;
+}
+
+/* ---- the log */
+
+struct poll {
+    uint64_t head, tail, wanted, durable, present_pages;
+    uint32_t state, requests;
+};
+
+/* What there is to do. Clears the bell first, so that what comes after this look rings it again. */
+AR_EXPORT void ar_poll(struct region *r, struct poll *out)
+{
+    atomic_store(&r->bell_rung, 0);
+    out->head = atomic_load(&r->head);
+    out->tail = atomic_load(&r->tail);
+    out->wanted = atomic_load(&r->wanted);
+    out->durable = atomic_load(&r->durable);
+    out->present_pages = atomic_load(&r->present_pages);
+    out->state = atomic_load(&r->state);
+    out->requests = 0;
+    for (int i = 0; i < AR_REQUESTS; i++)
+        out->requests += atomic_load_explicit(&r->requests[i].state, memory_order_relaxed) == REQUEST_POSTED;
+}
+
+struct taken_batch {
+    uint32_t group, records;
+    uint64_t offset, bytes; /* in the caller's buffer */
+};
+
+struct take {
+    /* in */
+    uint8_t volume[16];
+    uint64_t epoch, vdl, time_us, bytes_max;
+    uint64_t *group_tails; /* AR_GROUPS_MAX: flush_end of each group's last batch; kept up to date here */
+    uint8_t *buffer;
+    uint64_t buffer_bytes;
+    /* out */
+    uint64_t flush_start, flush_end;
+    uint32_t nbatches, batches_max;
+    struct taken_batch *batches;
+};
+
+static void ring_get(const struct region *r, uint64_t position, void *to, size_t bytes)
+{
+    const uint8_t *ring = (const uint8_t *)r + r->ring_offset;
+    size_t at = position & (r->ring_bytes - 1), room = r->ring_bytes - at;
+    if (bytes <= room) {
+        memcpy(to, ring + at, bytes);
+        return;
+    }
+    memcpy(to, ring + at, room);
+    memcpy((uint8_t *)to + room, ring, bytes - room);
+}
+
+static struct taken_batch *batch_for(struct take *t, uint32_t group)
+{
+    for (uint32_t i = t->nbatches; i-- > 0;)
+        if (t->batches[i].group == group)
+            return &t->batches[i];
+    if (t->nbatches == t->batches_max)
+        return NULL;
+    t->batches[t->nbatches] = (struct taken_batch){.group = group};
+    return &t->batches[t->nbatches++];
+}
+
+/* How far this flush goes, and how much of it belongs to each group. */
+static uint64_t measure(const struct region *r, struct take *t, uint64_t from, uint64_t to)
+{
+    uint64_t at = from;
+    struct record head;
+    while (at < to) {
+        ring_get(r, at, &head, sizeof head);
+        if (at > from && at + head.length - from > t->bytes_max)
+            break;
+        struct taken_batch *b = batch_for(t, head.group);
+        if (!b)
+            break;
+        b->records++;
+        b->bytes += head.length;
+        at += head.length;
+    }
+    return at;
+}
+
+static void sort_batches(struct take *t)
+{
+    for (uint32_t i = 1; i < t->nbatches; i++)
+        for (uint32_t k = i; k && t->batches[k - 1].group > t->batches[k].group; k--) {
+            struct taken_batch swap = t->batches[k];
+            t->batches[k] = t->batches[k - 1];
+            t->batches[k - 1] = swap;
+        }
+}
+
+static size_t groups_bytes(uint32_t n) { return ((size_t)n * 4 + 7) & ~(size_t)7; }
+
+static void put_header(struct take *t, struct taken_batch *b)
+{
+    uint8_t *p = t->buffer + b->offset;
+    struct batch h = {.magic = AR_BATCH_MAGIC, .version = 1, .group = b->group, .epoch = t->epoch, .vdl = t->vdl,
+                      .prev_lsn = t->group_tails[b->group], .flush_start = t->flush_start, .flush_end = t->flush_end,
+                      .time_us = t->time_us, .record_count = b->records, .payload_bytes = (uint32_t)b->bytes,
+                      .ngroups = t->nbatches};
+    memcpy(h.volume, t->volume, 16);
+    memcpy(p, &h, sizeof h);
+    memset(p + sizeof h, 0, groups_bytes(t->nbatches));
+    for (uint32_t i = 0; i < t->nbatches; i++)
+        memcpy(p + sizeof h + i * 4, &t->batches[i].group, 4);
+}
+
+static void put_records(const struct region *r, struct take *t, uint64_t from, uint64_t to)
+{
+    size_t front = sizeof(struct batch) + groups_bytes(t->nbatches);
+    if (t->nbatches == 1) {
+        ring_get(r, from, t->buffer + t->batches[0].offset + front, to - from);
+        return;
+    }
+    uint64_t filled[t->nbatches];
+    memset(filled, 0, sizeof filled);
+    struct record head;
+    for (uint64_t at = from; at < to; at += head.length) {
+        ring_get(r, at, &head, sizeof head);
+        struct taken_batch *b = batch_for(t, head.group);
+        uint64_t *n = &filled[b - t->batches];
+        ring_get(r, at, t->buffer + b->offset + front + *n, head.length);
+        *n += head.length;
+    }
+}
+
+/* Takes the next flush out of the ring as encoded batches. Returns 0, or -1 when there is nothing or no room. */
+AR_EXPORT int ar_take(struct region *r, struct take *t)
+{
+    uint64_t from = atomic_load(&r->head), to = atomic_load_explicit(&r->tail, memory_order_acquire);
+    t->nbatches = 0;
+    to = measure(r, t, from, to);
+    sort_batches(t);
+    uint64_t offset = 0, front = sizeof(struct batch) + groups_bytes(t->nbatches);
+    for (uint32_t i = 0; i < t->nbatches; i++) {
+        t->batches[i].offset = offset;
+        offset += front + t->batches[i].bytes;
+    }
+    if (to == from || offset > t->buffer_bytes)
+        return -1;
+    t->flush_start = r->base_lsn + from;
+    t->flush_end = r->base_lsn + to;
+    for (uint32_t i = 0; i < t->nbatches; i++)
+        put_header(t, &t->batches[i]);
+    put_records(r, t, from, to);
+    for (uint32_t i = 0; i < t->nbatches; i++) {
+        struct taken_batch *b = &t->batches[i];
+        b->bytes += front;
+        uint32_t crc = ar_crc32c(0, t->buffer + b->offset + 8, b->bytes - 8);
+        memcpy(t->buffer + b->offset + 4, &crc, 4);
+        t->group_tails[b->group] = t->flush_end;
+    }
+    atomic_store_explicit(&r->head, to, memory_order_release);
+    atomic_fetch_add(&r->space_turn, 1);
+    if (atomic_load(&r->space_waiters))
+        ar_wake(&r->space_turn);
+    return 0;
+}
+
+AR_EXPORT void ar_publish(struct region *r, uint64_t vdl)
+{
+    if (vdl <= r->base_lsn)
+        return;
+    atomic_store_explicit(&r->durable, vdl - r->base_lsn, memory_order_release);
+    atomic_fetch_add(&r->durable_turn, 1);
+    if (atomic_load(&r->durable_waiters))
+        ar_wake(&r->durable_turn);
+}
+
+/* Fenced, closed, poisoned: every waiter wakes and ends its process. */
+AR_EXPORT void ar_set_state(struct region *r, uint32_t state)
+{
+    atomic_store(&r->state, state);
+    atomic_fetch_add(&r->durable_turn, 1);
+    atomic_fetch_add(&r->space_turn, 1);
+    ar_wake(&r->durable_turn);
+    ar_wake(&r->space_turn);
+    for (int i = 0; i < AR_REQUESTS; i++)
+        ar_wake(&r->requests[i].state);
+}
+
+/* ---- requests */
+
+/* Copies up to `max` posted requests to `out` and their places to `index`; they are the caller's to answer. */
+AR_EXPORT int ar_take_requests(struct region *r, struct request *out, uint32_t *index, int max)
+{
+    int n = 0;
+    for (uint32_t i = 0; i < AR_REQUESTS && n < max; i++) {
+        uint32_t posted = REQUEST_POSTED;
+        if (!atomic_compare_exchange_strong(&r->requests[i].state, &posted, REQUEST_TAKEN))
+            continue;
+        out[n] = r->requests[i];
+        index[n++] = i;
+    }
+    return n;
+}
+
+AR_EXPORT void ar_answer(struct region *r, uint32_t index, int error)
+{
+    struct request *q = &r->requests[index];
+    q->error = error;
+    atomic_store(&q->state, q->want == WANT_PREFETCH ? REQUEST_FREE : REQUEST_DONE);
+    ar_wake(&q->state);
+}
+
+struct slot_view {
+    uint64_t ino, file_id, size, drop_lsn;
+    uint32_t mounted_extents, dropped;
+};
+
+AR_EXPORT void ar_view_slot(struct region *region, uint32_t slot, struct slot_view *out)
+{
+    ar_attach(region);
+    struct slot *s = ar_slot(slot);
+    *out = (struct slot_view){s->ino, s->file_id, atomic_load(&s->size), s->drop_lsn, s->mounted_extents, s->dropped};
+}
+
+AR_EXPORT int64_t ar_find_slot(struct region *region, uint64_t ino)
+{
+    ar_attach(region);
+    struct slot *s = ar_find(ino);
+    return s ? (int64_t)ar_slot_index(s) : -1;
+}
+
+AR_EXPORT uint32_t ar_extent_group(struct region *region, uint32_t slot, uint32_t chunk)
+{
+    ar_attach(region);
+    struct chunk *c = ar_chunk(ar_slot(slot), chunk);
+    return c ? atomic_load(&c->group) : AR_NO_GROUP;
+}
+
+/* The first absent run in [first, end): its start in *start, its length returned (0: none). */
+AR_EXPORT uint32_t ar_absent_run(struct region *region, uint32_t slot, uint32_t first, uint32_t end, uint32_t *start)
+{
+    ar_attach(region);
+    struct slot *s = ar_slot(slot);
+    uint64_t pages = (atomic_load(&s->size) + region->page_bytes - 1) / region->page_bytes;
+    if (end > pages)
+        end = (uint32_t)pages;
+    while (first < end && ar_present(s, first))
+        first++;
+    *start = first;
+    while (first < end && !ar_present(s, first))
+        first++;
+    return first - *start;
+}
+
+/*
+ * Puts fetched pages into the local file, as far as they are still absent: a page that was written in the meantime is
+ * newer. kinds[i] is 0 for a page of zeros (nothing in `pages`), 1 for one that follows in `pages`.
+ */
+AR_EXPORT int ar_fill(struct region *region, uint32_t slot, int fd, uint32_t first, uint32_t count, const uint8_t *kinds,
+                      const uint8_t *pages)
+{
+    ar_attach(region);
+    struct slot *s = ar_slot(slot);
+    int error = 0;
+    ar_lock();
+    uint64_t size = atomic_load(&s->size);
+    for (uint32_t i = 0; i < count && !error; i++) {
+        uint64_t at = (uint64_t)(first + i) * region->page_bytes;
+        const uint8_t *page = pages;
+        pages += kinds[i] ? region->page_bytes : 0;
+        if (at >= size || ar_present(s, first + i))
+            continue;
+        size_t n = size - at < region->page_bytes ? size - at : region->page_bytes;
+        if (kinds[i] && real_pwrite(fd, page, n, (off_t)at) != (ssize_t)n)
+            error = errno ? errno : ENOSPC;
+        else
+            ar_set_present(s, first + i, first + i + 1);
+    }
+    ar_unlock();
+    return error;
+}
+
+/* ---- eviction */
+
+struct candidate {
+    uint32_t slot, chunk;
+};
+
+/*
+ * The clock's hand: goes on from *slot, *chunk over the files, clears the mark of chunks that were used since it last
+ * passed, and collects those that were not, that hold pages and whose newest record is durable.
+ */
+AR_EXPORT int ar_evictable(struct region *region, struct candidate *hand, uint64_t vdl, struct candidate *out, int max,
+                           int steps)
+{
+    ar_attach(region);
+    int n = 0;
+    for (; n < max && steps > 0; steps--) {
+        if (!region->slots_used)
+            break;
+        if (hand->slot >= region->slots_used)
+            *hand = (struct candidate){0, 0};
+        struct slot *s = ar_slot(hand->slot);
+        uint64_t pages = atomic_load(&s->size) / region->page_bytes + 1;
+        if (atomic_load(&s->dropped) || s->pinned || (uint64_t)hand->chunk * AR_EXTENT_PAGES >= pages) {
+            *hand = (struct candidate){hand->slot + 1, 0};
+            continue;
+        }
+        struct chunk *c = ar_chunk(s, hand->chunk);
+        if (!c)
+            hand->chunk += AR_LEAF_CHUNKS - hand->chunk % AR_LEAF_CHUNKS - 1;
+        else if (c->present && !atomic_exchange(&c->used, 0) && c->last_lsn <= vdl && c->group != AR_NO_GROUP)
+            out[n++] = *hand;
+        hand->chunk++;
+    }
+    return n;
+}
+
+/* Makes a clean chunk absent again and gives its space back. Returns the pages freed. */
+AR_EXPORT int ar_evict(struct region *region, uint32_t slot, uint32_t chunk, uint64_t ino, int fd, uint64_t vdl)
+{
+    ar_attach(region);
+    struct slot *s = ar_slot(slot);
+    int freed = 0;
+    ar_lock();
+    struct chunk *c = ar_chunk(s, chunk);
+    if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && c->group != AR_NO_GROUP) {
+        uint64_t bytes = (uint64_t)AR_EXTENT_PAGES * region->page_bytes;
+        uint64_t before = atomic_exchange_explicit(&c->present, 0, memory_order_acq_rel);
+        atomic_fetch_add_explicit(&s->evictions, 1, memory_order_acq_rel);
+        freed = __builtin_popcountll(before);
+        real_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(chunk * bytes), (off_t)bytes);
+        atomic_fetch_sub(&region->present_pages, (uint64_t)freed);
+        atomic_fetch_add(&region->counters.evicted_pages, (uint64_t)freed);
+    }
+    ar_unlock();
+    return freed;
+}
+
+AR_EXPORT void ar_counters(const struct region *region, struct counters *out)
+{
+    memcpy(out, &region->counters, sizeof *out);
+}

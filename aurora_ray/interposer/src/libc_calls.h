@@ -1,0 +1,93 @@
+/*
+ * The table of the libc functions that are interposed: result, name, parameters, arguments. From it come the pointers
+ * to the libc's own functions (real_open, ...), their resolution, and the list that the symbol check reads.
+ */
+#ifndef LIBC_CALLS_H
+#define LIBC_CALLS_H
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+#define LIBC_CALLS(X)                                                                                                  \
+    X(int, open, (const char *path, int flags, ...))                                                                   \
+    X(int, open64, (const char *path, int flags, ...))                                                                 \
+    X(int, openat, (int dir, const char *path, int flags, ...))                                                        \
+    X(int, openat64, (int dir, const char *path, int flags, ...))                                                      \
+    X(int, __open_2, (const char *path, int flags))                                                                    \
+    X(int, __open64_2, (const char *path, int flags))                                                                  \
+    X(int, __openat_2, (int dir, const char *path, int flags))                                                         \
+    X(int, __openat64_2, (int dir, const char *path, int flags))                                                       \
+    X(int, creat, (const char *path, mode_t mode))                                                                     \
+    X(int, creat64, (const char *path, mode_t mode))                                                                   \
+    X(int, close, (int fd))                                                                                            \
+    X(int, dup, (int fd))                                                                                              \
+    X(int, dup2, (int from, int to))                                                                                   \
+    X(int, dup3, (int from, int to, int flags))                                                                        \
+    X(int, fcntl, (int fd, int command, ...))                                                                          \
+    X(int, fcntl64, (int fd, int command, ...))                                                                        \
+    X(ssize_t, read, (int fd, void *to, size_t n))                                                                     \
+    X(ssize_t, __read_chk, (int fd, void *to, size_t n, size_t room))                                                  \
+    X(ssize_t, readv, (int fd, const struct iovec *v, int n))                                                          \
+    X(ssize_t, pread, (int fd, void *to, size_t n, off_t at))                                                          \
+    X(ssize_t, pread64, (int fd, void *to, size_t n, off_t at))                                                        \
+    X(ssize_t, __pread_chk, (int fd, void *to, size_t n, off_t at, size_t room))                                       \
+    X(ssize_t, __pread64_chk, (int fd, void *to, size_t n, off_t at, size_t room))                                     \
+    X(ssize_t, preadv, (int fd, const struct iovec *v, int n, off_t at))                                               \
+    X(ssize_t, preadv64, (int fd, const struct iovec *v, int n, off_t at))                                             \
+    X(ssize_t, write, (int fd, const void *from, size_t n))                                                            \
+    X(ssize_t, writev, (int fd, const struct iovec *v, int n))                                                         \
+    X(ssize_t, pwrite, (int fd, const void *from, size_t n, off_t at))                                                 \
+    X(ssize_t, pwrite64, (int fd, const void *from, size_t n, off_t at))                                               \
+    X(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t at))                                              \
+    X(ssize_t, pwritev64, (int fd, const struct iovec *v, int n, off_t at))                                            \
+    X(ssize_t, copy_file_range, (int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags))              \
+    X(ssize_t, sendfile, (int out, int in, off_t *at, size_t n))                                                       \
+    X(ssize_t, sendfile64, (int out, int in, off_t *at, size_t n))                                                     \
+    X(void *, mmap, (void *hint, size_t n, int protection, int flags, int fd, off_t at))                               \
+    X(void *, mmap64, (void *hint, size_t n, int protection, int flags, int fd, off_t at))                             \
+    X(int, fsync, (int fd))                                                                                            \
+    X(int, fdatasync, (int fd))                                                                                        \
+    X(int, syncfs, (int fd))                                                                                           \
+    X(void, sync, (void))                                                                                              \
+    X(int, sync_file_range, (int fd, off_t at, off_t n, unsigned flags))                                               \
+    X(int, ftruncate, (int fd, off_t size))                                                                            \
+    X(int, ftruncate64, (int fd, off_t size))                                                                          \
+    X(int, truncate, (const char *path, off_t size))                                                                   \
+    X(int, truncate64, (const char *path, off_t size))                                                                 \
+    X(int, posix_fallocate, (int fd, off_t at, off_t n))                                                               \
+    X(int, posix_fallocate64, (int fd, off_t at, off_t n))                                                             \
+    X(int, fallocate, (int fd, int mode, off_t at, off_t n))                                                           \
+    X(int, fallocate64, (int fd, int mode, off_t at, off_t n))                                                         \
+    X(int, posix_fadvise, (int fd, off_t at, off_t n, int advice))                                                     \
+    X(int, posix_fadvise64, (int fd, off_t at, off_t n, int advice))                                                   \
+    X(int, unlink, (const char *path))                                                                                 \
+    X(int, unlinkat, (int dir, const char *path, int flags))                                                           \
+    X(int, remove, (const char *path))                                                                                 \
+    X(int, rename, (const char *from, const char *to))                                                                 \
+    X(int, renameat, (int from_dir, const char *from, int to_dir, const char *to))                                     \
+    X(int, renameat2, (int from_dir, const char *from, int to_dir, const char *to, unsigned flags))                    \
+    X(int, link, (const char *from, const char *to))                                                                   \
+    X(int, linkat, (int from_dir, const char *from, int to_dir, const char *to, int flags))                            \
+    X(int, symlink, (const char *target, const char *path))                                                            \
+    X(int, symlinkat, (const char *target, int dir, const char *path))                                                 \
+    X(int, mkdir, (const char *path, mode_t mode))                                                                     \
+    X(int, mkdirat, (int dir, const char *path, mode_t mode))                                                          \
+    X(int, rmdir, (const char *path))                                                                                  \
+    X(int, chmod, (const char *path, mode_t mode))                                                                     \
+    X(int, fchmodat, (int dir, const char *path, mode_t mode, int flags))                                              \
+    X(int, fchmod, (int fd, mode_t mode))                                                                              \
+    X(int, chdir, (const char *path))                                                                                  \
+    X(int, fchdir, (int fd))                                                                                           \
+    X(FILE *, fopen, (const char *path, const char *mode))                                                             \
+    X(FILE *, fopen64, (const char *path, const char *mode))                                                           \
+    X(FILE *, fdopen, (int fd, const char *mode))                                                                      \
+    X(FILE *, freopen, (const char *path, const char *mode, FILE *stream))                                             \
+    X(FILE *, freopen64, (const char *path, const char *mode, FILE *stream))                                           \
+    X(int, fflush, (FILE * stream))                                                                                    \
+    X(int, fclose, (FILE * stream))
+
+#define DECLARE(result, name, parameters) extern result(*real_##name) parameters;
+LIBC_CALLS(DECLARE)
+#undef DECLARE
+void ar_resolve_libc(void);
+#endif

@@ -1,0 +1,194 @@
+/* The ring: redo records in log order. A record's LSN is the base plus the ring position of its end. */
+#include "aurora.h"
+#include <string.h>
+
+static uint8_t *ring(void) { return (uint8_t *)ar_region + ar_region->ring_offset; }
+
+static void ring_put(uint64_t position, const void *data, size_t bytes)
+{
+    size_t at = position & (ar_region->ring_bytes - 1), room = ar_region->ring_bytes - at;
+    if (bytes <= room) {
+        memcpy(ring() + at, data, bytes);
+        return;
+    }
+    memcpy(ring() + at, data, room);
+    memcpy(ring(), (const uint8_t *)data + room, bytes - room);
+}
+
+static uint64_t tail(void) { return atomic_load_explicit(&ar_region->tail, memory_order_relaxed); }
+
+AR_EXPORT uint64_t ar_tail_lsn(void)
+{
+    return ar_region ? ar_region->base_lsn + atomic_load_explicit(&ar_region->tail, memory_order_acquire) : 0;
+}
+
+/* Takes the lock with room for `bytes` of records: this is the LSN allocation limit that holds producers back. */
+void ar_lock_with_space(size_t bytes)
+{
+    for (;;) {
+        ar_lock();
+        uint64_t head = atomic_load_explicit(&ar_region->head, memory_order_acquire);
+        if (ar_region->ring_bytes - (tail() - head) >= bytes)
+            return;
+        uint32_t turn = atomic_load(&ar_region->space_turn);
+        ar_unlock();
+        atomic_fetch_add_explicit(&ar_region->counters.space_waits, 1, memory_order_relaxed);
+        ar_ring_bell();
+        if (atomic_load(&ar_region->head) == head)
+            ar_wait(&ar_region->space_turn, turn, &ar_region->space_waiters);
+    }
+}
+
+static void finish(uint64_t position)
+{
+    struct region *r = ar_region;
+    atomic_store_explicit(&r->tail, position, memory_order_release);
+    if (position - atomic_load_explicit(&r->head, memory_order_relaxed) >= r->bell_bytes)
+        ar_ring_bell();
+}
+
+static const uint8_t zeros[8];
+
+/* Under the lock, with space. Fills in length and LSN; returns the LSN. */
+uint64_t ar_append(struct record head, const void *body, size_t body_bytes)
+{
+    struct region *r = ar_region;
+    uint64_t start = tail();
+    size_t plain = sizeof head + body_bytes, length = (plain + 7) & ~(size_t)7;
+    head.length = (uint32_t)length;
+    head.lsn = r->base_lsn + start + length;
+    ring_put(start, &head, sizeof head);
+    ring_put(start + sizeof head, body, body_bytes);
+    ring_put(start + plain, zeros, length - plain);
+    atomic_fetch_add_explicit(&r->counters.records, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&r->counters.record_bytes, length, memory_order_relaxed);
+    finish(start + length);
+    return head.lsn;
+}
+
+/* ---- page differences */
+
+struct range {
+    uint16_t offset, length;
+};
+#define GAP 16 /* equal bytes worth sending to save a range */
+#define RANGES_MAX (AR_PAGE_BYTES_MAX / (GAP + 8))
+
+/* The first 8-byte word in [at, end) where the images differ (or are equal, for `equal`), as a byte offset. */
+static size_t seek(const uint8_t *a, const uint8_t *b, size_t at, size_t end, bool equal)
+{
+    for (; at + 8 <= end; at += 8) {
+        uint64_t x, y;
+        memcpy(&x, a + at, 8);
+        memcpy(&y, b + at, 8);
+        if ((x == y) == equal)
+            return at;
+    }
+    while (at < end && (a[at] == b[at]) != equal)
+        at++;
+    return at;
+}
+
+static size_t differences(const uint8_t *image, const uint8_t *old, size_t from, size_t to, struct range *out,
+                          size_t *bytes)
+{
+    size_t n = 0;
+    *bytes = 0;
+    for (size_t at = seek(image, old, from, to, false); at < to;) {
+        size_t end = at, next = at;
+        do {
+            end = seek(image, old, next, to, true);
+            next = seek(image, old, end, to, false);
+        } while (next < to && next - end < GAP);
+        while (end > at && image[end - 1] == old[end - 1])
+            end--;
+        while (at < end && image[at] == old[at])
+            at++;
+        out[n++] = (struct range){(uint16_t)at, (uint16_t)(end - at)};
+        *bytes += end - at;
+        at = next;
+    }
+    return n;
+}
+
+static void note(struct slot *slot, struct chunk *chunk, uint64_t lsn)
+{
+    atomic_store_explicit(&chunk->last_lsn, lsn, memory_order_release);
+    atomic_store_explicit(&slot->last_lsn, lsn, memory_order_release);
+}
+
+static void append_full(struct slot *slot, struct chunk *chunk, struct record head, const uint8_t *image)
+{
+    static __thread uint8_t body[4 + AR_PAGE_BYTES_MAX];
+    uint32_t bytes = ar_region->page_bytes;
+    while (bytes && !image[bytes - 1])
+        bytes--;
+    memcpy(body, &bytes, 4);
+    memcpy(body + 4, image, bytes);
+    head.flags = REC_FLAG;
+    atomic_fetch_add_explicit(&ar_region->counters.page_full, 1, memory_order_relaxed);
+    note(slot, chunk, ar_append(head, body, 4 + bytes));
+}
+
+/*
+ * Under the lock, with space: bytes [from, to) of the page changed from `old` to `image` (both whole pages); or, with
+ * old == NULL, the page is now `image`, whatever it was.
+ */
+void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
+                    size_t from, size_t to)
+{
+    static __thread struct {
+        struct range ranges[RANGES_MAX + 1];
+        uint8_t data[AR_PAGE_BYTES_MAX];
+    } body;
+    struct record head = {.type = REC_PAGE, .file_id = slot->file_id, .group = chunk->group, .page = page};
+    size_t bytes = 0, n = old ? differences(image, old, from, to, body.ranges, &bytes) : 0;
+    if (!old || n * sizeof(struct range) + bytes > ar_region->page_bytes * 3 / 4) {
+        append_full(slot, chunk, head, image);
+        return;
+    }
+    if (!n) {
+        atomic_fetch_add_explicit(&ar_region->counters.page_same, 1, memory_order_relaxed);
+        return;
+    }
+    uint8_t *out = (uint8_t *)&body.ranges[n];
+    for (size_t i = 0; i < n; i++) {
+        memcpy(out, image + body.ranges[i].offset, body.ranges[i].length);
+        out += body.ranges[i].length;
+    }
+    head.count = (uint16_t)n;
+    atomic_fetch_add_explicit(&ar_region->counters.page_delta, 1, memory_order_relaxed);
+    note(slot, chunk, ar_append(head, &body, n * sizeof(struct range) + bytes));
+}
+
+/* ---- durability */
+
+static void raise_to(_Atomic uint64_t *what, uint64_t value)
+{
+    uint64_t seen = atomic_load(what);
+    while (seen < value && !atomic_compare_exchange_weak(what, &seen, value))
+        ;
+}
+
+/* Returns when the volume is durable up to lsn; ends the process when that can no longer come true. */
+void ar_wait_durable(uint64_t lsn)
+{
+    struct region *r = ar_region;
+    atomic_fetch_add_explicit(&r->counters.syncs, 1, memory_order_relaxed);
+    if (lsn <= r->base_lsn)
+        return;
+    uint64_t position = lsn - r->base_lsn;
+    if (atomic_load_explicit(&r->durable, memory_order_acquire) >= position)
+        return;
+    atomic_fetch_add_explicit(&r->counters.sync_waits, 1, memory_order_relaxed);
+    if (atomic_load(&r->wanted) < position) {
+        raise_to(&r->wanted, position);
+        ar_ring_bell();
+    }
+    for (;;) {
+        uint32_t turn = atomic_load(&r->durable_turn);
+        if (atomic_load(&r->durable) >= position)
+            return;
+        ar_wait(&r->durable_turn, turn, &r->durable_waiters);
+    }
+}

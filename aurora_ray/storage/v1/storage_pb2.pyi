@@ -1,0 +1,335 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CreateSegmentsRequest(_message.Message):
+    __slots__ = ("volume", "page_size", "groups", "members")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    page_size: int
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CreateSegmentsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DropVolumeRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
+
+class DropVolumeReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AppendRequest(_message.Message):
+    __slots__ = ("batches",)
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, batches: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class AppendReply(_message.Message):
+    __slots__ = ("acked_lsn",)
+    ACKED_LSN_FIELD_NUMBER: _ClassVar[int]
+    acked_lsn: int
+    def __init__(self, acked_lsn: _Optional[int] = ...) -> None: ...
+
+class PageRange(_message.Message):
+    __slots__ = ("group", "file_id", "first_page", "count")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    file_id: int
+    first_page: int
+    count: int
+    def __init__(self, group: _Optional[int] = ..., file_id: _Optional[int] = ..., first_page: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ReadPagesRequest(_message.Message):
+    __slots__ = ("volume", "lsn", "required_scl", "ranges")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_SCL_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    lsn: int
+    required_scl: int
+    ranges: _containers.RepeatedCompositeFieldContainer[PageRange]
+    def __init__(self, volume: _Optional[bytes] = ..., lsn: _Optional[int] = ..., required_scl: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ...) -> None: ...
+
+class ReadPagesReply(_message.Message):
+    __slots__ = ("kinds", "pages")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    kinds: bytes
+    pages: bytes
+    def __init__(self, kinds: _Optional[bytes] = ..., pages: _Optional[bytes] = ...) -> None: ...
+
+class ReadFileTableRequest(_message.Message):
+    __slots__ = ("volume", "lsn", "required_scl")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_SCL_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    lsn: int
+    required_scl: int
+    def __init__(self, volume: _Optional[bytes] = ..., lsn: _Optional[int] = ..., required_scl: _Optional[int] = ...) -> None: ...
+
+class FileTableChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("volume", "group", "after_lsn")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    AFTER_LSN_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    group: int
+    after_lsn: int
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., after_lsn: _Optional[int] = ...) -> None: ...
+
+class LogChunk(_message.Message):
+    __slots__ = ("batches", "vdl")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    VDL_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedScalarFieldContainer[bytes]
+    vdl: int
+    def __init__(self, batches: _Optional[_Iterable[bytes]] = ..., vdl: _Optional[int] = ...) -> None: ...
+
+class Truncation(_message.Message):
+    __slots__ = ("epoch", "lsn")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    lsn: int
+    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
+
+class BatchInfo(_message.Message):
+    __slots__ = ("epoch", "prev_lsn", "flush_start", "flush_end", "flush_groups")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PREV_LSN_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_START_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_END_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    prev_lsn: int
+    flush_start: int
+    flush_end: int
+    flush_groups: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., prev_lsn: _Optional[int] = ..., flush_start: _Optional[int] = ..., flush_end: _Optional[int] = ..., flush_groups: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SegmentState(_message.Message):
+    __slots__ = ("group", "promised_epoch", "installed_epoch", "truncations", "scl", "vdl", "floor_lsn", "highest_lsn", "tail", "log_bytes", "coalesced_lsn", "members")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    INSTALLED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    SCL_FIELD_NUMBER: _ClassVar[int]
+    VDL_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_LSN_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_LSN_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COALESCED_LSN_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    promised_epoch: int
+    installed_epoch: int
+    truncations: _containers.RepeatedCompositeFieldContainer[Truncation]
+    scl: int
+    vdl: int
+    floor_lsn: int
+    highest_lsn: int
+    tail: _containers.RepeatedCompositeFieldContainer[BatchInfo]
+    log_bytes: int
+    coalesced_lsn: int
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, group: _Optional[int] = ..., promised_epoch: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., scl: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., highest_lsn: _Optional[int] = ..., tail: _Optional[_Iterable[_Union[BatchInfo, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., coalesced_lsn: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SealRequest(_message.Message):
+    __slots__ = ("volume", "epoch", "owner")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    epoch: int
+    owner: bytes
+    def __init__(self, volume: _Optional[bytes] = ..., epoch: _Optional[int] = ..., owner: _Optional[bytes] = ...) -> None: ...
+
+class SealReply(_message.Message):
+    __slots__ = ("promised", "promised_epoch", "segments")
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    promised: bool
+    promised_epoch: int
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
+    def __init__(self, promised: _Optional[bool] = ..., promised_epoch: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ...) -> None: ...
+
+class TruncateRequest(_message.Message):
+    __slots__ = ("volume", "epoch", "owner", "truncations", "vdl", "tails")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
+    VDL_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    epoch: int
+    owner: bytes
+    truncations: _containers.RepeatedCompositeFieldContainer[Truncation]
+    vdl: int
+    tails: _containers.RepeatedCompositeFieldContainer[GroupTail]
+    def __init__(self, volume: _Optional[bytes] = ..., epoch: _Optional[int] = ..., owner: _Optional[bytes] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., vdl: _Optional[int] = ..., tails: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ...) -> None: ...
+
+class GroupTail(_message.Message):
+    __slots__ = ("group", "lsn")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    lsn: int
+    def __init__(self, group: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
+
+class TruncateReply(_message.Message):
+    __slots__ = ("segments",)
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ...) -> None: ...
+
+class CatchUpRequest(_message.Message):
+    __slots__ = ("volume", "tails", "timeout_ms")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    tails: _containers.RepeatedCompositeFieldContainer[GroupTail]
+    timeout_ms: int
+    def __init__(self, volume: _Optional[bytes] = ..., tails: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class CatchUpReply(_message.Message):
+    __slots__ = ("scls",)
+    SCLS_FIELD_NUMBER: _ClassVar[int]
+    scls: _containers.RepeatedCompositeFieldContainer[GroupTail]
+    def __init__(self, scls: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ...) -> None: ...
+
+class FetchLogRequest(_message.Message):
+    __slots__ = ("volume", "group", "after_lsn", "up_to_lsn")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    AFTER_LSN_FIELD_NUMBER: _ClassVar[int]
+    UP_TO_LSN_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    group: int
+    after_lsn: int
+    up_to_lsn: int
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., after_lsn: _Optional[int] = ..., up_to_lsn: _Optional[int] = ...) -> None: ...
+
+class CopySegmentRequest(_message.Message):
+    __slots__ = ("volume", "group")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    group: int
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ...) -> None: ...
+
+class SegmentChunk(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[KeyValue]
+    def __init__(self, entries: _Optional[_Iterable[_Union[KeyValue, _Mapping]]] = ...) -> None: ...
+
+class KeyValue(_message.Message):
+    __slots__ = ("family", "key", "value")
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    family: str
+    key: bytes
+    value: bytes
+    def __init__(self, family: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class SetPeersRequest(_message.Message):
+    __slots__ = ("addresses",)
+    class AddressesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.ScalarMap[str, str]
+    def __init__(self, addresses: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class SetPeersReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetReadPointRequest(_message.Message):
+    __slots__ = ("volume", "holder", "lsn", "lease_ms")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    holder: str
+    lsn: int
+    lease_ms: int
+    def __init__(self, volume: _Optional[bytes] = ..., holder: _Optional[str] = ..., lsn: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class SetReadPointReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StateRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
+
+class VolumeState(_message.Message):
+    __slots__ = ("volume", "page_size", "segments")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    page_size: int
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ...) -> None: ...
+
+class StateReply(_message.Message):
+    __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    AZ_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    az: str
+    pid: int
+    volumes: _containers.RepeatedCompositeFieldContainer[VolumeState]
+    counters: _containers.ScalarMap[str, int]
+    disk_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., az: _Optional[str] = ..., pid: _Optional[int] = ..., volumes: _Optional[_Iterable[_Union[VolumeState, _Mapping]]] = ..., counters: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
