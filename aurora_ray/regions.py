@@ -1,7 +1,7 @@
 """Regions: where they are, their availability zones, whose law holds there, and how far it is to the others.
 
 One TOML file per region in `regions/`, named after it, so that a region is added by adding files, not code. Distances
-are one-way network times. They are not measured but derived, so that an installation of any size behaves alike in tests:
+are one-way network times, not measured but derived, so that tests behave alike wherever they run:
 
     one_way_ms = ROUTE_STRETCH * great_circle_km / FIBRE_KM_PER_MS, rounded to 0.1 ms
 

@@ -1,0 +1,119 @@
+"""Fixtures for every test, and the rules that every test is held to: it ends in time, it logs nothing worrying that it
+did not announce, and it leaves nothing behind.
+
+The rules are checked by autouse fixtures. They are set up first and so torn down last, after the event loop and all
+other fixtures of the test. What a test is allowed to leave or to log, it says by a marker (see pyproject.toml).
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.leaks import LeakDetector, remove_tree
+from tests.support.logs import LogRecorder
+from tests.support.ports import PortAllocator
+from tests.support.timing import TIMEOUT_FACTOR
+
+_RUN_DIR = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a temporary directory of its own, for this process and all that it starts."""
+    # Short, as Unix sockets will lie in it; passable for others, as engines run under an account of their own.
+    run_dir = Path(tempfile.mkdtemp(prefix="aurora-"))
+    run_dir.chmod(0o711)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(run_dir)
+    config.stash[_RUN_DIR] = run_dir
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it, unless AURORA_TEST_KEEP is set."""
+    run_dir = config.stash.get(_RUN_DIR, None)
+    if run_dir is None:
+        return
+    tempfile.tempdir = None
+    os.environ.pop("TMPDIR", None)
+    if not os.environ.get("AURORA_TEST_KEEP"):
+        remove_tree(run_dir)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scale the timeout of every test."""
+    if TIMEOUT_FACTOR == 1:
+        return
+    default_s = float(config.getini("timeout") or 0)
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        timeout_s = marker.args[0] if marker and marker.args else default_s
+        item.add_marker(pytest.mark.timeout(timeout_s * TIMEOUT_FACTOR), append=False)
+
+
+@pytest.fixture(scope="session")
+def run_dir(pytestconfig: pytest.Config) -> Path:
+    """The run's temporary directory, which others may pass through (`tmp_path` is closed to other accounts)."""
+    return pytestconfig.stash[_RUN_DIR]
+
+
+@pytest.fixture(scope="session")
+def leak_detector(run_dir: Path) -> LeakDetector:
+    """The run's leak detector."""
+    return LeakDetector(run_dir)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_by_the_run(leak_detector: LeakDetector) -> Iterator[None]:
+    """After the last test, what session and module fixtures started must have gone too."""
+    before = leak_detector.snapshot()
+    yield
+    leaks = leak_detector.leaks_since(before, allowed=("tmp",))
+    if leaks:
+        pytest.fail("the test run left behind: " + "; ".join(leaks))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_by_the_test(request: pytest.FixtureRequest, leak_detector: LeakDetector) -> Iterator[None]:
+    allowed = [kind for marker in request.node.iter_markers("allowed_leaks") for kind in marker.args]
+    before = leak_detector.snapshot()
+    yield
+    leaks = leak_detector.leaks_since(before, allowed)
+    if leaks:
+        pytest.fail("the test left behind: " + "; ".join(leaks))
+
+
+@pytest.fixture(autouse=True)
+def _no_unlisted_logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    patterns = [pattern for marker in request.node.iter_markers("allowed_logs") for pattern in marker.args]
+    recorder = LogRecorder()
+    logging.getLogger().addHandler(recorder)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(recorder)
+    unlisted = recorder.unlisted(patterns)
+    if unlisted:
+        pytest.fail("logged, but not announced by @pytest.mark.allowed_logs: " + "; ".join(unlisted))
+
+
+@pytest.fixture(scope="session")
+def ports() -> PortAllocator:
+    """Free TCP ports: `ports.allocate()`."""
+    return PortAllocator()
+
+
+@pytest.fixture
+def free_port(ports: PortAllocator) -> int:
+    """One free TCP port."""
+    return ports.allocate()
+
+
+@pytest.fixture
+def data_dir(run_dir: Path) -> Iterator[Path]:
+    """An empty directory that the engine's account can reach, with a short path; removed after the test."""
+    path = Path(tempfile.mkdtemp(prefix="d", dir=run_dir))
+    path.chmod(0o755)
+    yield path
+    remove_tree(path)

@@ -1,0 +1,85 @@
+"""Dependencies point downwards only; Ray stays at the top.
+
+The table says what each part of the package may import, besides itself. It is the layering of ARCHITECTURE.md in a form
+that can fail: to add an edge, change the table, and be ready to say why.
+"""
+
+from tests.house.source import imports, package_modules, where
+
+_BASE = {"errors"}
+_DATA_PATH = _BASE | {"log", "rpc", "telemetry"}
+_LOWER = _DATA_PATH | {"interposer", "config", "regions"}
+_ACTORS = _LOWER | {"volume", "engine", "storage"}
+_MIDDLE = _ACTORS | {"compute", "endpoint", "replication", "serverless"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "config": _BASE,
+    "regions": _BASE | {"config"},
+    "telemetry": _BASE,
+    "log": _BASE,  # pure data
+    "rpc": _BASE | {"telemetry"},
+    "interposer": _BASE | {"log"},
+    "storage": _DATA_PATH,
+    "volume": _LOWER | {"storage.v1"},  # the messages, never the server
+    "engine": _LOWER,
+    "endpoint": _LOWER,
+    "compute": _ACTORS,
+    "replication": _ACTORS,
+    "serverless": _ACTORS | {"compute"},
+    "control": _MIDDLE,
+    "cli": _MIDDLE | {"control"},
+}
+
+RAY_USERS = {"compute", "replication", "serverless", "control", "cli"}
+
+
+def _area(module: str) -> str:
+    """`aurora_ray.volume.client` belongs to `volume`; `aurora_ray.storage.v1…` to `storage.v1`, its own thing."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2]) if parts[:2] == ["storage", "v1"] else parts[0] if parts else ""
+
+
+def _allowed(importer: str, imported: str) -> bool:
+    if imported in ("", importer) or importer.startswith(imported + "."):
+        return True
+    allowed = MAY_IMPORT[importer]
+    return imported in allowed or (imported == "storage.v1" and ("storage" in allowed or importer == "storage"))
+
+
+def test_every_part_has_a_place_in_the_table() -> None:
+    areas = {_area(module).partition(".")[0] for _, module in package_modules()} - {"", "__main__", "version"}
+    assert areas <= MAY_IMPORT.keys()
+
+
+def test_imports_point_downwards() -> None:
+    wrong = []
+    for path, module in package_modules():
+        importer = _area(module)
+        if importer not in MAY_IMPORT:
+            continue
+        for node, name in imports(path, module):
+            if name.partition(".")[0] == "aurora_ray" and not _allowed(importer, _area(name)):
+                wrong.append(f"{where(path, node)}: {importer} must not import {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_ray_is_imported_at_the_top_only() -> None:
+    wrong = [
+        f"{where(path, node)}: {_area(module)} must run without Ray"
+        for path, module in package_modules()
+        if _area(module) not in RAY_USERS
+        for node, name in imports(path, module)
+        if name.partition(".")[0] == "ray"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_table_has_no_cycle() -> None:
+    def reachable(area: str, seen: frozenset[str] = frozenset()) -> None:
+        assert area not in seen, f"{area} can import itself by way of {sorted(seen)}"
+        for lower in MAY_IMPORT.get(area, ()):
+            reachable(lower, seen | {area})
+
+    for area in MAY_IMPORT:
+        reachable(area)

@@ -1,0 +1,95 @@
+"""Small rules that keep the sources readable and portable. Ruff checks most of the style; these it cannot."""
+
+import ast
+import re
+from pathlib import Path
+
+from tests.house.source import PACKAGE, ROOT, files, package_modules, parse, qualified_calls, where
+
+FILE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+# A path that exists on one person's machine only. Written in pieces, so that this file passes its own test.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~}$)/*-])/(?:" + "|".join(("home", "root", "work", "tmp", "Users", "mnt")) + r")/\w"
+)
+SLEEPERS = (ROOT / "tests/support/polling.py",)
+
+
+def test_files_are_short() -> None:
+    long = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(".py", ".c", ".h", ".proto")}
+    wrong = [f"{where(path, 1)}: {lines} lines" for path, lines in long.items() if lines > FILE_LINES_MAX]
+    assert not wrong, f"more than {FILE_LINES_MAX} lines; one idea a file:\n" + "\n".join(wrong)
+
+
+def test_functions_fit_a_screen() -> None:
+    wrong = []
+    for path in files(".py"):
+        functions = [n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        lengths = {node: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+        wrong += [
+            f"{where(path, node)}: {node.name} has {lines} lines"
+            for node, lines in lengths.items()
+            if lines > FUNCTION_LINES_MAX
+        ]
+    assert not wrong, f"functions of more than {FUNCTION_LINES_MAX} lines:\n" + "\n".join(wrong)
+
+
+def test_what_is_public_is_documented() -> None:
+    wrong = []
+    for path, module in package_modules():
+        tree = parse(path)
+        if ast.get_docstring(tree) is None:
+            wrong.append(f"{where(path, 1)}: module {module}")
+        definitions = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        public = [node for node in definitions if not node.name.startswith("_")]
+        wrong += [f"{where(path, node)}: {node.name}" for node in public if ast.get_docstring(node) is None]
+    assert not wrong, "no docstring:\n" + "\n".join(wrong)
+
+
+def test_no_paths_of_one_machine() -> None:
+    wrong = []
+    for path in files():
+        if path.name == "LICENSE":
+            continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        wrong += [
+            f"{where(path, number)}: {line.strip()[:100]}"
+            for number, line in enumerate(lines, start=1)
+            if MACHINE_PATH.search(line)
+        ]
+    assert not wrong, "absolute paths that exist on some machines only:\n" + "\n".join(wrong)
+
+
+def test_no_prints() -> None:
+    wrong = [
+        where(path, node)
+        for path in files(".py")
+        if PACKAGE in path.parents or ROOT / "tests" in path.parents
+        for node, name in qualified_calls(parse(path))
+        if name in ("print", "pprint.pprint", "traceback.print_exc")
+    ]
+    assert not wrong, "use a logger (or the cli's console):\n" + "\n".join(wrong)
+
+
+def test_tests_do_not_sleep() -> None:
+    """`asyncio.sleep(0)` yields and is fine; any other wait is for something, and polls for it with a deadline."""
+    wrong = [
+        where(path, node)
+        for path in files(".py")
+        if ROOT / "tests" in path.parents and path not in SLEEPERS
+        for node, name in qualified_calls(parse(path))
+        if name in ("time.sleep", "sleep") or (name == "asyncio.sleep" and not _is_zero(node))
+        if not _explained(path, node)
+    ]
+    assert not wrong, "use tests.support.polling, or say `# not synchronisation: <why>` on the line:\n" + "\n".join(
+        wrong
+    )
+
+
+def _is_zero(call: ast.Call) -> bool:
+    return len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
+
+
+def _explained(path: Path, node: ast.AST) -> bool:
+    line = path.read_text(encoding="utf-8").splitlines()[getattr(node, "lineno", 1) - 1]
+    return "# not synchronisation: " in line

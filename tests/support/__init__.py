@@ -1,0 +1,1 @@
+"""What tests of all areas share: waiting, ports, and the checks that a test leaves nothing behind."""
