@@ -64,10 +64,13 @@ def promise(held: SegmentEpochs, epoch: int, owner: bytes) -> SegmentEpochs | No
 
 
 def install(held: SegmentEpochs, epoch: int, owner: bytes, truncations: Iterable[Truncation]) -> SegmentEpochs | None:
-    """The epochs after the holder of the promise has installed its history; None for anybody else."""
-    if epoch != held.promised_epoch or owner != held.owner:
+    """The epochs after an epoch's owner has installed its history; None if a promise to somebody else forbids it.
+
+    A segment that was away during the seal may install without having promised: the owner had its quorum of promises.
+    """
+    if epoch < held.promised_epoch or (epoch == held.promised_epoch and held.owner not in (owner, b"")):
         return None
-    return replace(held, installed_epoch=epoch, truncations=tuple(truncations))
+    return SegmentEpochs(epoch, owner, epoch, tuple(truncations))
 
 
 def adopt(held: SegmentEpochs, epoch: int, truncations: Iterable[Truncation]) -> SegmentEpochs | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXTENT_PAGES = 64
 COPIES = 6
-PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 def write_quorum(copies: int) -> int:

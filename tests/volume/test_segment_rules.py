@@ -32,12 +32,13 @@ def test_an_epoch_is_promised_to_one_owner_only() -> None:
     assert promise(held, 6, OTHER) is not None
 
 
-def test_only_the_holder_of_the_promise_installs() -> None:
+def test_nobody_installs_against_a_promise() -> None:
     held = promise(SegmentEpochs(), 5, ME)
     assert held is not None
     assert install(held, 5, OTHER, ()) is None
     assert install(held, 4, ME, ()) is None
     assert install(held, 5, ME, (Truncation(5, 10),)) == SegmentEpochs(5, ME, 5, (Truncation(5, 10),))
+    assert install(SegmentEpochs(4, OTHER, 4), 5, ME, ()) == SegmentEpochs(5, ME, 5, ())
 
 
 def test_appends_need_promise_and_history_of_their_epoch() -> None:

@@ -1,0 +1,529 @@
+"""A volume: opened by one writer, or read as of an LSN by anybody.
+
+`Volume` is the writer's side. `submit` is the hot path: the batches are encoded already, the call returns at once, and
+`on_vdl` says when what has become durable. The LSNs of a flush are the caller's: flushes follow each other without gaps
+from `tail_lsn` on, each batch links back to its group's last (`group_tails`).
+
+A writer that somebody else has replaced is *fenced*: once so many nodes refuse it that no group can gather a write
+quorum, every wait ends with FencedError, `on_fenced` is called once, and nothing can be submitted any more. One or
+two nodes that refuse (a recovery began there and died) are borne like nodes that are down.
+
+A wait that ends with QuorumLostError, or because the volume was closed, has an unknown outcome: what was submitted may
+still become durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+import uuid
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.errors import AuroraError, FencedError, OutOfRangeError, QuorumLostError, StorageError, UsageError
+from aurora_ray.log.batch import encode_batch
+from aurora_ray.log.record import GroupRecords, RecordBuilder
+from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.quorum import QuorumTracker
+from aurora_ray.volume.reader import PageReader, PageRun
+from aurora_ray.volume.recovery import Truncate
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, read_quorum, write_quorum
+from aurora_ray.volume.streams import FLUSH_BYTES_MAX, NodeStream, serialize_batches
+from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.log.record import Record
+    from aurora_ray.volume.recovery import Recovered, SegmentState
+
+INFLIGHT_BYTES_MAX: Final = 256 << 20  # redo that is not durable yet; callers keep below by `wait_room`
+HEARTBEAT_S: Final = 0.5
+READ_TIMEOUT_S: Final = 30.0
+POLL_S: Final = (0.02, 0.5)
+
+logger = logging.getLogger(__name__)
+
+
+class Volume:
+    """A volume opened for writing at `epoch`."""
+
+    @classmethod
+    async def create(cls, spec: VolumeSpec, nodes: Sequence[NodeAddress], timeout_s: float) -> None:
+        """Creates the segments of a new volume. Raises QuorumLostError if a group gets fewer than 4 of 6."""
+        clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
+        try:
+            await _create_segments(spec, spec.groups, clients, timeout_s)
+        finally:
+            await _close_all(clients.values())
+
+    @classmethod
+    async def open(
+        cls,
+        spec: VolumeSpec,
+        nodes: Sequence[NodeAddress],
+        *,
+        timeout_s: float,
+        on_vdl: Callable[[int], object] | None = None,
+        on_fenced: Callable[[], object] | None = None,
+        az: str | None = None,
+    ) -> Volume:
+        """Seals out whoever has the volume now, finds the durable end, and opens there. Raises QuorumLostError.
+
+        `on_vdl` is called with the new VDL, from within the event loop, each time that it moves; it must not block.
+        `az` is where the caller is: reads prefer copies there.
+        """
+        clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
+        owner = uuid.uuid4().bytes
+        try:
+            await _set_peers(clients)
+            recovered = await take_over(spec, clients, owner, timeout_s)
+        except BaseException:
+            await _close_all(clients.values())
+            raise
+        volume = cls(spec, clients, owner, recovered, az=az)
+        volume.on_vdl = on_vdl
+        if on_fenced is not None:
+            volume.add_fenced_callback(on_fenced)
+        return volume
+
+    def __init__(
+        self,
+        spec: VolumeSpec,
+        clients: dict[str, NodeClient],
+        owner: bytes,
+        recovered: Recovered,
+        *,
+        az: str | None,
+    ) -> None:
+        """Not to be called: see `open`."""
+        self.spec = spec
+        self.on_vdl: Callable[[int], object] | None = None
+        self.epoch = recovered.epoch
+        self.tail_lsn = recovered.end_lsn
+        self.group_tails: dict[int, int] = dict(recovered.tails)
+        self.inflight_bytes = 0
+        self._recovered = recovered
+        self._owner = owner
+        self._clients = clients
+        self._on_fenced: list[Callable[[], object]] = []
+        self._failure: AuroraError | None = None
+        self._fenced_nodes: set[str] = set()
+        self._quorum = QuorumTracker(spec.members, recovered.end_lsn, recovered.tails)
+        self._sizes: list[tuple[int, int]] = []  # heap of (flush end, bytes) in flight
+        self._waits: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (lsn, tie-breaker, wait)
+        self._ties = count()
+        self._append_lock = asyncio.Lock()
+        self._streams = {
+            node: NodeStream(node, client, self, installed=node in recovered.installed)
+            for node, client in clients.items()
+        }
+        self._members = spec.members
+        self._reader = PageReader(spec, self._members, clients, lambda node: self._streams[node].installed, az=az)
+        self._uniform: bool
+        self._node_groups: dict[str, frozenset[int]]
+        self._learn_placement()
+        self._last_submit_s = 0.0
+        self._heartbeats = asyncio.create_task(self._beat(), name="volume heartbeat")
+
+    @property
+    def vdl(self) -> int:
+        """Everything up to here is durable."""
+        return self._quorum.vdl
+
+    @property
+    def durable_tails(self) -> dict[int, int]:
+        """The end of the last durable flush of each group."""
+        return dict(self._quorum.group_tails)
+
+    def add_fenced_callback(self, callback: Callable[[], object]) -> None:
+        """`callback` is called once when somebody else has taken the volume over; at once if that was so before."""
+        self._on_fenced.append(callback)
+        if isinstance(self._failure, FencedError):
+            callback()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since opening."""
+        streams = self._streams.values()
+        return {
+            "vdl": self.vdl,
+            "tail_lsn": self.tail_lsn,
+            "inflight_bytes": self.inflight_bytes,
+            "messages": sum(stream.message_count for stream in streams),
+            "reconnects": sum(stream.reconnect_count for stream in streams),
+            "skipped_flushes": sum(stream.skipped_count for stream in streams),
+            "reads": self._reader.read_count,
+            "hedged_reads": self._reader.hedged_count,
+        }
+
+    # ---- append
+
+    def submit(self, flush_start: int, flush_end: int, batches: list[tuple[int, bytes]]) -> None:
+        """Hands over the flush (flush_start, flush_end], encoded: (group, batch) a group. Does not block.
+
+        Called in the event loop, in LSN order. Raises what ended the volume (FencedError), or UsageError for a flush
+        out of order or too large.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if flush_start != self.tail_lsn:
+            raise UsageError(f"a flush from {flush_start} cannot follow the tail at {self.tail_lsn}")
+        nbytes = sum([len(batch) for _, batch in batches])
+        if nbytes > FLUSH_BYTES_MAX or self.inflight_bytes + nbytes > INFLIGHT_BYTES_MAX:
+            raise UsageError(f"no room for {nbytes} bytes beside {self.inflight_bytes} in flight: wait for room first")
+        groups = tuple([group for group, _ in batches])
+        self._quorum.submit(flush_end, groups)
+        self.tail_lsn = flush_end
+        for group in groups:
+            self.group_tails[group] = flush_end
+        self.inflight_bytes += nbytes
+        heapq.heappush(self._sizes, (flush_end, nbytes))
+        self._last_submit_s = time.monotonic()
+        if self._uniform:
+            message = serialize_batches([batch for _, batch in batches])
+            for stream in self._streams.values():
+                stream.push(flush_end, message)
+        else:
+            self._push_by_node(flush_end, batches)
+
+    async def wait_durable(self, lsn: int, timeout_s: float) -> None:
+        """Returns once the VDL has reached `lsn`. Raises FencedError, or QuorumLostError when the time is up."""
+        if self.vdl >= lsn:
+            return
+        if self._failure is not None:
+            raise self._failure
+        wait = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waits, (lsn, next(self._ties), wait))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await wait
+        except TimeoutError:
+            raise QuorumLostError(
+                f"LSN {lsn} was not durable within {timeout_s:g} s (VDL {self.vdl}); its outcome is not known yet"
+            ) from None
+
+    async def wait_room(self, nbytes: int, timeout_s: float) -> None:
+        """Returns once `nbytes` more may be submitted. Raises as `wait_durable`."""
+        deadline = time.monotonic() + timeout_s
+        while self.inflight_bytes + nbytes > INFLIGHT_BYTES_MAX and self._sizes:
+            await self.wait_durable(self._sizes[0][0], max(0.0, deadline - time.monotonic()))
+
+    async def append(self, records: Sequence[Record], timeout_s: float = 30.0) -> int:
+        """Encodes records (their LSNs are assigned here), submits them as one flush, and waits until it is durable.
+
+        Gives the LSN of the last one. For tools and tests; the driver encodes by itself and calls `submit`.
+        """
+        if not records:
+            return self.vdl
+        async with self._append_lock:
+            await self.wait_room(sum(record.encoded_bytes for record in records), timeout_s)
+            builder = RecordBuilder(self.tail_lsn)
+            for record in records:
+                builder.add(record)
+            start, end = builder.start_lsn, builder.end_lsn
+            parts = builder.take()
+            groups = tuple(part.group for part in parts)
+            batches = [(part.group, self._encode(part, groups, start, end)) for part in parts]
+            self.submit(start, end, batches)
+        await self.wait_durable(end, timeout_s)
+        return end
+
+    def _encode(self, part: GroupRecords, groups: tuple[int, ...], start: int, end: int) -> bytes:
+        return encode_batch(
+            group=part.group,
+            volume=self.spec.volume_id.bytes,
+            epoch=self.epoch,
+            prev_lsn=self.group_tails[part.group] if part.record_count else 0,
+            flush_start=start,
+            flush_end=end,
+            time_us=time.time_ns() // 1000,
+            vdl=self.vdl,
+            record_count=part.record_count,
+            groups=groups,
+            records=part.payload,
+        )
+
+    def _push_by_node(self, flush_end: int, batches: list[tuple[int, bytes]]) -> None:
+        """For groups on different nodes: nodes that hold the same of the flush's groups share one message."""
+        touched = frozenset([group for group, _ in batches])
+        messages: dict[frozenset[int], bytes] = {}
+        for node, stream in self._streams.items():
+            held = touched & self._node_groups[node]
+            if held:
+                if held not in messages:
+                    messages[held] = serialize_batches([batch for group, batch in batches if group in held])
+                stream.push(flush_end, messages[held])
+
+    async def _beat(self) -> None:
+        """While nothing is written: tells the nodes the VDL, and learns soon if we have been replaced."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if time.monotonic() - self._last_submit_s >= HEARTBEAT_S:
+                for node, stream in self._streams.items():
+                    groups = sorted(self._node_groups[node])
+                    if groups:
+                        beats = [
+                            self._encode(GroupRecords(group, b"", 0), (group,), self.vdl, self.vdl) for group in groups
+                        ]
+                        stream.heartbeat(self.vdl, serialize_batches(beats))
+
+    # ---- what the streams tell
+
+    async def prepare(self, client: NodeClient) -> None:
+        """Installs our history on a node that was not there when we opened. Raises FencedError."""
+        recovered = self._recovered
+        order = Truncate(self.epoch, recovered.truncations, recovered.end_lsn, recovered.tails)
+        await client.truncate(order, self._owner, CALL_TIMEOUT_S)
+
+    def on_ack(self, node_id: str, lsn: int) -> None:
+        """A node has all it was sent up to `lsn`."""
+        self._fenced_nodes.discard(node_id)
+        if not self._quorum.ack(node_id, lsn):
+            return
+        vdl, sizes, waits = self._quorum.vdl, self._sizes, self._waits
+        while sizes and sizes[0][0] <= vdl:
+            self.inflight_bytes -= heapq.heappop(sizes)[1]
+        while waits and waits[0][0] <= vdl:
+            wait = heapq.heappop(waits)[2]
+            if not wait.done():
+                wait.set_result(None)
+        if self.on_vdl is not None:
+            self.on_vdl(vdl)
+
+    def on_node_fenced(self, node_id: str, error: FencedError) -> None:
+        """A node follows a higher epoch; with three in a group we are no longer the writer."""
+        self._fenced_nodes.add(node_id)
+        logger.info("epoch %d: %s", self.epoch, error)
+        for nodes in self._members.values():
+            if len(nodes) - len(self._fenced_nodes.intersection(nodes)) < write_quorum(len(nodes)):
+                self._end(error)
+                return
+
+    def _end(self, error: AuroraError) -> None:
+        if self._failure is not None:
+            return
+        self._failure = error
+        for _, _, wait in self._waits:
+            if not wait.done():
+                wait.set_exception(error)
+        self._waits.clear()
+        if isinstance(error, FencedError):
+            for callback in self._on_fenced:
+                callback()
+
+    # ---- read
+
+    async def read_pages(
+        self, ranges: Sequence[tuple[int, int, int, int]], lsn: int | None = None, timeout_s: float = READ_TIMEOUT_S
+    ) -> list[PageRun]:
+        """The ranges (see PageRange) as of `lsn` (default: all that is durable now), in the order asked."""
+        point = self._read_point(lsn)
+        return await self._reader.read_pages(ranges, point, self._required(point), timeout_s)
+
+    async def read_file_table(self, lsn: int | None = None, timeout_s: float = READ_TIMEOUT_S) -> FileTable:
+        """The file table as of `lsn` (default: all that is durable now)."""
+        point = self._read_point(lsn)
+        return await self._reader.read_file_table(point, self._required(point)[0], timeout_s)
+
+    def _read_point(self, lsn: int | None) -> int:
+        if lsn is None:
+            return self.vdl
+        _check_durable(lsn, self.vdl)
+        return lsn
+
+    def _required(self, lsn: int) -> dict[int, int]:
+        """How complete a copy of each group must be: up to its last batch, or up to `lsn` where it has later ones."""
+        return {group: min(lsn, tail) for group, tail in self._quorum.group_tails.items()}
+
+    # ---- shape
+
+    async def add_group(self, placement: GroupPlacement, timeout_s: float = 30.0) -> VolumeSpec:
+        """Makes the volume one protection group larger; the new specification.
+
+        Persist that before a flush touches the group: a recovery with the old one would refuse to open.
+        """
+        if placement.group in self._members:
+            raise UsageError(f"the volume has group {placement.group} already")
+        unknown = set(placement.node_ids) - self._clients.keys()
+        if unknown:
+            raise UsageError(f"no addresses known for {sorted(unknown)}: call update_nodes first")
+        spec = self.spec.with_group(placement)
+        created = await _create_segments(spec, [placement], self._clients, timeout_s)
+        # The new segments must carry our history: a node that has it for the others may not have it for these.
+        await asyncio.gather(
+            *(self.prepare(self._clients[node]) for node in created), return_exceptions=True
+        )  # a node that misses it calls itself stale at the first batch
+        self.spec = spec
+        self._members[placement.group] = placement.node_ids
+        self._quorum.add_group(placement.group, placement.node_ids)
+        self.group_tails.setdefault(placement.group, 0)
+        self._learn_placement()
+        return spec
+
+    async def update_nodes(self, nodes: Iterable[NodeAddress]) -> None:
+        """Takes in new addresses (nodes that restarted elsewhere) and new nodes."""
+        replaced = []
+        for node in nodes:
+            old = self._clients.get(node.node_id)
+            if old is not None and old.node == node:
+                continue
+            client = self._clients[node.node_id] = NodeClient(node, self.spec.volume_id.bytes)
+            if old is None:
+                self._streams[node.node_id] = NodeStream(node.node_id, client, self, installed=False)
+            else:
+                await self._streams[node.node_id].use(client)
+                replaced.append(old)
+        self._learn_placement()
+        await _close_all(replaced)
+        await _set_peers(self._clients)
+
+    def _learn_placement(self) -> None:
+        self._node_groups = {node: frozenset(self.spec.groups_of(node)) for node in self._clients}
+        everything = frozenset(self._members)
+        self._uniform = all(groups == everything for groups in self._node_groups.values())
+
+    async def close(self) -> None:
+        """Ends the streams. Waits that are still open fail; what they wait for may become durable all the same."""
+        self._end(StorageError("the volume was closed: what was not durable has an unknown outcome"))
+        self._heartbeats.cancel()
+        await asyncio.gather(self._heartbeats, *(s.close() for s in self._streams.values()), return_exceptions=True)
+        await _close_all(self._clients.values())
+
+
+class VolumeReader:
+    """A volume read as of one LSN, without an epoch and without disturbing its writer."""
+
+    @classmethod
+    async def open(
+        cls,
+        spec: VolumeSpec,
+        nodes: Sequence[NodeAddress],
+        *,
+        lsn: int | None = None,
+        timeout_s: float,
+        az: str | None = None,
+    ) -> VolumeReader:
+        """Opens at `lsn` (default: the highest that the nodes know to be durable). 3 of 6 copies suffice.
+
+        Raises OutOfRangeError for an LSN that is not durable, QuorumLostError if too few copies answer.
+        """
+        clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
+        try:
+            current, vdl = await _current_copies(spec, clients, timeout_s)
+            point = vdl if lsn is None else lsn
+            _check_durable(point, vdl)
+        except BaseException:
+            await _close_all(clients.values())
+            raise
+        return cls(spec, clients, point, current, az)
+
+    def __init__(
+        self,
+        spec: VolumeSpec,
+        clients: dict[str, NodeClient],
+        lsn: int,
+        current: dict[str, dict[int, SegmentState]],
+        az: str | None,
+    ) -> None:
+        """Not to be called: see `open`."""
+        self.spec = spec
+        self.lsn = lsn
+        self._clients = clients
+        # Any read quorum includes a copy with the group's last durable batch, so none of them is behind by more.
+        self._required = {
+            group: min(lsn, max(states[group].highest_lsn for states in current.values() if group in states))
+            for group in spec.members
+        }
+        self._reader = PageReader(spec, spec.members, clients, current.__contains__, az=az)
+
+    async def read_pages(
+        self, ranges: Sequence[tuple[int, int, int, int]], timeout_s: float = READ_TIMEOUT_S
+    ) -> list[PageRun]:
+        """The ranges (see PageRange) as of the reader's LSN, in the order asked."""
+        return await self._reader.read_pages(ranges, self.lsn, self._required, timeout_s)
+
+    async def read_file_table(self, timeout_s: float = READ_TIMEOUT_S) -> FileTable:
+        """The file table as of the reader's LSN."""
+        return await self._reader.read_file_table(self.lsn, self._required[0], timeout_s)
+
+    async def close(self) -> None:
+        """Lets go of the nodes."""
+        await _close_all(self._clients.values())
+
+
+def _check_durable(lsn: int, vdl: int) -> None:
+    if lsn > vdl:
+        raise OutOfRangeError(f"LSN {lsn} is not durable: the volume is known to be durable up to {vdl}")
+
+
+async def _current_copies(
+    spec: VolumeSpec, clients: Mapping[str, NodeClient], timeout_s: float
+) -> tuple[dict[str, dict[int, SegmentState]], int]:
+    """The nodes that carry the newest history seen, with their states, and the VDL; a read quorum of every group."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = POLL_S[0]
+    while True:
+        left_s = max(0.05, deadline - time.monotonic())
+        answers = await asyncio.gather(
+            *(client.state(min(CALL_TIMEOUT_S, left_s)) for client in clients.values()), return_exceptions=True
+        )
+        states = {
+            node: {state.group: state for state in answer}
+            for node, answer in zip(clients, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        }
+        everything = [state for own in states.values() for state in own.values()]
+        newest = max((state.installed_epoch for state in everything), default=0)
+        current = {node: own for node, own in states.items() if all(s.installed_epoch == newest for s in own.values())}
+        if all(
+            sum(group in current.get(node, ()) for node in nodes) >= read_quorum(len(nodes))
+            for group, nodes in spec.members.items()
+        ):
+            return current, max(state.vdl for state in everything)
+        if time.monotonic() + pause_s >= deadline:
+            raise QuorumLostError(
+                f"volume {spec.volume_id}: only {sorted(current)} answer with the current history, 3 of 6 are needed"
+            )
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, POLL_S[1])
+
+
+async def _create_segments(
+    spec: VolumeSpec, placements: Iterable[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
+) -> list[str]:
+    """Creates the copies of `placements`; the nodes where that worked for all of theirs."""
+    placements = list(placements)
+    calls = {
+        node: [
+            client.create_segments(spec.page_size, [placement.group], placement.node_ids, timeout_s)
+            for placement in placements
+            if node in placement.node_ids
+        ]
+        for node, client in clients.items()
+    }
+    answers = await asyncio.gather(*(asyncio.gather(*own) for own in calls.values()), return_exceptions=True)
+    failed: dict[str, BaseException] = {
+        node: answer for node, answer in zip(calls, answers, strict=True) if isinstance(answer, BaseException)
+    }
+    for placement in placements:
+        created = [node for node in placement.node_ids if node in calls and node not in failed]
+        if len(created) < write_quorum(len(placement.node_ids)):
+            raise QuorumLostError(
+                f"group {placement.group} was created on {created} only: {[str(each) for each in failed.values()]}"
+            )
+    return [node for node in calls if node not in failed]
+
+
+async def _set_peers(clients: Mapping[str, NodeClient]) -> None:
+    """Best effort: nodes that cannot be told now have the addresses of last time."""
+    addresses = {node: client.node.address for node, client in clients.items()}
+    await asyncio.gather(
+        *(client.set_peers(addresses, CALL_TIMEOUT_S) for client in clients.values()), return_exceptions=True
+    )
+
+
+async def _close_all(clients: Iterable[NodeClient]) -> None:
+    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)

@@ -1,0 +1,177 @@
+"""One storage node as the volume sees it: calls with plain arguments and answers, and errors of our own tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+import zstandard
+
+from aurora_ray.errors import (
+    AuroraError,
+    DiskFullError,
+    FencedError,
+    MalformedError,
+    NotCompleteError,
+    OutOfRangeError,
+    StaleSegmentError,
+    StorageError,
+    UnknownVolumeError,
+)
+from aurora_ray.log.filetable import FileTable
+from aurora_ray.log.segment_rules import Truncation
+from aurora_ray.rpc.channel import open_channel
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+from aurora_ray.volume.recovery import BatchInfo, SegmentState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+
+    from aurora_ray.volume.recovery import Truncate
+    from aurora_ray.volume.spec import NodeAddress
+
+    AppendCall = grpc.aio.StreamStreamCall[bytes, bytes]
+
+APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
+FILE_TABLE_BYTES_MAX: Final = 1 << 30
+
+_Reply = TypeVar("_Reply")
+
+
+class NodeUnreachableError(StorageError):
+    """The node does not answer, or not in time."""
+
+    retryable = True
+
+
+_ERRORS: Final[dict[grpc.StatusCode, type[StorageError] | type[MalformedError]]] = {
+    grpc.StatusCode.UNAVAILABLE: NodeUnreachableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: NodeUnreachableError,
+    grpc.StatusCode.CANCELLED: NodeUnreachableError,
+    grpc.StatusCode.ABORTED: StaleSegmentError,
+    grpc.StatusCode.NOT_FOUND: UnknownVolumeError,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: DiskFullError,
+    grpc.StatusCode.INVALID_ARGUMENT: MalformedError,
+}
+
+
+def typed_error(node_id: str, error: grpc.aio.AioRpcError) -> AuroraError:
+    """A node's refusal, or its silence, in our own tree."""
+    detail = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        kind: type[AuroraError] = FencedError if detail.startswith("fenced") else NotCompleteError
+    else:
+        kind = _ERRORS.get(error.code(), StorageError)
+    return kind(f"storage node {node_id}: {detail}")
+
+
+class NodeClient:
+    """A channel to one storage node. Every call has a deadline and raises from our own tree."""
+
+    def __init__(self, node: NodeAddress, volume: bytes) -> None:
+        self.node = node
+        self._volume = volume
+        self._channel: Any = open_channel(node.address)  # the stubs know grpc.aio's signatures only in part
+        self._stub: Any = StorageNodeStub(self._channel)  # type: ignore[no-untyped-call]
+        # Bytes in, bytes out: a flush is serialised once for all nodes, and replies are one number.
+        self._append: Any = self._channel.stream_stream(APPEND_METHOD)
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        await self._channel.close()
+
+    def append(self) -> AppendCall:
+        """Opens an Append stream of serialised AppendRequests and AppendReplies."""
+        call: AppendCall = self._append()
+        return call
+
+    async def create_segments(
+        self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float
+    ) -> None:
+        """Creates this node's copies of `groups`; harmless if they are there."""
+        request = pb.CreateSegmentsRequest(
+            volume=self._volume, page_size=page_size, groups=list(groups), members=list(members)
+        )
+        await self._call(self._stub.CreateSegments(request, timeout=timeout_s))
+
+    async def set_peers(self, addresses: Mapping[str, str], timeout_s: float) -> None:
+        """Tells the node where the others are (node id -> host:port)."""
+        await self._call(self._stub.SetPeers(pb.SetPeersRequest(addresses=dict(addresses)), timeout=timeout_s))
+
+    async def state(self, timeout_s: float) -> list[SegmentState]:
+        """What the node has of this volume. Raises UnknownVolumeError if it has nothing."""
+        reply = await self._call(self._stub.State(pb.StateRequest(volume=self._volume), timeout=timeout_s))
+        found = [volume for volume in reply.volumes if volume.volume == self._volume]
+        if not found:
+            raise UnknownVolumeError(f"storage node {self.node.node_id} has no segment of this volume")
+        return [decode_state(segment) for segment in found[0].segments]
+
+    async def seal(self, epoch: int, owner: bytes, timeout_s: float) -> tuple[bool, int, list[SegmentState]]:
+        """Asks for a promise. Gives whether it was made, the epoch promised, and what the node has."""
+        request = pb.SealRequest(volume=self._volume, epoch=epoch, owner=owner)
+        reply = await self._call(self._stub.Seal(request, timeout=timeout_s))
+        return reply.promised, reply.promised_epoch, [decode_state(segment) for segment in reply.segments]
+
+    async def truncate(self, order: Truncate, owner: bytes, timeout_s: float) -> list[SegmentState]:
+        """Installs a history; what the node has afterwards. Raises FencedError if it has promised itself to others."""
+        request = pb.TruncateRequest(
+            volume=self._volume,
+            epoch=order.epoch,
+            owner=owner,
+            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            vdl=order.vdl,
+            tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(order.tails.items())],
+        )
+        reply = await self._call(self._stub.Truncate(request, timeout=timeout_s))
+        return [decode_state(segment) for segment in reply.segments]
+
+    async def catch_up(self, tails: Mapping[int, int], timeout_s: float) -> dict[int, int]:
+        """Lets the node fetch from its peers up to `tails`; its SCLs when it is there or the time is up."""
+        request = pb.CatchUpRequest(
+            volume=self._volume,
+            tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(tails.items())],
+            timeout_ms=int(timeout_s * 1000),
+        )
+        reply = await self._call(self._stub.CatchUp(request, timeout=timeout_s + 0.5))
+        return {tail.group: tail.lsn for tail in reply.scls}
+
+    async def read_pages(self, request: pb.ReadPagesRequest, timeout_s: float) -> pb.ReadPagesReply:
+        """Pages as of an LSN."""
+        reply: pb.ReadPagesReply = await self._call(self._stub.ReadPages(request, timeout=timeout_s))
+        return reply
+
+    async def read_file_table(self, lsn: int, required_scl: int, timeout_s: float) -> FileTable:
+        """The file table as of an LSN."""
+        request = pb.ReadFileTableRequest(volume=self._volume, lsn=lsn, required_scl=required_scl)
+        chunks: AsyncIterator[pb.FileTableChunk] = self._stub.ReadFileTable(request, timeout=timeout_s)
+        try:
+            packed = b"".join([chunk.data async for chunk in chunks])
+        except grpc.aio.AioRpcError as error:
+            raise typed_error(self.node.node_id, error) from error
+        return FileTable.unpack(zstandard.ZstdDecompressor().decompress(packed, max_output_size=FILE_TABLE_BYTES_MAX))
+
+    async def _call(self, call: Awaitable[_Reply]) -> _Reply:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise typed_error(self.node.node_id, error) from error
+
+
+def decode_state(state: pb.SegmentState) -> SegmentState:
+    """A segment's state, out of protobuf."""
+    return SegmentState(
+        group=state.group,
+        promised_epoch=state.promised_epoch,
+        installed_epoch=state.installed_epoch,
+        truncations=tuple(Truncation(cut.epoch, cut.lsn) for cut in state.truncations),
+        scl=state.scl,
+        vdl=state.vdl,
+        highest_lsn=state.highest_lsn,
+        tail=tuple(
+            BatchInfo(batch.epoch, batch.flush_start, batch.flush_end, tuple(batch.flush_groups))
+            for batch in state.tail
+        ),
+    )

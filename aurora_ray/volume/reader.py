@@ -1,0 +1,254 @@
+"""Pages and file tables as of an LSN: from the fastest copy that is complete, with a second one asked when it dawdles.
+
+One node is enough for a read, because the client knows what a copy must have: the last batch of the group at or below
+the read point, so "complete up to `required`" (SCL >= required) is all that a node has to check. Only nodes that are
+known to carry the current history are asked; on others a chain may look complete with batches that never happened.
+
+The order of preference is the measured latency, with a handicap for other Availability Zones. A request that takes
+longer than it usually would (mean plus four deviations) is asked of the next node as well, and the first answer counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from aurora_ray.errors import AuroraError, MalformedError, NotCompleteError, OutOfRangeError, QuorumLostError
+from aurora_ray.storage.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.volume.node_client import NodeClient
+    from aurora_ray.volume.spec import VolumeSpec
+
+REQUEST_BYTES_MAX: Final = 16 << 20  # page data asked of a node at once
+CALL_TIMEOUT_S: Final = 5.0
+HEDGE_S: Final = (0.003, 0.5)  # shortest and longest wait before a second copy is asked
+FIRST_HEDGE_S: Final = 0.05  # before anything was measured
+OTHER_AZ_FACTOR: Final = 1.5
+PENALTY_S: Final = 0.5  # how long a copy that failed or was behind comes last
+ROUND_PAUSE_S: Final = (0.01, 0.25)  # between rounds over all copies
+
+_Answer = TypeVar("_Answer")
+
+
+class PageRange(NamedTuple):
+    """`page_count` pages of a file from `first_page` on, all in one protection group. A plain tuple does as well."""
+
+    group: int
+    file_id: int
+    first_page: int
+    page_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """What a range holds. `kinds`: a byte a page, 0 = never written, 1 = in `pages`, which holds those in order."""
+
+    kinds: bytes
+    pages: bytes
+
+
+class _Latency:
+    """Smoothed latency of one node and its deviation, in seconds, like TCP's round-trip estimate."""
+
+    __slots__ = ("deviation_s", "mean_s", "shunned_until_s")
+
+    def __init__(self) -> None:
+        self.mean_s = 0.0
+        self.deviation_s = FIRST_HEDGE_S
+        self.shunned_until_s = 0.0
+
+    def observe(self, elapsed_s: float) -> None:
+        if not self.mean_s:
+            self.mean_s, self.deviation_s = elapsed_s, elapsed_s / 2
+            return
+        self.deviation_s += (abs(elapsed_s - self.mean_s) - self.deviation_s) / 4
+        self.mean_s += (elapsed_s - self.mean_s) / 8
+
+    @property
+    def hedge_s(self) -> float:
+        if not self.mean_s:
+            return FIRST_HEDGE_S
+        return min(max(self.mean_s + 4 * self.deviation_s, HEDGE_S[0]), HEDGE_S[1])
+
+
+class PageReader:
+    """Reads from the copies of a volume. `eligible` says which nodes are known to carry the current history."""
+
+    def __init__(
+        self,
+        spec: VolumeSpec,
+        members: Mapping[int, Sequence[str]],
+        clients: Mapping[str, NodeClient],
+        eligible: Callable[[str], bool],
+        *,
+        az: str | None = None,
+    ) -> None:
+        self.hedged_count = 0
+        self.read_count = 0
+        self._volume = spec.volume_id.bytes
+        self._page_size = spec.page_size
+        self._members = members
+        self._clients = clients
+        self._eligible = eligible
+        self._az = az
+        self._latencies: dict[str, _Latency] = {}
+
+    async def read_pages(
+        self, asked: Sequence[tuple[int, int, int, int]], lsn: int, required: Mapping[int, int], timeout_s: float
+    ) -> list[PageRun]:
+        """The ranges as of `lsn`, in the order asked; `required`: how complete a copy of each group must be.
+
+        Raises OutOfRangeError if `lsn` is no longer kept, QuorumLostError if no copy answers in time.
+        """
+        ranges = [PageRange(*each) for each in asked]
+        by_group: dict[int, list[int]] = {}
+        for index, each in enumerate(ranges):
+            by_group.setdefault(each.group, []).append(index)
+        calls = [
+            (chunk, self._read_chunk(group, [ranges[index] for index in chunk], lsn, required[group], timeout_s))
+            for group, indices in by_group.items()
+            for chunk in self._chunks(indices, ranges)
+        ]
+        if len(calls) == 1:
+            return await calls[0][1]
+        runs: list[PageRun | None] = [None] * len(ranges)
+        for (chunk, _), answer in zip(calls, await asyncio.gather(*(call for _, call in calls)), strict=True):
+            for index, run in zip(chunk, answer, strict=True):
+                runs[index] = run
+        return [run for run in runs if run is not None]
+
+    async def read_file_table(self, lsn: int, required: int, timeout_s: float) -> FileTable:
+        """The file table as of `lsn`."""
+
+        def ask(client: NodeClient) -> Awaitable[FileTable]:
+            return client.read_file_table(lsn, required, timeout_s)
+
+        return await self._from_any(0, ask, timeout_s, hedge=False)
+
+    def _chunks(self, indices: Sequence[int], ranges: Sequence[PageRange]) -> list[list[int]]:
+        """Splits what is asked of one group, so that no answer exceeds REQUEST_BYTES_MAX (or it is a single range)."""
+        chunks: list[list[int]] = [[]]
+        nbytes = 0
+        for index in indices:
+            nbytes += ranges[index].page_count * self._page_size
+            if nbytes > REQUEST_BYTES_MAX and chunks[-1]:
+                chunks.append([])
+                nbytes = ranges[index].page_count * self._page_size
+            chunks[-1].append(index)
+        return chunks
+
+    async def _read_chunk(
+        self, group: int, ranges: Sequence[PageRange], lsn: int, required: int, timeout_s: float
+    ) -> list[PageRun]:
+        request = pb.ReadPagesRequest(volume=self._volume, lsn=lsn, required_scl=required)
+        for asked in ranges:
+            request.ranges.add(
+                group=asked.group, file_id=asked.file_id, first_page=asked.first_page, count=asked.page_count
+            )
+
+        def ask(client: NodeClient) -> Awaitable[pb.ReadPagesReply]:
+            return client.read_pages(request, min(CALL_TIMEOUT_S, timeout_s))
+
+        reply = await self._from_any(group, ask, timeout_s, hedge=True)
+        return self._split(ranges, reply.kinds, reply.pages)
+
+    def _split(self, ranges: Sequence[PageRange], kinds: bytes, pages: bytes) -> list[PageRun]:
+        if len(kinds) != sum(asked.page_count for asked in ranges) or len(pages) != kinds.count(1) * self._page_size:
+            raise MalformedError(f"{len(kinds)} page kinds and {len(pages)} bytes do not answer what was asked")
+        if len(ranges) == 1:
+            return [PageRun(kinds, pages)]
+        runs, at, at_byte = [], 0, 0
+        for asked in ranges:
+            own = kinds[at : at + asked.page_count]
+            nbytes = own.count(1) * self._page_size
+            runs.append(PageRun(own, pages[at_byte : at_byte + nbytes]))
+            at += asked.page_count
+            at_byte += nbytes
+        return runs
+
+    # ---- which copy
+
+    def _order(self, group: int) -> list[str]:
+        """The eligible copies of a group, best first."""
+        now = time.monotonic()
+
+        def cost(node: str) -> tuple[bool, float]:
+            latency = self._latencies.setdefault(node, _Latency())
+            near = self._az is None or self._clients[node].node.az == self._az
+            return latency.shunned_until_s > now, latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
+
+        nodes = [node for node in self._members[group] if node in self._clients and self._eligible(node)]
+        return sorted(nodes, key=cost)
+
+    async def _from_any(
+        self, group: int, ask: Callable[[NodeClient], Awaitable[_Answer]], timeout_s: float, *, hedge: bool
+    ) -> _Answer:
+        """Rounds over the copies, best first, until one answers."""
+        self.read_count += 1
+        deadline = time.monotonic() + timeout_s
+        pause_s = ROUND_PAUSE_S[0]
+        while True:
+            errors: list[AuroraError] = []
+            nodes = self._order(group)
+            while nodes:
+                batch = nodes[: 2 if hedge else 1]
+                try:
+                    return await self._hedged(batch, ask, errors)
+                except AuroraError:
+                    nodes = nodes[len(batch) :]
+            if errors and all(isinstance(error, OutOfRangeError) for error in errors):
+                raise errors[0]
+            if time.monotonic() + pause_s >= deadline:
+                reason = f": {errors[-1]}" if errors else ""
+                raise QuorumLostError(f"no copy of group {group} answered within {timeout_s:g} s{reason}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, ROUND_PAUSE_S[1])
+
+    async def _hedged(
+        self, nodes: Sequence[str], ask: Callable[[NodeClient], Awaitable[_Answer]], errors: list[AuroraError]
+    ) -> _Answer:
+        """Asks the first node, and after a while (or when it fails) the second too. Raises when all have failed."""
+        first = asyncio.ensure_future(self._timed(nodes[0], ask))
+        running: set[asyncio.Future[_Answer]] = {first}
+        left = list(nodes[1:])
+        try:
+            while True:
+                hedge_s = self._latencies[nodes[0]].hedge_s if left else None
+                done, running = await asyncio.wait(running, timeout=hedge_s, return_when=asyncio.FIRST_COMPLETED)
+                for call in done:
+                    error = call.exception()
+                    if error is None:
+                        return call.result()
+                    if not isinstance(error, AuroraError):
+                        raise error
+                    errors.append(error)
+                if left:
+                    self.hedged_count += not done
+                    running.add(asyncio.ensure_future(self._timed(left.pop(), ask)))
+                elif not running:
+                    raise errors[-1]
+        finally:
+            for call in running:
+                call.cancel()
+
+    async def _timed(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> _Answer:
+        latency = self._latencies[node]
+        start = time.monotonic()
+        try:
+            answer = await ask(self._clients[node])
+        except asyncio.CancelledError:  # the other copy was faster, or nobody waits any more
+            latency.observe(max(time.monotonic() - start, latency.mean_s))
+            raise
+        except AuroraError as error:
+            latency.shunned_until_s = time.monotonic() + PENALTY_S
+            if not isinstance(error, NotCompleteError):
+                latency.observe(max(time.monotonic() - start, 2 * latency.mean_s))
+            raise
+        latency.observe(time.monotonic() - start)
+        return answer

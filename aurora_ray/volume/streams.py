@@ -1,0 +1,227 @@
+"""The way of the redo to one storage node: one long-lived Append stream that resumes, coalesces and never blocks.
+
+`push` takes a flush that is serialised already (the same bytes object for all six nodes). If the node is idle it goes
+out at once; while WINDOW messages are unacknowledged, or one is still being sent, flushes wait and then travel
+together as one message: a protobuf message of repeated fields is just its pieces one after the other. So messages
+grow with load.
+
+What has not been acknowledged is kept and sent again after a reconnect. The backlog of a node that is away or slow is
+bounded by giving up flushes that are durable already, oldest first (gossip brings them to the node); flushes that are
+not durable yet are never skipped, which is what lets `QuorumTracker` read an acknowledgement as a prefix. How many
+bytes can be not durable is bounded by the volume.
+
+A node that lacks our history (it was away, or it is new) is sealed and truncated first; the owner of the stream says
+how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+from aurora_ray.errors import AuroraError, FencedError, MalformedError, StaleSegmentError
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.node_client import NodeUnreachableError, typed_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aurora_ray.volume.node_client import AppendCall, NodeClient
+
+BACKLOG_BYTES_MAX: Final = 64 << 20
+MESSAGE_BYTES_MAX: Final = 16 << 20  # coalescing stops here; a single flush may be larger
+FLUSH_BYTES_MAX: Final = 72 << 20  # below the largest gRPC message
+WINDOW: Final = 4  # unacknowledged messages under way to one node
+BACKOFF_S: Final = (0.02, 2.0)
+
+EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]
+
+logger = logging.getLogger(__name__)
+
+
+def serialize_batches(batches: Iterable[bytes]) -> bytes:
+    """An AppendRequest with these batches. May be concatenated with others: field 1, repeated, wire type 2."""
+    parts: list[bytes] = []
+    for batch in batches:
+        left = len(batch)
+        head = bytearray(b"\x0a")
+        while left > 0x7F:
+            head.append(left & 0x7F | 0x80)
+            left >>= 7
+        head.append(left)
+        parts += (bytes(head), batch)
+    return b"".join(parts)
+
+
+class StreamOwner(Protocol):
+    """What a stream asks of the volume."""
+
+    @property
+    def vdl(self) -> int:
+        """Everything up to here is durable."""
+
+    async def prepare(self, client: NodeClient) -> None:
+        """Installs our history on a node. Raises FencedError if it follows a higher epoch."""
+
+    def on_ack(self, node_id: str, lsn: int) -> None:
+        """A node has all it was sent up to `lsn`."""
+
+    def on_node_fenced(self, node_id: str, error: FencedError) -> None:
+        """A node follows a higher epoch."""
+
+
+class NodeStream:
+    """The stream to one node. `push` is the hot path; one task reads acknowledgements, one writes."""
+
+    def __init__(self, node_id: str, client: NodeClient, owner: StreamOwner, *, installed: bool) -> None:
+        self.node_id = node_id
+        self.installed = installed  # the node carries our history
+        self.backlog_bytes = 0
+        self.skipped_count = 0  # flushes left to gossip
+        self.reconnect_count = 0
+        self.message_count = 0
+        self._client = client
+        self._owner = owner
+        self._waiting: deque[tuple[int, bytes]] = deque()  # (flush end, serialised), not sent yet
+        self._sent: deque[tuple[int, bytes]] = deque()  # sent, not acknowledged
+        self._message_ends: deque[int] = deque()  # flush end of each message that is not acknowledged
+        self._writer: asyncio.Future[None] | None = None  # set while the writing task is idle
+        self._task = asyncio.create_task(self._run(), name=f"append to {node_id}")
+
+    # ---- in
+
+    def push(self, flush_end: int, message: bytes) -> None:
+        """Queues a flush. Never blocks; in LSN order."""
+        self._waiting.append((flush_end, message))
+        self.backlog_bytes += len(message)
+        if self._writer is not None and len(self._message_ends) < WINDOW:
+            self._wake_writer()
+        if self.backlog_bytes > BACKLOG_BYTES_MAX:
+            self._shed(self._owner.vdl)
+
+    def heartbeat(self, lsn: int, message: bytes) -> None:
+        """Sends a message without redo, unless there is other work for the node anyway."""
+        if not self._waiting and not self._sent:
+            self.push(lsn, message)
+
+    async def use(self, client: NodeClient) -> None:
+        """The node answers elsewhere now."""
+        await self.close()
+        self._rewind()
+        self._client = client
+        self._task = asyncio.create_task(self._run(), name=f"append to {self.node_id}")
+
+    async def close(self) -> None:
+        """Ends the stream."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _wake_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.done():
+            writer.set_result(None)
+
+    def _shed(self, vdl: int) -> None:
+        for queue in (self._sent, self._waiting):
+            while queue and queue[0][0] <= vdl and self.backlog_bytes > BACKLOG_BYTES_MAX:
+                self.backlog_bytes -= len(queue.popleft()[1])
+                self.skipped_count += 1
+
+    # ---- out
+
+    async def _run(self) -> None:
+        backoff_s = BACKOFF_S[0]
+        while True:
+            acked_before = self.message_count
+            try:
+                if not self.installed:
+                    await self._owner.prepare(self._client)
+                    self.installed = True
+                await self._exchange(self._client.append())
+            except FencedError as error:
+                self._owner.on_node_fenced(self.node_id, error)
+                backoff_s = BACKOFF_S[1]
+            except StaleSegmentError:
+                self.installed = False
+            except NodeUnreachableError as error:
+                logger.debug("append stream: %s", error)
+            except MalformedError:
+                logger.exception("storage node %s refuses what we send", self.node_id)
+            except AuroraError as error:
+                logger.warning("append stream: %s", error)
+            if self.message_count > acked_before:
+                backoff_s = BACKOFF_S[0]
+            self._rewind()
+            self.reconnect_count += 1
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311 - not a secret
+            backoff_s = min(backoff_s * 2, BACKOFF_S[1])
+
+    async def _exchange(self, call: AppendCall) -> None:
+        """Sends and reads acknowledgements until the stream breaks; always raises."""
+        writing = asyncio.create_task(self._write(call))
+        try:
+            while True:
+                reply: Any = await call.read()
+                if reply is EOF:
+                    raise NodeUnreachableError(f"storage node {self.node_id} ended the stream")
+                self._on_reply(pb.AppendReply.FromString(reply).acked_lsn)
+        except grpc.aio.AioRpcError as error:
+            raise typed_error(self.node_id, error) from error
+        finally:
+            writing.cancel()
+            call.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, call: AppendCall) -> None:
+        waiting, ends = self._waiting, self._message_ends
+        try:
+            while True:
+                if not waiting or len(ends) >= WINDOW:
+                    self._writer = asyncio.get_running_loop().create_future()
+                    await self._writer
+                    continue
+                await call.write(self._take())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the reading side learns why
+
+    def _take(self) -> bytes:
+        """The next message, out of what waits."""
+        waiting, sent = self._waiting, self._sent
+        first = waiting.popleft()
+        sent.append(first)
+        end, message = first
+        if waiting:
+            parts, nbytes = [message], len(message)
+            while waiting and nbytes + len(waiting[0][1]) <= MESSAGE_BYTES_MAX:
+                entry = waiting.popleft()
+                sent.append(entry)
+                parts.append(entry[1])
+                end = entry[0]
+                nbytes += len(entry[1])
+            message = b"".join(parts)
+        self._message_ends.append(end)
+        self.message_count += 1
+        return message
+
+    def _on_reply(self, lsn: int) -> None:
+        sent, ends = self._sent, self._message_ends
+        while sent and sent[0][0] <= lsn:
+            self.backlog_bytes -= len(sent.popleft()[1])
+        while ends and ends[0] <= lsn:
+            ends.popleft()
+        if self._waiting and self._writer is not None:
+            self._wake_writer()
+        self._owner.on_ack(self.node_id, lsn)
+
+    def _rewind(self) -> None:
+        """What was not acknowledged waits again."""
+        self._writer = None
+        self._message_ends.clear()
+        self._waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
