@@ -130,6 +130,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_mount_file": (c_uint32, [c_void_p, c_uint64, c_uint64, c_uint64, c_uint32]),
     "ar_tell_extents": (None, [c_void_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "ar_add_group": (c_int, [c_void_p, c_uint32, c_uint32]),
+    "ar_free_extents": (c_uint64, [c_void_p]),
+    "ar_peek": (None, [c_void_p, POINTER(Poll)]),
     "ar_poll": (None, [c_void_p, POINTER(Poll)]),
     "ar_take": (c_int, [c_void_p, POINTER(Take)]),
     "ar_publish": (None, [c_void_p, c_uint64]),

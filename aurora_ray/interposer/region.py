@@ -36,8 +36,9 @@ class Flush:
 class Region:
     """Creates the region (a memfd), its doorbell (an eventfd) and its life line (a pipe).
 
-    `next_file_id` and `base_lsn` say where the log goes on. `volatile_patterns` are (kind, path): "exact" that path,
-    "below" everything under that directory, "component" every path with a component that begins so.
+    `next_file_id` and `base_lsn` say where the log goes on. `volatile_patterns` are (kind, pattern), relative to the
+    mount: "exact" that path, "below" everything under that directory, "component" every path with such a component,
+    "name" every path whose last component matches as in fnmatch(3).
     """
 
     def __init__(
@@ -113,6 +114,10 @@ class Region:
         if self._lib.ar_add_group(self._pointer, group, free_extents) < 0:
             raise ConfigurationError(f"protection group {group} is beyond the volume's limit")
 
+    def free_extents(self) -> int:
+        """Extents that the volume's protection groups can still take."""
+        return int(self._lib.ar_free_extents(self._pointer))
+
     def slot(self, index: int) -> native.SlotView:
         """What the region knows of a file."""
         view = native.SlotView()
@@ -145,6 +150,12 @@ class Region:
         """What there is to do, and clears the bell; the same object is used again by the next call."""
         self._lib.ar_poll(self._pointer, ctypes.byref(self._poll))
         return self._poll
+
+    def peek(self) -> native.Poll:
+        """The same look without touching the bell; another object each time."""
+        poll = native.Poll()
+        self._lib.ar_peek(self._pointer, ctypes.byref(poll))
+        return poll
 
     def requests(self) -> list[tuple[int, native.Request]]:
         """Takes what is asked for: (index to answer, request). Copies stay valid."""
@@ -218,7 +229,7 @@ class Taker:
         return Flush(take.flush_start, take.flush_end, batches)
 
 
-_PATTERN_MARKS = {"exact": "=", "below": "^", "component": "/"}
+_PATTERN_MARKS = {"exact": "=", "below": "^", "component": "/", "name": "*"}
 
 
 def _encode_patterns(patterns: Iterable[tuple[str, str]]) -> bytes:

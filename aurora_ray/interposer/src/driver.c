@@ -105,6 +105,14 @@ AR_EXPORT int ar_add_group(struct region *region, uint32_t group, uint32_t free_
     return 0;
 }
 
+AR_EXPORT uint64_t ar_free_extents(struct region *region)
+{
+    uint64_t n = 0;
+    for (uint32_t g = 0; g < region->ngroups; g++)
+        n += region->group_free[g];
+    return n;
+}
+
 /* ---- the log */
 
 struct poll {
@@ -112,10 +120,8 @@ struct poll {
     uint32_t state, requests;
 };
 
-/* What there is to do. Clears the bell first, so that what comes after this look rings it again. */
-AR_EXPORT void ar_poll(struct region *r, struct poll *out)
+AR_EXPORT void ar_peek(struct region *r, struct poll *out)
 {
-    atomic_store(&r->bell_rung, 0);
     out->head = atomic_load(&r->head);
     out->tail = atomic_load(&r->tail);
     out->wanted = atomic_load(&r->wanted);
@@ -125,6 +131,13 @@ AR_EXPORT void ar_poll(struct region *r, struct poll *out)
     out->requests = 0;
     for (int i = 0; i < AR_REQUESTS; i++)
         out->requests += atomic_load_explicit(&r->requests[i].state, memory_order_relaxed) == REQUEST_POSTED;
+}
+
+/* What there is to do. Clears the bell first, so that what comes after this look rings it again. */
+AR_EXPORT void ar_poll(struct region *r, struct poll *out)
+{
+    atomic_store(&r->bell_rung, 0);
+    ar_peek(r, out);
 }
 
 struct taken_batch {

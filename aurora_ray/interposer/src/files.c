@@ -2,6 +2,7 @@
 #include "aurora.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,22 +17,30 @@ static int fail(int error)
     return -1;
 }
 
+static bool has_component(const char *path, const char *name)
+{
+    size_t n = strlen(name);
+    for (; path; path = strchr(path, '/') ? strchr(path, '/') + 1 : NULL)
+        if (!strncmp(path, name, n) && (path[n] == '/' || !path[n]))
+            return true;
+    return false;
+}
+
 /*
- * Patterns, NUL-separated: "=path" that path alone; "^path" that path and all below it (the path itself stays
- * durable: "^pg_stat_tmp" means the directory exists after a restart, empty); "/name" any component beginning so.
+ * Patterns, NUL-separated, each after a mark: '=' that path; '^' all below that path (which itself stays durable: the
+ * directory exists after a restart, empty); '/' any component that equals it; '*' fnmatch of the last component.
  */
 bool ar_is_volatile(const char *path)
 {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     for (const char *p = ar_region->volatile_patterns; *p; p += strlen(p) + 1) {
-        size_t n = strlen(p + 1);
-        if (*p == '=' && !strcmp(path, p + 1))
+        const char *pattern = p + 1;
+        size_t n = strlen(pattern);
+        if (*p == '=' ? !strcmp(path, pattern)
+            : *p == '^' ? !strncmp(path, pattern, n) && path[n] == '/'
+            : *p == '/' ? has_component(path, pattern)
+                        : !fnmatch(pattern, name, 0))
             return true;
-        if (*p == '^' && !strncmp(path, p + 1, n) && path[n] == '/')
-            return true;
-        if (*p == '/')
-            for (const char *c = path; c; c = strchr(c, '/') ? strchr(c, '/') + 1 : NULL)
-                if (!strncmp(c, p + 1, n))
-                    return true;
     }
     return false;
 }
@@ -353,14 +362,16 @@ static ssize_t write_piece(int fd, struct slot *slot, const uint8_t *data, size_
 
 ssize_t ar_write_at(int fd, struct slot *slot, const void *data, size_t bytes, off_t offset)
 {
-    const size_t piece_max = (size_t)(AR_PIECE_PAGES - 1) * page_bytes();
+    const size_t piece_max = (size_t)AR_PIECE_PAGES * page_bytes();
     size_t done = 0;
     if (offset < 0)
         return fail(EINVAL);
     if (((uint64_t)offset + bytes) / page_bytes() >= UINT32_MAX)
         return fail(EFBIG);
     while (done < bytes) {
-        size_t n = bytes - done < piece_max ? bytes - done : piece_max;
+        /* Pieces end where pages end: each page changes in one record. */
+        size_t room = piece_max - ((uint64_t)offset + done) % page_bytes();
+        size_t n = bytes - done < room ? bytes - done : room;
         ssize_t w = write_piece(fd, slot, (const uint8_t *)data + done, n, (uint64_t)offset + done);
         if (w <= 0)
             return done ? (ssize_t)done : w;

@@ -385,6 +385,17 @@ AR_EXPORT ssize_t __pread64_chk(int fd, void *to, size_t n, off_t at, size_t roo
 AR_EXPORT ssize_t preadv(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
 AR_EXPORT ssize_t preadv64(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
 
+AR_EXPORT ssize_t preadv2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    if (!slot_of(fd))
+        return real_preadv2(fd, v, n, at, flags);
+    return at == -1 ? readv(fd, v, n) : preadv_any(fd, v, n, at);
+}
+AR_EXPORT ssize_t preadv64v2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    return preadv2(fd, v, n, at, flags);
+}
+
 static void *mmap_any(void *hint, size_t n, int protection, int flags, int fd, off_t at)
 {
     struct slot *slot = flags & MAP_ANONYMOUS ? NULL : slot_of(fd);
@@ -473,6 +484,24 @@ AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return 
 AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
 AR_EXPORT ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
 AR_EXPORT ssize_t pwritev64(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
+
+/* Of the flags, RWF_SYNC and RWF_DSYNC ask for durability; the others are hints. */
+AR_EXPORT ssize_t pwritev2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    struct slot *slot = slot_of(fd);
+    if (!slot || n <= 0)
+        return real_pwritev2(fd, v, n, at, flags);
+    if (flags & RWF_APPEND)
+        at = (off_t)atomic_load(&slot->size);
+    ssize_t done = gathered(fd, v, n, at, at != -1);
+    if (done > 0 && flags & (RWF_SYNC | RWF_DSYNC))
+        ar_wait_durable(atomic_load(&slot->last_lsn));
+    return done;
+}
+AR_EXPORT ssize_t pwritev64v2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    return pwritev2(fd, v, n, at, flags);
+}
 
 /* Copies inside the kernel would be invisible; these go through memory when either side is ours. */
 static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t n)

@@ -34,12 +34,16 @@
     X(ssize_t, __pread64_chk, (int fd, void *to, size_t n, off_t at, size_t room))                                     \
     X(ssize_t, preadv, (int fd, const struct iovec *v, int n, off_t at))                                               \
     X(ssize_t, preadv64, (int fd, const struct iovec *v, int n, off_t at))                                             \
+    X(ssize_t, preadv2, (int fd, const struct iovec *v, int n, off_t at, int flags))                                   \
+    X(ssize_t, preadv64v2, (int fd, const struct iovec *v, int n, off_t at, int flags))                                \
     X(ssize_t, write, (int fd, const void *from, size_t n))                                                            \
     X(ssize_t, writev, (int fd, const struct iovec *v, int n))                                                         \
     X(ssize_t, pwrite, (int fd, const void *from, size_t n, off_t at))                                                 \
     X(ssize_t, pwrite64, (int fd, const void *from, size_t n, off_t at))                                               \
     X(ssize_t, pwritev, (int fd, const struct iovec *v, int n, off_t at))                                              \
     X(ssize_t, pwritev64, (int fd, const struct iovec *v, int n, off_t at))                                            \
+    X(ssize_t, pwritev2, (int fd, const struct iovec *v, int n, off_t at, int flags))                                  \
+    X(ssize_t, pwritev64v2, (int fd, const struct iovec *v, int n, off_t at, int flags))                               \
     X(ssize_t, copy_file_range, (int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags))              \
     X(ssize_t, sendfile, (int out, int in, off_t *at, size_t n))                                                       \
     X(ssize_t, sendfile64, (int out, int in, off_t *at, size_t n))                                                     \

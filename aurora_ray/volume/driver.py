@@ -1,0 +1,246 @@
+"""The volume driver: takes redo out of the shared region and sends it, and brings in the pages that are missed.
+
+All of it runs in one event loop, woken by the region's doorbell. The way of a commit:
+
+    engine: fsync -> wanted = end of its records -> bell
+    driver: take one flush of everything logged so far -> six streams -> four acknowledgements -> VDL moves -> wake
+
+Flushes grow with load by themselves: while as many are on their way as may be, everything that is logged meanwhile
+goes into the next one. Redo that nobody waits for goes out with the next flush, or after `_IDLE_S`.
+
+Pages come in on demand, with read-ahead that doubles while a file is read in sequence. A page is filled in only if it
+is still absent: a write that came in between is newer than what was fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from aurora_ray.errors import AuroraError, EngineError, FencedError
+from aurora_ray.interposer import native
+from aurora_ray.interposer.region import Taker
+from aurora_ray.volume.evictor import Evictor
+from aurora_ray.volume.fetcher import Fetcher
+from aurora_ray.volume.localfiles import LocalFiles
+from aurora_ray.volume.spec import EXTENT_PAGES
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from aurora_ray.interposer.region import Region
+    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.spec import GroupPlacement
+
+_log = logging.getLogger(__name__)
+
+FLUSH_BYTES_MAX = 4 << 20
+FLUSHES_IN_FLIGHT_MAX = 4
+INFLIGHT_BYTES_MAX = 32 << 20
+_IDLE_S = 0.05
+_GROW_TIMEOUT_S = 60.0
+
+
+class Driver:
+    """Serves one region for one volume that is open for writing."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        region: Region,
+        root: Path,
+        *,
+        cache_bytes: int,
+        grow: Callable[[], Awaitable[GroupPlacement]] | None,
+    ) -> None:
+        self._volume = volume
+        self._region = region
+        self._grow = grow
+        self._taker = Taker(
+            region,
+            volume=volume.spec.volume_id,
+            epoch=volume.epoch,
+            group_tails=dict(volume.group_tails),
+            flush_bytes_max=FLUSH_BYTES_MAX,
+        )
+        self._local = LocalFiles(region, root)
+        self._fetcher = Fetcher(volume, region, self._local)
+        self._evictor = Evictor(volume, region, self._local, cache_bytes)
+        self._in_flight: list[int] = []  # flush ends, ascending
+        self._idle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group_added = asyncio.Event()
+        self._flushes = 0
+        self._flush_bytes = 0
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    # ---- life
+
+    def register(self, path: Path, ino: int, file_id: int, size: int, extents: array[int]) -> None:
+        """A regular file of the mounted tree."""
+        slot = self._region.mount_file(ino, file_id, size, len(extents))
+        self._local.know(slot, path)
+        self._fetcher.know(slot, extents)
+
+    def start(self) -> None:
+        """Begins to listen to the bell, and to the volume."""
+        self._volume.on_vdl = self._on_vdl
+        self._volume.add_fenced_callback(self._on_fenced)
+        asyncio.get_running_loop().add_reader(self._region.bell_fd, self._on_bell)
+        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._on_idle)
+        self._spawn(self._evictor.run())
+
+    async def stop(self) -> None:
+        """Stops listening; what was not sent is lost, as it should be: nobody was told that it is durable."""
+        asyncio.get_running_loop().remove_reader(self._region.bell_fd)
+        self._volume.on_vdl = None
+        if self._idle is not None:
+            self._idle.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._local.close()
+        self.failed.cancel()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error if isinstance(error, Exception) else EngineError(f"the volume driver failed: {error!r}"))
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed.done():
+            return
+        fenced = isinstance(error, FencedError)
+        self._region.set_state(native.STATE_FENCED if fenced else native.STATE_CLOSED)
+        self.failed.set_result(error)
+
+    def _on_fenced(self) -> None:
+        self._fail(FencedError("a higher epoch exists, another writer has the volume"))
+
+    # ---- redo out
+
+    def _on_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._region.bell_fd)
+        poll = self._region.poll()
+        if poll.state == native.STATE_POISONED:
+            self._fail(EngineError("an engine process died while it changed the volume"))
+            return
+        if poll.requests:
+            self._serve_requests()
+        if poll.tail > poll.head:
+            self._send()
+
+    def _on_idle(self) -> None:
+        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._on_idle)
+        self._send()
+
+    def _send(self) -> None:
+        """Sends flushes while there is something and room for it on the way."""
+        volume = self._volume
+        while len(self._in_flight) < FLUSHES_IN_FLIGHT_MAX and volume.inflight_bytes < INFLIGHT_BYTES_MAX:
+            flush = self._taker.take(volume.vdl)
+            if flush is None:
+                return
+            self._in_flight.append(flush.end)
+            self._flushes += 1
+            self._flush_bytes += sum(len(batch) for _, batch in flush.batches)
+            try:
+                volume.submit(flush.start, flush.end, flush.batches)
+            except AuroraError as error:
+                self._fail(error)
+                return
+
+    def _on_vdl(self, vdl: int) -> None:
+        self._region.publish(vdl)
+        while self._in_flight and self._in_flight[0] <= vdl:
+            self._in_flight.pop(0)
+        self._send()
+
+    async def flush(self, *, timeout_s: float) -> int:
+        """Sends all that is logged by now and waits until it is durable. Returns its LSN."""
+        async with asyncio.timeout(timeout_s):
+            target = self._region.base_lsn + self._region.peek().tail
+            while self._region.base_lsn + self._region.peek().head < target:
+                self._send()
+                await asyncio.sleep(0.001)
+            await self._volume.wait_durable(target, timeout_s=timeout_s)
+        return target
+
+    # ---- requests
+
+    def _serve_requests(self) -> None:
+        for index, request in self._region.requests():
+            if request.want == native.WANT_EXTENTS:
+                self._fetcher.tell_extents(request.slot, request.first, request.count)
+                self._region.answer(index)
+            elif request.want == native.WANT_GROUP:
+                self._spawn(self._serve_growth(index))
+            else:
+                self._spawn(self._serve_pages(index, request))
+
+    async def _serve_pages(self, index: int, request: native.Request) -> None:
+        error = errno.EIO
+        try:
+            error = await self._fetcher.demand(request)
+        except AuroraError as failure:
+            _log.error("pages %d+%d of a file cannot be read: %s", request.first, request.count, failure)
+        finally:
+            self._region.answer(index, error)
+
+    async def _serve_growth(self, index: int) -> None:
+        """Answers when there is room again; ENOSPC when nobody gave any in time."""
+        error = 0
+        try:
+            async with asyncio.timeout(_GROW_TIMEOUT_S):
+                if self._grow is not None and not self._region.free_extents():
+                    placement = await self._grow()
+                    self.add_group(placement.group)
+                while not self._region.free_extents():
+                    self._group_added.clear()
+                    await self._group_added.wait()
+        except (TimeoutError, AuroraError) as failure:
+            _log.error("the volume cannot grow: %s", failure or "no protection group was added in time")
+            error = errno.ENOSPC
+        finally:
+            self._region.answer(index, error)
+
+    def add_group(self, group: int) -> None:
+        """A new protection group takes extents from now on."""
+        self._region.add_group(group, self._volume.spec.group_bytes // (EXTENT_PAGES * self._volume.spec.page_size))
+        self._group_added.set()
+
+    async def prefetch(self, slots: Sequence[int]) -> None:
+        """Fetches all absent pages of these files."""
+        await self._fetcher.fetch_files(slots)
+
+    # ---- figures
+
+    def stats(self) -> dict[str, int | float]:
+        """See MountedVolume.stats."""
+        spec = self._volume.spec
+        extent_bytes = EXTENT_PAGES * spec.page_size
+        poll = self._region.peek()
+        total = len(spec.groups) * (spec.group_bytes // extent_bytes)
+        free = self._region.free_extents()
+        return {
+            **self._region.counters(),
+            "flushes": self._flushes,
+            "flush_bytes": self._flush_bytes,
+            "unsent_bytes": poll.tail - poll.head,
+            "cached_bytes": poll.present_pages * spec.page_size,
+            "used_bytes": (total - free) * extent_bytes,
+            "free_bytes": free * extent_bytes,
+            "pages_fetched": self._fetcher.pages_fetched,
+        }

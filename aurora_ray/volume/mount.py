@@ -1,0 +1,220 @@
+"""The mount: a volume as a directory that an engine can use.
+
+Mounting makes the names, at their sizes, and nothing else: files are sparse, and a page that is touched first is
+fetched then. So it takes the same time for 10 MB and for 10 TB of data; what it depends on is the number of files.
+
+The directory is a cache. It is made new at every start and thrown away at every end, whatever the reason: what is not
+in the volume did not happen, and local content is never taken for the truth after an unclean end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import os
+import shutil
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aurora_ray import telemetry
+from aurora_ray.errors import ConfigurationError
+from aurora_ray.interposer.region import Region
+from aurora_ray.log.filetable import Entry, FileKind, FileTable
+from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.volume.driver import Driver
+from aurora_ray.volume.spec import EXTENT_PAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.spec import GroupPlacement
+
+RING_BYTES = 64 << 20
+_FILES_MIN = 1 << 16
+_NO_EXTENTS: array[int] = array("I")
+
+
+@dataclass(frozen=True, slots=True)
+class MountedFile:
+    """A regular file as it was when the volume was mounted; `path` is the first of its names."""
+
+    path: Path
+    ino: int
+    entry: Entry
+
+
+@dataclass(slots=True)
+class LocalTree:
+    """The sparse tree on local disk."""
+
+    files: list[MountedFile] = field(default_factory=list)
+
+
+class MountedVolume:
+    """An open volume under a directory, with its driver at work in this event loop."""
+
+    def __init__(self, volume: Volume, mount_dir: Path, region: Region, driver: Driver) -> None:
+        self.volume = volume
+        self.mount_dir = mount_dir
+        self._region = region
+        self._driver = driver
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        volume: Volume,
+        mount_dir: Path,
+        *,
+        owner_uid: int | None = None,
+        owner_gid: int | None = None,
+        cache_bytes: int,
+        ring_bytes: int = RING_BYTES,
+        volatile_patterns: Iterable[tuple[str, str]] = (),
+        eager: Sequence[str] = (),
+        grow: Callable[[], Awaitable[GroupPlacement]] | None = None,
+    ) -> MountedVolume:
+        """Mounts the newest state of a volume that is open for writing.
+
+        `mount_dir` is made anew. `eager` are patterns (fnmatch, on paths relative to the mount) of files whose pages
+        are fetched at once. `grow`, when given, is asked for another protection group when the last one is full;
+        without it the engine waits until `add_group` is called. Raises ConfigurationError if the directory cannot be
+        made, QuorumLostError if the file table cannot be read.
+        """
+        with telemetry.span("mount.file_table"):
+            table = await volume.read_file_table()
+        with telemetry.span("mount.tree", {"aurora.files": len(table)}):
+            tree = await asyncio.to_thread(_make_tree, table, mount_dir, owner_uid, owner_gid)
+        region = Region(
+            page_bytes=volume.spec.page_size,
+            base_lsn=volume.tail_lsn,
+            next_file_id=table.next_file_id,
+            ring_bytes=ring_bytes,
+            bell_bytes=min(256 << 10, ring_bytes // 4),
+            files_max=max(_FILES_MIN, 4 * len(table)),
+            volatile_patterns=volatile_patterns,
+        )
+        try:
+            driver = Driver(volume, region, mount_dir.resolve(), cache_bytes=cache_bytes, grow=grow)
+            for file in tree.files:
+                driver.register(file.path, file.ino, file.entry.file_id, file.entry.size, file.entry.extents)
+            for group, free in _free_extents(volume, table).items():
+                region.add_group(group, free)
+            driver.start()
+            mounted = cls(volume, mount_dir.resolve(), region, driver)
+            with telemetry.span("mount.eager"):
+                await driver.prefetch(_eager_slots(region, tree, mount_dir, eager))
+        except BaseException:
+            region.close()
+            raise
+        return mounted
+
+    def engine_environment(self) -> dict[str, str]:
+        """The variables with which the engine's processes find the volume."""
+        return self._region.environment(self.mount_dir)
+
+    @property
+    def pass_fds(self) -> tuple[int, ...]:
+        """The descriptors that the engine must inherit."""
+        return self._region.pass_fds
+
+    async def wait_failed(self) -> Exception:
+        """Returns when the mount cannot go on, with the reason."""
+        return await asyncio.shield(self._driver.failed)
+
+    async def flush(self, *, timeout_s: float) -> int:
+        """Makes all that the engine has written so far durable, synced or not. Returns the LSN."""
+        return await self._driver.flush(timeout_s=timeout_s)
+
+    def add_group(self, placement: GroupPlacement) -> None:
+        """Lets new extents be placed in a protection group that the volume has been given."""
+        self._driver.add_group(placement.group)
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Counters since mounting, and how full the volume and the local cache are."""
+        return self._driver.stats()
+
+    async def close(self, discard: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Ends the driver and every engine process that is still at work, and removes the directory."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._driver.stop()
+        self._region.close()
+        if discard:
+            await asyncio.to_thread(shutil.rmtree, self.mount_dir, ignore_errors=True)
+
+
+def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:
+    extent_bytes = EXTENT_PAGES * volume.spec.page_size
+    free = {placement.group: volume.spec.group_bytes // extent_bytes for placement in volume.spec.groups}
+    for entry in table.entries():
+        for group in entry.extents:
+            if group != NO_GROUP:
+                free[group] = free.get(group, 0) - 1
+    return {group: max(0, left) for group, left in free.items()}
+
+
+def _eager_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Sequence[str]) -> list[int]:
+    slots = []
+    for file in tree.files:
+        name = str(file.path.relative_to(mount_dir.resolve()))
+        if file.entry.size and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            slot = region.find_slot(file.ino)
+            if slot is not None:
+                slots.append(slot)
+    return slots
+
+
+# ---- the local tree
+
+
+def _make_tree(table: FileTable, mount_dir: Path, uid: int | None, gid: int | None) -> LocalTree:
+    """Makes directories, symbolic links and empty files of the right sizes."""
+    if mount_dir.exists():
+        shutil.rmtree(mount_dir)
+    tree = LocalTree()
+    try:
+        mount_dir.mkdir(parents=True, mode=0o700)
+        root = os.fsencode(mount_dir.resolve())
+        for entry in table.entries():
+            if entry.paths:
+                _make_entry(tree, root, entry, uid, gid)
+    except OSError as error:
+        shutil.rmtree(mount_dir, ignore_errors=True)
+        raise ConfigurationError(f"cannot mount at {mount_dir}: {error.strerror}") from error
+    return tree
+
+
+def _make_entry(tree: LocalTree, root: bytes, entry: Entry, uid: int | None, gid: int | None) -> None:
+    path = os.path.join(root, entry.paths[0])
+    if entry.kind is FileKind.DIRECTORY:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        os.chmod(path, entry.mode)
+    elif entry.kind is FileKind.SYMLINK:
+        os.symlink(entry.target, path)
+    else:
+        tree.files.append(_make_file(root, path, entry))
+    if uid is not None and gid is not None:
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _make_file(root: bytes, path: bytes, entry: Entry) -> MountedFile:
+    from pathlib import Path
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, entry.mode)
+        if entry.size:
+            os.ftruncate(fd, entry.size)
+        ino = os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+    for other in entry.paths[1:]:
+        os.link(path, os.path.join(root, other))
+    return MountedFile(Path(os.fsdecode(path)), ino, entry)
