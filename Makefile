@@ -1,0 +1,131 @@
+# What can be done here: `make help`. Options for a target's command go in ARGS, as in `make test ARGS=tests/log`.
+#
+# The environment is .venv. It is rebuilt when pyproject.toml changes and the C library when its sources do; when neither
+# has, that costs nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+
+C_DIRECTORY := aurora_ray/interposer/src
+C_FILES := $(wildcard $(C_DIRECTORY)/*.[ch])
+PROTOS := $(sort $(shell find proto -name '*.proto'))
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
+
+# How much is done by `make chaos` (kill rounds) and `make sim` (seeds); a failure prints the seed that repeats it.
+ROUNDS ?= 200
+SEEDS ?= 5000
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+##### Running
+
+.PHONY: up
+up: $(BUILT) account ## install what is needed, start a cluster, print its DSN (again: find the running one)
+	@$(BIN)/aurora up $(ARGS)
+
+.PHONY: down
+down: ## stop the cluster; its data stays (ARGS=--destroy removes that too)
+	@if [ -x $(BIN)/aurora ]; then $(BIN)/aurora down $(ARGS); fi
+
+.PHONY: account
+account: ## create the system account that engines run as (root only: other users run them as themselves)
+	@deploy/prepare-machine --account
+
+##### Checking
+
+.PHONY: test
+test: $(BUILT) account ## run the tests, without the long ones of chaos and sim
+	$(BIN)/pytest -m "not chaos and not sim" $(ARGS)
+
+.PHONY: lint
+lint: $(BUILT) proto-check lint-c ## check style and types of everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: lint-c
+lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
+	@flags=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["setuptools"]["ext-modules"][0]["extra-compile-args"])'); \
+	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
+	for file in $(filter %.c,$(C_FILES)); do \
+	    echo "$(CC) $$flags $$analyzer $$file"; \
+	    $(CC) $$flags $$analyzer -fPIC -c -o /dev/null $$file; \
+	done
+
+.PHONY: format
+format: $(BUILT) ## put everything into the house's format, and repair what can be repaired mechanically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: chaos
+chaos: $(BUILT) account ## kill, stop and cut off real processes at random and look for lost commits (ROUNDS=n)
+	AURORA_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m chaos --timeout=0 -s $(ARGS)
+
+.PHONY: sim
+sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
+	AURORA_SIM_SEEDS=$(SEEDS) $(BIN)/pytest -m sim --timeout=0 -s $(ARGS)
+
+##### Measuring
+
+.PHONY: bench-quick
+bench-quick: $(BUILT) account ## the main figures, in a few minutes
+	$(BIN)/aurora bench quick $(ARGS)
+
+.PHONY: bench
+bench: $(BUILT) account ## the whole suite, in hours
+	$(BIN)/aurora bench full $(ARGS)
+
+##### Building
+
+.PHONY: install
+install: $(BUILT) ## make or refresh the environment in .venv and the C library
+$(INSTALLED): pyproject.toml deploy/prepare-machine
+	@python=$$(deploy/prepare-machine); \
+	if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    echo "Creating $(VENV) with $$python"; \
+	    "$$python" -m venv $(VENV) 2>/dev/null || { \
+	        "$$python" -m venv --clear --without-pip $(VENV); \
+	        "$$python" -m pip --python $(BIN)/python install --quiet pip; }; \
+	fi
+	@echo "Installing aurora-ray and what it needs into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@ $(BUILT)
+
+# The stamp above covers the C library too; this one is behind only when nothing but C has changed.
+$(BUILT): $(INSTALLED) $(C_FILES)
+	@echo "Building the C library"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: proto
+proto: $(BUILT) ## generate the gRPC code from proto/
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+.PHONY: proto-check
+proto-check: $(BUILT) ## fail if the committed gRPC code is not what proto/ generates
+	@$(BIN)/pytest -q tests/house/test_tooling.py -k generated_code
+
+.PHONY: hooks
+hooks: $(BUILT) ## run the checks before each commit from now on
+	$(BIN)/pre-commit install
+
+.PHONY: clean
+clean: ## remove what building and testing leave in this directory; .venv and all data stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage benchmarks/out
+	rm -f aurora_ray/interposer/*.so $(BUILT)
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+.PHONY: distclean
+distclean: clean ## remove that, and .venv
+	rm -rf $(VENV)
