@@ -1,0 +1,1 @@
+"""Adapters that know one database engine each: where it is, how it starts, stops and answers."""

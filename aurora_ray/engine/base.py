@@ -1,0 +1,118 @@
+"""What every engine adapter offers, and the words they share.
+
+An engine is one unmodified database server on one data directory. The adapter knows how to initialise, configure,
+start, watch and stop it; it knows nothing of volumes: whatever makes the data directory durable comes in through the
+environment (`env`) and inherited file descriptors (`pass_fds`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TreePart:
+    """A directory that an installation needs, and where it goes in a copy of the installation."""
+
+    source: Path
+    relative: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInstall:
+    """One installed version of an engine.
+
+    `parts` are the directories that make up the installation if it works from wherever it is copied to; empty if it
+    only works where it is (a distribution's package).
+    """
+
+    kind: str
+    version: str
+    bin_dir: Path
+    parts: tuple[TreePart, ...] = ()
+
+    @property
+    def major(self) -> int:
+        """The number before the first dot."""
+        return int(self.version.partition(".")[0])
+
+
+class StopMode(StrEnum):
+    """How to end an engine, from the politest to the one that always works."""
+
+    FAST = "fast"  # ends sessions, writes a checkpoint; the next start needs no recovery
+    IMMEDIATE = "immediate"  # ends at once without a checkpoint, in order; the next start recovers
+    KILL = "kill"  # SIGKILL to every process
+
+
+class VolatileKind(StrEnum):
+    """How a pattern is compared with a path relative to the data directory."""
+
+    EXACT = "exact"  # the whole path equals it
+    BELOW = "below"  # the path lies below this directory; the directory itself is durable
+    COMPONENT = "component"  # some component equals it, the last one included
+    NAME = "name"  # fnmatch(3) of the last component
+
+
+class VolatilePattern(NamedTuple):
+    """Paths that an engine can lose at any moment without losing anything: they stay out of the volume."""
+
+    kind: VolatileKind
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """How an engine ended: `returncode` is negative for a signal, `log_tail` its last lines."""
+
+    pid: int
+    returncode: int
+    log_tail: str
+
+    @property
+    def clean(self) -> bool:
+        """True if the engine shut down in order."""
+        return self.returncode == 0
+
+
+class Engine(Protocol):
+    """One engine on one data directory. Methods that wait take a timeout and raise EngineError when it passes."""
+
+    @property
+    def install(self) -> EngineInstall:
+        """The version in use."""
+
+    @property
+    def pid(self) -> int | None:
+        """The main process while there is one."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port clients use; 0 before the start if it is to be chosen."""
+
+    async def start(self, data_dir: Path, *, env: Mapping[str, str], pass_fds: Sequence[int], timeout_s: float) -> None:
+        """Starts as writer and returns when it accepts statements. On failure nothing is left running."""
+
+    async def stop(self, mode: StopMode, *, timeout_s: float) -> EngineExit:
+        """Ends every process; a mode that does not finish within the timeout is followed by the next rougher one."""
+
+    async def wait_exit(self) -> EngineExit:
+        """Waits, without a limit, until the engine has ended for whatever reason and all its processes are gone."""
+
+    async def check(self, *, timeout_s: float) -> None:
+        """Opens a session and runs a trivial statement."""
+
+    async def set_superuser_password(self, password: str, *, timeout_s: float) -> None:
+        """Makes `password` the superuser's; does nothing if it already is."""
+
+    def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
+        """What may stay out of the volume."""
+
+    def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
+        """The connection string for clients, without a secret in it."""

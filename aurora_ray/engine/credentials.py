@@ -1,0 +1,74 @@
+"""The superuser's password: made once, kept in a file only its owner can read, never on a command line or in a log.
+
+The file is libpq's password file, so that clients find the password by themselves (`passfile=` in the DSN). In the
+database lies a SCRAM verifier, computed on this side: the server never sees the password itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from aurora_ray.errors import ConfigurationError
+
+PASSWORD_BYTES: Final = 24
+_SCRAM: Final = "SCRAM-SHA-256"
+
+
+def ensure_passfile(path: Path, user: str) -> str:
+    """The password in the passfile at `path` for `user`; made, with mode 0600, if the file is not there yet.
+
+    The entry holds for every host and port, since a cluster's endpoints move. Raises ConfigurationError for a file that
+    is not ours in form.
+    """
+    try:
+        return _password_in(path, user)
+    except FileNotFoundError:
+        pass
+    password = secrets.token_urlsafe(PASSWORD_BYTES)  # no character that the file format would want escaped
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp: mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"*:*:*:{user}:{password}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename, this never replaces the password of someone faster
+        except FileExistsError:
+            return _password_in(path, user)
+    finally:
+        Path(temporary).unlink()
+    return password
+
+
+def _password_in(path: Path, user: str) -> str:
+    prefix = f"*:*:*:{user}:"
+    for line in path.read_text().splitlines():
+        if line.startswith(prefix):
+            return line.removeprefix(prefix)
+    raise ConfigurationError(f"{path} has no line {prefix}…: restore it, or remove it to get a new password")
+
+
+def verifies(password: str, verifier: str | None) -> bool:
+    """Whether `verifier` (pg_authid.rolpassword) is one of `password`. False for anything that is not SCRAM-SHA-256.
+
+    Form: SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey, the last three in base64 (RFC 5803). The password is taken
+    as it is, without SASLprep: right for the ASCII passwords made here.
+    """
+    try:
+        mechanism, parameters, keys = (verifier or "").split("$")
+        iterations, salt = parameters.split(":")
+        stored_key, _ = keys.split(":")
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        expected = base64.b64decode(stored_key)
+    except ValueError:  # also base64's and int's
+        return False
+    return mechanism == _SCRAM and hmac.compare_digest(hashlib.sha256(client_key).digest(), expected)

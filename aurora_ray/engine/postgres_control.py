@@ -1,0 +1,91 @@
+"""PostgreSQL's control file and the identity of a cluster.
+
+A prepared data directory is shared by all clusters of a version; what must differ is what tells clusters apart:
+
+- the system identifier: u64 at offset 0 of `global/pg_control`, and in the header of each WAL segment's first page
+  (XLogLongPageHeaderData: u16 magic, u16 info, u32 timeline, u64 address, u32 rem_len, padding, then u64 identifier at
+  offset 24; these headers have no checksum);
+- the nonce that makes up a salt for roles that do not exist: 32 bytes in `global/pg_control`.
+
+ControlFileData ends with the CRC-32C of all that precedes it. Its length differs between versions, so the place of the
+CRC is found as the one where it fits, and that of the nonce from what pg_controldata prints.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import google_crc32c
+
+from aurora_ray.engine.image import Patch
+from aurora_ray.errors import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONTROL_PATH: Final = b"global/pg_control"
+NONCE_BYTES: Final = 32
+CONTROL_BYTES_MAX: Final = 512  # PG_CONTROL_MAX_SAFE_SIZE: ControlFileData never exceeds a disk sector
+WAL_IDENTIFIER_OFFSET: Final = 24
+WAL_LONG_HEADER: Final = 0x0002  # XLP_LONG_HEADER in the page header's info
+_U64 = struct.Struct("<Q")
+_U32 = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterIdentity:
+    """What tells one cluster from another made from the same prepared directory."""
+
+    system_identifier: int
+    nonce: bytes
+
+    @classmethod
+    def new(cls, now_s: float) -> ClusterIdentity:
+        """As initdb would: seconds since 1970 in the upper half, so that it tells when; the rest random."""
+        return cls((int(now_s) & 0xFFFFFFFF) << 32 | secrets.randbits(32), secrets.token_bytes(NONCE_BYTES))
+
+
+def system_identifier(control: bytes) -> int:
+    """The one in the control file. Raises MalformedError if its CRC is wrong."""
+    _crc_offset(control)
+    identifier: int = _U64.unpack_from(control)[0]
+    return identifier
+
+
+def identity_patches(
+    control: bytes, nonce: bytes, wal_heads: Mapping[bytes, bytes], identity: ClusterIdentity
+) -> list[Patch]:
+    """What to change in a prepared directory so that it becomes the cluster `identity`.
+
+    `control` is the control file, `nonce` the one it holds, `wal_heads` the first bytes of each WAL segment by path.
+    Raises MalformedError if any of them is not what it should be.
+    """
+    crc_offset = _crc_offset(control)
+    nonce_offset = control.find(nonce, 0, crc_offset)
+    if len(nonce) != NONCE_BYTES or nonce_offset < 0:
+        raise MalformedError("the nonce that pg_controldata prints is not in the control file")
+    old_identifier = control[: _U64.size]
+    new_identifier = _U64.pack(identity.system_identifier)
+    changed = bytearray(control[:crc_offset])
+    changed[: _U64.size] = new_identifier
+    changed[nonce_offset : nonce_offset + NONCE_BYTES] = identity.nonce
+    changed += _U32.pack(google_crc32c.value(bytes(changed)))
+    patches = [Patch(CONTROL_PATH, 0, bytes(changed))]
+    for path, head in wal_heads.items():
+        info = int.from_bytes(head[2:4], "little")
+        found = head[WAL_IDENTIFIER_OFFSET : WAL_IDENTIFIER_OFFSET + _U64.size]
+        if not info & WAL_LONG_HEADER or found != old_identifier:
+            raise MalformedError(f"{path.decode()} is not a WAL segment of this cluster")
+        patches.append(Patch(path, WAL_IDENTIFIER_OFFSET, new_identifier))
+    return patches
+
+
+def _crc_offset(control: bytes) -> int:
+    """Where the CRC lies: at the one 4-byte boundary where it fits. Raises MalformedError if it fits nowhere."""
+    for offset in range(_U64.size, min(CONTROL_BYTES_MAX, len(control) - _U32.size + 1), _U32.size):
+        if _U32.unpack_from(control, offset)[0] == google_crc32c.value(control[:offset]):
+            return offset
+    raise MalformedError("the control file is damaged: its CRC fits nowhere")

@@ -1,0 +1,157 @@
+"""The PostgreSQL settings that come from us, each with its reason.
+
+They go onto the server's command line, which outranks postgresql.conf and ALTER SYSTEM: those lie in the volume and are
+the user's. `_FIXED` is what correctness rests on; nobody may change it. `_TUNING` suits this kind of storage and yields
+to the caller's `parameters` (the cluster's parameter group).
+
+What bounds a failover: the new writer replays the WAL since the last completed checkpoint's start, reading pages from
+the volume as it goes, then writes a checkpoint before it accepts statements. Hence frequent checkpoints and prefetch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.config import KIB
+from aurora_ray.engine.base import VolatileKind, VolatilePattern
+from aurora_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_FIXED: Final[Mapping[str, str]] = {
+    # fsync is where a commit waits for its quorum: without it nothing is durable anywhere.
+    "fsync": "on",
+    # One wait for a quorum per flush; with open_sync and open_datasync it would be one per write.
+    "wal_sync_method": "fdatasync",
+    # A failed fsync means that the volume took nothing (fenced, or no quorum): panic, never retry as if it had.
+    "data_sync_retry": "off",
+    # A page reaches the volume whole or not at all, so torn pages cannot exist and full images in the WAL are waste.
+    "full_page_writes": "off",
+    # Recycled segments hold old bytes that a byte-wise comparison would find different everywhere.
+    "wal_recycle": "off",
+    # Zeros are not worth sending: an unwritten page reads as zeros.
+    "wal_init_zero": "off",
+    # After a crash of any process, the local copy may hold writes that the volume does not: the mount is thrown away.
+    "restart_after_crash": "off",
+    # "mmap" would put shared memory into files of the data directory.
+    "dynamic_shared_memory_type": "posix",
+    # One process less with the data directory's library in it, and no logs in the volume: stderr goes to our file.
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    # At a start after a crash: one syncfs call instead of opening and fsyncing every file of the database.
+    "recovery_init_sync_method": "syncfs",
+    "unix_socket_permissions": "0700",
+}
+# io_uring would go past the C library. Workers rather than "sync": they keep many reads of absent pages in flight.
+_FIXED_18: Final[Mapping[str, str]] = {"io_method": "worker"}
+
+_TUNING: Final[Mapping[str, str]] = {
+    "huge_pages": "try",
+    # A hot standby refuses to start unless it has at least the writer's figures for these four and max_connections:
+    # they belong to the cluster, not to the size of an instance.
+    "max_worker_processes": "8",
+    "max_wal_senders": "10",  # readers need none; for the user's own logical replication and pg_basebackup
+    "max_prepared_transactions": "0",
+    "max_locks_per_transaction": "64",
+    # Enough for readers to be hot standbys.
+    "wal_level": "replica",
+    # Almost no full images are left in the WAL, so there is nothing to gain for the CPU it would take from 2 cores.
+    "wal_compression": "off",
+    # A flush waits for a quorum, a few milliseconds in which other sessions go on inserting.
+    "wal_buffers": "16MB",
+    # Sync commits flush themselves; 200 ms is only how late an asynchronous one may become durable (at most three
+    # times that), and each round of the WAL writer costs a message to six nodes.
+    "wal_writer_delay": "200ms",
+    # A commit's wait groups those that come meanwhile, so an additional delay would only add latency.
+    "commit_delay": "0",
+    # Cheap here: a checkpoint sends the changed bytes of dirty pages once, without full images after it.
+    "checkpoint_timeout": "60s",
+    # The bound on what a failover replays: PostgreSQL starts a checkpoint early enough to stay below it.
+    "max_wal_size": "512MB",
+    # Spread over the interval: page writes share their way to the storage nodes with commits.
+    "checkpoint_completion_target": "0.9",
+    # A dirty victim must flush the WAL before it can go, a wait for a quorum in the middle of someone's read. The
+    # background writer takes that wait; more often than by default, since it is longer than a local disk's.
+    "bgwriter_delay": "100ms",
+    "bgwriter_lru_maxpages": "200",
+    # The local files are a cache: hurrying them to the local disk is work for nothing. Only fsync counts.
+    "bgwriter_flush_after": "0",
+    "backend_flush_after": "0",
+    "checkpoint_flush_after": "0",
+    # A new writer starts with no pages at hand, and without full images every replayed page must be read first:
+    # look far ahead in the WAL and ask for pages early (posix_fadvise reaches the volume as a prefetch).
+    "recovery_prefetch": "try",
+    "maintenance_io_concurrency": "64",
+    "wal_decode_buffer_size": "2MB",
+    # The same for scans of tables that are not here yet.
+    "effective_io_concurrency": "32",
+    # Compilation takes tens of milliseconds of one of two cores; where it pays, a session can switch it on.
+    "jit": "off",
+    # A session whose client vanished (failover, endpoint moved) is noticed within a minute, not two hours.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "password_encryption": "scram-sha-256",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_timezone": "UTC",
+}
+# Each waits for one absent page (or run of pages) at a time: their number is what a scan has in flight.
+_TUNING_18: Final[Mapping[str, str]] = {"io_workers": "8"}
+
+_OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
+_WAL_LEVELS: Final = ("replica", "logical")
+
+# Never in the volume. Each is either rebuilt, or emptied by the server itself at its next start. No pattern may match
+# what a user can name: a replication slot is a directory pg_replslot/<name> of letters, digits and underscores, and may
+# be called "pgsql_tmp" or, as temporary tables' files are, "t3_16384" (so those do go into the volume).
+VOLATILE_PATTERNS: Final = (
+    VolatilePattern(VolatileKind.EXACT, "postmaster.pid"),  # says who runs here now: true on one machine only
+    VolatilePattern(VolatileKind.EXACT, "postmaster.opts"),
+    VolatilePattern(VolatileKind.EXACT, "current_logfiles"),
+    VolatilePattern(VolatileKind.BELOW, "base/pgsql_tmp"),  # sorts and hashes that did not fit in memory
+    VolatilePattern(VolatileKind.BELOW, "pg_stat_tmp"),
+    VolatilePattern(VolatileKind.BELOW, "pg_dynshmem"),
+    VolatilePattern(VolatileKind.BELOW, "pg_notify"),  # LISTEN/NOTIFY queue: emptied at start
+    VolatilePattern(VolatileKind.BELOW, "pg_serial"),  # serializable conflicts: emptied at start
+    VolatilePattern(VolatileKind.BELOW, "pg_snapshots"),  # exported snapshots: removed at start
+    VolatilePattern(VolatileKind.BELOW, "pg_subtrans"),  # parents of subtransactions: zeroed at start
+    # Relation cache: removed at start, written by the first session. Its temporary name pg_internal.init.<pid> is
+    # renamed to the final one, and both match.
+    VolatilePattern(VolatileKind.NAME, "pg_internal.init*"),
+)
+
+
+def server_settings(
+    *,
+    major: int,
+    host: str,
+    port: int,
+    socket_dir: Path,
+    shared_buffers_bytes: int,
+    max_connections: int,
+    parameters: Mapping[str, str],
+) -> dict[str, str]:
+    """Everything for the command line. Raises ConfigurationError for a parameter that is not the caller's to set."""
+    fixed = {**_FIXED, **(_FIXED_18 if major >= 18 else {})}
+    chosen = {name.lower(): value for name, value in parameters.items()}
+    refused = sorted(name for name in chosen if name in fixed or name in _OURS)
+    if refused:
+        raise ConfigurationError(f"the parameter {refused[0]} is fixed by the storage underneath: remove it")
+    if chosen.get("wal_level", "replica") not in _WAL_LEVELS:
+        raise ConfigurationError("the parameter wal_level can be replica or logical: readers follow the log")
+    quoted_dir = '"{}"'.format(str(socket_dir).replace('"', '""'))
+    return {
+        **_TUNING,
+        **(_TUNING_18 if major >= 18 else {}),
+        "max_connections": str(max_connections),
+        "shared_buffers": f"{shared_buffers_bytes // KIB}kB",
+        # The mount's pages are files in the page cache, about as large again as the rest of the instance's memory.
+        "effective_cache_size": f"{3 * shared_buffers_bytes // KIB}kB",
+        **chosen,
+        **fixed,
+        "listen_addresses": host,
+        "port": str(port),
+        "unix_socket_directories": quoted_dir,
+    }
