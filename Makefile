@@ -49,7 +49,10 @@ test: $(BUILT) account ## run the tests, without the long ones of chaos and sim
 	$(BIN)/pytest -m "not chaos and not sim" $(ARGS)
 
 .PHONY: lint
-lint: $(BUILT) proto-check lint-c ## check style and types of everything
+lint: lint-python lint-c proto-check ## check style and types of everything
+
+.PHONY: lint-python
+lint-python: $(BUILT) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -100,12 +103,12 @@ $(INSTALLED): pyproject.toml deploy/prepare-machine
 	fi
 	@echo "Installing aurora-ray and what it needs into $(VENV) (some minutes the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]'
-	@touch $@ $(BUILT)
+	@touch $@
 
-# The stamp above covers the C library too; this one is behind only when nothing but C has changed.
+# A whole installation has built the C library already; here it is built when nothing but C has changed.
 $(BUILT): $(INSTALLED) $(C_FILES)
-	@echo "Building the C library"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(if $(filter $(INSTALLED),$?),,echo "Building the C library"; $(BIN)/python -m pip install \
+	    --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .)
 	@touch $@
 
 .PHONY: proto
@@ -123,7 +126,7 @@ hooks: $(BUILT) ## run the checks before each commit from now on
 .PHONY: clean
 clean: ## remove what building and testing leave in this directory; .venv and all data stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage benchmarks/out
-	rm -f aurora_ray/interposer/*.so $(BUILT)
+	rm -f aurora_ray/interposer/*.so $(INSTALLED) $(BUILT)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 .PHONY: distclean

@@ -1,0 +1,1 @@
+"""Region files and their loader."""
