@@ -1,6 +1,6 @@
-"""A volume: opened by one writer, or read as of an LSN by anybody.
+"""A volume, opened by its one writer.
 
-`Volume` is the writer's side. `submit` is the hot path: the batches are encoded already, the call returns at once, and
+`submit` is the hot path: the batches are encoded already, the call returns at once, and
 `on_vdl` says when what has become durable. The LSNs of a flush are the caller's: flushes follow each other without gaps
 from `tail_lsn` on, each batch links back to its group's last (`group_tails`).
 
@@ -22,14 +22,14 @@ import uuid
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import AuroraError, FencedError, OutOfRangeError, QuorumLostError, StorageError, UsageError
+from aurora_ray.errors import AuroraError, FencedError, QuorumLostError, StorageError, UsageError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import GroupRecords, RecordBuilder
-from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.node_client import NodeClient, close_all, set_peers
 from aurora_ray.volume.quorum import QuorumTracker
-from aurora_ray.volume.reader import PageReader, PageRun
+from aurora_ray.volume.reader import READ_TIMEOUT_S, PageReader, PageRun, check_durable
 from aurora_ray.volume.recovery import Truncate
-from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, read_quorum, write_quorum
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, write_quorum
 from aurora_ray.volume.streams import FLUSH_BYTES_MAX, NodeStream, serialize_batches
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
 
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
-    from aurora_ray.volume.recovery import Recovered, SegmentState
+    from aurora_ray.volume.recovery import Recovered
 
 INFLIGHT_BYTES_MAX: Final = 256 << 20  # redo that is not durable yet; callers keep below by `wait_room`
 HEARTBEAT_S: Final = 0.5
-READ_TIMEOUT_S: Final = 30.0
-POLL_S: Final = (0.02, 0.5)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class Volume:
         try:
             await _create_segments(spec, spec.groups, clients, timeout_s)
         finally:
-            await _close_all(clients.values())
+            await close_all(clients.values())
 
     @classmethod
     async def open(
@@ -79,10 +77,10 @@ class Volume:
         clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
         owner = uuid.uuid4().bytes
         try:
-            await _set_peers(clients)
+            await set_peers(clients)
             recovered = await take_over(spec, clients, owner, timeout_s)
         except BaseException:
-            await _close_all(clients.values())
+            await close_all(clients.values())
             raise
         volume = cls(spec, clients, owner, recovered, az=az)
         volume.on_vdl = on_vdl
@@ -331,7 +329,7 @@ class Volume:
     def _read_point(self, lsn: int | None) -> int:
         if lsn is None:
             return self.vdl
-        _check_durable(lsn, self.vdl)
+        check_durable(lsn, self.vdl)
         return lsn
 
     def _required(self, lsn: int) -> dict[int, int]:
@@ -377,8 +375,8 @@ class Volume:
                 await self._streams[node.node_id].use(client)
                 replaced.append(old)
         self._learn_placement()
-        await _close_all(replaced)
-        await _set_peers(self._clients)
+        await close_all(replaced)
+        await set_peers(self._clients)
 
     def _learn_placement(self) -> None:
         self._node_groups = {node: frozenset(self.spec.groups_of(node)) for node in self._clients}
@@ -390,105 +388,7 @@ class Volume:
         self._end(StorageError("the volume was closed: what was not durable has an unknown outcome"))
         self._heartbeats.cancel()
         await asyncio.gather(self._heartbeats, *(s.close() for s in self._streams.values()), return_exceptions=True)
-        await _close_all(self._clients.values())
-
-
-class VolumeReader:
-    """A volume read as of one LSN, without an epoch and without disturbing its writer."""
-
-    @classmethod
-    async def open(
-        cls,
-        spec: VolumeSpec,
-        nodes: Sequence[NodeAddress],
-        *,
-        lsn: int | None = None,
-        timeout_s: float,
-        az: str | None = None,
-    ) -> VolumeReader:
-        """Opens at `lsn` (default: the highest that the nodes know to be durable). 3 of 6 copies suffice.
-
-        Raises OutOfRangeError for an LSN that is not durable, QuorumLostError if too few copies answer.
-        """
-        clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
-        try:
-            current, vdl = await _current_copies(spec, clients, timeout_s)
-            point = vdl if lsn is None else lsn
-            _check_durable(point, vdl)
-        except BaseException:
-            await _close_all(clients.values())
-            raise
-        return cls(spec, clients, point, current, az)
-
-    def __init__(
-        self,
-        spec: VolumeSpec,
-        clients: dict[str, NodeClient],
-        lsn: int,
-        current: dict[str, dict[int, SegmentState]],
-        az: str | None,
-    ) -> None:
-        """Not to be called: see `open`."""
-        self.spec = spec
-        self.lsn = lsn
-        self._clients = clients
-        # Any read quorum includes a copy with the group's last durable batch, so none of them is behind by more.
-        self._required = {
-            group: min(lsn, max(states[group].highest_lsn for states in current.values() if group in states))
-            for group in spec.members
-        }
-        self._reader = PageReader(spec, spec.members, clients, current.__contains__, az=az)
-
-    async def read_pages(
-        self, ranges: Sequence[tuple[int, int, int, int]], timeout_s: float = READ_TIMEOUT_S
-    ) -> list[PageRun]:
-        """The ranges (see PageRange) as of the reader's LSN, in the order asked."""
-        return await self._reader.read_pages(ranges, self.lsn, self._required, timeout_s)
-
-    async def read_file_table(self, timeout_s: float = READ_TIMEOUT_S) -> FileTable:
-        """The file table as of the reader's LSN."""
-        return await self._reader.read_file_table(self.lsn, self._required[0], timeout_s)
-
-    async def close(self) -> None:
-        """Lets go of the nodes."""
-        await _close_all(self._clients.values())
-
-
-def _check_durable(lsn: int, vdl: int) -> None:
-    if lsn > vdl:
-        raise OutOfRangeError(f"LSN {lsn} is not durable: the volume is known to be durable up to {vdl}")
-
-
-async def _current_copies(
-    spec: VolumeSpec, clients: Mapping[str, NodeClient], timeout_s: float
-) -> tuple[dict[str, dict[int, SegmentState]], int]:
-    """The nodes that carry the newest history seen, with their states, and the VDL; a read quorum of every group."""
-    deadline = time.monotonic() + timeout_s
-    pause_s = POLL_S[0]
-    while True:
-        left_s = max(0.05, deadline - time.monotonic())
-        answers = await asyncio.gather(
-            *(client.state(min(CALL_TIMEOUT_S, left_s)) for client in clients.values()), return_exceptions=True
-        )
-        states = {
-            node: {state.group: state for state in answer}
-            for node, answer in zip(clients, answers, strict=True)
-            if not isinstance(answer, BaseException)
-        }
-        everything = [state for own in states.values() for state in own.values()]
-        newest = max((state.installed_epoch for state in everything), default=0)
-        current = {node: own for node, own in states.items() if all(s.installed_epoch == newest for s in own.values())}
-        if all(
-            sum(group in current.get(node, ()) for node in nodes) >= read_quorum(len(nodes))
-            for group, nodes in spec.members.items()
-        ):
-            return current, max(state.vdl for state in everything)
-        if time.monotonic() + pause_s >= deadline:
-            raise QuorumLostError(
-                f"volume {spec.volume_id}: only {sorted(current)} answer with the current history, 3 of 6 are needed"
-            )
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, POLL_S[1])
+        await close_all(self._clients.values())
 
 
 async def _create_segments(
@@ -515,15 +415,3 @@ async def _create_segments(
                 f"group {placement.group} was created on {created} only: {[str(each) for each in failed.values()]}"
             )
     return [node for node in calls if node not in failed]
-
-
-async def _set_peers(clients: Mapping[str, NodeClient]) -> None:
-    """Best effort: nodes that cannot be told now have the addresses of last time."""
-    addresses = {node: client.node.address for node, client in clients.items()}
-    await asyncio.gather(
-        *(client.set_peers(addresses, CALL_TIMEOUT_S) for client in clients.values()), return_exceptions=True
-    )
-
-
-async def _close_all(clients: Iterable[NodeClient]) -> None:
-    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)

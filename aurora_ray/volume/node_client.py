@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     AppendCall = grpc.aio.StreamStreamCall[bytes, bytes]
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
+PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
 
 _Reply = TypeVar("_Reply")
@@ -74,10 +76,11 @@ class NodeClient:
     def __init__(self, node: NodeAddress, volume: bytes) -> None:
         self.node = node
         self._volume = volume
-        self._channel: Any = open_channel(node.address)  # the stubs know grpc.aio's signatures only in part
-        self._stub: Any = StorageNodeStub(self._channel)  # type: ignore[no-untyped-call]
+        channel: Any = open_channel(node.address)  # the type stubs know grpc.aio's signatures only in part
+        self._channel = channel
+        self._stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
         # Bytes in, bytes out: a flush is serialised once for all nodes, and replies are one number.
-        self._append: Any = self._channel.stream_stream(APPEND_METHOD)
+        self._append: Any = channel.stream_stream(APPEND_METHOD)
 
     async def close(self) -> None:
         """Ends all calls."""
@@ -175,3 +178,16 @@ def decode_state(state: pb.SegmentState) -> SegmentState:
             for batch in state.tail
         ),
     )
+
+
+async def set_peers(clients: Mapping[str, NodeClient]) -> None:
+    """Best effort: nodes that cannot be told now have the addresses of last time."""
+    addresses = {node: client.node.address for node, client in clients.items()}
+    await asyncio.gather(
+        *(client.set_peers(addresses, PEERS_TIMEOUT_S) for client in clients.values()), return_exceptions=True
+    )
+
+
+async def close_all(clients: Iterable[NodeClient]) -> None:
+    """Closes every one, whatever the others do."""
+    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)

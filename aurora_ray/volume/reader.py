@@ -5,7 +5,8 @@ the read point, so "complete up to `required`" (SCL >= required) is all that a n
 known to carry the current history are asked; on others a chain may look complete with batches that never happened.
 
 The order of preference is the measured latency, with a handicap for other Availability Zones. A request that takes
-longer than it usually would (mean plus four deviations) is asked of the next node as well, and the first answer counts.
+longer than it usually would (mean plus four deviations) is asked of the next node as well, then, after twice that time,
+of a third, and so on; the first answer counts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.spec import VolumeSpec
 
+READ_TIMEOUT_S: Final = 30.0
 REQUEST_BYTES_MAX: Final = 16 << 20  # page data asked of a node at once
 CALL_TIMEOUT_S: Final = 5.0
 HEDGE_S: Final = (0.003, 0.5)  # shortest and longest wait before a second copy is asked
@@ -195,13 +197,9 @@ class PageReader:
         pause_s = ROUND_PAUSE_S[0]
         while True:
             errors: list[AuroraError] = []
-            nodes = self._order(group)
-            while nodes:
-                batch = nodes[: 2 if hedge else 1]
-                try:
-                    return await self._hedged(batch, ask, errors)
-                except AuroraError:
-                    nodes = nodes[len(batch) :]
+            found = await self._cascade(self._order(group), ask, errors, hedge=hedge)
+            if found is not None:
+                return found
             if errors and all(isinstance(error, OutOfRangeError) for error in errors):
                 raise errors[0]
             if time.monotonic() + pause_s >= deadline:
@@ -210,17 +208,26 @@ class PageReader:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, ROUND_PAUSE_S[1])
 
-    async def _hedged(
-        self, nodes: Sequence[str], ask: Callable[[NodeClient], Awaitable[_Answer]], errors: list[AuroraError]
-    ) -> _Answer:
-        """Asks the first node, and after a while (or when it fails) the second too. Raises when all have failed."""
-        first = asyncio.ensure_future(self._timed(nodes[0], ask))
-        running: set[asyncio.Future[_Answer]] = {first}
-        left = list(nodes[1:])
+    async def _cascade(
+        self,
+        nodes: list[str],
+        ask: Callable[[NodeClient], Awaitable[_Answer]],
+        errors: list[AuroraError],
+        *,
+        hedge: bool,
+    ) -> _Answer | None:
+        """Asks the first node; the next one as well when an answer fails or takes long. None when all have failed."""
+        left = iter(nodes)
+        first = next(left, None)
+        if first is None:
+            return None
+        wait_s = self._latencies[first].hedge_s
+        running = {asyncio.ensure_future(self._timed(first, ask))}
         try:
-            while True:
-                hedge_s = self._latencies[nodes[0]].hedge_s if left else None
-                done, running = await asyncio.wait(running, timeout=hedge_s, return_when=asyncio.FIRST_COMPLETED)
+            while running:
+                done, running = await asyncio.wait(
+                    running, timeout=wait_s if hedge else None, return_when=asyncio.FIRST_COMPLETED
+                )
                 for call in done:
                     error = call.exception()
                     if error is None:
@@ -228,14 +235,17 @@ class PageReader:
                     if not isinstance(error, AuroraError):
                         raise error
                     errors.append(error)
-                if left:
-                    self.hedged_count += not done
-                    running.add(asyncio.ensure_future(self._timed(left.pop(), ask)))
-                elif not running:
-                    raise errors[-1]
+                node = next(left, None)
+                if node is None:
+                    hedge = False
+                    continue
+                running.add(asyncio.ensure_future(self._timed(node, ask)))
+                self.hedged_count += not done
+                wait_s *= 2
         finally:
             for call in running:
                 call.cancel()
+        return None
 
     async def _timed(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> _Answer:
         latency = self._latencies[node]
@@ -252,3 +262,9 @@ class PageReader:
             raise
         latency.observe(time.monotonic() - start)
         return answer
+
+
+def check_durable(lsn: int, vdl: int) -> None:
+    """Raises OutOfRangeError for a read point above what is durable."""
+    if lsn > vdl:
+        raise OutOfRangeError(f"LSN {lsn} is not durable: the volume is known to be durable up to {vdl}")

@@ -166,9 +166,9 @@ class Recovery:
             return None
         if self.phase is Phase.ASK:
             return None if node in self._asked else AskState()
-        if node not in self._sealed:
-            return Seal(self.epoch)
-        if self.phase >= Phase.INSTALL and node not in self._installed:
+        if self.phase is Phase.SEAL:
+            return None if node in self._sealed else Seal(self.epoch)
+        if node not in self._installed:  # whether it promised or not: the epoch is ours by the promises of a quorum
             return self._truncate()
         return self._finishing_request(node)
 
@@ -227,7 +227,7 @@ class Recovery:
 
     def on_truncated(self, node: str, vdl: int, states: Sequence[SegmentState]) -> None:
         """A node carries our history, sent with `vdl`."""
-        if self.outcome is not None or self.phase < Phase.INSTALL or node not in self._sealed:
+        if self.outcome is not None or self.phase < Phase.INSTALL:
             return
         if any(state.installed_epoch != self.epoch for state in states):
             return

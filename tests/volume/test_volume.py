@@ -1,0 +1,204 @@
+"""A writer and six real storage nodes: durability, nodes that come and go, shape."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aurora_ray.errors import OutOfRangeError, QuorumLostError, UsageError
+from aurora_ray.log.record import create, size
+from aurora_ray.volume.as_of import VolumeReader
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.spec import GroupPlacement
+from tests.support.polling import poll_until
+from tests.volume.cluster import NODES, PAGE, Cluster, encoded_flush, pages
+
+if TYPE_CHECKING:
+    from aurora_ray.volume.reader import PageRun
+
+
+def image(run: PageRun) -> bytes:
+    return run.pages.rstrip(b"\0")
+
+
+async def test_what_is_written_is_read(cluster: Cluster) -> None:
+    seen: list[int] = []
+    volume = await cluster.open(on_vdl=seen.append)
+    assert (volume.epoch, volume.vdl, volume.tail_lsn) == (1, 0, 0)
+    first = await volume.append([create(1, b"first"), size(1, 2 * PAGE), *pages((0, b"one"), (1, b"two"))])
+    second = await volume.append(pages((0, b"three")))
+    assert volume.vdl == second
+    assert seen == [first, second]
+    runs = await volume.read_pages([(0, 1, 0, 3), (0, 9, 0, 1)])
+    assert [run.kinds for run in runs] == [b"\1\1\0", b"\0"]
+    assert runs[0].pages[:PAGE].rstrip(b"\0") == b"three"
+    assert image((await volume.read_pages([(0, 1, 0, 1)], first))[0]) == b"one"
+    table = await volume.read_file_table()
+    entry = table.lookup(b"first")
+    assert entry is not None
+    assert entry.size == 2 * PAGE
+    with pytest.raises(OutOfRangeError, match="not durable"):
+        await volume.read_pages([(0, 1, 0, 1)], second + 8)
+
+
+async def test_submit_is_durable_in_order(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    for number in range(200):
+        volume.submit(*encoded_flush(volume, pages((number % 7, b"%d" % number))))
+    assert volume.inflight_bytes > 0
+    await volume.wait_durable(volume.tail_lsn, timeout_s=20)
+    assert volume.inflight_bytes == 0
+    assert volume.stats()["messages"] < 6 * 200
+    assert image((await volume.read_pages([(0, 1, 3, 1)]))[0]) == b"199"
+
+
+async def test_a_flush_out_of_order_is_refused(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    start, end, batches = encoded_flush(volume, pages((0, b"x")))
+    volume.submit(start, end, batches)
+    with pytest.raises(UsageError, match="cannot follow"):
+        volume.submit(start, end, batches)
+    await volume.wait_durable(end, timeout_s=10)
+
+
+async def test_two_nodes_down_goes_on_and_they_catch_up(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    await cluster.stop("b1", "c2")
+    for number in range(20):
+        await volume.append(pages((number, b"x" * 100)), timeout_s=10)
+    await cluster.start("b1", "c2")
+    await volume.update_nodes(cluster.addresses)
+    lsn = await volume.append(pages((0, b"last")))
+    await poll_until(lambda: all(cluster.segment(node).scl == lsn for node in NODES), what="all six are complete")
+    assert len({tuple(cluster.log(node)) for node in NODES}) == 1
+
+
+async def test_three_nodes_down_waits_and_resumes(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    before = await volume.append(pages((0, b"before")))
+    await cluster.stop("a1", "b1", "c1")
+    volume.submit(*encoded_flush(volume, pages((0, b"waiting"))))
+    with pytest.raises(QuorumLostError, match="not known yet"):
+        await volume.wait_durable(volume.tail_lsn, timeout_s=0.5)
+    assert volume.vdl == before
+    assert image((await volume.read_pages([(0, 1, 0, 1)]))[0]) == b"before"
+    await cluster.start("b1")
+    await volume.update_nodes(cluster.addresses)
+    await volume.wait_durable(volume.tail_lsn, timeout_s=10)
+    assert image((await volume.read_pages([(0, 1, 0, 1)]))[0]) == b"waiting"
+
+
+async def test_a_node_that_restarts_where_it_was_is_found_again(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    await cluster.stop("a1", "b1", "c1")
+    volume.submit(*encoded_flush(volume, pages((0, b"x"))))
+    await cluster.start("c1")
+    await volume.wait_durable(volume.tail_lsn, timeout_s=10)
+
+
+async def test_flushes_that_touch_two_groups_and_a_group_added_later(two_groups: Cluster) -> None:
+    cluster = two_groups
+    volume = await cluster.open()
+    await volume.append([*pages((0, b"zero")), *pages((1, b"one"), group=1)])
+    await volume.append(pages((2, b"one again"), group=1))
+    middle = volume.vdl
+    spec = await volume.add_group(GroupPlacement(2, NODES))
+    await volume.append([*pages((3, b"two"), group=2), *pages((4, b"zero again"))])
+    runs = await volume.read_pages([(2, 1, 3, 1), (0, 1, 0, 1), (1, 1, 1, 2)])
+    assert [run.kinds for run in runs] == [b"\1", b"\1", b"\1\1"]
+    assert image(runs[0]) == b"two"
+    assert volume.durable_tails == {0: volume.vdl, 1: middle, 2: volume.vdl}
+
+    with pytest.raises(UsageError, match=r"groups \[2\]"):
+        await cluster.open()
+    cluster.spec = spec
+    again = await cluster.open()
+    assert again.vdl == volume.vdl
+    assert again.group_tails == volume.durable_tails
+    assert image((await again.read_pages([(2, 1, 3, 1)]))[0]) == b"two"
+    await again.append([*pages((5, b"x")), *pages((6, b"y"), group=1), *pages((7, b"z"), group=2)])
+
+
+async def test_a_group_on_other_nodes_than_the_rest(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    await volume.append(pages((0, b"zero")))
+    cluster.spec = await volume.add_group(GroupPlacement(1, ("a1", "b1", "c1")))
+    for number in range(10):
+        await volume.append([*pages((number, b"zero")), *pages((number, b"one"), group=1)])
+    assert cluster.segment("a1", 1).scl == volume.vdl
+    assert (cluster.spec.volume_id.bytes, 1) not in cluster.servers["a2"].node.segments
+    again = await cluster.open()
+    assert again.group_tails == {0: volume.vdl, 1: volume.vdl}
+    await again.append(pages((3, b"more"), group=1))
+
+
+async def test_nodes_learn_the_vdl_while_nothing_is_written(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    lsn = await volume.append(pages((0, b"x")))
+    await poll_until(lambda: all(cluster.segment(node).vdl == lsn for node in NODES), what="every node knows the VDL")
+
+
+async def test_reading_as_of_an_lsn_needs_no_epoch(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    first = await volume.append([create(1, b"f"), *pages((0, b"one"))])
+    second = await volume.append(pages((0, b"two")))
+    await poll_until(lambda: any(cluster.segment(node).vdl == second for node in NODES), what="the VDL is known")
+    await cluster.stop("a1", "a2", "b1")
+    for lsn, content in ((first, b"one"), (None, b"two")):
+        reader = await VolumeReader.open(cluster.spec, cluster.addresses, lsn=lsn, timeout_s=10)
+        try:
+            assert reader.lsn == (lsn or second)
+            assert image((await reader.read_pages([(0, 1, 0, 1)]))[0]) == content
+            assert (await reader.read_file_table()).lookup(b"f") is not None
+        finally:
+            await reader.close()
+    with pytest.raises(OutOfRangeError, match="not durable"):
+        await VolumeReader.open(cluster.spec, cluster.addresses, lsn=second + 8, timeout_s=10)
+    assert volume.epoch == 1
+
+
+async def test_reads_go_round_nodes_that_are_down(cluster: Cluster) -> None:
+    volume = await cluster.open(az="a")
+    await volume.append(pages((0, b"here")))
+    await cluster.stop("a1", "a2", "b1", "b2", "c1")
+    for _ in range(20):
+        assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
+    await cluster.stop("c2")
+    with pytest.raises(QuorumLostError, match="no copy of group 0"):
+        await volume.read_pages([(0, 1, 0, 1)], timeout_s=0.3)
+
+
+async def test_a_slow_copy_is_hedged(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = await cluster.open(az="a")
+    await volume.append(pages((0, b"here")))
+    never = asyncio.Event()
+    for node in ("a1", "a2"):
+        client = volume._clients[node]
+
+        async def stuck(*_: object) -> None:
+            await never.wait()
+
+        monkeypatch.setattr(client, "read_pages", stuck)
+    for _ in range(5):
+        assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
+    assert volume.stats()["hedged_reads"] >= 1
+
+
+async def test_a_closed_volume_ends_its_waits(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    await cluster.stop("a1", "b1", "c1")
+    volume.submit(*encoded_flush(volume, pages((0, b"x"))))
+    waiting = asyncio.create_task(volume.wait_durable(volume.tail_lsn, timeout_s=30))
+    await asyncio.sleep(0)
+    await volume.close()
+    with pytest.raises(Exception, match="unknown outcome"):
+        await waiting
+
+
+async def test_a_volume_needs_four_nodes_to_be_created(cluster: Cluster) -> None:
+    await cluster.stop("a1", "b1", "c1")
+    other = Cluster(cluster._directory)
+    with pytest.raises(QuorumLostError, match="group 0 was created on"):
+        await Volume.create(other.spec, cluster.addresses, timeout_s=2)
