@@ -46,7 +46,7 @@ class FileKind(Enum):
 class Entry:
     """One file, directory or symbolic link.
 
-    `extents[i]` is the group of pages 64*i to 64*i+63, NO_GROUP if unassigned; shared with the table, so not to be changed.
+    `extents[i]` is the group of pages 64*i to 64*i+63, NO_GROUP if unassigned; shared with the table: do not change.
     """
 
     kind: FileKind

@@ -38,6 +38,8 @@ def apply_at(buf: Buffer, at: int, page: bytearray) -> bool:
     length, _, flags, count, _, _, _, _ = RECORD_HEADER.unpack_from(buf, at)
     body, end = at + RECORD_HEADER_BYTES, at + length
     if flags & RecordFlag.FULL:
+        if body + IMAGE_LENGTH.size > end:
+            raise MalformedError("a page image is cut short")
         nbytes = IMAGE_LENGTH.unpack_from(buf, body)[0]
         body += IMAGE_LENGTH.size
         if nbytes > len(page) or body + nbytes > end:
@@ -74,17 +76,16 @@ def _apply_ranges(
             spans.append((offset, stop))
 
 
-def sound_changes(changes: Sequence[tuple[Buffer, int]], page_size: int) -> list[tuple[Buffer, int]]:
-    """Those of `changes` that can be applied to a page of `page_size` bytes, so that every copy skips the same ones."""
-    scratch = bytearray(page_size)
-    sound = []
-    for buf, at in changes:
-        try:
-            apply_at(buf, at, scratch)
-        except MalformedError:
-            continue
-        sound.append((buf, at))
-    return sound
+def fits(buf: Buffer, at: int, page_size: int) -> bool:
+    """Whether the PAGE record at offset `at` can be applied to a page of `page_size` bytes.
+
+    One that cannot is skipped, everywhere alike.
+    """
+    try:
+        apply_at(buf, at, bytearray(page_size))
+    except MalformedError:
+        return False
+    return True
 
 
 def _range_heads(count: int) -> Struct:

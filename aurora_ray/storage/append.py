@@ -1,0 +1,88 @@
+"""The hot path: one long-lived stream a writer, one write and one sync a message, in the event loop.
+
+Nothing is indexed here and no thread is involved: a hop to a thread costs more than the write. A message is checked as
+a whole before any of it is stored, so a refused message changes nothing; the refusal ends the stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from aurora_ray.errors import AuroraError, DiskFullError, UnknownVolumeError
+from aurora_ray.log.batch import BatchHeader, check_records, verify
+from aurora_ray.storage.keys import LSN_KEY
+from aurora_ray.storage.status import refuse
+from aurora_ray.storage.wire import append_reply, split_append
+
+if TYPE_CHECKING:
+    from aurora_ray.storage.node import Node
+    from aurora_ray.storage.segment import Segment
+
+
+class Appender:
+    """Serves Append for one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def serve(self, _: object, context: Any) -> None:
+        """One stream; messages and replies are bytes."""
+        read, write, store = context.read, context.write, self.store
+        acked_lsn = 0
+        while True:
+            message = await read()
+            if message is grpc.aio.EOF:  # type: ignore[attr-defined]
+                return
+            try:
+                acked_lsn = max(acked_lsn, store(message))
+            except AuroraError as error:
+                await refuse(context, self._node, error)
+            await write(append_reply(acked_lsn))
+
+    def store(self, message: bytes) -> int:
+        """Makes the message's batches durable; the highest flush_end among them. Raises AuroraError."""
+        node = self._node
+        if node.disk_full:
+            raise DiskFullError("less than the reserve is free on the node's disk; nothing was written")
+        fresh, highest_lsn = self._check(split_append(message))
+        written: list[Segment] = []
+        put_key = LSN_KEY.pack
+        try:
+            for segment, header, batch in fresh:
+                segment.store.put_log(put_key(header.flush_end), batch)
+                if segment not in written:
+                    written.append(segment)
+            for segment in written:
+                segment.store.sync(True)
+        except Exception as error:  # RocksDB's errors have no common class
+            node.reopen_after_error(written or [fresh[0][0]], error)
+            raise DiskFullError(f"the log could not be written: {error}") from error
+        for segment, header, batch in fresh:
+            segment.link(header, len(batch))
+        node.counters["appended_batches"] += len(fresh)
+        return highest_lsn
+
+    def _check(self, batches: list[bytes]) -> tuple[list[tuple[Segment, BatchHeader, bytes]], int]:
+        """The batches that are new, and the highest flush_end."""
+        segments = self._node.segments
+        fresh: list[tuple[Segment, BatchHeader, bytes]] = []
+        chain_ends: dict[Segment, int] = {}
+        highest_lsn = 0
+        for batch in batches:
+            header = verify(batch)
+            segment = segments.get((header.volume, header.group))
+            if segment is None:
+                raise UnknownVolumeError(f"no segment of group {header.group} of volume {header.volume.hex()} here")
+            at_lsn = chain_ends.get(segment, segment.scl)
+            if not header.record_count:
+                segment.check(header, 0)
+                segment.learn_vdl(header.vdl)
+            elif segment.check(header, at_lsn):
+                check_records(batch, header)
+                fresh.append((segment, header, batch))
+                if header.prev_lsn == at_lsn:
+                    chain_ends[segment] = header.flush_end
+            highest_lsn = max(highest_lsn, header.flush_end)
+        return fresh, highest_lsn

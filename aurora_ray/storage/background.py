@@ -1,0 +1,95 @@
+"""The background of a node: coalescing and garbage collection, one segment after the other, and a look at the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.storage.coalesce import coalesce
+from aurora_ray.storage.garbage import collect, live_read_points, new_floor
+
+if TYPE_CHECKING:
+    from aurora_ray.storage.node import Node
+    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.volume import NodeVolume
+
+_log = logging.getLogger(__name__)
+
+_DISK_CHECK_S: Final = 1.0
+_DISK_MEASURE_S: Final = 10.0
+
+
+class Background:
+    """Runs until cancelled. A failure on one segment is logged and counted and does not stop the others."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._config = node.config
+
+    async def run(self) -> None:
+        """The loop."""
+        checked_s = measured_s = -_DISK_MEASURE_S
+        while True:
+            now_s = time.monotonic()
+            if now_s - checked_s >= _DISK_CHECK_S:
+                checked_s = now_s
+                self._node.check_disk()
+            if now_s - measured_s >= _DISK_MEASURE_S:
+                measured_s = now_s
+                await self._node.measure_disk()
+            for volume in list(self._node.volumes.values()):
+                for segment in list(volume.segments.values()):
+                    await self._tend(volume, segment)
+            await asyncio.sleep(self._config.background_interval_s)
+
+    async def _tend(self, volume: NodeVolume, segment: Segment) -> None:
+        try:
+            async with segment.background:
+                while not segment.closed and self._layer_due(segment):
+                    if not await self.coalesce_once(segment):
+                        break
+                if not segment.closed:
+                    await self.collect_once(volume, segment)
+        except Exception as error:  # RocksDB's errors have no common class
+            if segment.closed:
+                return  # dropped or replaced in the middle
+            self._node.counters["background_errors"] += 1
+            _log.exception("volume %s group %d: background work failed: %s", volume.name, segment.group, error)
+
+    def _layer_due(self, segment: Segment) -> bool:
+        config = self._config
+        if segment.tail_bytes >= config.layer_bytes:
+            # Beyond a gap or the VDL nothing can be done: the bytes there must not wake us again and again.
+            return min(segment.scl, segment.vdl) > segment.meta.coalesced_lsn
+        idle = time.monotonic() - segment.last_append_s >= config.idle_s
+        return idle and segment.tail_bytes >= config.idle_layer_bytes
+
+    async def coalesce_once(self, segment: Segment) -> bool:
+        """One layer; whether there was one."""
+        anomalies: list[str] = []
+        done = await coalesce(segment, self._config.layer_bytes, anomalies)
+        if done:
+            self._node.counters["layers"] += 1
+        for anomaly in anomalies:
+            self._node.counters["table_anomalies"] += 1
+            _log.error("volume %s: the log holds a change no file system would make: %s", segment.volume.hex(), anomaly)
+        return done
+
+    async def collect_once(self, volume: NodeVolume, segment: Segment) -> None:
+        """Raises the floor as far as retention and read points allow."""
+        config, now_s = self._config, self._node.clock()
+        if now_s - self._node.started_s < config.lease_s_max:
+            return  # readers that held leases before a restart get the time to renew them
+        floor_lsn = new_floor(
+            segment.meta.layers,
+            floor_lsn=segment.meta.floor_lsn,
+            limit_lsn=min([segment.vdl, *live_read_points(volume.read_points, now_s)]),
+            tail_bytes=segment.tail_bytes,
+            oldest_us=(now_s - config.retention_s) * 1e6,
+            retention_bytes=config.retention_bytes,
+        )
+        if floor_lsn > segment.meta.floor_lsn:
+            self._node.counters["floors_raised"] += 1
+        await collect(segment, floor_lsn)

@@ -1,0 +1,212 @@
+"""Coalescing: turns a layer of log into page versions at the layer's end.
+
+All changes of a page within the layer are merged into one version: a delta on the version before, or an image when
+there was none, when a record carried one, or when the chain of deltas has grown long. Pages that were cut off within
+the layer are not written at all; a cut (truncation, drop) is remembered to hide versions from before it.
+
+The layer never reaches beyond the VDL, so nothing that a recovery may annul gets into page versions. A crash in between
+leaves versions at an LSN that is not a layer's end: correct for that LSN, merged over by the next attempt, never read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import zstandard
+
+from aurora_ray.errors import MalformedError
+from aurora_ray.log.pages import PageMerger, apply_delta, fits
+from aurora_ray.storage.keys import (
+    CUT_VALUE,
+    DELTA,
+    DELTA_HEAD,
+    IMAGE_HEAD,
+    cut_key,
+    lsn_key,
+    page_key,
+)
+from aurora_ray.storage.meta import Layer
+from aurora_ray.storage.pacing import Pacer
+from aurora_ray.storage.reading import apply_to_table, stored_table
+from aurora_ray.storage.versions import Versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.storage.layers import Change, LayerIndex
+    from aurora_ray.storage.segment import Cut, Segment
+
+CHAIN_DELTAS_MAX: Final = 16
+_WRITE_BYTES: Final = 256 << 10
+_COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
+
+
+async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
+    """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`."""
+    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    start_lsn = segment.meta.coalesced_lsn
+    index = await segment.layers.build(start_lsn, min(segment.scl, segment.vdl), bytes_max)
+    if index.end_lsn == start_lsn:
+        return False
+    await _LayerWriter(segment, index).write()
+    await segment.store.flush_pages()
+    table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
+    _commit(segment, index, table)
+    return True
+
+
+async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str]) -> FileTable:
+    table = segment.table
+    if table is None or table.lsn != index.start_lsn:
+        table = stored_table(segment, index.start_lsn)
+    segment.table = None
+    pacer = Pacer()
+    for _, buf, at in index.table:
+        apply_to_table(table, buf, at, anomalies)
+        if pacer.due:
+            await pacer.rest()
+    table.lsn = index.end_lsn
+    return table
+
+
+def _commit(segment: Segment, index: LayerIndex, table: FileTable | None) -> None:
+    """From here on reads use the new versions; one synced write, so a crash falls on one side or the other."""
+    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    meta = segment.meta
+    meta.layers.append(Layer(index.end_lsn, index.time_us, index.nbytes))
+    changes = segment.save_meta()
+    if table is not None:
+        changes.put("tables", lsn_key(index.end_lsn), _COMPRESSOR.compress(table.pack()))
+    for file_id, lsn in segment.spent_cuts:
+        changes.delete("default", cut_key(file_id, lsn))
+    changes.write_synced()
+    segment.spent_cuts.clear()
+    segment.table = table
+    segment.tail_bytes = max(0, segment.tail_bytes - index.nbytes)
+    segment.layers.forget_tail()
+
+
+class _LayerWriter:
+    """Writes the versions of one layer."""
+
+    def __init__(self, segment: Segment, index: LayerIndex) -> None:
+        self._segment, self._index = segment, index
+        self._page_size = segment.meta.page_size
+        self._versions = Versions(segment)
+        self._merger = PageMerger(self._page_size)
+        self._changes = segment.store.batch()
+        self._pacer = Pacer()
+
+    async def write(self) -> None:
+        index = self._index
+        kept_cuts = self._keep_cuts()
+        keys = set(index.pages) | self._boundary_pages()
+        for key in sorted(keys):
+            file_id, page = key >> 32, key & 0xFFFFFFFF
+            cuts = index.cuts.get(file_id)
+            changes = index.pages.get(key, ())
+            if cuts is None:
+                self._page(file_id, page, [(buf, at) for _, buf, at in changes], base_is_zeros=False)
+            else:
+                self._page_with_cuts(file_id, page, changes, cuts)
+            if self._changes.nbytes >= _WRITE_BYTES:
+                self._flush()
+            if self._pacer.due:
+                await self._pacer.rest()
+        self._flush()
+        for file_id, cut in kept_cuts:
+            self._segment.cuts.setdefault(file_id, []).append(cut)
+
+    def _flush(self) -> None:
+        self._changes.write_without_log()
+        self._changes = self._segment.store.batch()
+
+    def _keep_cuts(self) -> list[tuple[int, Cut]]:
+        """Remembers, durably with the layer, cuts of files that have versions; others have nothing to hide."""
+        kept = [
+            (file_id, cut)
+            for file_id, cuts in self._index.cuts.items()
+            if self._versions.has_file(file_id)
+            for cut in cuts
+        ]
+        changes = self._segment.store.batch()
+        for file_id, cut in kept:
+            changes.put("default", cut_key(file_id, cut.lsn), CUT_VALUE.pack(cut.new_size, cut.dropped))
+        changes.write()
+        return kept
+
+    def _boundary_pages(self) -> set[int]:
+        """Pages that a truncation cuts in the middle: they get a version even if nothing else changed them."""
+        size = self._page_size
+        return {
+            file_id << 32 | cut.new_size // size
+            for file_id, cuts in self._index.cuts.items()
+            for cut in cuts
+            if cut.new_size % size
+        }
+
+    def _page_with_cuts(self, file_id: int, page: int, changes: Sequence[Change], cuts: Sequence[Cut]) -> None:
+        size, offset = self._page_size, page * self._page_size
+        gone_lsn = max((cut.lsn for cut in cuts if cut.new_size <= offset), default=0)
+        live = [change for change in changes if change[0] > gone_lsn]
+        partial = [(c.lsn, c.new_size - offset) for c in cuts if c.lsn > gone_lsn and 0 < c.new_size - offset < size]
+        if not live and (gone_lsn or not partial):
+            return
+        if not live and self._versions.newest(file_id, page, self._index.start_lsn) is None:
+            return
+        zero_from = []
+        lsns = [0, *(change[0] for change in live)]
+        for number, lsn in enumerate(lsns):
+            until = lsns[number + 1] if number + 1 < len(lsns) else None
+            here = [keep for cut_lsn, keep in partial if cut_lsn > lsn and (until is None or cut_lsn < until)]
+            zero_from.append(min(here, default=size))
+        sources = [(buf, at) for _, buf, at in live]
+        self._page(file_id, page, sources, base_is_zeros=bool(gone_lsn), zero_from=zero_from)
+
+    def _page(
+        self,
+        file_id: int,
+        page: int,
+        changes: list[tuple[bytes, int]],
+        *,
+        base_is_zeros: bool,
+        zero_from: Sequence[int] = (),
+    ) -> None:
+        """Merges and writes one page's version at the end of the layer."""
+        start_lsn = self._index.start_lsn
+        base = None if base_is_zeros else self._versions.newest(file_id, page, start_lsn)
+        try:
+            merged = self._merger.merge(changes, base_is_zeros=base is None, zero_from=zero_from)
+        except MalformedError:
+            kept = [number for number, (buf, at) in enumerate(changes) if fits(buf, at, self._page_size)]
+            if not kept:
+                return
+            changes = [changes[number] for number in kept]
+            merged = self._merger.merge(changes, base_is_zeros=base is None, zero_from=_thinned(zero_from, kept))
+        key = page_key(file_id, page, self._index.end_lsn)
+        if merged.is_image or base is None:
+            self._put_image(file_id, page, key, merged.data)
+            return
+        delta_bytes = base.delta_bytes + len(merged.data)
+        if base.deltas + 1 >= CHAIN_DELTAS_MAX or delta_bytes >= self._page_size // 2:
+            content = self._versions.content(file_id, page, start_lsn)
+            assert content is not None  # noqa: S101 - `base` exists
+            apply_delta(merged.data, content)
+            self._put_image(file_id, page, key, bytes(content).rstrip(b"\0"))
+        else:
+            head = DELTA_HEAD.pack(DELTA, 0, base.deltas + 1, delta_bytes)
+            self._changes.put("pages", key, head + merged.data)
+
+    def _put_image(self, file_id: int, page: int, key: bytes, image: bytes) -> None:
+        self._changes.put("pages", key, IMAGE_HEAD + image)
+        for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):
+            self._changes.delete("pages", unneeded)
+
+
+def _thinned(zero_from: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """`zero_from` for only the `kept` changes: a cut after a change that is left out falls to the one before."""
+    if not zero_from:
+        return []
+    bounds = [0, *(number + 1 for number in kept), len(zero_from)]
+    return [min(zero_from[bounds[i] : bounds[i + 1]]) for i in range(len(bounds) - 1)]

@@ -1,0 +1,164 @@
+"""Gossip: a node asks its peers what they have and fetches what it lacks.
+
+Each round asks one peer in turn, or all of them while there is a gap. What a peer answers is used in this order: a
+newer truncation history is adopted, then missing log is fetched, and if the peer no longer keeps log that old, the
+whole segment is copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.aio
+
+from aurora_ray.errors import MalformedError
+from aurora_ray.log.batch import check_records, verify
+from aurora_ray.log.segment_rules import Truncation, adopt, annulled
+from aurora_ray.storage.copying import replace_segment
+from aurora_ray.storage.keys import lsn_key
+from aurora_ray.storage.peers import Peers
+from aurora_ray.storage.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from aurora_ray.storage.node import Node
+    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+    from aurora_ray.storage.volume import NodeVolume
+
+_log = logging.getLogger(__name__)
+
+_CATCH_UP_PAUSE_S: Final = 0.05
+_FETCH_TIMEOUT_S: Final = 60.0
+_COPY_TIMEOUT_S: Final = 3600.0
+
+
+class Gossip:
+    """The node's side of repair. Failures of peers are normal and end with the round."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._peers = Peers(node)
+        self._turn = 0
+
+    async def run(self) -> None:
+        """Rounds until cancelled."""
+        while True:
+            await asyncio.sleep(self._node.config.gossip_interval_s)
+            await self._peers.prune()
+            await self.round()
+
+    async def round(self) -> None:
+        """Asks the next peer, or all if log is missing here."""
+        known = sorted(self._node.peers)
+        if not known or not self._node.volumes:
+            return
+        self._turn += 1
+        gap = any(segment.has_gap for segment in self._node.segments.values())
+        asked = known if gap else [known[self._turn % len(known)]]
+        await asyncio.gather(*(self.exchange(node_id) for node_id in asked))
+
+    async def catch_up(self, volume: NodeVolume, tails: Mapping[int, int], timeout_s: float) -> None:
+        """Rounds with every peer until each group reaches its tail or the time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            behind = [group for group, lsn in tails.items() if volume.segment(group).scl < lsn]
+            if not behind or time.monotonic() >= deadline_s:
+                return
+            try:
+                async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                    await asyncio.gather(*(self.exchange(node_id) for node_id in sorted(self._node.peers)))
+            except TimeoutError:
+                return
+            if any(volume.segment(group).scl < lsn for group, lsn in tails.items()):
+                await asyncio.sleep(_CATCH_UP_PAUSE_S)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        await self._peers.close()
+
+    async def exchange(self, node_id: str) -> None:
+        """Learns one peer's state and repairs from it."""
+        stub = self._peers.stub(node_id)
+        if stub is None:
+            return
+        try:
+            state = await stub.State(pb.StateRequest(), timeout=self._node.config.peer_timeout_s)
+            for theirs in state.volumes:
+                volume = self._node.volumes.get(theirs.volume)
+                if volume is not None:
+                    await self._repair(volume, theirs.segments, stub)
+        except grpc.aio.AioRpcError as error:
+            _log.debug("gossip with %s: %s %s", node_id, error.code(), error.details())
+        except MalformedError as error:
+            self._node.counters["gossip_malformed"] += 1
+            _log.warning("peer %s sent log that is damaged: %s", node_id, error)
+
+    async def _repair(self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub) -> None:
+        for state in theirs:
+            segment = volume.segments.get(state.group)
+            if segment is None or segment.repair.locked():
+                continue
+            async with segment.repair:
+                adopt_history(segment, state)
+                if state.scl <= segment.scl or self._node.disk_full:
+                    continue
+                if segment.scl < state.floor_lsn:
+                    await replace_segment(self._node, volume, segment, stub, timeout_s=_COPY_TIMEOUT_S)
+                else:
+                    await self._fetch(segment, state.scl, stub)
+
+    async def _fetch(self, segment: Segment, up_to_lsn: int, stub: StorageNodeStub) -> None:
+        request = pb.FetchLogRequest(
+            volume=segment.volume, group=segment.group, after_lsn=segment.scl, up_to_lsn=up_to_lsn
+        )
+        call = stub.FetchLog(request, timeout=_FETCH_TIMEOUT_S)
+        try:
+            async for chunk in call:
+                stored = store_fetched(segment, chunk.batches)
+                self._node.counters["repaired_batches"] += stored
+                if not stored:
+                    return
+        finally:
+            call.cancel()
+
+
+def adopt_history(segment: Segment, state: pb.SegmentState) -> None:
+    """Adopts a peer's newer history; with the same history, its knowledge of what is durable."""
+    held = segment.meta.epochs
+    epochs = adopt(held, state.installed_epoch, [Truncation(t.epoch, t.lsn) for t in state.truncations])
+    if epochs is not None:
+        segment.install(epochs, state.vdl)
+    elif state.installed_epoch == held.installed_epoch and state.vdl > segment.vdl:
+        segment.learn_vdl(state.vdl)
+
+
+def store_fetched(segment: Segment, batches: Iterable[bytes]) -> int:
+    """Stores those batches that continue the chain under the installed history; how many. Raises MalformedError."""
+    epochs, at_lsn = segment.meta.epochs, segment.scl
+    if segment.closed:
+        return 0
+    fetched = []
+    for batch in batches:
+        header = verify(batch)
+        check_records(batch, header)
+        if (header.volume, header.group) != (segment.volume, segment.group):
+            raise MalformedError(f"a batch of group {header.group} was sent for group {segment.group}")
+        if header.flush_end <= at_lsn:
+            continue
+        never_happened = annulled(epochs.truncations, header.epoch, header.flush_end)
+        if header.prev_lsn != at_lsn or header.epoch > epochs.installed_epoch or never_happened:
+            break
+        at_lsn = header.flush_end
+        fetched.append((header, batch))
+    for header, batch in fetched:
+        segment.store.put_log(lsn_key(header.flush_end), batch)
+    segment.store.sync(True)
+    for header, batch in fetched:
+        segment.link(header, len(batch))
+    return len(fetched)

@@ -1,0 +1,49 @@
+"""Keys and values of a segment's RocksDB directory, byte by byte.
+
+Integers in keys are big-endian, so that byte order is numeric order. Column families:
+
+    default  b"meta" -> SegmentMeta (msgpack)
+             b"cut" + u64 file_id + u64 lsn -> u64 new_size (little-endian) + u8 dropped
+    log      u64 flush_end -> batch, as received
+    pages    u64 file_id + u32 page + u64 lsn -> u8 kind, then
+                 IMAGE: the page without trailing zeros
+                 DELTA: u8 0, u16 deltas since the image (with this), u32 their bytes, then a delta as in log/pages.py
+    tables   u64 lsn -> the file table, zstd of its packed form (group 0 only)
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+META_KEY: Final = b"meta"
+CUT_PREFIX: Final = b"cut"
+FAMILIES: Final = ("default", "log", "pages", "tables")
+
+LSN_KEY: Final = struct.Struct(">Q")
+PAGE_KEY: Final = struct.Struct(">QIQ")
+CUT_KEY: Final = struct.Struct(">QQ")
+CUT_VALUE: Final = struct.Struct("<QB")
+
+IMAGE: Final = 1
+DELTA: Final = 2
+IMAGE_HEAD: Final = b"\x01"
+DELTA_HEAD: Final = struct.Struct("<BBHI")
+
+LSN_MAX: Final = (1 << 64) - 1
+FILE_ID_MAX: Final = (1 << 64) - 1
+
+
+def lsn_key(lsn: int) -> bytes:
+    """Key in the families log and tables."""
+    return LSN_KEY.pack(lsn)
+
+
+def page_key(file_id: int, page: int, lsn: int) -> bytes:
+    """Key of one version of a page."""
+    return PAGE_KEY.pack(file_id, page, lsn)
+
+
+def cut_key(file_id: int, lsn: int) -> bytes:
+    """Key of a cut: a truncation or drop that hides older versions of pages."""
+    return CUT_PREFIX + CUT_KEY.pack(file_id, lsn)

@@ -1,0 +1,71 @@
+"""What a segment remembers about itself besides log and pages: one small value, always written whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgpack  # type: ignore[import-untyped]
+
+from aurora_ray.errors import MalformedError
+from aurora_ray.log.segment_rules import SegmentEpochs, Truncation
+
+
+class Layer(NamedTuple):
+    """A coalesced stretch of log: it ends at the batch `end_lsn`, written at `time_us`, and was `log_bytes` long."""
+
+    end_lsn: int
+    time_us: int
+    log_bytes: int
+
+
+@dataclass(slots=True)
+class SegmentMeta:
+    """Epochs, durable end, and how far the background got.
+
+    Page versions exist at `floor_lsn` and at each
+    layer's end; the log is kept from `floor_lsn` on.
+    """
+
+    page_size: int
+    members: tuple[str, ...]
+    epochs: SegmentEpochs = field(default_factory=SegmentEpochs)
+    vdl: int = 0
+    floor_lsn: int = 0
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def coalesced_lsn(self) -> int:
+        """Everything up to here is in page versions."""
+        return self.layers[-1].end_lsn if self.layers else self.floor_lsn
+
+    def pack(self) -> bytes:
+        """As msgpack."""
+        fields = (
+            self.page_size,
+            self.members,
+            self.epochs.promised_epoch,
+            self.epochs.owner,
+            self.epochs.installed_epoch,
+            [(cut.epoch, cut.lsn) for cut in self.epochs.truncations],
+            self.vdl,
+            self.floor_lsn,
+            self.layers,
+        )
+        return bytes(msgpack.packb(fields))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> SegmentMeta:
+        """What `pack` packed. Raises MalformedError."""
+        try:
+            page_size, members, promised, owner, installed, truncations, vdl, floor, layers = msgpack.unpackb(data)
+            return cls(
+                page_size,
+                tuple(members),
+                SegmentEpochs(promised, owner, installed, tuple(Truncation(*cut) for cut in truncations)),
+                vdl,
+                floor,
+                [Layer(*layer) for layer in layers],
+            )
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise MalformedError(f"a segment's metadata cannot be read: {error}") from error

@@ -1,0 +1,158 @@
+"""Pages and the file table as of any LSN in the retention window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from aurora_ray.errors import MalformedError, NotCompleteError, OutOfRangeError
+from aurora_ray.log.filetable import FileTable
+from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
+from aurora_ray.log.pages import apply_at, fits
+from aurora_ray.log.record import decode
+from aurora_ray.storage.layers import page_number_key
+from aurora_ray.storage.pacing import Pacer
+from aurora_ray.storage.versions import Versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.storage.layers import Change, LayerIndex
+    from aurora_ray.storage.segment import Cut, Segment
+
+
+def require_complete(segment: Segment, required_scl: int) -> None:
+    """Raises NotCompleteError if the segment's log has a gap at or below `required_scl`."""
+    if segment.scl < required_scl:
+        raise NotCompleteError(
+            f"incomplete: group {segment.group} reaches {segment.scl} here, {required_scl} is needed"
+        )
+
+
+async def read_pages(
+    segment: Segment, lsn: int, file_id: int, first_page: int, *, count: int
+) -> list[bytes | bytearray | None]:
+    """`count` pages as of `lsn`; None for one never written. Raises OutOfRangeError."""
+    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    base_lsn, index = await segment.layers.at(lsn)
+    view = _View(segment, base_lsn, lsn, index)
+    pacer = Pacer()
+    pages = []
+    for page in range(first_page, first_page + count):
+        pages.append(view.page(file_id, page))
+        if pacer.due:
+            await pacer.rest()
+    _still_kept(segment, lsn)
+    return pages
+
+
+def _still_kept(segment: Segment, lsn: int) -> None:
+    """The floor may have risen, and versions gone, while a read gave way to others."""
+    if lsn < segment.meta.floor_lsn:
+        raise OutOfRangeError(f"LSN {lsn} was collected during the read; {segment.meta.floor_lsn} is the oldest kept")
+
+
+class _View:
+    """A segment as of an LSN: versions at `base_lsn` and the records of `index` up to `lsn` on top."""
+
+    def __init__(self, segment: Segment, base_lsn: int, lsn: int, index: LayerIndex | None) -> None:
+        self._versions = Versions(segment)
+        self._page_size = segment.meta.page_size
+        self._base_lsn, self._lsn, self._index = base_lsn, lsn, index
+
+    def page(self, file_id: int, page: int) -> bytes | bytearray | None:
+        index = self._index
+        changes: Sequence[Change] = ()
+        cuts: Sequence[Cut] = ()
+        if index is not None:
+            changes = index.pages.get(page_number_key(file_id, page), ())
+            cuts = index.cuts.get(file_id, ())
+        if changes and changes[-1][0] > self._lsn:
+            changes = [c for c in changes if c[0] <= self._lsn]
+        if cuts:
+            return self._replay(file_id, page, changes, [c for c in cuts if c.lsn <= self._lsn])
+        try:
+            return self._fast(file_id, page, changes)
+        except MalformedError:
+            return self._replay(file_id, page, changes, ())
+
+    def _fast(self, file_id: int, page: int, changes: Sequence[Change]) -> bytearray | None:
+        """From the last image on."""
+        start = _last_image(changes)
+        content = None if start is not None else self._versions.content(file_id, page, self._base_lsn)
+        if content is None and changes:
+            content = bytearray(self._page_size)
+        for _, buf, at in changes[start or 0 :]:
+            assert content is not None  # noqa: S101 - there are changes
+            apply_at(buf, at, content)
+        return content
+
+    def _replay(self, file_id: int, page: int, changes: Sequence[Change], cuts: Sequence[Cut]) -> bytearray | None:
+        """Every change that fits and every cut, in LSN order; rare, so simple."""
+        content = self._versions.content(file_id, page, self._base_lsn)
+        steps: list[tuple[int, Change | None, int]] = [(cut.lsn, None, cut.new_size) for cut in cuts]
+        steps += [(change[0], change, 0) for change in changes]
+        for _, change, new_size in sorted(steps, key=lambda step: step[0]):
+            if change is not None:
+                if fits(change[1], change[2], self._page_size):
+                    content = bytearray(self._page_size) if content is None else content
+                    apply_at(change[1], change[2], content)
+            elif content is not None:
+                content = cut_page(content, new_size - page * self._page_size)
+        return content
+
+
+def cut_page(content: bytearray, keep: int) -> bytearray | None:
+    """A page after a truncation that keeps its first `keep` bytes."""
+    if keep <= 0:
+        return None
+    if keep < len(content):
+        content[keep:] = bytes(len(content) - keep)
+    return content
+
+
+def _last_image(changes: Sequence[Change]) -> int | None:
+    for number in range(len(changes) - 1, -1, -1):
+        _, buf, at = changes[number]
+        if buf[at + 5] & RecordFlag.FULL:
+            return number
+    return None
+
+
+async def read_file_table(segment: Segment, lsn: int, anomalies: list[str]) -> FileTable:
+    """The file table as of `lsn`; records that make no sense are skipped, the same on every copy, and named."""
+    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    base_lsn, index = await segment.layers.at(lsn)
+    table = stored_table(segment, base_lsn)
+    if index is not None:
+        pacer = Pacer()
+        for record_lsn, buf, at in index.table:
+            if record_lsn > lsn:
+                break
+            apply_to_table(table, buf, at, anomalies)
+            if pacer.due:
+                await pacer.rest()
+    _still_kept(segment, lsn)
+    table.lsn = lsn
+    return table
+
+
+def stored_table(segment: Segment, lsn: int) -> FileTable:
+    """The snapshot at `lsn`, which is 0 or the end of a layer."""
+    if lsn == 0:
+        return FileTable()
+    found = segment.store.table_before(lsn)
+    if found is None:
+        return FileTable()
+    return FileTable.unpack(zstandard.decompress(found[1]))
+
+
+def apply_to_table(table: FileTable, buf: bytes, at: int, anomalies: list[str]) -> None:
+    """Applies the record at offset `at` of a batch, or says in `anomalies` why it cannot be."""
+    length = RECORD_HEADER.unpack_from(buf, at)[0]
+    assert length >= RECORD_HEADER_BYTES  # noqa: S101 - checked when the batch came in
+    try:
+        table.apply(decode(buf, at, length))
+    except MalformedError as error:
+        anomalies.append(str(error))

@@ -1,0 +1,200 @@
+"""A segment: one node's copy of one protection group, and the rules of its log.
+
+The foreground calls `check` and `link` only. `check` decides from a batch's header whether it may be stored and changes
+nothing; the caller stores and syncs; `link` then moves the SCL, the end of the chain of backlinks without a gap. A
+batch behind a gap is stored all the same and joins the chain when gossip has filled the gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError
+from aurora_ray.log.batch import decode_header
+from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, judge_append
+from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, lsn_key
+from aurora_ray.storage.meta import SegmentMeta
+
+if TYPE_CHECKING:
+    from aurora_ray.log.batch import BatchHeader
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.storage.layers import LayerCache
+    from aurora_ray.storage.store import SegmentStore, StoreBatch
+
+
+class Cut(NamedTuple):
+    """From `lsn` on, bytes of the file at or above `new_size` are zeros until written again."""
+
+    lsn: int
+    new_size: int
+    dropped: bool
+
+
+class VdlBox:
+    """The highest VDL that any segment of a volume on this node learnt under the history of `epoch`."""
+
+    __slots__ = ("epoch", "vdl")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.vdl = 0
+
+    def learn(self, epoch: int, vdl: int) -> None:
+        """Takes in what a segment with `epoch` installed knows."""
+        if epoch > self.epoch:
+            self.epoch, self.vdl = epoch, vdl
+        elif epoch == self.epoch and vdl > self.vdl:
+            self.vdl = vdl
+
+
+class Segment:
+    """See the module. All methods are synchronous and short; the background lives in other modules."""
+
+    def __init__(self, volume: bytes, group: int, store: SegmentStore, meta: SegmentMeta, box: VdlBox) -> None:
+        self.volume, self.group, self.store, self.meta = volume, group, store, meta
+        self._box = box
+        self.scl = 0
+        self.highest_lsn = 0
+        self.tail_bytes = 0  # log beyond the last layer, roughly
+        self.last_append_s = 0.0  # on the monotonic clock
+        self.background = asyncio.Lock()  # held by whatever changes layers, versions or the store itself
+        self.repair = asyncio.Lock()  # held by whoever brings in log or a copy from peers
+        self.cuts: dict[int, list[Cut]] = {}
+        self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
+        self.layers: LayerCache | None = None
+        self.table: FileTable | None = None  # as of the last layer; the background's
+        self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap
+        self.watchers: set[asyncio.Event] = set()  # set whenever SCL or VDL may have moved
+        self.closed = False
+        self._load_cuts()
+        self.rescan()
+
+    # ---- the chain
+
+    @property
+    def vdl(self) -> int:
+        """The highest volume durable LSN known under the installed history."""
+        box = self._box
+        return max(self.meta.vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether batches wait behind a gap."""
+        return bool(self._pending)
+
+    def check(self, header: BatchHeader, at_lsn: int) -> bool:
+        """Whether the batch is new, given that the chain ends at `at_lsn`; False for a duplicate.
+
+        Raises FencedError, StaleSegmentError or MalformedError.
+        """
+        verdict = judge_append(self.meta.epochs, header.epoch)
+        if verdict is not AppendVerdict.ACCEPT:
+            raise self._refusal(header.epoch, verdict)
+        if header.flush_end <= at_lsn:
+            return False
+        if header.prev_lsn < at_lsn:
+            raise MalformedError(
+                f"batch of group {self.group} ending at {header.flush_end} links back to {header.prev_lsn},"
+                f" but the chain already ends at {at_lsn}"
+            )
+        return True
+
+    def _refusal(self, epoch: int, verdict: AppendVerdict) -> FencedError | StaleSegmentError:
+        epochs = self.meta.epochs
+        if verdict is AppendVerdict.FENCED:
+            return FencedError(
+                f"fenced: epoch {epoch} of group {self.group} is over, epoch {epochs.promised_epoch} was promised"
+            )
+        return StaleSegmentError(
+            f"stale: group {self.group} has installed epoch {epochs.installed_epoch}"
+            f" and promised {epochs.promised_epoch}, the batch is of epoch {epoch}"
+        )
+
+    def link(self, header: BatchHeader, nbytes: int) -> None:
+        """Takes a stored batch into the chain, or keeps it for when the gap before it is filled."""
+        end = header.flush_end
+        if header.prev_lsn == self.scl:
+            self.scl = end
+            while self._pending and self.scl in self._pending:
+                self.scl = self._pending.pop(self.scl)
+        elif header.prev_lsn > self.scl:
+            self._pending[header.prev_lsn] = end
+        self.highest_lsn = max(self.highest_lsn, end)
+        self.tail_bytes += nbytes
+        self.last_append_s = time.monotonic()
+        self.learn_vdl(header.vdl)
+
+    def learn_vdl(self, vdl: int) -> None:
+        """Raises the VDL and wakes whoever waits for the log to move."""
+        if vdl > self.meta.vdl:
+            self.meta.vdl = vdl
+            self._box.learn(self.meta.epochs.installed_epoch, vdl)
+        for watcher in self.watchers:
+            watcher.set()
+
+    def rescan(self) -> None:
+        """Rebuilds the chain from what is stored."""
+        meta = self.meta
+        self.scl = self.highest_lsn = meta.coalesced_lsn
+        self._pending = {}
+        self.tail_bytes = 0
+        vdl = meta.vdl
+        for batch in self.store.log_batches(self.scl, LSN_MAX):
+            header = decode_header(batch)
+            self.highest_lsn = header.flush_end
+            self.tail_bytes += len(batch)
+            vdl = max(vdl, header.vdl)
+            if header.prev_lsn == self.scl:
+                self.scl = header.flush_end
+            elif header.prev_lsn > self.scl:
+                self._pending[header.prev_lsn] = header.flush_end
+        while self.scl in self._pending:
+            self.scl = self._pending.pop(self.scl)
+        meta.vdl = vdl
+        self._box.learn(meta.epochs.installed_epoch, vdl)
+
+    # ---- epochs
+
+    def promise(self, epochs: SegmentEpochs) -> None:
+        """Keeps what `segment_rules.promise` decided, durably."""
+        self.meta.epochs = epochs
+        self.save_meta().write_synced()
+
+    def install(self, epochs: SegmentEpochs, vdl: int) -> None:
+        """Adopts the history that `segment_rules` allowed, durably: annulled batches go, the chain is built anew."""
+        meta = self.meta
+        meta.epochs = epochs
+        meta.vdl = max(meta.vdl, vdl)
+        changes = self.save_meta()
+        for batch in self.store.log_batches(meta.coalesced_lsn, LSN_MAX):
+            header = decode_header(batch)
+            if annulled(epochs.truncations, header.epoch, header.flush_end):
+                changes.delete("log", lsn_key(header.flush_end))
+        changes.write_synced()
+        self.rescan()
+        if self.layers is not None:
+            self.layers.forget_tail()
+        self.learn_vdl(meta.vdl)
+
+    # ---- what is stored
+
+    def save_meta(self) -> StoreBatch:
+        """A batch that holds the metadata as it is now, for the caller to add to and write."""
+        changes = self.store.batch()
+        changes.put("default", META_KEY, self.meta.pack())
+        return changes
+
+    def _load_cuts(self) -> None:
+        for key, value in self.store.scan("default", CUT_PREFIX, CUT_PREFIX + b"\xff" * 17):
+            file_id, lsn = CUT_KEY.unpack_from(key, len(CUT_PREFIX))
+            new_size, dropped = CUT_VALUE.unpack(value)
+            self.cuts.setdefault(file_id, []).append(Cut(lsn, new_size, bool(dropped)))
+
+    def close(self) -> None:
+        """Lets go of the directory and of everyone who waits."""
+        self.closed = True
+        for watcher in self.watchers:
+            watcher.set()
+        self.store.close()

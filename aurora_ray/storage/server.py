@@ -1,0 +1,138 @@
+"""A storage node: a gRPC server over the segments in one data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.rpc.channel import bind, make_server
+from aurora_ray.storage.append import Appender
+from aurora_ray.storage.background import Background
+from aurora_ray.storage.gossip import Gossip
+from aurora_ray.storage.node import Node, free_disk_bytes
+from aurora_ray.storage.service import StorageService, streaming, unary
+from aurora_ray.storage.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aurora_ray.storage.config import StorageConfig
+
+_log = logging.getLogger(__name__)
+
+SERVICE_NAME: Final = "aurora_ray.storage.v1.StorageNode"
+
+
+class StorageServer:
+    """`await start()` serves whatever the data directory holds; `await stop()` closes it again."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        clock: Callable[[], float] = time.time,
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
+    ) -> None:
+        self._config = config
+        self.node = Node(config, clock, free_bytes)
+        self.gossip = Gossip(self.node)
+        self.background = Background(self.node)
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """Opens the segments and listens; the address "host:port". Raises ConfigurationError if the port is taken."""
+        if self._server is not None:
+            raise UsageError("the storage server has been started already")
+        self._config.data_dir.mkdir(parents=True, exist_ok=True)
+        self.node.open()
+        server = make_server()
+        checks = self._register(server)
+        port = self._bind(server)
+        await server.start()
+        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        self.address = f"{self._config.host}:{port}"
+        self._tasks = [
+            asyncio.create_task(self.background.run(), name="storage-background"),
+            asyncio.create_task(self.gossip.run(), name="storage-gossip"),
+        ]
+        _log.info("storage node %s serves %s at %s", self._config.node_id, self._config.data_dir, self.address)
+        return self.address
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """Ends calls after `grace_s`, then the background, then closes the segments."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        await server.stop(grace_s)
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.gossip.close()
+        self.node.close()
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        """The configured port; without one the port used last time, so that clients find the node again."""
+        host = self._config.host
+        if self._config.port:
+            return bind(server, host, self._config.port)
+        remembered = self.node.remembered_port()
+        port = 0
+        if remembered:
+            with contextlib.suppress(ConfigurationError):
+                port = bind(server, host, remembered)
+        port = port or bind(server, host, 0)
+        self.node.remember_port(port)
+        return port
+
+    def _register(self, server: grpc.aio.Server) -> Any:
+        """Adds the services; the health servicer."""
+        service = StorageService(self.node, self.gossip)
+        handlers: dict[str, Any] = {
+            # Bytes in, bytes out: redo is never copied through a message object.
+            "Append": grpc.stream_stream_rpc_method_handler(Appender(self.node).serve),
+            "ReadFileTable": self._stream(service.read_file_table, pb.ReadFileTableRequest, _serialize),
+            "Subscribe": self._stream(service.subscribe, pb.SubscribeRequest, None),
+            "FetchLog": self._stream(service.fetch_log, pb.FetchLogRequest, None),
+            "CopySegment": self._stream(service.copy_segment, pb.CopySegmentRequest, _serialize),
+        }
+        for name, method, request in (
+            ("CreateSegments", service.create_segments, pb.CreateSegmentsRequest),
+            ("DropVolume", service.drop_volume, pb.DropVolumeRequest),
+            ("ReadPages", service.read_pages, pb.ReadPagesRequest),
+            ("Seal", service.seal, pb.SealRequest),
+            ("Truncate", service.truncate, pb.TruncateRequest),
+            ("CatchUp", service.catch_up, pb.CatchUpRequest),
+            ("SetPeers", service.set_peers, pb.SetPeersRequest),
+            ("SetReadPoint", service.set_read_point, pb.SetReadPointRequest),
+            ("State", service.state, pb.StateRequest),
+        ):
+            handlers[name] = grpc.unary_unary_rpc_method_handler(
+                unary(self.node, method), request_deserializer=request.FromString, response_serializer=_serialize
+            )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+        checks: Any = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        return checks
+
+    def _stream(self, method: Any, request: Any, serializer: Any) -> Any:
+        return grpc.unary_stream_rpc_method_handler(
+            streaming(self.node, method), request_deserializer=request.FromString, response_serializer=serializer
+        )
+
+
+def _serialize(message: Any) -> bytes:
+    return bytes(message.SerializeToString())

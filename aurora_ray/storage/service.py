@@ -1,0 +1,180 @@
+"""The RPCs of a storage node, except Append. Each is a thin shell: find the segment, call the logic, map errors."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import zstandard
+
+from aurora_ray.errors import AuroraError, MalformedError, UsageError
+from aurora_ray.storage.copying import send_segment
+from aurora_ray.storage.epochs import seal, segment_state, truncate
+from aurora_ray.storage.reading import read_file_table, read_pages, require_complete
+from aurora_ray.storage.status import refuse
+from aurora_ray.storage.subscribe import fetch_log, subscribe
+from aurora_ray.storage.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aurora_ray.storage.gossip import Gossip
+    from aurora_ray.storage.node import Node
+
+_TABLE_CHUNK_BYTES: Final = 1 << 20
+_READ_BYTES_MAX: Final = 64 << 20
+_COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
+
+
+class StorageService:
+    """Handlers named as in the proto file; unary ones return replies, streams yield messages (log chunks as bytes)."""
+
+    def __init__(self, node: Node, gossip: Gossip) -> None:
+        self._node, self._gossip = node, gossip
+
+    # ---- segments
+
+    async def create_segments(self, request: pb.CreateSegmentsRequest) -> pb.CreateSegmentsReply:
+        """Creates what is missing."""
+        self._node.create_segments(request.volume, request.page_size, request.groups, request.members)
+        return pb.CreateSegmentsReply()
+
+    async def drop_volume(self, request: pb.DropVolumeRequest) -> pb.DropVolumeReply:
+        """Forgets a volume."""
+        self._node.drop_volume(request.volume)
+        return pb.DropVolumeReply()
+
+    # ---- reading
+
+    async def read_pages(self, request: pb.ReadPagesRequest) -> pb.ReadPagesReply:
+        """Pages as of an LSN."""
+        volume = self._node.volume(request.volume)
+        if sum(r.count for r in request.ranges) * volume.page_size > _READ_BYTES_MAX:
+            raise UsageError(f"more than {_READ_BYTES_MAX} bytes of pages asked for at once")
+        kinds, carried = bytearray(), []
+        for wanted in request.ranges:
+            segment = volume.segment(wanted.group)
+            require_complete(segment, request.required_scl)
+            pages = await read_pages(
+                segment, request.lsn, wanted.file_id, first_page=wanted.first_page, count=wanted.count
+            )
+            kinds += bytes(page is not None for page in pages)
+            carried += [page for page in pages if page is not None]
+        self._node.counters["read_pages"] += len(kinds)
+        return pb.ReadPagesReply(kinds=bytes(kinds), pages=b"".join(carried))
+
+    async def read_file_table(self, request: pb.ReadFileTableRequest) -> AsyncIterator[pb.FileTableChunk]:
+        """The file table as of an LSN, in chunks."""
+        segment = self._node.volume(request.volume).segment(0)
+        require_complete(segment, request.required_scl)
+        anomalies: list[str] = []
+        table = await read_file_table(segment, request.lsn, anomalies)
+        self._node.counters["table_anomalies_read"] += len(anomalies)
+        data = _COMPRESSOR.compress(table.pack())
+        for at in range(0, len(data), _TABLE_CHUNK_BYTES):
+            yield pb.FileTableChunk(data=data[at : at + _TABLE_CHUNK_BYTES])
+
+    async def subscribe(self, request: pb.SubscribeRequest) -> AsyncIterator[bytes]:
+        """The durable log, as it comes."""
+        segment = self._node.volume(request.volume).segment(request.group)
+        async for chunk in subscribe(segment, request.after_lsn):
+            yield chunk
+
+    # ---- recovery
+
+    async def seal(self, request: pb.SealRequest) -> pb.SealReply:
+        """Recovery's first phase."""
+        reply = seal(self._node.volume(request.volume), request)
+        self._node.counters["seals" if reply.promised else "refused_seals"] += 1
+        return reply
+
+    async def truncate(self, request: pb.TruncateRequest) -> pb.TruncateReply:
+        """Recovery's second phase."""
+        history = [t.epoch for t in request.truncations]
+        if history != sorted(set(history)) or not history or history[-1] != request.epoch:
+            raise MalformedError("a truncation history ascends by epoch and ends with the epoch that installs it")
+        return truncate(self._node.volume(request.volume), request)
+
+    async def catch_up(self, request: pb.CatchUpRequest) -> pb.CatchUpReply:
+        """Pulls what is missing, now."""
+        volume = self._node.volume(request.volume)
+        tails = {tail.group: tail.lsn for tail in request.tails}
+        await self._gossip.catch_up(volume, tails, request.timeout_ms / 1e3)
+        return pb.CatchUpReply(scls=[pb.GroupTail(group=g, lsn=volume.segment(g).scl) for g in tails])
+
+    # ---- between peers
+
+    async def fetch_log(self, request: pb.FetchLogRequest) -> AsyncIterator[bytes]:
+        """Stored log, for a peer."""
+        segment = self._node.volume(request.volume).segment(request.group)
+        async for chunk in fetch_log(segment, request.after_lsn, request.up_to_lsn):
+            yield chunk
+
+    async def copy_segment(self, request: pb.CopySegmentRequest) -> AsyncIterator[pb.SegmentChunk]:
+        """A whole segment, for a peer."""
+        segment = self._node.volume(request.volume).segment(request.group)
+        async for chunk in send_segment(self._node, segment):
+            yield chunk
+
+    async def set_peers(self, request: pb.SetPeersRequest) -> pb.SetPeersReply:
+        """Where the others are."""
+        self._node.set_peers(dict(request.addresses))
+        return pb.SetPeersReply()
+
+    async def set_read_point(self, request: pb.SetReadPointRequest) -> pb.SetReadPointReply:
+        """Holds the floor for a while."""
+        volume = self._node.volume(request.volume)
+        lease_s = min(request.lease_ms / 1e3, self._node.config.lease_s_max)
+        volume.read_points[request.holder] = (request.lsn, self._node.clock() + lease_s)
+        return pb.SetReadPointReply()
+
+    # ---- state
+
+    async def state(self, request: pb.StateRequest) -> pb.StateReply:
+        """What the node has."""
+        node = self._node
+        volumes = [node.volume(request.volume)] if request.volume else list(node.volumes.values())
+        states = [
+            pb.VolumeState(
+                volume=volume.volume,
+                page_size=volume.page_size,
+                segments=[segment_state(segment) for segment in volume.segments.values()],
+            )
+            for volume in volumes
+        ]
+        return pb.StateReply(
+            node_id=node.config.node_id,
+            az=node.config.az,
+            pid=os.getpid(),
+            volumes=states,
+            counters=node.counters,
+            disk_bytes=node.disk_bytes,
+        )
+
+
+def unary(node: Node, method: Any) -> Any:
+    """A gRPC handler around a unary method."""
+
+    async def handle(request: Any, context: Any) -> Any:
+        try:
+            return await method(request)
+        except AuroraError as error:
+            await refuse(context, node, error)
+
+    return handle
+
+
+def streaming(node: Node, method: Any) -> Any:
+    """A gRPC handler around a streaming method."""
+
+    async def handle(request: Any, context: Any) -> None:
+        messages = method(request)
+        try:
+            async for message in messages:
+                await context.write(message)
+        except AuroraError as error:
+            await refuse(context, node, error)
+        finally:
+            await messages.aclose()
+
+    return handle

@@ -1,0 +1,220 @@
+"""One RocksDB directory: options, column families, and the three ways of writing to it.
+
+* Foreground: log and metadata go through the write-ahead log; `sync()` makes them durable. RocksDB's put holds the GIL,
+  `flush_wal` releases it, so a message costs one short write and one sync.
+* Background: page versions skip the write-ahead log, so that the foreground's syncs do not carry them; `flush_pages`
+  makes them durable before the metadata that relies on them is written. A crash in between leaves versions that are
+  correct at their LSN and harmless.
+* The log's values live in blob files: compaction moves keys only, and log that is collected is never copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
+
+from aurora_ray.errors import UnknownVolumeError
+from aurora_ray.storage.keys import FAMILIES, lsn_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rocksdict import RdictIter
+
+_BLOB_BYTES_MIN: Final = 512
+_WAL_BYTES_MAX: Final = 64 << 20
+
+
+class SegmentStore:
+    """An open segment directory. Not thread-safe beyond what its docstrings say."""
+
+    def __init__(self, path: Path, *, write_buffer_bytes: int, cache: Cache | None = None) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        families = {name: _family_options(name, write_buffer_bytes, cache) for name in FAMILIES[1:]}
+        self._db = Rdict(str(path), _db_options(cache), column_families=families)
+        self._log = self._db.get_column_family("log")
+        self._pages = self._db.get_column_family("pages")
+        self._tables = self._db.get_column_family("tables")
+        self._handles = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        self._families = {"default": self._db, "log": self._log, "pages": self._pages, "tables": self._tables}
+        self._closed = False
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
+        self._no_wal = WriteOptions()
+        self._no_wal.disable_wal = True
+        self.put_log = self._log.put  # bound once: the hot path
+        self.sync = self._db.flush_wal  # sync(True)
+
+    def close(self) -> None:
+        """Closes every family and cursor; later use raises. The directory can be opened again at once."""
+        if self._closed:
+            return
+        self._closed = True
+        for cursor in tuple(self._cursors):
+            cursor.it = _Closed()
+        self._handles.clear()
+        for family in (self._log, self._pages, self._tables, self._db):
+            family.close()
+
+    # ---- default family
+
+    def get(self, key: bytes) -> bytes | None:
+        """A value of the default family."""
+        value: bytes | None = self._db.get(key)
+        return value
+
+    def scan(self, family: str, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of a family with start <= key < stop, as of now."""
+        cursor = self.cursor(family)
+        cursor.it.seek(start)
+        while cursor.it.valid():
+            key = cursor.it.key()
+            if stop is not None and key >= stop:
+                return
+            yield key, cursor.it.value()
+            cursor.it.next()
+
+    def cursor(self, family: str) -> Cursor:
+        """An iterator over a family as of now, which `close` can take away."""
+        cursor = Cursor(self._families[family].iter())
+        self._cursors.add(cursor)
+        return cursor
+
+    # ---- writing
+
+    def batch(self) -> StoreBatch:
+        """An atomic set of changes."""
+        return StoreBatch(self._db, self._handles, self._no_wal)
+
+    async def flush_pages(self) -> None:
+        """Makes page versions written so far durable."""
+        await asyncio.to_thread(self._pages.flush, True)
+
+    async def flush_all(self) -> None:
+        """Makes everything durable that was written without the write-ahead log."""
+        for family in self._families.values():
+            await asyncio.to_thread(family.flush, True)
+
+    def checkpoint(self, path: Path) -> None:
+        """A consistent copy by hard links."""
+        Checkpoint(self._db).create_checkpoint(str(path))
+
+    # ---- reading
+
+    def log_batches(self, after_lsn: int, up_to_lsn: int) -> Iterator[bytes]:
+        """Stored batches with flush_end in (after_lsn, up_to_lsn], ascending, as of now."""
+        stop = lsn_key(up_to_lsn)
+        cursor = self.cursor("log")
+        cursor.it.seek(lsn_key(after_lsn + 1))
+        while cursor.it.valid() and cursor.it.key() <= stop:
+            value: bytes = cursor.it.value()
+            yield value
+            cursor.it.next()
+
+    def table_before(self, lsn: int) -> tuple[bytes, bytes] | None:
+        """Key and value of the newest file table at or before `lsn`."""
+        it = self._tables.iter()
+        it.seek_for_prev(lsn_key(lsn))
+        return (it.key(), it.value()) if it.valid() else None
+
+
+class Cursor:
+    """Holds a RocksDB iterator, `it`. Use it afresh after every pause: an iterator left over would keep the directory
+    locked, so closing the store replaces it by one that raises UnknownVolumeError.
+    """
+
+    __slots__ = ("__weakref__", "it")
+
+    def __init__(self, it: RdictIter) -> None:
+        self.it: RdictIter | _Closed = it
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise UnknownVolumeError("the segment was replaced or dropped in the middle: ask again")
+
+
+class StoreBatch:
+    """Changes that land together or not at all."""
+
+    def __init__(self, db: Rdict, handles: dict[str, object], no_wal: WriteOptions) -> None:
+        self._db, self._handles, self._no_wal = db, handles, no_wal
+        self._batch = WriteBatch(raw_mode=True)
+
+    def put(self, family: str, key: bytes, value: bytes) -> None:
+        """Sets a key."""
+        self._batch.put(key, value, self._handles[family])
+
+    def delete(self, family: str, key: bytes) -> None:
+        """Removes a key."""
+        self._batch.delete(key, self._handles[family])
+
+    def delete_range(self, family: str, start: bytes, stop: bytes) -> None:
+        """Removes start <= key < stop."""
+        self._batch.delete_range(start, stop, self._handles[family])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes gathered."""
+        return int(self._batch.size_in_bytes())
+
+    def write(self) -> None:
+        """Applies the changes, not yet synced; the object is spent."""
+        self._db.write(self._batch)
+
+    def write_without_log(self) -> None:
+        """Applies changes to page versions, durable only after `flush_pages`; the object is spent."""
+        self._db.write(self._batch, self._no_wal)
+
+    def write_synced(self) -> None:
+        """Applies the changes durably."""
+        self._db.write(self._batch)
+        self._db.flush_wal(True)
+
+
+def _db_options(cache: Cache | None) -> Options:
+    options = _family_options("default", 1 << 20, cache)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+    options.set_max_total_wal_size(_WAL_BYTES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(256)
+    options.set_keep_log_file_num(2)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    options.set_bytes_per_sync(1 << 20)
+    return options
+
+
+def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> Options:
+    options = Options(raw_mode=True)
+    options.set_write_buffer_size(write_buffer_bytes)
+    options.set_max_write_buffer_number(3)
+    options.set_compression_type(DBCompressionType.lz4() if name == "pages" else DBCompressionType.none())
+    if name == "log":
+        options.set_enable_blob_files(True)
+        options.set_min_blob_size(_BLOB_BYTES_MIN)
+        options.set_blob_compression_type(DBCompressionType.none())
+    table = BlockBasedOptions()
+    if cache is not None:
+        table.set_block_cache(cache)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+__all__ = ["Cache", "SegmentStore", "StoreBatch"]

@@ -1,0 +1,99 @@
+"""Page versions as stored: the newest at an LSN, and what it takes to rebuild the page from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from aurora_ray.log.pages import apply_delta
+from aurora_ray.storage.keys import DELTA, DELTA_HEAD, PAGE_KEY, page_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aurora_ray.storage.segment import Cut, Segment
+
+
+class Version(NamedTuple):
+    """`deltas` since the last image and their bytes; both 0 for an image."""
+
+    lsn: int
+    deltas: int
+    delta_bytes: int
+
+
+class Versions:
+    """Reads versions through one iterator: as of its making, cheap for neighbouring pages."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._cursor = segment.store.cursor("pages")
+        self._cuts = segment.cuts
+        self._page_size = segment.meta.page_size
+
+    def newest(self, file_id: int, page: int, lsn: int) -> Version | None:
+        """The version that holds at `lsn` (a layer's end); None if the page was never written or was cut off."""
+        it = self._cursor.it
+        it.seek_for_prev(page_key(file_id, page, lsn))
+        if not it.valid():
+            return None
+        of_file, of_page, version_lsn = PAGE_KEY.unpack(it.key())
+        if of_file != file_id or of_page != page:
+            return None
+        cuts = self._cuts.get(file_id)
+        if cuts is not None and self._is_cut(cuts, page, version_lsn, lsn):
+            return None
+        value = it.value()
+        if value[0] != DELTA:
+            return Version(version_lsn, 0, 0)
+        _, _, deltas, delta_bytes = DELTA_HEAD.unpack_from(value)
+        return Version(version_lsn, deltas, delta_bytes)
+
+    def _is_cut(self, cuts: list[Cut], page: int, version_lsn: int, lsn: int) -> bool:
+        offset = page * self._page_size
+        return any(version_lsn < cut.lsn <= lsn and offset >= cut.new_size for cut in cuts)
+
+    def content(self, file_id: int, page: int, lsn: int) -> bytearray | None:
+        """The page as of `lsn` (a layer's end), whole; None if it was never written."""
+        if self.newest(file_id, page, lsn) is None:
+            return None
+        deltas = []
+        image = b""
+        for value in self._chain(file_id, page):
+            if value[0] != DELTA:
+                image = value[1:]
+                break
+            deltas.append(value[DELTA_HEAD.size :])
+        content = bytearray(image)
+        content.extend(bytes(self._page_size - len(image)))
+        for delta in reversed(deltas):
+            apply_delta(delta, content)
+        return content
+
+    def _chain(self, file_id: int, page: int) -> Iterator[bytes]:
+        """Values of the page's versions from the current one backwards."""
+        it = self._cursor.it
+        prefix = page_key(file_id, page, 0)[:-8]
+        while it.valid() and it.key()[:-8] == prefix:
+            yield it.value()
+            it.prev()
+
+    def unneeded(self, file_id: int, page: int, floor_lsn: int) -> list[bytes]:
+        """Keys of versions older than the newest image at or below `floor_lsn`: no readable LSN needs them."""
+        it = self._cursor.it
+        prefix = page_key(file_id, page, 0)[:-8]
+        it.seek_for_prev(page_key(file_id, page, floor_lsn))
+        found, keys = False, []
+        while it.valid():
+            key = it.key()
+            if key[:-8] != prefix:
+                break
+            if found:
+                keys.append(key)
+            elif it.value()[0] != DELTA:
+                found = True
+            it.prev()
+        return keys
+
+    def has_file(self, file_id: int) -> bool:
+        """Whether any version of any page of the file is stored."""
+        self._cursor.it.seek(page_key(file_id, 0, 0))
+        return bool(self._cursor.it.valid()) and PAGE_KEY.unpack(self._cursor.it.key())[0] == file_id

@@ -1,0 +1,71 @@
+"""The protobuf wire format of the few messages that carry log, by hand.
+
+Redo passes through as the same bytes that the writer encoded. The generated classes would copy each batch into a
+message and out again; these functions slice. Tests hold them against the generated classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.errors import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_BATCHES_TAG: Final = 0x0A  # field 1, length-delimited: AppendRequest.batches, LogChunk.batches
+_ACKED_TAG: Final = b"\x08"  # field 1, varint: AppendReply.acked_lsn
+_VDL_TAG: Final = b"\x10"  # field 2, varint: LogChunk.vdl
+
+
+def varint(value: int) -> bytes:
+    """A base-128 varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def split_append(message: bytes) -> list[bytes]:
+    """The batches of an AppendRequest. Raises MalformedError."""
+    batches = []
+    at, end = 0, len(message)
+    while at < end:
+        if message[at] != _BATCHES_TAG:
+            raise MalformedError(f"an append request carries an unknown field at offset {at}")
+        at += 1
+        nbytes = shift = 0
+        while True:
+            if at >= end or shift > 28:
+                raise MalformedError("an append request is cut short")
+            byte = message[at]
+            at += 1
+            nbytes |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        if nbytes > end - at:
+            raise MalformedError("an append request is cut short")
+        batches.append(message[at : at + nbytes])
+        at += nbytes
+    return batches
+
+
+def join_append(batches: Iterable[bytes]) -> bytes:
+    """An AppendRequest."""
+    parts: list[bytes] = []
+    for batch in batches:
+        parts += (b"\x0a" + varint(len(batch)), batch)
+    return b"".join(parts)
+
+
+def append_reply(acked_lsn: int) -> bytes:
+    """An AppendReply."""
+    return _ACKED_TAG + varint(acked_lsn)
+
+
+def log_chunk(batches: Iterable[bytes], vdl: int) -> bytes:
+    """A LogChunk."""
+    return join_append(batches) + _VDL_TAG + varint(vdl)
