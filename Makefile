@@ -102,7 +102,7 @@ $(INSTALLED): pyproject.toml deploy/prepare-machine
 	        "$$python" -m pip --python $(BIN)/python install --quiet pip; }; \
 	fi
 	@echo "Installing aurora-ray and what it needs into $(VENV) (some minutes the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]' | sed '/^Requirement already/d'
 	@touch $@
 
 # A whole installation has built the C library already; here it is built when nothing but C has changed.

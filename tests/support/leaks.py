@@ -37,6 +37,7 @@ class LeakDetector:
     def __init__(self, run_dir: Path, grace_s: float = GRACE_S) -> None:
         self._run_dir = run_dir
         self._grace_s = grace_s
+        self._suspects: frozenset[str] = frozenset()
         self._watch = ProcessWatch(run_dir)
 
     def snapshot(self) -> _Snapshot:
@@ -55,12 +56,14 @@ class LeakDetector:
             "process": lambda: [str(process) for process in self._watch.started_since(before.processes)],
             "port": lambda: _new_ports(before.listening),
             "thread": lambda: _new_threads(before.threads),
-            "shm": lambda: self._new_shared_memory(before.shared_memory),
+            "shm": lambda: [f"shared memory {name}" for name in self._unused_shared_memory()],
             "tmp": lambda: self._new_temporary(before.temporary),
         }
         assert set(checks) == set(KINDS)
         assert set(allowed) <= set(KINDS), f"unknown kinds of leaks: {set(allowed) - set(KINDS)}"
         wanted = [check for kind, check in checks.items() if kind not in allowed]
+        # /dev/shm is the whole machine's. What others create now, and have not mapped yet, is none of our business.
+        self._suspects = _entries(SHARED_MEMORY) - before.shared_memory
 
         def find() -> list[str]:
             return [leak for check in wanted for leak in check()]
@@ -77,21 +80,18 @@ class LeakDetector:
         if "process" not in allowed:
             kill(self._watch.started_since(before.processes))
         if "shm" not in allowed:
-            for name in self._unused_shared_memory(before.shared_memory):
+            for name in self._unused_shared_memory():
                 (SHARED_MEMORY / name).unlink(missing_ok=True)
         if "tmp" not in allowed:
             for name in _entries(self._run_dir) - before.temporary:
                 if not name.startswith(_RUN_ENTRIES):
                     remove_tree(self._run_dir / name)
 
-    def _new_shared_memory(self, before: frozenset[str]) -> list[str]:
-        return [f"shared memory {name}" for name in self._unused_shared_memory(before)]
-
-    def _unused_shared_memory(self, before: frozenset[str]) -> list[str]:
-        """New segments that no foreign process uses: /dev/shm is the whole machine's, others may be at work there."""
-        new = sorted(_entries(SHARED_MEMORY) - before)
-        ours = {os.getpid(), *self._watch.ours()} if new else set()
-        return [name for name in new if users_of_file(SHARED_MEMORY / name) <= ours]
+    def _unused_shared_memory(self) -> list[str]:
+        """Suspects that are still there and that no foreign process uses."""
+        left = sorted(_entries(SHARED_MEMORY) & self._suspects)
+        ours = {os.getpid(), *self._watch.ours()} if left else set()
+        return [name for name in left if users_of_file(SHARED_MEMORY / name) <= ours]
 
     def _new_temporary(self, before: frozenset[str]) -> list[str]:
         new = sorted(_entries(self._run_dir) - before)

@@ -17,6 +17,7 @@ from tests.support.processes import Process, ProcessWatch, kill, users_of_file
 def main(run_dir: Path, shared_memory_before: frozenset[str]) -> int:
     """The exit code."""
     watch = ProcessWatch(run_dir)
+    suspects = _shared_memory() - shared_memory_before
     callers = _ancestors()
 
     def processes() -> list[Process]:
@@ -30,13 +31,17 @@ def main(run_dir: Path, shared_memory_before: frozenset[str]) -> int:
         kill(left)
     else:
         names = []
-    for name in sorted(set(os.listdir(SHARED_MEMORY)) - shared_memory_before):
+    for name in sorted(_shared_memory() & suspects):
         segment = SHARED_MEMORY / name
-        if segment.is_file() and not users_of_file(segment):
+        if not users_of_file(segment):
             names.append(f"shared memory {name}")
             segment.unlink(missing_ok=True)
     sys.stderr.writelines(f"left behind: {name}\n" for name in names)
     return 1 if names else 0
+
+
+def _shared_memory() -> frozenset[str]:
+    return frozenset(entry.name for entry in SHARED_MEMORY.iterdir() if entry.is_file())
 
 
 def _ancestors() -> set[int]:
