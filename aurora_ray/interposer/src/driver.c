@@ -239,6 +239,8 @@ static void put_records(const struct region *r, struct take *t, uint64_t from, u
     for (uint64_t at = from; at < to; at += head.length) {
         ring_get(r, at, &head, sizeof head);
         struct taken_batch *b = batch_for(t, head.group);
+        if (!b)
+            ar_die("a record's group was not counted"); /* measure() has made a batch for every group up to `to` */
         uint64_t *n = &filled[b - t->batches];
         ring_get(r, at, t->buffer + b->offset + front + *n, head.length);
         *n += head.length;

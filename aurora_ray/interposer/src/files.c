@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 static uint32_t page_bytes(void) { return ar_region->page_bytes; }
-static uint32_t pages_of(uint64_t bytes) { return (uint32_t)((bytes + page_bytes() - 1) / page_bytes()); }
+uint32_t ar_pages_of(uint64_t bytes) { return (uint32_t)((bytes + page_bytes() - 1) / page_bytes()); }
 static uint32_t chunks_of(uint32_t pages) { return (pages + AR_EXTENT_PAGES - 1) / AR_EXTENT_PAGES; }
 
 static int fail(int error)
@@ -54,7 +54,7 @@ int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes)
     if (!bytes || offset >= size)
         return 0;
     uint64_t end_byte = offset + bytes < size ? offset + bytes : size;
-    uint32_t page = (uint32_t)(offset / page_bytes()), end = pages_of(end_byte);
+    uint32_t page = (uint32_t)(offset / page_bytes()), end = ar_pages_of(end_byte);
     while (page < end) {
         if (ar_present(slot, page)) {
             page++;
@@ -78,7 +78,7 @@ void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes)
         return;
     if (!bytes || bytes > size - offset)
         bytes = size - offset;
-    uint32_t page = (uint32_t)(offset / page_bytes()), end = pages_of(offset + bytes);
+    uint32_t page = (uint32_t)(offset / page_bytes()), end = ar_pages_of(offset + bytes);
     while (page < end && ar_present(slot, page))
         page++;
     if (page < end)
@@ -92,7 +92,7 @@ static bool extents_unknown(struct slot *slot, uint32_t chunk)
     return chunk < slot->mounted_extents && !ar_chunk(slot, chunk);
 }
 
-static void know_extents(struct slot *slot, uint32_t first, uint32_t end)
+void ar_know_extents(struct slot *slot, uint32_t first, uint32_t end)
 {
     for (uint32_t c = first; c < end && c < slot->mounted_extents; c++)
         if (extents_unknown(slot, c))
@@ -132,7 +132,7 @@ static int lock_placed(struct slot *slot, uint32_t first, uint32_t end)
 {
     uint32_t chunk_first = first / AR_EXTENT_PAGES, chunk_end = chunks_of(end);
     for (;;) {
-        know_extents(slot, chunk_first, chunk_end);
+        ar_know_extents(slot, chunk_first, chunk_end);
         ar_lock_with_space((size_t)(end - first) * AR_PAGE_RECORD_BYTES_MAX + 4096);
         if (atomic_load(&slot->dropped))
             return 0;
@@ -161,7 +161,7 @@ static void grow(struct slot *slot, uint64_t size)
 {
     uint64_t before = atomic_load(&slot->size);
     append_size(REC_SIZE, slot, size, 0);
-    ar_set_present(slot, pages_of(before), pages_of(size));
+    ar_set_present(slot, ar_pages_of(before), ar_pages_of(size));
     atomic_store_explicit(&slot->size, size, memory_order_release);
 }
 
@@ -178,11 +178,11 @@ int ar_extend(int fd, struct slot *slot, uint64_t offset, uint64_t bytes)
 }
 
 /* Calls `copy` once for each protection group other than 0 that has extents of the file from chunk `first` on. */
-static void for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct slot *, uint32_t, uint64_t),
+void ar_for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct slot *, uint32_t, uint64_t),
                              uint64_t argument)
 {
     uint8_t seen[AR_GROUPS_MAX / 8] = {0};
-    uint32_t end = chunks_of(pages_of(atomic_load(&slot->size)));
+    uint32_t end = chunks_of(ar_pages_of(atomic_load(&slot->size)));
     for (uint32_t c = first; c < end; c++) {
         struct chunk *chunk = ar_chunk(slot, c);
         uint32_t g = chunk ? chunk->group : AR_NO_GROUP;
@@ -198,15 +198,9 @@ static void copy_truncate(struct slot *slot, uint32_t group, uint64_t size)
     append_size(REC_TRUNCATE, slot, size, group);
 }
 
-static void copy_drop(struct slot *slot, uint32_t group, uint64_t unused)
-{
-    (void)unused;
-    ar_append((struct record){.type = REC_DROP, .flags = REC_FLAG, .file_id = slot->file_id, .group = group}, NULL, 0);
-}
-
 static void free_chunks(struct slot *slot, uint32_t first)
 {
-    uint32_t end = chunks_of(pages_of(atomic_load(&slot->size)));
+    uint32_t end = chunks_of(ar_pages_of(atomic_load(&slot->size)));
     for (uint32_t c = first; c < end; c++) {
         struct chunk *chunk = ar_chunk(slot, c);
         if (!chunk)
@@ -221,9 +215,9 @@ static void free_chunks(struct slot *slot, uint32_t first)
 
 static void shrink(struct slot *slot, uint64_t size)
 {
-    uint32_t pages = pages_of(size);
+    uint32_t pages = ar_pages_of(size);
     append_size(REC_TRUNCATE, slot, size, 0);
-    for_other_groups(slot, pages / AR_EXTENT_PAGES, copy_truncate, size);
+    ar_for_other_groups(slot, pages / AR_EXTENT_PAGES, copy_truncate, size);
     free_chunks(slot, chunks_of(pages));
     struct chunk *last = pages % AR_EXTENT_PAGES ? ar_chunk(slot, pages / AR_EXTENT_PAGES) : NULL;
     if (last) {
@@ -242,7 +236,7 @@ int ar_truncate(int fd, struct slot *slot, uint64_t size)
         /* A page cut in the middle must be local: its tail is zeros from now on, whenever it would be fetched. */
         if (size % page_bytes() && ar_need(fd, slot, size, 1) < 0)
             return -1;
-        know_extents(slot, chunks_of(pages_of(size)), slot->mounted_extents);
+        ar_know_extents(slot, chunks_of(ar_pages_of(size)), slot->mounted_extents);
         ar_lock_with_space(4096 + (size_t)ar_region->ngroups * 40);
         if (!(size % page_bytes()) || size >= slot->size || ar_present(slot, (uint32_t)(size / page_bytes())))
             break;
@@ -314,7 +308,7 @@ static void log_piece(struct slot *slot, struct piece *p, const uint8_t *data, u
         }
         ar_append_page(slot, ar_chunk(slot, page / AR_EXTENT_PAGES), page, now, known ? old : NULL, from, to);
     }
-    ar_set_present(slot, p->first, pages_of(end));
+    ar_set_present(slot, p->first, ar_pages_of(end));
 }
 
 static bool edge_missing(struct slot *slot, uint64_t offset, uint64_t end, uint64_t *at)
@@ -336,7 +330,7 @@ static bool edge_missing(struct slot *slot, uint64_t offset, uint64_t end, uint6
 static ssize_t write_piece(int fd, struct slot *slot, const uint8_t *data, size_t bytes, uint64_t offset)
 {
     uint64_t end = offset + bytes, missing;
-    struct piece p = {.first = (uint32_t)(offset / page_bytes()), .end = pages_of(end), .old = scratch()};
+    struct piece p = {.first = (uint32_t)(offset / page_bytes()), .end = ar_pages_of(end), .old = scratch()};
     for (;;) {
         while (edge_missing(slot, offset, end, &missing))
             if (ar_need(fd, slot, missing, 1) < 0)
@@ -389,7 +383,7 @@ void ar_capture(int fd, struct slot *slot, uint64_t offset)
     uint8_t image[AR_PAGE_BYTES_MAX];
     if (fstat(fd, &st) < 0)
         return;
-    uint32_t end = pages_of((uint64_t)st.st_size);
+    uint32_t end = ar_pages_of((uint64_t)st.st_size);
     for (uint32_t page = (uint32_t)(offset / page_bytes()); page < end; page++) {
         if (lock_placed(slot, page, page + 1) < 0)
             ar_die("no protection group for a file written through stdio");
@@ -408,135 +402,4 @@ void ar_capture(int fd, struct slot *slot, uint64_t offset)
         ar_set_present(slot, page, page + 1);
         ar_unlock();
     }
-}
-
-/* ---- names */
-
-void ar_name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second)
-{
-    char body[2 * 4096];
-    size_t n = strlen(first);
-    memcpy(body, first, n);
-    if (second) {
-        body[n++] = 0;
-        memcpy(body + n, second, strlen(second));
-        n += strlen(second);
-    }
-    struct record head = {.type = (uint8_t)type, .count = (uint16_t)n, .file_id = file_id, .page = mode};
-    ar_append(head, body, n);
-}
-
-int ar_create(int dir_fd, const char *path, const char *local, int flags, mode_t mode, struct slot **slot)
-{
-    struct stat st;
-    ar_lock_with_space(3 * 4096);
-    int fd = real_openat(dir_fd, path, flags | O_CREAT | O_EXCL, mode);
-    if (fd >= 0 && fstat(fd, &st) == 0) {
-        *slot = ar_add(st.st_ino, ar_region->next_file_id++, 0, 0);
-        ar_name_record(REC_CREATE, (*slot)->file_id, st.st_mode & 07777, local, NULL);
-        (*slot)->last_lsn = ar_tail_lsn();
-    }
-    int error = errno;
-    ar_unlock();
-    errno = error;
-    return fd;
-}
-
-/* Under the lock: the file's last name is gone. Open descriptors go on with the local file; the log hears no more. */
-static void drop(struct slot *slot)
-{
-    slot->drop_lsn = ar_tail_lsn();
-    for_other_groups(slot, 0, copy_drop, 0);
-    uint64_t lsn = ar_append((struct record){.type = REC_DROP, .file_id = slot->file_id}, NULL, 0);
-    uint32_t end = chunks_of(pages_of(slot->size));
-    for (uint32_t c = 0; c < end; c++) {
-        struct chunk *chunk = ar_chunk(slot, c);
-        if (chunk && chunk->group != AR_NO_GROUP)
-            ar_region->group_free[chunk->group]++;
-    }
-    atomic_store_explicit(&slot->last_lsn, lsn, memory_order_release);
-    atomic_store(&slot->dropped, 1);
-}
-
-/* The slot of the regular file at path, its placement known; NULL where there is none. */
-static struct slot *slot_at(int dir_fd, const char *path, struct stat *st)
-{
-    if (fstatat(dir_fd, path, st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st->st_mode))
-        return NULL;
-    struct slot *slot = ar_find(st->st_ino);
-    if (slot && st->st_nlink == 1)
-        know_extents(slot, 0, slot->mounted_extents);
-    return slot;
-}
-
-static void lock_for_names(void) { ar_lock_with_space(4 * 4096 + (size_t)ar_region->ngroups * 40); }
-
-int ar_unlink(int dir_fd, const char *path, const char *local)
-{
-    struct stat st = {0}, now;
-    struct slot *slot;
-    for (;;) {
-        slot = slot_at(dir_fd, path, &st);
-        lock_for_names();
-        if (!slot || (fstatat(dir_fd, path, &now, AT_SYMLINK_NOFOLLOW) == 0 && now.st_ino == st.st_ino))
-            break;
-        ar_unlock();
-    }
-    int result = real_unlinkat(dir_fd, path, 0);
-    int error = errno;
-    if (!result && (slot || S_ISLNK(st.st_mode))) {
-        ar_name_record(REC_UNLINK, slot ? slot->file_id : 0, 0, local, NULL);
-        if (slot && st.st_nlink == 1)
-            drop(slot);
-    }
-    ar_unlock();
-    errno = error;
-    return result;
-}
-
-int ar_rename(int from_dir, const char *from, const char *from_local, int to_dir, const char *to, const char *to_local)
-{
-    struct stat from_st, to_st = {0}, now;
-    if (fstatat(from_dir, from, &from_st, AT_SYMLINK_NOFOLLOW) < 0)
-        return -1;
-    struct slot *moved = S_ISREG(from_st.st_mode) ? ar_find(from_st.st_ino) : NULL;
-    struct slot *replaced;
-    for (;;) {
-        replaced = slot_at(to_dir, to, &to_st);
-        lock_for_names();
-        if (!replaced || (fstatat(to_dir, to, &now, AT_SYMLINK_NOFOLLOW) == 0 && now.st_ino == to_st.st_ino))
-            break;
-        ar_unlock();
-    }
-    int result = real_renameat(from_dir, from, to_dir, to);
-    int error = errno;
-    if (!result && moved != replaced) {
-        ar_name_record(REC_RENAME, moved ? moved->file_id : 0, 0, from_local, to_local);
-        if (replaced && to_st.st_nlink == 1)
-            drop(replaced);
-    } else if (!result && !moved) {
-        ar_name_record(REC_RENAME, 0, 0, from_local, to_local);
-    }
-    if (!result && moved)
-        moved->last_lsn = ar_tail_lsn();
-    ar_unlock();
-    errno = error;
-    return result;
-}
-
-int ar_link(const char *from, const char *from_local, const char *to, const char *to_local)
-{
-    struct stat st;
-    ar_lock_with_space(4 * 4096);
-    int result = real_link(from, to), error = errno;
-    if (!result && stat(to, &st) == 0) {
-        struct slot *slot = ar_find(st.st_ino);
-        if (slot) {
-            ar_name_record(REC_LINK, slot->file_id, 0, from_local, to_local);
-            slot->last_lsn = ar_tail_lsn();
-        }
-    }
-    ar_unlock();
-    errno = error;
-    return result;
 }

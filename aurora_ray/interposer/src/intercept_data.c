@@ -1,0 +1,352 @@
+/* Interposed: reading, writing, making durable, sizing. */
+#include "intercept.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- reading */
+
+/* Repeats `call` until no eviction came between the look at the presence bits and the end of the call. */
+#define READ_PRESENT(fd, slot, at, n, call)                                                                            \
+    for (;;) {                                                                                                         \
+        uint32_t evictions = atomic_load_explicit(&(slot)->evictions, memory_order_acquire);                           \
+        if (ar_need(fd, slot, (uint64_t)(at), n) < 0)                                                                  \
+            return -1;                                                                                                 \
+        ssize_t got = call;                                                                                            \
+        atomic_thread_fence(memory_order_acquire);                                                                     \
+        if (atomic_load_explicit(&(slot)->evictions, memory_order_acquire) == evictions)                               \
+            return got;                                                                                                \
+    }
+
+static ssize_t pread_any(int fd, void *to, size_t n, off_t at)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot || at < 0)
+        return real_pread(fd, to, n, at);
+    READ_PRESENT(fd, slot, at, n, real_pread(fd, to, n, at))
+}
+
+static size_t total(const struct iovec *v, int n)
+{
+    size_t sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += v[i].iov_len;
+    return sum;
+}
+
+static ssize_t preadv_any(int fd, const struct iovec *v, int n, off_t at)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot || at < 0)
+        return real_preadv(fd, v, n, at);
+    READ_PRESENT(fd, slot, at, total(v, n), real_preadv(fd, v, n, at))
+}
+
+static ssize_t advance(int fd, off_t at, ssize_t n)
+{
+    if (n > 0)
+        lseek(fd, at + n, SEEK_SET);
+    return n;
+}
+
+static ssize_t read_any(int fd, void *to, size_t n)
+{
+    if (!ar_slot_of(fd))
+        return real_read(fd, to, n);
+    off_t at = lseek(fd, 0, SEEK_CUR);
+    return advance(fd, at, pread_any(fd, to, n, at));
+}
+
+AR_EXPORT ssize_t read(int fd, void *to, size_t n)
+{
+    ar_resolve_libc();
+    return read_any(fd, to, n);
+}
+AR_EXPORT ssize_t __read_chk(int fd, void *to, size_t n, size_t room)
+{
+    return ar_slot_of(fd) && n <= room ? read_any(fd, to, n) : real___read_chk(fd, to, n, room);
+}
+AR_EXPORT ssize_t readv(int fd, const struct iovec *v, int n)
+{
+    if (!ar_slot_of(fd))
+        return real_readv(fd, v, n);
+    off_t at = lseek(fd, 0, SEEK_CUR);
+    return advance(fd, at, preadv_any(fd, v, n, at));
+}
+AR_EXPORT ssize_t pread(int fd, void *to, size_t n, off_t at) { return pread_any(fd, to, n, at); }
+AR_EXPORT ssize_t pread64(int fd, void *to, size_t n, off_t at) { return pread_any(fd, to, n, at); }
+AR_EXPORT ssize_t __pread_chk(int fd, void *to, size_t n, off_t at, size_t room)
+{
+    return ar_slot_of(fd) && n <= room ? pread_any(fd, to, n, at) : real___pread_chk(fd, to, n, at, room);
+}
+AR_EXPORT ssize_t __pread64_chk(int fd, void *to, size_t n, off_t at, size_t room)
+{
+    return ar_slot_of(fd) && n <= room ? pread_any(fd, to, n, at) : real___pread64_chk(fd, to, n, at, room);
+}
+AR_EXPORT ssize_t preadv(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
+AR_EXPORT ssize_t preadv64(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
+
+AR_EXPORT ssize_t preadv2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    if (!ar_slot_of(fd))
+        return real_preadv2(fd, v, n, at, flags);
+    return at == -1 ? readv(fd, v, n) : preadv_any(fd, v, n, at);
+}
+AR_EXPORT ssize_t preadv64v2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    return preadv2(fd, v, n, at, flags);
+}
+
+static void *mmap_any(void *hint, size_t n, int protection, int flags, int fd, off_t at)
+{
+    struct slot *slot = flags & MAP_ANONYMOUS ? NULL : ar_slot_of(fd);
+    if (slot && (flags & MAP_TYPE) != MAP_PRIVATE && protection & PROT_WRITE) {
+        errno = ENODEV; /* stores through a mapping cannot be seen, so they could not be logged */
+        return MAP_FAILED;
+    }
+    if (slot) {
+        atomic_store(&slot->pinned, 1);
+        if (ar_need(fd, slot, (uint64_t)at, n) < 0)
+            return MAP_FAILED;
+    }
+    return real_mmap(hint, n, protection, flags, fd, at);
+}
+AR_EXPORT void *mmap(void *hint, size_t n, int protection, int flags, int fd, off_t at)
+{
+    ar_resolve_libc();
+    return mmap_any(hint, n, protection, flags, fd, at);
+}
+AR_EXPORT void *mmap64(void *hint, size_t n, int protection, int flags, int fd, off_t at)
+{
+    ar_resolve_libc();
+    return mmap_any(hint, n, protection, flags, fd, at);
+}
+
+/* ---- writing */
+
+static void after_write(int fd, struct slot *slot, ssize_t n)
+{
+    if (n > 0 && ar_fds[fd].flags & FD_DURABLE_WRITES)
+        ar_wait_durable(atomic_load(&slot->last_lsn));
+}
+
+static ssize_t pwrite_any(int fd, const void *from, size_t n, off_t at)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot)
+        return real_pwrite(fd, from, n, at);
+    if (ar_fds[fd].flags & FD_APPEND)
+        at = (off_t)atomic_load(&slot->size);
+    ssize_t done = ar_write_at(fd, slot, from, n, at);
+    after_write(fd, slot, done);
+    return done;
+}
+
+ssize_t ar_write(int fd, const void *from, size_t n)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot)
+        return real_write(fd, from, n);
+    off_t at = ar_fds[fd].flags & FD_APPEND ? (off_t)atomic_load(&slot->size) : lseek(fd, 0, SEEK_CUR);
+    return advance(fd, at, pwrite_any(fd, from, n, at));
+}
+
+/* Vectors are gathered: a write is compared and logged as one run of bytes. */
+static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, bool positioned)
+{
+    size_t bytes = total(v, n), done = 0;
+    if (n == 1)
+        return positioned ? pwrite_any(fd, v->iov_base, bytes, at) : ar_write(fd, v->iov_base, bytes);
+    char *all = malloc(bytes ? bytes : 1);
+    if (!all) {
+        errno = ENOMEM;
+        return -1;
+    }
+    for (int i = 0; i < n; i++) {
+        memcpy(all + done, v[i].iov_base, v[i].iov_len);
+        done += v[i].iov_len;
+    }
+    ssize_t result = positioned ? pwrite_any(fd, all, bytes, at) : ar_write(fd, all, bytes);
+    int error = errno;
+    free(all);
+    errno = error;
+    return result;
+}
+
+static ssize_t pwritev_any(int fd, const struct iovec *v, int n, off_t at)
+{
+    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, at, true) : real_pwritev(fd, v, n, at);
+}
+
+AR_EXPORT ssize_t write(int fd, const void *from, size_t n)
+{
+    ar_resolve_libc();
+    return ar_write(fd, from, n);
+}
+AR_EXPORT ssize_t writev(int fd, const struct iovec *v, int n)
+{
+    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, 0, false) : real_writev(fd, v, n);
+}
+AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
+AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
+AR_EXPORT ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
+AR_EXPORT ssize_t pwritev64(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
+
+/* Of the flags, RWF_SYNC and RWF_DSYNC ask for durability; the others are hints. */
+AR_EXPORT ssize_t pwritev2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot || n <= 0)
+        return real_pwritev2(fd, v, n, at, flags);
+    if (flags & RWF_APPEND)
+        at = (off_t)atomic_load(&slot->size);
+    ssize_t done = gathered(fd, v, n, at, at != -1);
+    if (done > 0 && flags & (RWF_SYNC | RWF_DSYNC))
+        ar_wait_durable(atomic_load(&slot->last_lsn));
+    return done;
+}
+AR_EXPORT ssize_t pwritev64v2(int fd, const struct iovec *v, int n, off_t at, int flags)
+{
+    return pwritev2(fd, v, n, at, flags);
+}
+
+/* Copies inside the kernel would be invisible; these go through memory when either side is ours. */
+static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t n)
+{
+    static __thread char buffer[65536];
+    size_t done = 0;
+    while (done < n) {
+        size_t want = n - done < sizeof buffer ? n - done : sizeof buffer;
+        ssize_t got = in_at ? pread_any(in, buffer, want, *in_at) : read_any(in, buffer, want);
+        if (got <= 0)
+            return done ? (ssize_t)done : got;
+        ssize_t put = out_at ? pwrite_any(out, buffer, (size_t)got, *out_at) : ar_write(out, buffer, (size_t)got);
+        if (put < 0)
+            return done ? (ssize_t)done : put;
+        if (in_at)
+            *in_at += put;
+        else if (put < got)
+            lseek(in, put - got, SEEK_CUR);
+        if (out_at)
+            *out_at += put;
+        done += (size_t)put;
+        if (put < got)
+            break;
+    }
+    return (ssize_t)done;
+}
+
+AR_EXPORT ssize_t copy_file_range(int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags)
+{
+    if (!ar_slot_of(in) && !ar_slot_of(out))
+        return real_copy_file_range(in, in_at, out, out_at, n, flags);
+    return copy_through(in, in_at, out, out_at, n);
+}
+AR_EXPORT ssize_t sendfile(int out, int in, off_t *at, size_t n)
+{
+    return ar_slot_of(in) || ar_slot_of(out) ? copy_through(in, at, out, NULL, n) : real_sendfile(out, in, at, n);
+}
+AR_EXPORT ssize_t sendfile64(int out, int in, off_t *at, size_t n)
+{
+    return ar_slot_of(in) || ar_slot_of(out) ? copy_through(in, at, out, NULL, n) : real_sendfile64(out, in, at, n);
+}
+
+/* ---- durability */
+
+static bool wait_for_fd(int fd)
+{
+    if (!ar_active || fd < 0 || fd >= FD_MAX || !ar_fds[fd].slot)
+        return false;
+    struct slot *slot = ar_slot_of(fd);
+    ar_wait_durable(slot ? atomic_load_explicit(&slot->last_lsn, memory_order_acquire) : ar_tail_lsn());
+    return true;
+}
+
+AR_EXPORT int fsync(int fd)
+{
+    ar_capture_streams(fd);
+    return wait_for_fd(fd) ? 0 : real_fsync(fd);
+}
+AR_EXPORT int fdatasync(int fd)
+{
+    ar_capture_streams(fd);
+    return wait_for_fd(fd) ? 0 : real_fdatasync(fd);
+}
+AR_EXPORT int syncfs(int fd)
+{
+    ar_capture_streams(-1);
+    if (ar_active)
+        ar_wait_durable(ar_tail_lsn());
+    return ar_active && fd >= 0 && fd < FD_MAX && ar_fds[fd].slot ? 0 : real_syncfs(fd);
+}
+AR_EXPORT void sync(void)
+{
+    ar_capture_streams(-1);
+    if (ar_active)
+        ar_wait_durable(ar_tail_lsn());
+    real_sync();
+}
+AR_EXPORT int sync_file_range(int fd, off_t at, off_t n, unsigned flags)
+{
+    return ar_slot_of(fd) ? 0 : real_sync_file_range(fd, at, n, flags);
+}
+
+/* ---- sizes */
+
+static int ftruncate_any(int fd, off_t size)
+{
+    struct slot *slot = ar_slot_of(fd);
+    return slot && size >= 0 ? ar_truncate(fd, slot, (uint64_t)size) : real_ftruncate(fd, size);
+}
+static int truncate_any(const char *path, off_t size)
+{
+    char out[PATH_MAX];
+    if (!ar_durable_path(AT_FDCWD, path, out))
+        return real_truncate(path, size);
+    int fd = ar_open(AT_FDCWD, path, O_RDWR, 0);
+    if (fd < 0)
+        return -1;
+    int result = ftruncate_any(fd, size), error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+static int fallocate_any(int fd, int mode, off_t at, off_t n)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (!slot)
+        return real_fallocate(fd, mode, at, n);
+    if (mode) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    return ar_extend(fd, slot, (uint64_t)at, (uint64_t)n);
+}
+static int posix_fallocate_any(int fd, off_t at, off_t n)
+{
+    if (!ar_slot_of(fd))
+        return real_posix_fallocate(fd, at, n);
+    return fallocate_any(fd, 0, at, n) < 0 ? errno : 0;
+}
+AR_EXPORT int ftruncate(int fd, off_t size) { return ftruncate_any(fd, size); }
+AR_EXPORT int ftruncate64(int fd, off_t size) { return ftruncate_any(fd, size); }
+AR_EXPORT int truncate(const char *path, off_t size) { return truncate_any(path, size); }
+AR_EXPORT int truncate64(const char *path, off_t size) { return truncate_any(path, size); }
+AR_EXPORT int fallocate(int fd, int mode, off_t at, off_t n) { return fallocate_any(fd, mode, at, n); }
+AR_EXPORT int fallocate64(int fd, int mode, off_t at, off_t n) { return fallocate_any(fd, mode, at, n); }
+AR_EXPORT int posix_fallocate(int fd, off_t at, off_t n) { return posix_fallocate_any(fd, at, n); }
+AR_EXPORT int posix_fallocate64(int fd, off_t at, off_t n) { return posix_fallocate_any(fd, at, n); }
+
+static int fadvise_any(int fd, off_t at, off_t n, int advice)
+{
+    struct slot *slot = ar_slot_of(fd);
+    if (slot && advice == POSIX_FADV_WILLNEED)
+        ar_prefetch(fd, slot, (uint64_t)at, (uint64_t)n);
+    return slot ? 0 : real_posix_fadvise(fd, at, n, advice);
+}
+AR_EXPORT int posix_fadvise(int fd, off_t at, off_t n, int advice) { return fadvise_any(fd, at, n, advice); }
+AR_EXPORT int posix_fadvise64(int fd, off_t at, off_t n, int advice) { return fadvise_any(fd, at, n, advice); }

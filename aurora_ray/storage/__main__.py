@@ -1,0 +1,58 @@
+"""A storage node as a program of its own, without Ray: `python -m aurora_ray.storage --node-id n1 --az a --data-dir D`.
+
+Writes its address as one line to standard output once it serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from aurora_ray.storage.config import StorageConfig
+from aurora_ray.storage.server import StorageServer
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m aurora_ray.storage", description=__doc__.partition("\n")[0])
+    parser.add_argument("--node-id", required=True)
+    parser.add_argument("--az", required=True)
+    parser.add_argument("--data-dir", required=True, type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--layer-bytes", type=int, default=32 << 20)
+    return parser.parse_args()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    config = StorageConfig(
+        node_id=arguments.node_id,
+        az=arguments.az,
+        data_dir=arguments.data_dir,
+        host=arguments.host,
+        port=arguments.port,
+        layer_bytes=arguments.layer_bytes,
+    )
+    server = StorageServer(config)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    loop.add_signal_handler(signal.SIGINT, ended.set)
+    address = await server.start()
+    sys.stdout.write(address + "\n")
+    sys.stdout.flush()
+    await ended.wait()
+    await server.stop()
+
+
+def main() -> None:
+    """Serves until told to end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(_serve(_arguments()))
+
+
+if __name__ == "__main__":
+    main()
