@@ -171,7 +171,7 @@ class Driver:
     async def flush(self, *, timeout_s: float) -> int:
         """Sends all that is logged by now and waits until it is durable. Returns its LSN."""
         async with asyncio.timeout(timeout_s):
-            target = self._region.base_lsn + self._region.peek().tail
+            target: int = self._region.base_lsn + self._region.peek().tail
             while self._region.base_lsn + self._region.peek().head < target:
                 self._send()
                 await asyncio.sleep(0.001)

@@ -16,6 +16,7 @@ import os
 import shutil
 from array import array
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_ray import telemetry
@@ -28,8 +29,6 @@ from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
-
     from aurora_ray.volume.client import Volume
     from aurora_ray.volume.spec import GroupPlacement
 
@@ -85,6 +84,7 @@ class MountedVolume:
         without it the engine waits until `add_group` is called. Raises ConfigurationError if the directory cannot be
         made, QuorumLostError if the file table cannot be read.
         """
+        mount_dir = Path(os.path.realpath(mount_dir))
         with telemetry.span("mount.file_table"):
             table = await volume.read_file_table()
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
@@ -99,13 +99,13 @@ class MountedVolume:
             volatile_patterns=volatile_patterns,
         )
         try:
-            driver = Driver(volume, region, mount_dir.resolve(), cache_bytes=cache_bytes, grow=grow)
+            driver = Driver(volume, region, mount_dir, cache_bytes=cache_bytes, grow=grow)
             for file in tree.files:
                 driver.register(file.path, file.ino, file.entry.file_id, file.entry.size, file.entry.extents)
             for group, free in _free_extents(volume, table).items():
                 region.add_group(group, free)
             driver.start()
-            mounted = cls(volume, mount_dir.resolve(), region, driver)
+            mounted = cls(volume, mount_dir, region, driver)
             with telemetry.span("mount.eager"):
                 await driver.prefetch(_eager_slots(region, tree, mount_dir, eager))
         except BaseException:
@@ -162,7 +162,7 @@ def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:
 def _eager_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Sequence[str]) -> list[int]:
     slots = []
     for file in tree.files:
-        name = str(file.path.relative_to(mount_dir.resolve()))
+        name = str(file.path.relative_to(mount_dir))
         if file.entry.size and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             slot = region.find_slot(file.ino)
             if slot is not None:
@@ -180,7 +180,7 @@ def _make_tree(table: FileTable, mount_dir: Path, uid: int | None, gid: int | No
     tree = LocalTree()
     try:
         mount_dir.mkdir(parents=True, mode=0o700)
-        root = os.fsencode(mount_dir.resolve())
+        root = os.fsencode(mount_dir)
         for entry in table.entries():
             if entry.paths:
                 _make_entry(tree, root, entry, uid, gid)
@@ -205,8 +205,6 @@ def _make_entry(tree: LocalTree, root: bytes, entry: Entry, uid: int | None, gid
 
 
 def _make_file(root: bytes, path: bytes, entry: Entry) -> MountedFile:
-    from pathlib import Path
-
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(fd, entry.mode)

@@ -1,4 +1,4 @@
-"""The foundation: the tree at any LSN is exactly what the log's prefix says, whatever program made it, killed whenever."""
+"""The foundation: the tree at any LSN is exactly what the log's prefix says, whenever the program was killed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def check_between(
 ) -> None:
     """Amid an operation each name and each page is as it was or as it will be (or zeros, where a file has just grown)."""
     assert set(state) <= set(before) | set(after)
-    for path, content in state.items():
+    for path, found in state.items():
         choices = [tree[path] or b"" for tree in (before, after) if path in tree]
-        content = content or b""
+        content = found or b""
         for at in range(0, len(content), PAGE_BYTES):
             page = content[at : at + PAGE_BYTES]
             allowed = [choice[at : at + PAGE_BYTES].ljust(len(page), b"\0") for choice in choices]
@@ -51,7 +51,7 @@ def test_the_tree_at_any_lsn_is_the_models_prefix(recorder: Recorder, tmp_path: 
     assert recorder.evicted_pages > 0 or kill_after is not None
 
     lsns = sorted({record.lsn for record in recorder.records} | {lsn for _, lsn in journal})
-    ends = dict((lsn, number) for number, lsn in journal)
+    ends = {lsn: number for number, lsn in journal}
     operations, before, after, done = Operations(seed), {}, {}, -1
     for lsn, state in recorder.states(lsns):
         if lsn in ends:

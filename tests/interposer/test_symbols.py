@@ -1,4 +1,4 @@
-"""Whatever the engines import from the libc that can touch a file is interposed, or listed here with the reason why not."""
+"""Whatever an engine imports from the libc that can touch a file is interposed, or listed here with the reason."""
 
 from __future__ import annotations
 
