@@ -99,8 +99,11 @@ class Engine(Protocol):
     async def start(self, data_dir: Path, *, env: Mapping[str, str], pass_fds: Sequence[int], timeout_s: float) -> None:
         """Starts as writer and returns when it accepts statements. On failure nothing is left running."""
 
-    async def stop(self, mode: StopMode, *, timeout_s: float) -> EngineExit:
-        """Ends every process; a mode that does not finish within the timeout is followed by the next rougher one."""
+    async def stop(self, mode: StopMode, *, timeout_s: float) -> EngineExit | None:
+        """Ends every process and says how the run ended, None if there was none.
+
+        A mode that does not finish within the timeout is followed by the next rougher one.
+        """
 
     async def wait_exit(self) -> EngineExit:
         """Waits, without a limit, until the engine has ended for whatever reason and all its processes are gone."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aurora_ray.engine.account import EngineAccount, find_account
-from aurora_ray.engine.base import EngineInstall, StopMode
+from aurora_ray.engine.base import Engine, EngineInstall, StopMode
 from aurora_ray.engine.install import discover
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import ClusterIdentity
@@ -67,16 +67,18 @@ def cluster(records: list[Record], data_dir: Path, account: EngineAccount) -> Pa
 async def make_engine(
     install: EngineInstall, account: EngineAccount, data_dir: Path
 ) -> AsyncIterator[Callable[..., PostgresEngine]]:
-    engines: list[PostgresEngine] = []
+    engines: list[Engine] = []
 
     def make(**options: object) -> PostgresEngine:
         given = {"install": install, "account": account, "run_dir": data_dir / "run", "shared_buffers_bytes": 16 * MIB}
-        engines.append(PostgresEngine(**{**given, **options}))  # type: ignore[arg-type]
-        return engines[-1]
+        engine = PostgresEngine(**{**given, **options})  # type: ignore[arg-type]
+        as_engine: Engine = engine  # mypy: it is one
+        engines.append(as_engine)
+        return engine
 
     yield make
     for engine in engines:
-        await engine.stop(StopMode.KILL)
+        await engine.stop(StopMode.KILL, timeout_s=10)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall, StopMode
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.shared_memory import _sysv_segments
+from aurora_ray.engine.process import processes_in
+from aurora_ray.engine.shared_memory import _sysv_segments, posix_segments
 from tests.engine.conftest import INSTALLS
 
 pytestmark = pytest.mark.postgres
@@ -69,11 +70,12 @@ async def test_what_was_committed_survives_a_kill(engine: PostgresEngine, passfi
     await query(engine, passfile, "CREATE TABLE t AS SELECT 1 AS n")
     pid = engine.pid
     assert pid is not None
-    before = _shared_memory()
+    segments = posix_segments(processes_in(cluster, "postgres"))
+    assert segments
     ended = await engine.stop(StopMode.KILL)
     assert ended is not None
     assert ended.returncode == -signal.SIGKILL
-    assert not before & _shared_memory()
+    assert not [segment for segment in segments if segment.exists()]
     assert _sysv_segments(pid) == []
     await engine.start(cluster)
     assert "automatic recovery in progress" in engine.log_path.read_text()
@@ -85,11 +87,6 @@ async def test_what_was_committed_survives_a_kill(engine: PostgresEngine, passfi
 
 def command_line(engine: PostgresEngine) -> str:
     return Path(f"/proc/{engine.pid}/cmdline").read_text()
-
-
-def _shared_memory() -> set[str]:
-    """PostgreSQL's dynamic segments of the account; other runs on this machine are told apart by not being in both."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("PostgreSQL.")}  # noqa: S108
 
 
 @pytest.mark.parametrize("victim", ["postmaster", "backend"])

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.process import EngineProcess
 from aurora_ray.errors import ConfigurationError
-from tests.support.polling import poll_until
+from tests.support.polling import poll_until, poll_until_blocking
+
+ROOT = Path(__file__).parents[2]
 
 
 def spawn(script: str, account: EngineAccount, data_dir: Path, **env: str) -> EngineProcess:
@@ -63,3 +67,35 @@ async def test_a_directory_that_is_not_there_is_an_error_without_leaks(account: 
             ["sh"], account=account, env={}, pass_fds=(), work_dir=data_dir / "no", log_path=data_dir / "log"
         )
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+ORPHANING = """
+import asyncio, sys
+from pathlib import Path
+from aurora_ray.engine.account import EngineAccount
+from aurora_ray.engine.process import EngineProcess
+
+async def main():
+    name, uid, gid, switch, directory = sys.argv[1:]
+    process = EngineProcess.spawn(
+        ["sleep", "1000"], account=EngineAccount(name, int(uid), int(gid), switch == "True"), env={}, pass_fds=(),
+        work_dir=Path(directory), log_path=Path(directory) / "log",
+    )
+    sys.stdout.write(f"{process.pid}\\n")
+    sys.stdout.flush()
+    await process.wait_main(None)
+
+asyncio.run(main())
+"""
+
+
+def test_it_does_not_outlive_its_starter(account: EngineAccount, data_dir: Path) -> None:
+    arguments = [account.name, str(account.uid), str(account.gid), str(account.switch), str(data_dir)]
+    command = [sys.executable, "-c", ORPHANING, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        # Until then the child is setpriv, which asks for the signal just before it becomes the engine.
+        poll_until_blocking(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", what="the engine runs")
+        starter.kill()
+    poll_until_blocking(lambda: not Path(f"/proc/{pid}").exists(), what="the engine has ended as well")
