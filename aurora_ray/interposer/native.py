@@ -38,6 +38,8 @@ class Poll(Structure):
         ("present_pages", c_uint64),
         ("state", c_uint32),
         ("requests", c_uint32),
+        ("attached", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

@@ -87,15 +87,17 @@ class Region:
         """The descriptors that the engine inherits."""
         return (self._fd, self.bell_fd, self._life_read)
 
-    def environment(self, mount: Path) -> dict[str, str]:
-        """The variables that make an engine's process use this region for files under `mount`."""
+    def environment(self, mount: Path, library: Path) -> dict[str, str]:
+        """The variables that make an engine's process use this region for files under `mount`.
+
+        `library` is the interposer's file, or a copy that the engine's account can read.
+        """
         return {
-            "LD_PRELOAD": native.library_path(),
+            "LD_PRELOAD": str(library),
             "AURORA_MOUNT": str(mount),
             "AURORA_REGION_FD": str(self._fd),
             "AURORA_BELL_FD": str(self.bell_fd),
             "AURORA_LIFE_FD": str(self._life_read),
-            "AURORA_DRIVER_PID": str(os.getpid()),
         }
 
     # ---- files

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
 from aurora_ray.log.filetable import Entry, FileKind, FileTable
 from aurora_ray.log.layout import NO_GROUP
@@ -29,6 +30,7 @@ from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
     from aurora_ray.volume.client import Volume
     from aurora_ray.volume.spec import GroupPlacement
 
@@ -84,7 +86,7 @@ class MountedVolume:
         without it the engine waits until `add_group` is called. Raises ConfigurationError if the directory cannot be
         made, QuorumLostError if the file table cannot be read.
         """
-        mount_dir = Path(os.path.realpath(mount_dir))
+        mount_dir = await asyncio.to_thread(lambda: Path(os.path.realpath(mount_dir)))
         with telemetry.span("mount.file_table"):
             table = await volume.read_file_table()
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
@@ -105,6 +107,7 @@ class MountedVolume:
             for group, free in _free_extents(volume, table).items():
                 region.add_group(group, free)
             driver.start()
+            await asyncio.to_thread(_copy_library, mount_dir)
             mounted = cls(volume, mount_dir, region, driver)
             with telemetry.span("mount.eager"):
                 await driver.prefetch(_eager_slots(region, tree, mount_dir, eager))
@@ -115,7 +118,17 @@ class MountedVolume:
 
     def engine_environment(self) -> dict[str, str]:
         """The variables with which the engine's processes find the volume."""
-        return self._region.environment(self.mount_dir)
+        return self._region.environment(self.mount_dir, _library_copy(self.mount_dir))
+
+    def check_attached(self) -> None:
+        """Raises ConfigurationError if no engine process has loaded the interposer: nothing it writes would be kept.
+
+        To be called when the engine has started. The dynamic linker only warns when it cannot load a library.
+        """
+        if not self._region.peek().attached:
+            raise ConfigurationError(
+                f"the engine runs without {_library_copy(self.mount_dir)}: is it statically linked or set-user-id?"
+            )
 
     @property
     def pass_fds(self) -> tuple[int, ...]:
@@ -147,6 +160,19 @@ class MountedVolume:
         self._region.close()
         if discard:
             await asyncio.to_thread(shutil.rmtree, self.mount_dir, ignore_errors=True)
+            _library_copy(self.mount_dir).unlink(missing_ok=True)
+
+
+def _library_copy(mount_dir: Path) -> Path:
+    return mount_dir.with_name(mount_dir.name + ".interposer.so")
+
+
+def _copy_library(mount_dir: Path) -> None:
+    """Beside the mount, where the engine's account can read it, and where no upgrade replaces it under the engine."""
+    copy = _library_copy(mount_dir)
+    copy.unlink(missing_ok=True)
+    shutil.copyfile(native.library_path(), copy)
+    copy.chmod(0o755)
 
 
 def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:

@@ -102,7 +102,7 @@ class Recorder:
         self.region.close()
 
     def spawn(self, arguments: list[str], **more: object) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **self.region.environment(self.mount.resolve())}
+        environment = {**os.environ, **self.region.environment(self.mount.resolve(), Path(native.library_path()))}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         return subprocess.Popen(
             arguments,

@@ -32,7 +32,7 @@ def run(recorder: Recorder, journal: Path, seed: int, count: int, kill_after: in
 def check_between(
     state: dict[str, bytes | None], before: dict[str, bytes | None], after: dict[str, bytes | None]
 ) -> None:
-    """Amid an operation each name and each page is as it was or as it will be (or zeros, where a file has just grown)."""
+    """Amid an operation each name and each page is as it was or will be (or zeros, in a file that has just grown)."""
     assert set(state) <= set(before) | set(after)
     for path, found in state.items():
         choices = [tree[path] or b"" for tree in (before, after) if path in tree]

@@ -164,6 +164,7 @@ struct region {
     _Atomic uint32_t space_turn, space_waiters;
     _Alignas(64) _Atomic uint32_t bell_rung;
     _Atomic uint32_t state;
+    _Atomic uint32_t attached; /* processes that ever came: none means the library was not loaded */
     _Atomic uint64_t present_pages;
     uint64_t bell_bytes; /* unsent redo that rings the bell though nobody waits */
     struct counters counters;

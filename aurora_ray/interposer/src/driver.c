@@ -117,7 +117,7 @@ AR_EXPORT uint64_t ar_free_extents(struct region *region)
 
 struct poll {
     uint64_t head, tail, wanted, durable, present_pages;
-    uint32_t state, requests;
+    uint32_t state, requests, attached, reserved;
 };
 
 AR_EXPORT void ar_peek(struct region *r, struct poll *out)
@@ -128,6 +128,7 @@ AR_EXPORT void ar_peek(struct region *r, struct poll *out)
     out->durable = atomic_load(&r->durable);
     out->present_pages = atomic_load(&r->present_pages);
     out->state = atomic_load(&r->state);
+    out->attached = atomic_load(&r->attached);
     out->requests = 0;
     for (int i = 0; i < AR_REQUESTS; i++)
         out->requests += atomic_load_explicit(&r->requests[i].state, memory_order_relaxed) == REQUEST_POSTED;

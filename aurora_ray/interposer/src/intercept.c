@@ -7,12 +7,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #define DEFINE(result, name, parameters) result(*real_##name) parameters;
@@ -67,9 +65,7 @@ __attribute__((constructor)) static void begin(void)
     if (!getcwd(working_directory, sizeof working_directory))
         working_directory[0] = 0;
     ar_attach(p);
-    const char *driver = getenv("AURORA_DRIVER_PID");
-    if (driver && getppid() == atoi(driver)) /* the engine's first process dies with the driver; its children follow */
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    atomic_fetch_add(&ar_region->attached, 1);
     ar_active = true;
     ar_check_state();
 }

@@ -132,6 +132,10 @@ AR_EXPORT int symlinkat(const char *target, int dir, const char *path)
     const char *local = ar_durable_path(dir, path, out);
     if (!local)
         return real_symlinkat(target, dir, path);
+    if (target[0] == '/') {
+        errno = EPERM; /* a tablespace elsewhere: what is written there would be in no volume */
+        return -1;
+    }
     LOGGED(local, real_symlinkat(target, dir, path), REC_SYMLINK, 0, 0, target, local)
 }
 AR_EXPORT int symlink(const char *target, const char *path) { return symlinkat(target, AT_FDCWD, path); }
