@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aurora_ray.log.record import Buffer
 
 _COUNT = Struct("<H")
+_FULL = int(RecordFlag.FULL)  # an IntFlag's operators cost more than everything else here
 # A gap between two ranges shorter than a range's own header is cheaper to keep apart only if its bytes were known; they
 # are not (the base is elsewhere), so only ranges that touch are joined.
 _RANGE_HEADS = [Struct(f"<{2 * n}H") for n in range(64)]
@@ -37,7 +38,7 @@ def apply_at(buf: Buffer, at: int, page: bytearray) -> bool:
     """Applies the PAGE record at offset `at` of `buf` to `page`; whether it was an image. Raises MalformedError."""
     length, _, flags, count, _, _, _, _ = RECORD_HEADER.unpack_from(buf, at)
     body, end = at + RECORD_HEADER_BYTES, at + length
-    if flags & RecordFlag.FULL:
+    if flags & _FULL:
         if body + IMAGE_LENGTH.size > end:
             raise MalformedError("a page image is cut short")
         nbytes = IMAGE_LENGTH.unpack_from(buf, body)[0]
@@ -65,15 +66,16 @@ def _apply_ranges(
         raise MalformedError(f"a page record of {count} ranges is cut short")
     fields = heads.unpack_from(buf, at)
     page_size = len(page)
-    for i in range(0, 2 * count, 2):
-        offset, nbytes = fields[i], fields[i + 1]
+    for offset, nbytes in zip(fields[::2], fields[1::2], strict=True):
         stop = offset + nbytes
-        if stop > page_size or data + nbytes > end:
-            raise MalformedError(f"range [{offset}, {stop}) does not fit a page of {page_size} bytes")
         page[offset:stop] = buf[data : data + nbytes]
         data += nbytes
         if spans is not None:
             spans.append((offset, stop))
+    # Checked once, for speed: a range beyond the page has made it longer.
+    if data > end or len(page) != page_size:
+        del page[page_size:]
+        raise MalformedError(f"a page record's ranges do not fit a page of {page_size} bytes")
 
 
 def fits(buf: Buffer, at: int, page_size: int) -> bool:
@@ -109,14 +111,14 @@ class PageMerger:
         given, is where a truncation cut the page after change i; entry 0 stands before the first change.
         """
         page = self._scratch
-        page[:] = self._zeros
+        page[:] = self._zeros  # also back to its length after a malformed record
         image = base_is_zeros
         spans: list[tuple[int, int]] = []
         if zero_from and zero_from[0] < self.page_size:
             spans.append((zero_from[0], self.page_size))
         for i, (buf, at) in enumerate(changes):
             length, _, flags, count, _, _, _, _ = RECORD_HEADER.unpack_from(buf, at)
-            if flags & RecordFlag.FULL:
+            if flags & _FULL:
                 image = apply_at(buf, at, page)
             else:
                 _apply_ranges(buf, at + RECORD_HEADER_BYTES, at + length, count, page, spans=spans)

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _DISK_CHECK_S: Final = 1.0
 _DISK_MEASURE_S: Final = 10.0
+_RETRY_S: Final = 5.0
 
 
 class Background:
@@ -27,6 +28,7 @@ class Background:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config
+        self._resting: dict[Segment, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
         """The loop."""
@@ -45,6 +47,9 @@ class Background:
             await asyncio.sleep(self._config.background_interval_s)
 
     async def _tend(self, volume: NodeVolume, segment: Segment) -> None:
+        if self._resting and self._resting.get(segment, 0.0) > time.monotonic():
+            return
+        self._resting.pop(segment, None)
         try:
             async with segment.background:
                 while not segment.closed and self._layer_due(segment):
@@ -55,6 +60,7 @@ class Background:
         except Exception as error:  # RocksDB's errors have no common class
             if segment.closed:
                 return  # dropped or replaced in the middle
+            self._resting[segment] = time.monotonic() + _RETRY_S
             self._node.counters["background_errors"] += 1
             _log.exception("volume %s group %d: background work failed: %s", volume.name, segment.group, error)
 

@@ -121,6 +121,8 @@ class _LayerWriter:
     def _flush(self) -> None:
         self._changes.write_without_log()
         self._changes = self._segment.store.batch()
+        # An iterator older than what was just written would step over it, entry by entry, at every seek.
+        self._versions = Versions(self._segment)
 
     def _keep_cuts(self) -> list[tuple[int, Cut]]:
         """Remembers, durably with the layer, cuts of files that have versions; others have nothing to hide."""
@@ -186,20 +188,22 @@ class _LayerWriter:
             merged = self._merger.merge(changes, base_is_zeros=base is None, zero_from=_thinned(zero_from, kept))
         key = page_key(file_id, page, self._index.end_lsn)
         if merged.is_image or base is None:
-            self._put_image(file_id, page, key, merged.data)
+            self._put_image(file_id, page, key, merged.data, has_older=base is not None)
             return
         delta_bytes = base.delta_bytes + len(merged.data)
         if base.deltas + 1 >= CHAIN_DELTAS_MAX or delta_bytes >= self._page_size // 2:
             content = self._versions.content(file_id, page, start_lsn)
             assert content is not None  # noqa: S101 - `base` exists
             apply_delta(merged.data, content)
-            self._put_image(file_id, page, key, bytes(content).rstrip(b"\0"))
+            self._put_image(file_id, page, key, bytes(content).rstrip(b"\0"), has_older=True)
         else:
             head = DELTA_HEAD.pack(DELTA, 0, base.deltas + 1, delta_bytes)
             self._changes.put("pages", key, head + merged.data)
 
-    def _put_image(self, file_id: int, page: int, key: bytes, image: bytes) -> None:
+    def _put_image(self, file_id: int, page: int, key: bytes, image: bytes, *, has_older: bool) -> None:
         self._changes.put("pages", key, IMAGE_HEAD + image)
+        if not has_older:
+            return
         for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):
             self._changes.delete("pages", unneeded)
 

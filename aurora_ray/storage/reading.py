@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from aurora_ray.storage.layers import Change, LayerIndex
     from aurora_ray.storage.segment import Cut, Segment
 
+_FULL = int(RecordFlag.FULL)
+
 
 def require_complete(segment: Segment, required_scl: int) -> None:
     """Raises NotCompleteError if the segment's log has a gap at or below `required_scl`."""
@@ -115,7 +117,7 @@ def cut_page(content: bytearray, keep: int) -> bytearray | None:
 def _last_image(changes: Sequence[Change]) -> int | None:
     for number in range(len(changes) - 1, -1, -1):
         _, buf, at = changes[number]
-        if buf[at + 5] & RecordFlag.FULL:
+        if buf[at + 5] & _FULL:
             return number
     return None
 

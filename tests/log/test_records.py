@@ -1,0 +1,140 @@
+"""Records and batches: what goes in comes out; what is damaged is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora_ray.errors import MalformedError
+from aurora_ray.log import record as rec
+from aurora_ray.log.batch import check_records, encode_batch, payload, verify
+from aurora_ray.log.pages import PageMerger, apply_delta, fits
+from aurora_ray.log.record import Record, RecordBuilder
+
+PAGE = 512
+PATHS = st.binary(min_size=1, max_size=30).filter(lambda p: b"\0" not in p)
+IDS = st.integers(1, (1 << 64) - 1)
+GROUPS = st.integers(0, 3)
+U32 = st.integers(0, (1 << 32) - 1)
+U64 = st.integers(0, (1 << 64) - 1)
+
+
+@st.composite
+def ranges(draw):
+    offset = draw(st.integers(0, PAGE - 1))
+    return offset, draw(st.binary(min_size=1, max_size=min(40, PAGE - offset)))
+
+
+PAGES = st.one_of(
+    st.builds(rec.page_full, IDS, U32, st.binary(max_size=PAGE), group=GROUPS),
+    st.builds(rec.page_delta, IDS, U32, st.lists(ranges(), min_size=1, max_size=5), group=GROUPS),
+)
+RECORDS = st.one_of(
+    PAGES,
+    st.builds(rec.create, IDS, PATHS, U32),
+    st.builds(rec.unlink, IDS, PATHS),
+    st.builds(rec.rename, IDS, PATHS, PATHS),
+    st.builds(rec.link, IDS, PATHS, PATHS),
+    st.builds(rec.symlink, PATHS, PATHS),
+    st.builds(rec.truncate, IDS, U64, group=GROUPS),
+    st.builds(rec.size, IDS, U64),
+    st.builds(rec.mkdir, PATHS, U32),
+    st.builds(rec.rmdir, PATHS),
+    st.builds(rec.chmod, PATHS, U32),
+    st.builds(rec.extent, IDS, U32, U32),
+    st.builds(rec.drop, IDS, group=GROUPS),
+)
+
+
+def batches(records: list[Record], start_lsn: int = 0) -> list[bytes]:
+    builder = RecordBuilder(start_lsn)
+    for record in records:
+        builder.add(record)
+    parts = builder.take()
+    return [
+        encode_batch(
+            group=part.group, volume=b"v" * 16, epoch=3, prev_lsn=start_lsn, flush_start=start_lsn,
+            flush_end=builder.end_lsn, time_us=5, vdl=start_lsn, record_count=part.record_count,
+            groups=[p.group for p in parts], records=part.payload,
+        )
+        for part in parts
+    ]  # fmt: skip
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=12), st.integers(0, 1 << 50))
+def test_a_flush_comes_back_as_it_was(records, start_lsn):
+    lsn = start_lsn
+    expected: dict[int, list[Record]] = {}
+    for record in records:
+        lsn += record.encoded_bytes
+        expected.setdefault(record.group, []).append(replace(record, lsn=lsn))
+    made = batches(records, start_lsn)
+    assert len(made) == len(expected)
+    for batch in made:
+        header = verify(batch)
+        check_records(batch, header)
+        assert (header.flush_start, header.flush_end, header.groups) == (start_lsn, lsn, tuple(sorted(expected)))
+        assert list(rec.iter_records(payload(batch))) == expected[header.group]
+
+
+@settings(max_examples=30)
+@given(st.lists(RECORDS, min_size=1, max_size=3))
+def test_every_truncation_is_refused(records):
+    batch = batches(records)[0]
+    for nbytes in range(len(batch)):
+        with pytest.raises(MalformedError):
+            verify(batch[:nbytes])
+    with pytest.raises(MalformedError):
+        verify(batch + b"\0")
+
+
+@settings(max_examples=15)
+@given(RECORDS)
+def test_every_flipped_bit_is_refused(record):
+    batch = batches([record])[0]
+    for bit in range(8 * len(batch)):
+        damaged = bytearray(batch)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(MalformedError):
+            verify(bytes(damaged))
+
+
+@given(st.lists(PAGES, min_size=1, max_size=8), st.binary(min_size=PAGE, max_size=PAGE), st.booleans())
+def test_a_merged_change_equals_its_parts(records, base, base_is_zeros):
+    changes = [(rec.encode(record), 0) for record in records]
+    expected = bytearray(PAGE) if base_is_zeros else bytearray(base)
+    for record in records:
+        rec.apply_page(record, expected)
+    merged = PageMerger(PAGE).merge(changes, base_is_zeros=base_is_zeros)
+    if merged.is_image:
+        assert merged.data.ljust(PAGE, b"\0") == expected
+    else:
+        page = bytearray(base)
+        apply_delta(merged.data, page)
+        assert page == expected
+
+
+@given(st.binary(max_size=200), st.integers(0, 1), st.integers(0, 20))
+def test_a_page_record_with_any_body_is_applied_or_refused(body, flags, count):
+    record = Record(rec.RecordType.PAGE, flags, 8, 1, 0, 0, body, count)
+    encoded = rec.encode(record)
+    page = bytearray(64)
+    if not fits(encoded, 0, 64):
+        merger = PageMerger(64)
+        with pytest.raises(MalformedError):
+            merger.merge([(encoded, 0)], base_is_zeros=True)
+        good = (rec.encode(rec.page_delta(1, 0, [(60, b"x")])), 0)
+        assert len(merger.merge([good], base_is_zeros=True).data) == 61, "the scratch page is sound again"
+    else:
+        PageMerger(64).merge([(encoded, 0)], base_is_zeros=True)
+    assert len(page) == 64
+
+
+@given(st.binary(max_size=120))
+def test_arbitrary_bytes_are_decoded_or_refused(data):
+    with contextlib.suppress(MalformedError):
+        list(rec.iter_records(data))
