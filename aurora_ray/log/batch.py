@@ -1,17 +1,23 @@
 """Batches: what travels and is stored, guarded by a CRC. Layout in `layout.py`.
 
+Large batches may carry their records compressed (bulk loads are mostly padding and repetition): `compress` and
+`inflate`. Whatever stores or passes on a batch leaves it as it came.
+
 A batch without records is a heartbeat: it carries only the writer's VDL, is checked like any other and never stored.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import google_crc32c
+import zstandard
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.layout import (
     BATCH_BYTES_MAX,
+    BATCH_COMPRESSED,
     BATCH_CRC_FROM,
     BATCH_GROUPS_MAX,
     BATCH_HEADER,
@@ -31,6 +37,14 @@ if TYPE_CHECKING:
     from aurora_ray.log.record import Buffer
 
 
+COMPRESS_FROM_BYTES: Final = 16 << 10  # below, what is saved does not pay for the calls
+_COMPRESSED_AT_MOST: Final = 0.75
+_FLAGS: Final = struct.Struct("<H")
+_FLAGS_OFFSET: Final = 10
+_compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
+_decompressor = zstandard.ZstdDecompressor()
+
+
 class BatchHeader(NamedTuple):
     """A batch's header; LSNs in bytes of log, `time_us` in microseconds since 1970."""
 
@@ -45,6 +59,7 @@ class BatchHeader(NamedTuple):
     record_count: int
     payload_bytes: int
     groups: tuple[int, ...]
+    compressed: bool
 
 
 def encode_batch(
@@ -118,14 +133,16 @@ def decode_header(buf: Buffer) -> BatchHeader:
         ngroups,
         zero,
     ) = fields
-    if magic != BATCH_MAGIC or version != BATCH_VERSION or flags or zero:
+    if magic != BATCH_MAGIC or version != BATCH_VERSION or flags & ~BATCH_COMPRESSED or zero:
         raise MalformedError(f"not a batch: magic {magic:#x}, version {version}, flags {flags}")
-    if not 1 <= ngroups <= BATCH_GROUPS_MAX or nbytes != BATCH_HEADER_BYTES + padded(4 * ngroups) + payload_bytes:
+    stored_bytes = nbytes - BATCH_HEADER_BYTES - padded(4 * ngroups)
+    fits = 0 < stored_bytes < payload_bytes if flags else stored_bytes == payload_bytes
+    if not 1 <= ngroups <= BATCH_GROUPS_MAX or not fits:
         raise MalformedError(f"a batch of {nbytes} bytes claims {ngroups} groups and {payload_bytes} bytes of records")
-    if nbytes > BATCH_BYTES_MAX:
+    if max(nbytes, payload_bytes) > BATCH_BYTES_MAX:
         raise MalformedError(f"a batch of {nbytes} bytes exceeds the limit of {BATCH_BYTES_MAX}")
     groups = tuple(memoryview(buf)[BATCH_HEADER_BYTES : BATCH_HEADER_BYTES + 4 * ngroups].cast("I"))
-    return BatchHeader(group, volume, epoch, prev, start, end, time_us, vdl, count, payload_bytes, groups)
+    return BatchHeader(group, volume, epoch, prev, start, end, time_us, vdl, count, payload_bytes, groups, bool(flags))
 
 
 def verify(buf: bytes) -> BatchHeader:
@@ -148,8 +165,43 @@ def verify(buf: bytes) -> BatchHeader:
     return header
 
 
-def check_records(buf: Buffer, header: BatchHeader) -> None:
+def compress(buf: bytes) -> bytes:
+    """The batch with its records compressed, if it is large and that pays; else the batch itself."""
+    records = payload(buf)
+    if len(records) < COMPRESS_FROM_BYTES:
+        return buf
+    squeezed = _compressor.compress(records)
+    if len(squeezed) > _COMPRESSED_AT_MOST * len(records):
+        return buf
+    head = bytearray(buf[: len(buf) - len(records)])
+    _FLAGS.pack_into(head, _FLAGS_OFFSET, BATCH_COMPRESSED)
+    crc = google_crc32c.extend(google_crc32c.value(bytes(head[BATCH_CRC_FROM:])), squeezed)
+    head[4:8] = crc.to_bytes(4, "little")
+    return bytes(head) + squeezed
+
+
+def inflate(buf: bytes) -> bytes:
+    """A verified batch with its records as they are: for reading, not for passing on (the CRC is of the other form).
+
+    Raises MalformedError if they cannot be inflated to the length that the header says.
+    """
+    if not _FLAGS.unpack_from(buf, _FLAGS_OFFSET)[0] & BATCH_COMPRESSED:
+        return buf
+    squeezed = payload(buf)
+    payload_bytes = int.from_bytes(buf[84:88], "little")
+    try:
+        records = _decompressor.decompress(squeezed, max_output_size=payload_bytes)
+    except zstandard.ZstdError as error:
+        raise MalformedError(f"a batch's records cannot be inflated: {error}") from error
+    if len(records) != payload_bytes:
+        raise MalformedError(f"a batch's records inflate to {len(records)} bytes, {payload_bytes} expected")
+    return bytes(memoryview(buf)[: len(buf) - len(squeezed)]) + records
+
+
+def check_records(buf: bytes, header: BatchHeader) -> None:
     """Walks the records' headers: lengths, types, group and ascending LSNs within the flush. Raises MalformedError."""
+    if header.compressed:
+        buf = inflate(buf)
     unpack = RECORD_HEADER.unpack_from
     at, end = len(buf) - header.payload_bytes, len(buf)
     group, low, count = header.group, header.flush_start, 0
@@ -173,6 +225,6 @@ def check_records(buf: Buffer, header: BatchHeader) -> None:
 
 
 def payload(buf: Buffer) -> memoryview:
-    """The records of a batch that has been verified."""
+    """The records of a batch that has been verified, as they are stored; see `inflate`."""
     ngroups = int.from_bytes(buf[88:92], "little")
     return memoryview(buf)[BATCH_HEADER_BYTES + padded(4 * ngroups) :]

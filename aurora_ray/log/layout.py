@@ -7,10 +7,12 @@ Record: a 32-byte header, a body, zeros up to a multiple of 8.
 
 Batch: a 96-byte header, u32 groups[ngroups] padded to 8 bytes, then the records of one group in LSN order.
 
-    0 u32 magic   4 u32 crc32c over bytes [8:] of the whole batch   8 u16 version   10 u16 flags (0)   12 u32 group
+    0 u32 magic   4 u32 crc32c over bytes [8:] of the whole batch   8 u16 version   10 u16 flags   12 u32 group
     16 volume[16]   32 u64 epoch   40 u64 prev_lsn (flush_end of this group's batch before; 0 for the first)
     48 u64 flush_start   56 u64 flush_end   64 u64 time_us (unix)   72 u64 vdl (the writer's, at encoding)
     80 u32 record_count   84 u32 payload_bytes (records only)   88 u32 ngroups   92 u32 reserved (0)
+
+Flag 1 of a batch: the records are compressed (one zstd frame); payload_bytes is their length when inflated.
 
 The interposer's C fills the same layouts; this file and its tests are the reference.
 """
@@ -35,6 +37,7 @@ BATCH_HEADER: Final = struct.Struct("<IIHHI16sQQQQQQIIII")
 BATCH_HEADER_BYTES: Final = 96
 BATCH_MAGIC: Final = 0x31425241  # "ARB1"
 BATCH_VERSION: Final = 1
+BATCH_COMPRESSED: Final = 1
 BATCH_CRC_OFFSET: Final = 4
 BATCH_CRC_FROM: Final = 8
 BATCH_BYTES_MAX: Final = 64 << 20

@@ -59,8 +59,8 @@ class Appender:
         except Exception as error:  # RocksDB's errors have no common class
             node.reopen_after_error(written or [fresh[0][0]], error)
             raise DiskFullError(f"the log could not be written: {error}") from error
-        for segment, header, batch in fresh:
-            segment.link(header, len(batch))
+        for segment, header, _ in fresh:
+            segment.link(header)
         node.counters["appended_batches"] += len(fresh)
         return highest_lsn
 

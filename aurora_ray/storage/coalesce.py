@@ -61,7 +61,7 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
     if table is None or table.lsn != index.start_lsn:
         table = stored_table(segment, index.start_lsn)
     segment.table = None
-    pacer = Pacer()
+    pacer = Pacer(busy=segment.commits_come_in)
     for _, buf, at in index.table:
         apply_to_table(table, buf, at, anomalies)
         if pacer.due:
@@ -96,7 +96,7 @@ class _LayerWriter:
         self._versions = Versions(segment)
         self._merger = PageMerger(self._page_size)
         self._changes = segment.store.batch()
-        self._pacer = Pacer()
+        self._pacer = Pacer(busy=segment.commits_come_in)
 
     async def write(self) -> None:
         index = self._index

@@ -82,7 +82,7 @@ async def _delete_hidden(segment: Segment, file_id: int, cut: Cut) -> None:
     page_size = segment.meta.page_size
     first_page = -(-cut.new_size // page_size)
     changes = segment.store.batch()
-    pacer = Pacer()
+    pacer = Pacer(busy=segment.commits_come_in)
     start, stop = page_key(file_id, first_page, 0), page_key(file_id + 1, 0, 0)
     for key, _ in segment.store.scan("pages", start, stop):
         if PAGE_KEY.unpack(key)[2] <= cut.lsn:

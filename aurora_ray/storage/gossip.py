@@ -159,6 +159,6 @@ def store_fetched(segment: Segment, batches: Iterable[bytes]) -> int:
     for header, batch in fetched:
         segment.store.put_log(lsn_key(header.flush_end), batch)
     segment.store.sync(True)
-    for header, batch in fetched:
-        segment.link(header, len(batch))
+    for header, _ in fetched:
+        segment.link(header)
     return len(fetched)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import OutOfRangeError
-from aurora_ray.log.batch import decode_header, payload
+from aurora_ray.log.batch import decode_header, inflate, payload
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, SIZE_BODY, RecordType
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.segment import Cut
@@ -39,7 +39,7 @@ class LayerIndex:
 
     def __init__(self, start_lsn: int) -> None:
         self.start_lsn = self.end_lsn = start_lsn
-        self.nbytes = 0
+        self.nbytes = 0  # of records, inflated: what this index holds in memory
         self.time_us = 0  # of the last batch
         self.pages: dict[int, list[Change]] = {}
         self.cuts: dict[int, list[Cut]] = {}
@@ -51,10 +51,10 @@ class LayerIndex:
         header = decode_header(batch)
         if header.prev_lsn != self.end_lsn:
             return False
-        self._scan(batch, header.group)
+        self._scan(inflate(batch) if header.compressed else batch, header.group)
         self.end_lsn = header.flush_end
         self.time_us = header.time_us
-        self.nbytes += len(batch)
+        self.nbytes += header.payload_bytes
         return True
 
     def _scan(self, batch: bytes, group: int) -> None:

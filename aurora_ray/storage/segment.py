@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from aurora_ray.storage.layers import LayerCache
     from aurora_ray.storage.store import SegmentStore, StoreBatch
 
+BUSY_FOR_S = 0.1  # after an append
+URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads and recovery would feel it
+
 
 class Cut(NamedTuple):
     """From `lsn` on, bytes of the file at or above `new_size` are zeros until written again."""
@@ -57,7 +60,7 @@ class Segment:
         self._box = box
         self.scl = 0
         self.highest_lsn = 0
-        self.tail_bytes = 0  # log beyond the last layer, roughly
+        self.tail_bytes = 0  # log beyond the last layer, roughly, inflated
         self.last_append_s = 0.0  # on the monotonic clock
         self.background = asyncio.Lock()  # held by whatever changes layers, versions or the store itself
         self.repair = asyncio.Lock()  # held by whoever brings in log or a copy from peers
@@ -112,7 +115,7 @@ class Segment:
             f" and promised {epochs.promised_epoch}, the batch is of epoch {epoch}"
         )
 
-    def link(self, header: BatchHeader, nbytes: int) -> None:
+    def link(self, header: BatchHeader) -> None:
         """Takes a stored batch into the chain, or keeps it for when the gap before it is filled."""
         end = header.flush_end
         if header.prev_lsn == self.scl:
@@ -122,9 +125,13 @@ class Segment:
         elif header.prev_lsn > self.scl:
             self._pending[header.prev_lsn] = end
         self.highest_lsn = max(self.highest_lsn, end)
-        self.tail_bytes += nbytes
+        self.tail_bytes += header.payload_bytes
         self.last_append_s = time.monotonic()
         self.learn_vdl(header.vdl)
+
+    def commits_come_in(self) -> bool:
+        """Whether the background should keep out of the way: not when it has fallen too far behind."""
+        return time.monotonic() - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES
 
     def learn_vdl(self, vdl: int) -> None:
         """Raises the VDL and wakes whoever waits for the log to move."""
@@ -144,7 +151,7 @@ class Segment:
         for batch in self.store.log_batches(self.scl, LSN_MAX):
             header = decode_header(batch)
             self.highest_lsn = header.flush_end
-            self.tail_bytes += len(batch)
+            self.tail_bytes += header.payload_bytes
             vdl = max(vdl, header.vdl)
             if header.prev_lsn == self.scl:
                 self.scl = header.flush_end

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from aurora_ray.errors import AuroraError, EngineError, FencedError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Taker
+from aurora_ray.log.batch import compress
 from aurora_ray.volume.evictor import Evictor
 from aurora_ray.volume.fetcher import Fetcher
 from aurora_ray.volume.localfiles import LocalFiles
@@ -153,11 +154,12 @@ class Driver:
             flush = self._taker.take(volume.vdl)
             if flush is None:
                 return
+            batches = [(group, compress(batch)) for group, batch in flush.batches]
             self._in_flight.append(flush.end)
             self._flushes += 1
-            self._flush_bytes += sum(len(batch) for _, batch in flush.batches)
+            self._flush_bytes += sum([len(batch) for _, batch in batches])
             try:
-                volume.submit(flush.start, flush.end, flush.batches)
+                volume.submit(flush.start, flush.end, batches)
             except AuroraError as error:
                 self._fail(error)
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record as rec
-from aurora_ray.log.batch import check_records, encode_batch, payload, verify
+from aurora_ray.log.batch import check_records, compress, encode_batch, inflate, payload, verify
 from aurora_ray.log.pages import PageMerger, apply_delta, fits
 from aurora_ray.log.record import Record, RecordBuilder
 
@@ -79,6 +80,36 @@ def test_a_flush_comes_back_as_it_was(records, start_lsn):
         check_records(batch, header)
         assert (header.flush_start, header.flush_end, header.groups) == (start_lsn, lsn, tuple(sorted(expected)))
         assert list(rec.iter_records(payload(batch))) == expected[header.group]
+
+
+@pytest.mark.parametrize("pages", [1, 40])
+def test_a_large_batch_is_compressed_and_comes_back(pages):
+    plain = batches([rec.page_full(7, n, b"padding " * (PAGE // 8)) for n in range(pages)])[0]
+    small = compress(plain)
+    header = verify(small)
+    check_records(small, header)
+    assert header.compressed == (pages > 1)
+    assert len(small) < len(plain) / 4 or pages == 1
+    assert header._replace(compressed=False) == verify(plain)
+    assert payload(inflate(small)) == payload(plain)
+
+
+def test_what_does_not_shrink_stays_as_it_is():
+    plain = batches([rec.page_full(7, n, random.Random(n).randbytes(PAGE)) for n in range(64)])[0]
+    assert compress(plain) is plain
+    assert inflate(plain) is plain
+
+
+def test_damage_to_a_compressed_batch_is_refused():
+    small = compress(batches([rec.page_full(7, n, b"padding " * (PAGE // 8)) for n in range(40)])[0])
+    for nbytes in range(len(small)):
+        with pytest.raises(MalformedError):
+            verify(small[:nbytes])
+    for bit in range(8 * len(small)):
+        damaged = bytearray(small)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(MalformedError):
+            verify(bytes(damaged))
 
 
 @settings(max_examples=30)

@@ -1,0 +1,1 @@
+"""The storage protocol, generated from proto/aurora_ray/storage/v1."""
