@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import QuorumLostError
@@ -40,32 +41,28 @@ class VolumeReader:
         """
         clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
         try:
-            current, vdl = await _current_copies(spec, clients, timeout_s)
-            point = vdl if lsn is None else lsn
-            check_durable(point, vdl)
+            copies = await _ask_copies(spec, clients, timeout_s)
+            point = copies.vdl if lsn is None else lsn
+            check_durable(point, copies.vdl)
         except BaseException:
             await close_all(clients.values())
             raise
-        return cls(spec, clients, point, current, az)
+        return cls(spec, clients, point, copies, az)
 
     def __init__(
         self,
         spec: VolumeSpec,
         clients: dict[str, NodeClient],
         lsn: int,
-        current: dict[str, dict[int, SegmentState]],
+        copies: Copies,
         az: str | None,
     ) -> None:
         """Not to be called: see `open`."""
         self.spec = spec
         self.lsn = lsn
         self._clients = clients
-        # Any read quorum includes a copy with the group's last durable batch, so none of them is behind by more.
-        self._required = {
-            group: min(lsn, max(states[group].highest_lsn for states in current.values() if group in states))
-            for group in spec.members
-        }
-        self._reader = PageReader(spec, spec.members, clients, current.__contains__, az=az)
+        self._required = copies.required(lsn)
+        self._reader = PageReader(spec, spec.members, clients, copies.nodes.__contains__, az=az)
 
     async def read_pages(
         self, ranges: Sequence[tuple[int, int, int, int]], timeout_s: float = READ_TIMEOUT_S
@@ -82,10 +79,8 @@ class VolumeReader:
         await close_all(self._clients.values())
 
 
-async def _current_copies(
-    spec: VolumeSpec, clients: Mapping[str, NodeClient], timeout_s: float
-) -> tuple[dict[str, dict[int, SegmentState]], int]:
-    """The nodes that carry the newest history seen, with their states, and the VDL; a read quorum of every group."""
+async def _ask_copies(spec: VolumeSpec, clients: Mapping[str, NodeClient], timeout_s: float) -> Copies:
+    """Asks the nodes until enough of them show the same history. Raises QuorumLostError."""
     deadline = time.monotonic() + timeout_s
     pause_s = POLL_S[0]
     while True:
@@ -94,21 +89,53 @@ async def _current_copies(
             *(client.state(min(CALL_TIMEOUT_S, left_s)) for client in clients.values()), return_exceptions=True
         )
         states = {
-            node: {state.group: state for state in answer}
-            for node, answer in zip(clients, answers, strict=True)
-            if not isinstance(answer, BaseException)
+            node: answer for node, answer in zip(clients, answers, strict=True) if not isinstance(answer, BaseException)
         }
-        everything = [state for own in states.values() for state in own.values()]
-        newest = max((state.installed_epoch for state in everything), default=0)
-        current = {node: own for node, own in states.items() if all(s.installed_epoch == newest for s in own.values())}
-        if all(
-            sum(group in current.get(node, ()) for node in nodes) >= read_quorum(len(nodes))
-            for group, nodes in spec.members.items()
-        ):
-            return current, max(state.vdl for state in everything)
+        copies = current_copies(spec.members, states)
+        if copies is not None:
+            return copies
         if time.monotonic() + pause_s >= deadline:
             raise QuorumLostError(
-                f"volume {spec.volume_id}: only {sorted(current)} answer with the current history, 3 of 6 are needed"
+                f"volume {spec.volume_id}: of {sorted(states)}, which answer, too few carry the same history"
             )
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, POLL_S[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Nodes that carry the current history, the VDL they know, and up to where each group's log is known to reach."""
+
+    nodes: frozenset[str]
+    vdl: int
+    highest: Mapping[int, int]
+
+    def required(self, lsn: int) -> dict[int, int]:
+        """How complete a copy of each group must be to be read as of `lsn`.
+
+        Up to `lsn` where there is later log. Otherwise up to the group's last batch, and `highest` is that: any read
+        quorum includes a copy that has the last durable batch, though not necessarily everything before it.
+        """
+        return {group: min(lsn, highest) for group, highest in self.highest.items()}
+
+
+def current_copies(members: Mapping[int, Sequence[str]], states: Mapping[str, Sequence[SegmentState]]) -> Copies | None:
+    """What may be read from, going by the nodes' states; None unless 3 of 6 of every group carry the newest history
+    seen.
+
+    A node with an older history is left out: what it has may never have happened.
+    """
+    newest = max((state.installed_epoch for own in states.values() for state in own), default=0)
+    current = {
+        node: {state.group: state for state in own}
+        for node, own in states.items()
+        if own and all(state.installed_epoch == newest for state in own)
+    }
+    highest: dict[int, int] = {}
+    for group, nodes in members.items():
+        copies = [current[node][group] for node in nodes if group in current.get(node, ())]
+        if len(copies) < read_quorum(len(nodes)):
+            return None
+        highest[group] = max(state.highest_lsn for state in copies)
+    vdl = max(state.vdl for own in states.values() for state in own)
+    return Copies(frozenset(current), vdl, highest)

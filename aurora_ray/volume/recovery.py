@@ -5,7 +5,7 @@ A recovery runs in five phases. Each needs the same answer from a write quorum (
     ASK       what have you promised?          -> an epoch above all of it
     SEAL      promise this epoch to me         -> no lower epoch can reach a quorum; the answers show what is there
     INSTALL   carry this history from now on   -> what lies above the end that was found never happened
-    CATCH_UP  fetch from your peers up to the end
+    CATCH_UP  fetch from your peers up to the end (then INSTALL again, to be sure of the promise)
     PUBLISH   everything up to the end is durable
 
 Reading alone would be content with 3 of 6, which always meet the 4 that hold an acknowledged flush. The seal waits
@@ -151,11 +151,12 @@ class Recovery:
             str, dict[int, SegmentState]
         ] = {}  # node -> group -> as it was once it carried our history
         self._complete: dict[int, set[str]] = {group: set() for group in members}
+        self._caught_up: set[str] = set()  # say that they are complete; not confirmed
         self._published: set[str] = set()
         self._overtaken: dict[str, int] = {}  # node -> the higher epoch that it has promised
-        self._history: tuple[Truncation, ...] = ()
+        self.history: tuple[Truncation, ...] = ()  # once decided
         self._floor_lsn = 0
-        self._end_lsn = 0
+        self.end_lsn = 0  # once decided; durable from PUBLISH on
         self._tails: dict[int, int] = {}
 
     # ---- decisions out
@@ -175,6 +176,8 @@ class Recovery:
     def _finishing_request(self, node: str) -> Request | None:
         if self.phase is Phase.CATCH_UP:
             incomplete = [group for group in self._groups_of(node) if node not in self._complete[group]]
+            if incomplete and node in self._caught_up:
+                return self._truncate()
             return CatchUp({group: self._tails[group] for group in incomplete}) if incomplete else None
         if self.phase is Phase.PUBLISH and node not in self._published:
             return self._truncate()
@@ -226,33 +229,40 @@ class Recovery:
             self.outcome = Overtaken(max(self._overtaken.values()))
 
     def on_truncated(self, node: str, vdl: int, states: Sequence[SegmentState]) -> None:
-        """A node carries our history, sent with `vdl`."""
+        """A node carries our history, sent with `vdl`, and has promised no other epoch."""
         if self.outcome is not None or self.phase < Phase.INSTALL:
             return
-        if any(state.installed_epoch != self.epoch for state in states):
+        if any((state.installed_epoch, state.promised_epoch) != (self.epoch, self.epoch) for state in states):
             return
         self._installed[node] = {state.group: state for state in states}
+        self._caught_up.discard(node)
         if self.phase is Phase.INSTALL and self._quorum(self._holders(self._installed)):
             self._fix_tails()
             self.phase = Phase.CATCH_UP
-            for each, copies in self._installed.items():
-                self.on_caught_up(each, {group: state.scl for group, state in copies.items()})
-        else:
-            self.on_caught_up(node, {state.group: state.scl for state in states})
-        if self.phase is Phase.PUBLISH and vdl == self._end_lsn:
+        if self.phase is Phase.CATCH_UP:
+            self._count_complete()
+        if self.phase is Phase.PUBLISH and vdl == self.end_lsn:
             self._published.add(node)
             self._finish_if(self._published)
 
     def on_caught_up(self, node: str, scls: Mapping[int, int]) -> None:
-        """A node that carries our history is complete up to these LSNs (group -> SCL)."""
-        if self.outcome is not None or self.phase is not Phase.CATCH_UP or node not in self._installed:
-            return
-        for group, scl in scls.items():
-            if group in self._tails and scl >= self._tails[group]:
-                self._complete[group].add(node)
+        """A node says that it is complete up to these LSNs (group -> SCL).
+
+        That does not count yet. It may have promised a higher epoch meanwhile, whose recovery did not see what the node
+        has fetched since and may be about to annul it. So the node is asked to install our history once more, which it
+        refuses in that case; what it has by then, every higher epoch's recovery will see.
+        """
+        if self.phase is Phase.CATCH_UP and all(scl >= self._tails.get(group, 0) for group, scl in scls.items()):
+            self._caught_up.add(node)
+
+    def _count_complete(self) -> None:
+        for node, copies in self._installed.items():
+            for group, state in copies.items():
+                if group in self._tails and state.scl >= self._tails[group]:
+                    self._complete[group].add(node)
         if self._quorum(self._complete):
             self.phase = Phase.PUBLISH
-            if self._floor_lsn == self._end_lsn:  # nothing to publish: INSTALL has told the end as durable already
+            if self._floor_lsn == self.end_lsn:  # nothing to publish: INSTALL has told the end as durable already
                 self._finish_if(self._installed.keys())
 
     # ---- decisions
@@ -262,8 +272,8 @@ class Recovery:
         states = [state for copies in self._sealed.values() for state in copies.values()]
         newest = max(states, key=lambda state: state.installed_epoch)
         self._floor_lsn = max(state.vdl for state in states)
-        self._end_lsn, self._tails = find_end(self._members, newest.truncations, self._floor_lsn, states)
-        self._history = extend_history(newest.truncations, Truncation(self.epoch, self._end_lsn))
+        self.end_lsn, self._tails = find_end(self._members, newest.truncations, self._floor_lsn, states)
+        self.history = extend_history(newest.truncations, Truncation(self.epoch, self.end_lsn))
 
     def _fix_tails(self) -> None:
         """Completes the tails: where nothing of a group lies above the floor, the installed copies show its last batch.
@@ -276,14 +286,14 @@ class Recovery:
                 self._tails[group] = max(state.highest_lsn for state in copies)
 
     def _truncate(self) -> Truncate:
-        vdl = self._end_lsn if self.phase is Phase.PUBLISH else self._floor_lsn
-        return Truncate(self.epoch, self._history, vdl, dict(self._tails))
+        vdl = self.end_lsn if self.phase is Phase.PUBLISH else self._floor_lsn
+        return Truncate(self.epoch, self.history, vdl, dict(self._tails))
 
     def _finish_if(self, nodes: Iterable[str]) -> None:
         done = frozenset(nodes)
         if self._quorum({group: done & set(members) for group, members in self._members.items()}):
             self.phase = Phase.DONE
-            self.outcome = Recovered(self.epoch, self._history, self._end_lsn, dict(self._tails), done)
+            self.outcome = Recovered(self.epoch, self.history, self.end_lsn, dict(self._tails), done)
 
     # ---- quorums
 

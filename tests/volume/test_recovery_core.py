@@ -27,14 +27,14 @@ MEMBERS = {0: NODES}
 def state(
     *tail: BatchInfo,
     group: int = 0,
-    promised: int = 1,
+    promised: int | None = None,
     installed: int = 1,
     cuts: tuple[Truncation, ...] = (),
     scl: int = 0,
     vdl: int = 0,
     highest: int = 0,
 ) -> SegmentState:
-    return SegmentState(group, promised, installed, cuts, scl, vdl, highest, tail)
+    return SegmentState(group, installed if promised is None else promised, installed, cuts, scl, vdl, highest, tail)
 
 
 def flush(start: int, end: int, *groups: int, epoch: int = 1) -> BatchInfo:
@@ -85,6 +85,8 @@ def test_the_whole_way_with_a_tail_to_complete() -> None:
     assert core.request("b") == CatchUp({0: 180})
     for node in "bcd":
         core.on_caught_up(node, {0: 180})
+        assert core.request(node) == Truncate(2, history, 100, {0: 180})
+        core.on_truncated(node, 100, [state(installed=2, scl=180, highest=180)])
     assert core.request("a") == Truncate(2, history, 180, {0: 180})
     for node in "abcd":
         core.on_truncated(node, 180, [state(installed=2, scl=180, highest=180)])
@@ -97,6 +99,20 @@ def test_nothing_to_complete_saves_two_rounds() -> None:
     for node in "abcd":
         core.on_truncated(node, 100, [state(installed=2, scl=100, highest=100)])
     assert core.outcome == Recovered(2, (Truncation(2, 100),), 100, {0: 100}, frozenset("abcd"))
+
+
+def test_a_copy_that_caught_up_after_promising_elsewhere_does_not_count() -> None:
+    core = sealing()
+    tail = flush(100, 150)
+    promised(core, {node: [state(*[tail] * (node == "a"), scl=100, vdl=100, highest=100)] for node in "abcd"})
+    for node, scl in zip("abcd", (150, 100, 100, 100), strict=True):
+        core.on_truncated(node, 100, [state(installed=2, scl=scl, highest=scl)])
+    for node in "bcd":
+        core.on_caught_up(node, {0: 150})
+    core.on_truncated("b", 100, [state(promised=5, installed=2, scl=150, highest=150)])
+    core.on_refused("c", 5)
+    core.on_truncated("d", 100, [state(installed=2, scl=150, highest=150)])
+    assert core.phase is Phase.CATCH_UP
 
 
 def test_a_flush_with_a_group_missing_ends_the_log() -> None:

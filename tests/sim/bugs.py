@@ -1,0 +1,173 @@
+"""Bugs to plant: each breaks one rule of the protocol, and the simulator must complain before long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.log.segment_rules import SegmentEpochs, Truncation, extend_history
+from aurora_ray.storage import epochs, gossip
+from aurora_ray.storage import segment as segments
+from aurora_ray.volume import as_of, quorum, recovery
+from aurora_ray.volume.recovery import Phase, Recovery, find_end
+from tests.sim.store import MemoryStore
+from tests.sim.writer import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from aurora_ray.log.batch import BatchHeader
+
+    Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def acknowledge_at_three(patch: pytest.MonkeyPatch) -> None:
+    """A flush counts as durable on 3 of 6."""
+    patch.setattr(quorum, "write_quorum", lambda copies: copies // 2)
+
+
+def skip_the_seal(patch: pytest.MonkeyPatch) -> None:
+    """Nodes answer a seal, but promise nothing."""
+    patch.setattr(epochs, "promise", lambda held, _epoch, _owner: held)
+
+
+def keep_what_lies_above_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Nodes install a history without deleting what it annuls."""
+    patch.setattr(segments, "annulled", lambda *_: False)
+
+
+def fetch_what_is_annulled(patch: pytest.MonkeyPatch) -> None:
+    """Gossip takes batches that the history here has annulled."""
+    patch.setattr(gossip, "annulled", lambda *_: False)
+
+
+def unite_all_histories(patch: pytest.MonkeyPatch) -> None:
+    """A recovery annuls by every truncation that it sees, also by those that a later epoch has overruled."""
+
+    def decide(self: Recovery) -> None:
+        states = [state for copies in self._sealed.values() for state in copies.values()]
+        every = sorted({cut for state in states for cut in state.truncations})
+        self._floor_lsn = max(state.vdl for state in states)
+        self.end_lsn, self._tails = find_end(self._members, every, self._floor_lsn, states)
+        self.history = extend_history(every, Truncation(self.epoch, self.end_lsn))
+
+    patch.setattr(Recovery, "_decide", decide)
+
+
+def forget_the_history(patch: pytest.MonkeyPatch) -> None:
+    """A recovery hands on its own truncation only."""
+    patch.setattr(recovery, "extend_history", lambda _history, cut: (cut,))
+
+
+def find_the_end_on_two(patch: pytest.MonkeyPatch) -> None:
+    """A recovery is content with the answers of 2 of 6."""
+    patch.setattr(recovery, "write_quorum", lambda copies: copies // 3)
+
+
+def call_it_durable_too_early(patch: pytest.MonkeyPatch) -> None:
+    """The new end is told as durable before a quorum has it."""
+    real = Recovery._truncate
+
+    def truncate(self: Recovery) -> recovery.Truncate:
+        order = real(self)
+        return recovery.Truncate(order.epoch, order.truncations, self.end_lsn, order.tails)
+
+    patch.setattr(Recovery, "_truncate", truncate)
+
+
+def open_without_catching_up(patch: pytest.MonkeyPatch) -> None:
+    """The volume opens although the end that was found is on fewer than 4 copies."""
+    real = Recovery.on_truncated
+
+    def on_truncated(self: Recovery, node: str, vdl: int, states: Any) -> None:
+        real(self, node, vdl, states)
+        if self.phase is Phase.CATCH_UP:
+            self.phase = Phase.PUBLISH
+
+    patch.setattr(Recovery, "on_truncated", on_truncated)
+
+
+def count_copies_that_promised_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    """A copy that says it has caught up counts at once, whatever it has promised meanwhile."""
+
+    def on_caught_up(self: Recovery, node: str, scls: Any) -> None:
+        if self.phase is Phase.CATCH_UP and node in self._installed:
+            for group, scl in scls.items():
+                self._installed[node][group] = replace(self._installed[node][group], scl=scl)
+            self._count_complete()
+
+    patch.setattr(Recovery, "on_caught_up", on_caught_up)
+
+
+def acknowledge_unsynced(patch: pytest.MonkeyPatch) -> None:
+    """Nodes acknowledge before the disk has it."""
+    patch.setattr(MemoryStore, "sync", lambda *_: None)
+
+
+def acknowledge_duplicates_of_the_fenced(patch: pytest.MonkeyPatch) -> None:
+    """A batch that is here already is acknowledged without looking at the epoch."""
+    real = segments.Segment.check
+
+    def check(self: segments.Segment, header: BatchHeader, at_lsn: int) -> bool:
+        return False if header.record_count and header.flush_end <= at_lsn else real(self, header, at_lsn)
+
+    patch.setattr(segments.Segment, "check", check)
+
+
+def append_to_a_stale_segment(patch: pytest.MonkeyPatch) -> None:
+    """A node takes a newer epoch's batches before it has that epoch's history."""
+    real = segments.judge_append
+
+    def judge(held: SegmentEpochs, epoch: int) -> segments.AppendVerdict:
+        return segments.AppendVerdict.ACCEPT if epoch >= held.promised_epoch else real(held, epoch)
+
+    patch.setattr(segments, "judge_append", judge)
+    start = Stream.__init__
+
+    def eager(self: Stream, writer: Any, node: Any, **_: bool) -> None:
+        start(self, writer, node, installed=True)
+
+    patch.setattr(Stream, "__init__", eager)
+
+
+def skip_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
+    """After a reconnect a stream goes on with new flushes instead of those that were not acknowledged."""
+    real = Stream._connect
+
+    def connect(self: Stream) -> None:
+        self._sent.clear()
+        real(self)
+
+    patch.setattr(Stream, "_connect", connect)
+
+
+def read_from_the_fenced(patch: pytest.MonkeyPatch) -> None:
+    """Readers ask copies that lack the newest history."""
+    real = as_of.current_copies
+
+    def copies(members: Any, states: Any) -> as_of.Copies | None:
+        found = real(members, states)
+        return found and as_of.Copies(frozenset(states), found.vdl, found.highest)
+
+    patch.setattr("tests.sim.simulation.current_copies", copies)
+
+
+PLANTS: tuple[Plant, ...] = (
+    acknowledge_at_three,
+    skip_the_seal,
+    keep_what_lies_above_the_end,
+    fetch_what_is_annulled,
+    unite_all_histories,
+    forget_the_history,
+    find_the_end_on_two,
+    call_it_durable_too_early,
+    open_without_catching_up,
+    count_copies_that_promised_elsewhere,
+    acknowledge_unsynced,
+    acknowledge_duplicates_of_the_fenced,
+    append_to_a_stale_segment,
+    skip_what_is_not_durable,
+    read_from_the_fenced,
+)

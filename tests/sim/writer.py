@@ -1,0 +1,351 @@
+"""A writer in the simulator: the real recovery core and quorum tracker, with simulated RPC and streams around them.
+
+The stream follows the rules of `aurora_ray.volume.streams`: in order, what is not acknowledged is sent again after a
+reconnect, and only flushes that are durable already are ever skipped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.errors import AuroraError, FencedError, StaleSegmentError
+from aurora_ray.log.batch import encode_batch
+from aurora_ray.log.record import RecordBuilder, page_full
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.node_client import decode_state
+from aurora_ray.volume.quorum import QuorumTracker
+from aurora_ray.volume.recovery import AskState, CatchUp, Overtaken, Phase, Recovered, Recovery, Seal, Truncate
+from aurora_ray.volume.spec import write_quorum
+from aurora_ray.volume.streams import serialize_batches
+from tests.sim.oracle import Flush
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aurora_ray.volume.recovery import Request
+    from tests.sim.node import SimNode
+    from tests.sim.simulation import Simulation
+
+RETRY_S = 0.05
+STALLED_S = 1.0
+WINDOW = 3
+
+
+class Writer:
+    """Recovers, then writes until it is fenced or crashes."""
+
+    def __init__(self, sim: Simulation, name: str) -> None:
+        self.sim, self.world, self.name = sim, sim.world, name
+        self.owner = name.encode().ljust(16, b"\0")
+        self.alive = True
+        self.epoch = 0
+        self.outcome: Recovered | None = None
+        self.core = Recovery(sim.members)
+        self.quorum = QuorumTracker({}, 0, {})
+        self.streams: dict[str, Stream] = {}
+        self._attempt = 0
+        self._flushes: deque[Flush] = deque()  # not durable yet
+        self._tails: dict[int, int] = {}
+        self._tail_lsn = 0
+        self._fenced: set[str] = set()
+        self._begin(1)
+
+    def die(self, why: str) -> None:
+        """A crash, or the news that somebody else has the volume."""
+        if self.alive:
+            self.world.say(f"{self.name} ends: {why}")
+        self.alive = False
+
+    # ---- recovery
+
+    def _begin(self, min_epoch: int) -> None:
+        if not self.alive:
+            return
+        self._attempt += 1
+        self.core = self.sim.make_recovery(min_epoch)
+        for node in self.sim.nodes.values():
+            self._ask(node, self._attempt, self.core.phase, self.world.now_s)
+
+    def _ask(self, node: SimNode, attempt: int, phase: Phase, since_s: float) -> None:
+        """Sends what the core wants to know of a node; again after a while, for as long as this attempt lasts."""
+        core = self.core
+        if not self.alive or attempt != self._attempt or core.outcome is not None:
+            return
+        if core.phase is not phase:
+            phase, since_s = core.phase, self.world.now_s
+        elif phase >= Phase.INSTALL and self.world.now_s > since_s + STALLED_S:
+            self.world.say(f"{self.name} stalls in {phase.name}")
+            self._begin(core.epoch + 1)
+            return
+        request = core.request(node.name)
+        if request is not None:
+            self.world.send(self.name, node.name, self._arrive, node, attempt, request)
+        self.world.after(RETRY_S * self.world.rng.uniform(0.5, 2), self._ask, node, attempt, phase, since_s)
+
+    def _arrive(self, node: SimNode, attempt: int, request: Request) -> None:
+        """At the node."""
+        if isinstance(request, CatchUp):
+            self.sim.gossip_with_all(node)
+        answer = self.sim.at_node(node, lambda: self._handle(node, request))
+        if answer is not None:
+            self.world.send(node.name, self.name, self._answered, node.name, attempt, request, answer)
+
+    def _handle(self, node: SimNode, request: Request) -> Any:
+        if isinstance(request, AskState):
+            return [decode_state(state) for state in node.state()]
+        if isinstance(request, Seal):
+            reply = node.seal(request.epoch, self.owner)
+            return reply.promised, reply.promised_epoch, [decode_state(state) for state in reply.segments]
+        if isinstance(request, Truncate):
+            try:
+                return [decode_state(state) for state in node.truncate(self._truncate_message(request)).segments]
+            except FencedError:
+                return max(state.promised_epoch for state in node.state())
+        return {group: segment.scl for group, segment in node.by_group.items() if group in request.tails}
+
+    def _truncate_message(self, order: Truncate) -> pb.TruncateRequest:
+        return pb.TruncateRequest(
+            volume=self.sim.volume,
+            epoch=order.epoch,
+            owner=self.owner,
+            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            vdl=order.vdl,
+        )
+
+    def _answered(self, node: str, attempt: int, request: Request, answer: Any) -> None:
+        core = self.core
+        if not self.alive or attempt != self._attempt or core.outcome is not None:
+            return
+        phase = core.phase
+        _tell(core, node, request, answer)
+        if core.phase >= Phase.INSTALL and self.world.chance(self.world.weather.dies_recovering):
+            self.die("crash in recovery")
+        if core.phase >= Phase.PUBLISH > phase:
+            self.sim.oracle.opened(core.epoch, core.end_lsn, core.history)
+        if isinstance(core.outcome, Recovered):
+            self._open(core.outcome)
+        elif isinstance(core.outcome, Overtaken):
+            self.world.say(f"{self.name} is overtaken by {core.outcome.epoch}")
+            self.world.after(self.world.rng.uniform(0, 0.2), self._begin, core.outcome.epoch + 1)
+        elif core.phase is not phase:
+            for each in self.sim.nodes.values():
+                following = core.request(each.name)
+                if following is not None:
+                    self.world.send(self.name, each.name, self._arrive, each, attempt, following)
+
+    # ---- writing
+
+    def _open(self, outcome: Recovered) -> None:
+        if not self.alive:
+            return
+        self.world.say(f"{self.name} opens epoch {outcome.epoch} at {outcome.end_lsn} {dict(outcome.tails)}")
+        self.outcome, self.epoch = outcome, outcome.epoch
+        self.quorum = QuorumTracker(self.sim.members, outcome.end_lsn, outcome.tails)
+        self._tail_lsn, self._tails = outcome.end_lsn, dict(outcome.tails)
+        self.streams = {
+            node.name: Stream(self, node, installed=node.name in outcome.installed) for node in self.sim.nodes.values()
+        }
+        self._write()
+
+    def _write(self) -> None:
+        """One flush, and another one some time later."""
+        if not self.alive:
+            return
+        rng = self.world.rng
+        if len(self._flushes) < 12 and self._tail_lsn < self.sim.log_bytes_max:
+            groups = rng.choice(self.sim.group_choices)
+            builder = RecordBuilder(self._tail_lsn)
+            for group in groups:
+                builder.add(page_full(1, rng.randrange(100), b"%x" % rng.getrandbits(64), group=group))
+            start, end = builder.start_lsn, builder.end_lsn
+            batches = {
+                part.group: encode_batch(
+                    group=part.group,
+                    volume=self.sim.volume,
+                    epoch=self.epoch,
+                    prev_lsn=self._tails[part.group],
+                    flush_start=start,
+                    flush_end=end,
+                    time_us=0,
+                    vdl=self.quorum.vdl,
+                    record_count=part.record_count,
+                    groups=groups,
+                    records=part.payload,
+                )
+                for part in builder.take()
+            }
+            flush = Flush(self.epoch, start, end, batches)
+            self.sim.oracle.submitted(flush)
+            self._flushes.append(flush)
+            self._tail_lsn = end
+            self._tails.update(dict.fromkeys(groups, end))
+            self.quorum.submit(end, groups)
+            for stream in self.streams.values():
+                stream.push(flush)
+        self.world.after(rng.expovariate(1 / self.sim.write_interval_s), self._write)
+
+    def on_ack(self, node: str, lsn: int) -> None:
+        """A node has all it was sent up to `lsn`."""
+        if self.alive and self.quorum.ack(node, lsn):
+            durable = []
+            while self._flushes and self._flushes[0].end <= self.quorum.vdl:
+                durable.append(self._flushes.popleft())
+            self.sim.oracle.acknowledged(self.epoch, durable)
+
+    def on_fenced(self, node: str) -> None:
+        """A node follows a higher epoch."""
+        self._fenced.add(node)
+        for nodes in self.sim.members.values():
+            if len(nodes) - len(self._fenced.intersection(nodes)) < write_quorum(len(nodes)):
+                self.die("fenced")
+
+    def truncation(self) -> pb.TruncateRequest:
+        """Our history, for a node that lacks it."""
+        outcome = self.outcome
+        assert outcome is not None
+        return self._truncate_message(Truncate(self.epoch, outcome.truncations, outcome.end_lsn, outcome.tails))
+
+
+def _tell(core: Recovery, node: str, request: Request, answer: Any) -> None:
+    """Hands a node's answer to the core."""
+    if isinstance(request, AskState):
+        core.on_state(node, answer)
+    elif isinstance(request, Seal):
+        promised, epoch, states = answer
+        if promised:
+            core.on_promised(node, request.epoch, states)
+        else:
+            core.on_refused(node, epoch)
+    elif isinstance(request, CatchUp):
+        core.on_caught_up(node, answer)
+    elif isinstance(answer, int):
+        core.on_refused(node, answer)
+    else:
+        core.on_truncated(node, request.vdl, answer)
+
+
+class Stream:
+    """A writer's Append stream to one node."""
+
+    def __init__(self, writer: Writer, node: SimNode, *, installed: bool) -> None:
+        self.writer, self.node, self.world = writer, node, writer.world
+        self.installed = installed
+        self._connection = 0
+        self._connected = installed
+        self._waiting: deque[Flush] = deque()
+        self._sent: deque[Flush] = deque()
+        self._ends: deque[int] = deque()  # unacknowledged messages
+        self._last_arrival_s = 0.0
+        self._last_ack_s = 0.0
+        if not installed:
+            self.world.after(0.001, self._connect)
+
+    def push(self, flush: Flush) -> None:
+        if any(group in self.node.stores for group in flush.batches):
+            self._waiting.append(flush)
+            self._pump()
+
+    def _pump(self) -> None:
+        if not self._connected or not self._waiting or len(self._ends) >= WINDOW:
+            return
+        flushes = list(self._waiting)
+        self._sent.extend(flushes)
+        self._waiting.clear()
+        self._ends.append(flushes[-1].end)
+        held = self.node.stores
+        message = serialize_batches(
+            [batch for flush in flushes for group, batch in flush.batches.items() if group in held]
+        )
+        # In order within a connection, and reliable until it breaks.
+        self._last_arrival_s = max(self._last_arrival_s, self.world.now_s + self.world.delay_s())
+        self.world.after(self._last_arrival_s - self.world.now_s, self._arrive, self._connection, message)
+
+    def _arrive(self, connection: int, message: bytes) -> None:
+        """At the node. What a broken connection still carried may arrive all the same."""
+        if connection != self._connection and not self.world.chance(self.world.weather.partial_append):
+            return
+        if {self.node.name, self.writer.name} & self.world.cut_off or self.world.chance(self.world.weather.loss / 10):
+            self._break(connection)
+            return
+        reply = self.writer.sim.at_node(self.node, lambda: self._store(message))
+        if reply is None:
+            self._break(connection)
+            return
+        self._last_ack_s = max(self._last_ack_s, self.world.now_s + self.world.delay_s())
+        self.world.after(self._last_ack_s - self.world.now_s, self._replied, connection, reply)
+
+    def _store(self, message: bytes) -> int | AuroraError:
+        try:
+            return self.node.append(message)
+        except AuroraError as error:
+            return error
+
+    def _replied(self, connection: int, reply: int | AuroraError) -> None:
+        """Back at the writer."""
+        if connection != self._connection or not self.writer.alive:
+            return
+        if isinstance(reply, int):
+            while self._sent and self._sent[0].end <= reply:
+                self._sent.popleft()
+            while self._ends and self._ends[0] <= reply:
+                self._ends.popleft()
+            self.writer.on_ack(self.node.name, reply)
+            self._pump()
+            return
+        if isinstance(reply, FencedError):
+            self.writer.on_fenced(self.node.name)
+        elif isinstance(reply, StaleSegmentError):
+            self.installed = False
+        else:
+            raise reply
+        self._break(connection)
+
+    def _break(self, connection: int) -> None:
+        if connection == self._connection:
+            self._connection += 1
+            self._connected = False
+            self.world.after(0.005 + self.world.rng.expovariate(50), self._connect)
+
+    def _connect(self) -> None:
+        if not self.writer.alive:
+            return
+        if not self.installed:
+            self.world.send(self.writer.name, self.node.name, self._truncate)
+            self.world.after(RETRY_S * self.world.rng.uniform(0.5, 2), self._reconnect_unless_installed)
+            return
+        self._waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
+        self._ends.clear()
+        if self.world.chance(0.2):  # as if the backlog had grown too long
+            while self._waiting and self._waiting[0].end <= self.writer.quorum.vdl:
+                self._waiting.popleft()
+        self._last_arrival_s = self._last_ack_s = 0.0
+        self._connected = True
+        self._pump()
+
+    def _reconnect_unless_installed(self) -> None:
+        if not self.installed:
+            self._connect()
+
+    def _truncate(self) -> None:
+        """At the node."""
+
+        def handle() -> Callable[[], None]:
+            try:
+                self.node.truncate(self.writer.truncation())
+            except FencedError:
+                return self._on_fenced
+            return self._on_installed
+
+        answer = self.writer.sim.at_node(self.node, handle)
+        if answer is not None:
+            self.world.send(self.node.name, self.writer.name, answer)
+
+    def _on_fenced(self) -> None:
+        self.writer.on_fenced(self.node.name)
+
+    def _on_installed(self) -> None:
+        if not self.installed and self.writer.alive:
+            self.installed = True
+            self._connect()

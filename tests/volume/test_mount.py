@@ -1,0 +1,166 @@
+"""A volume under a directory: programs write through the interposer, six nodes keep it, a new mount has it again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aurora_ray.errors import FencedError
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.mount import MountedVolume
+from tests.interposer.model import PAGE_BYTES, Operations
+from tests.volume.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+REPOSITORY = os.fspath(Path(__file__).parents[2])
+VOLATILE = [("below", "tmp"), ("exact", "pid")]
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Six nodes and a volume whose protection groups take eight extents each."""
+    it = Cluster(tmp_path / "nodes")
+    it.spec = replace(it.spec, page_size=PAGE_BYTES, group_bytes=8 * 64 * PAGE_BYTES)
+    try:
+        await it.start()
+        await it.create()
+        yield it
+    finally:
+        await it.close()
+
+
+async def mount(cluster: Cluster, volume: Volume, directory: Path, cache_bytes: int = 64 << 20) -> MountedVolume:
+    async def grow():
+        first = cluster.spec.groups[0]
+        placement = replace(first, group=len(cluster.spec.groups))
+        cluster.spec = await volume.add_group(placement)
+        return placement
+
+    return await MountedVolume.open(
+        volume, directory, cache_bytes=cache_bytes, ring_bytes=1 << 20, volatile_patterns=VOLATILE, grow=grow
+    )
+
+
+async def spawn(mounted: MountedVolume, *arguments: str) -> asyncio.subprocess.Process:
+    environment = {**os.environ, **mounted.engine_environment(), "PYTHONPATH": REPOSITORY}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        cwd=mounted.mount_dir,
+        env=environment,
+        pass_fds=mounted.pass_fds,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def finish(child: asyncio.subprocess.Process) -> None:
+    async with asyncio.timeout(60):
+        _, errors = await child.communicate()
+    assert child.returncode == 0, errors.decode()
+
+
+def model_after(seed: int, count: int) -> dict[str, bytes | None]:
+    operations = Operations(seed)
+    for _ in range(count):
+        operations.next()
+    return operations.tree.snapshot()
+
+
+WRITE_FOREVER = """
+import os
+fd = os.open("f", os.O_CREAT | os.O_RDWR)
+while True:
+    os.pwrite(fd, os.urandom(99), 0)
+    os.fsync(fd)
+"""
+READ_ALL = """
+import os, sys, zlib
+listing = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
+for directory, _, names in os.walk("."):
+    for name in names:
+        path = os.path.relpath(os.path.join(directory, name))
+        os.write(listing, f"{path} {zlib.crc32(open(path, 'rb').read())}\\n".encode())
+"""
+
+
+async def content(mounted: MountedVolume, tmp_path: Path) -> dict[str, int]:
+    """What a program under the interposer reads: path -> CRC."""
+    listing = tmp_path / "listing"
+    await finish(await spawn(mounted, "-c", READ_ALL, os.fspath(listing)))
+    lines = [line.rsplit(" ", 1) for line in listing.read_text().splitlines()]
+    return {path: int(crc) for path, crc in lines}
+
+
+def crcs(tree: dict[str, bytes | None]) -> dict[str, int]:
+    return {path: zlib.crc32(data) for path, data in tree.items() if data is not None}
+
+
+@pytest.mark.parametrize("cache_bytes", [64 << 20, 1 << 20], ids=["all cached", "small cache"])
+async def test_a_new_mount_has_what_the_old_one_had(nodes: Cluster, tmp_path: Path, cache_bytes: int) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one", cache_bytes)
+    journal = tmp_path / "journal"
+    journal.touch()
+    await finish(await spawn(mounted, "-m", "tests.interposer.workload", "5", "400", str(journal)))
+    await mounted.flush(timeout_s=10)
+    assert await content(mounted, tmp_path) == crcs(model_after(5, 400))
+    assert len(nodes.spec.groups) > 1
+    await mounted.close()
+    await volume.close()
+    assert not (tmp_path / "one").exists()
+
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "two", cache_bytes)
+    assert await content(mounted, tmp_path) == crcs(model_after(5, 400))
+    await mounted.close()
+    await volume.close()
+
+
+async def test_a_fenced_mount_ends_its_programs(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "old")
+    child = await spawn(mounted, "-c", WRITE_FOREVER)
+    successor = await nodes.open()
+    async with asyncio.timeout(20):
+        assert isinstance(await mounted.wait_failed(), FencedError)
+        _, errors = await child.communicate()
+    assert child.returncode == 70
+    assert b"another writer has taken over" in errors
+    await mounted.close()
+    await volume.close()
+    await successor.close()
+
+
+async def test_programs_end_with_their_driver(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "mount")
+    child = await spawn(mounted, "-c", WRITE_FOREVER)
+    async with asyncio.timeout(20):
+        while volume.vdl < 10_000:
+            await asyncio.sleep(0.01)
+        await mounted.close()
+        _, errors = await child.communicate()
+    assert child.returncode == 70
+    assert b"closed" in errors or b"gone" in errors
+    await volume.close()
+
+
+async def test_volatile_paths_stay_out(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    script = "import os\nos.mkdir('tmp')\nfor p in ('tmp/x', 'pid', 'kept'):\n open(p, 'w').write(p)\n"
+    await finish(await spawn(mounted, "-c", script))
+    await mounted.flush(timeout_s=10)
+    table = await volume.read_file_table()
+    assert [entry.paths[0] for entry in table.entries()] == [b"", b"tmp", b"kept"]
+    await mounted.close()
+    await volume.close()
