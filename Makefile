@@ -15,8 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-C_DIRECTORY := aurora_ray/interposer/src
-C_FILES := $(wildcard $(C_DIRECTORY)/*.[ch])
+C_FILES := $(wildcard aurora_ray/*/src/*.[ch])
 PROTOS := $(sort $(shell find proto -name '*.proto'))
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
@@ -83,11 +82,11 @@ sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
 
 .PHONY: bench-quick
 bench-quick: $(BUILT) account ## the main figures, in a few minutes
-	$(BIN)/aurora bench quick $(ARGS)
+	$(BIN)/python -m benchmarks run quick $(ARGS)
 
 .PHONY: bench
 bench: $(BUILT) account ## the whole suite, in hours
-	$(BIN)/aurora bench full $(ARGS)
+	$(BIN)/python -m benchmarks run full $(ARGS)
 
 ##### Building
 
@@ -126,7 +125,7 @@ hooks: $(BUILT) ## run the checks before each commit from now on
 .PHONY: clean
 clean: ## remove what building and testing leave in this directory; .venv and all data stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage benchmarks/out
-	rm -f aurora_ray/interposer/*.so $(INSTALLED) $(BUILT)
+	rm -f aurora_ray/*/*.so $(INSTALLED) $(BUILT)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 .PHONY: distclean

@@ -1,0 +1,113 @@
+"""What a run leaves: raw figures in one JSON file. Everything that is shown anywhere is computed from these."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One system under one load in one round.
+
+    `cpu_s`, `dirtied_bytes` and `memory_bytes` are by component; a kernel with large folios counts a whole folio as
+    dirtied when a part of it is, so what reached the disk is `device_bytes`: during the load, and with what was
+    written back in the moments after it. `device_bytes`, `loopback_*` and `machine_cpu_s` are the whole machine's.
+    `deferred_cpu_s` is what the system used between the end of the load and the next one's start.
+    """
+
+    workload: str
+    clients: int
+    system: str
+    round: int
+    seconds: float
+    transactions: int
+    failed: int
+    tps: float
+    latency_us: dict[str, float]
+    histogram: str
+    client_cpu_s: float
+    cpu_s: dict[str, float]
+    dirtied_bytes: dict[str, int]
+    memory_bytes: dict[str, int]
+    counters: dict[str, float]
+    machine_cpu_s: float
+    deferred_cpu_s: float
+    device_bytes: int
+    device_bytes_settled: int
+    loopback_packets: int
+    loopback_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured value that is not a load: how long something took, how fast it went."""
+
+    name: str
+    system: str
+    round: int
+    value: float
+    unit: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """A whole run."""
+
+    suite: str
+    started: str  # RFC 3339, UTC
+    seed: int
+    commit: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    options: dict[str, Any]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by system
+    titles: dict[str, str] = field(default_factory=dict)  # by system
+    samples: list[Sample] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """The inverse of `save`. Raises ValueError for another format."""
+        values = json.loads(path.read_text())
+        if values.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {values.get('format')}, not {FORMAT}: it is from another version")
+        values["samples"] = [Sample(**each) for each in values["samples"]]
+        values["figures"] = [Figure(**each) for each in values["figures"]]
+        return cls(**values)
+
+    def groups(self) -> list[tuple[str, int]]:
+        """(workload, clients) in the order measured."""
+        return list(dict.fromkeys((sample.workload, sample.clients) for sample in self.samples))
+
+    def rounds(self, workload: str, clients: int, system: str) -> dict[int, Sample]:
+        """The samples of one system by round."""
+        return {
+            sample.round: sample
+            for sample in self.samples
+            if (sample.workload, sample.clients, sample.system) == (workload, clients, system)
+        }
+
+    def systems(self, workload: str, clients: int) -> list[str]:
+        """The systems that were measured in a group, in order."""
+        names = [each.system for each in self.samples if (each.workload, each.clients) == (workload, clients)]
+        return list(dict.fromkeys(names))
+
+    def title(self, system: str) -> str:
+        """What people call it."""
+        return self.titles.get(system, system)

@@ -1,0 +1,199 @@
+"""A writer in a process of its own, without Ray: volume, mount and engine, the same classes as in a cluster.
+
+Started by systems/aurora.py as `python -m benchmarks.stack`. Reads one line of JSON, the configuration; answers with
+one line, how the opening went; then answers each command line ("stats", "flush", "stop") with one. Ends with its
+standard input, so it cannot outlive whoever started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aurora_ray.engine.account import EngineAccount, find_account
+from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.credentials import ensure_passfile
+from aurora_ray.engine.image import import_records
+from aurora_ray.engine.install import install_at
+from aurora_ray.engine.postgres import PostgresEngine
+from aurora_ray.engine.postgres_control import ClusterIdentity
+from aurora_ray.engine.postgres_image import SUPERUSER, prepare_image
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.mount import MountedVolume
+from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+
+# Read by the server before it accepts anyone, or by each session's start: fetched at once rather than one by one.
+EAGER = (
+    "global/*",
+    "*.conf",
+    "PG_VERSION",
+    "base/*/PG_VERSION",
+    "base/*/pg_filenode.map",
+    "pg_xact/*",
+    "pg_multixact/*",
+    "pg_logical/*",
+)
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackConfig:
+    """What the process needs to know. `create`: the volume is new and gets the prepared data directory first."""
+
+    volume: dict[str, Any]
+    nodes: list[dict[str, str]]
+    root: str
+    bin_dir: str
+    images_dir: str
+    engine_user: str
+    shared_buffers_bytes: int
+    cache_bytes: int
+    max_connections: int
+    parameters: dict[str, str]
+    create: bool
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+class Stages:
+    """Seconds that each stage took, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Times the block."""
+        started_s = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started_s, 4)
+
+
+class Stack:
+    """Volume, mount and engine, open."""
+
+    def __init__(self, volume: Volume, mounted: MountedVolume, engine: PostgresEngine) -> None:
+        self._volume, self._mounted, self._engine = volume, mounted, engine
+
+    def stats(self) -> dict[str, float]:
+        """All counters of the data path."""
+        return {**self._mounted.stats(), **self._volume.stats()}
+
+    async def flush(self) -> dict[str, float]:
+        """Makes everything written so far durable."""
+        return {"lsn": await self._mounted.flush(timeout_s=TIMEOUT_S)}
+
+    async def stop(self) -> dict[str, float]:
+        """In order: the engine shuts down, and the volume has all of it."""
+        stages = Stages()
+        with stages.measure("engine"):
+            await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
+        with stages.measure("flush"):
+            await self._mounted.flush(timeout_s=TIMEOUT_S)
+        return stages.seconds
+
+
+@asynccontextmanager
+async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Stack, dict[str, Any]]]:
+    """The stack, and how it can be reached."""
+    account = find_account(config.engine_user)
+    install = install_at(Path(config.bin_dir))
+    nodes = [NodeAddress(**node) for node in config.nodes]
+    spec = VolumeSpec.from_dict(config.volume)
+    root = Path(config.root)
+    engine = PostgresEngine(
+        install,
+        account,
+        root / "run",
+        shared_buffers_bytes=config.shared_buffers_bytes,
+        max_connections=config.max_connections,
+        parameters=config.parameters,
+    )
+    passfile = root / "passfile"
+    password = ensure_passfile(passfile, SUPERUSER)
+    if config.create:
+        with stages.measure("create"):
+            await Volume.create(spec, nodes, TIMEOUT_S)
+    with stages.measure("volume"):
+        volume = await Volume.open(spec, nodes, timeout_s=TIMEOUT_S)
+    async with contextlib.AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(volume.close)
+        if config.create:
+            with stages.measure("import"):
+                image = await asyncio.to_thread(prepare_image, install, account, Path(config.images_dir))
+                await import_records(image.records(ClusterIdentity.new(time.time())), volume)
+        with stages.measure("mount"):
+            mounted = await _mount(volume, root / "mount", account, engine, config.cache_bytes)
+        cleanup.push_async_callback(mounted.close)
+        cleanup.push_async_callback(engine.stop, StopMode.KILL)
+        with stages.measure("engine"):
+            await engine.start(
+                mounted.mount_dir, env=mounted.engine_environment(), pass_fds=mounted.pass_fds, timeout_s=TIMEOUT_S
+            )
+        await engine.set_superuser_password(password, timeout_s=TIMEOUT_S)
+        yield Stack(volume, mounted, engine), {"dsn": engine.dsn(passfile), "engine_pid": engine.pid}
+
+
+async def _mount(
+    volume: Volume, mount_dir: Path, account: EngineAccount, engine: PostgresEngine, cache_bytes: int
+) -> MountedVolume:
+    return await MountedVolume.open(
+        volume,
+        mount_dir,
+        owner_uid=account.uid if account.switch else None,
+        owner_gid=account.gid if account.switch else None,
+        cache_bytes=cache_bytes,
+        volatile_patterns=[(each.kind.value, each.pattern) for each in engine.volatile_patterns()],
+        eager=EAGER,
+    )
+
+
+async def _lines() -> AsyncIterator[str]:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line.decode().strip()
+
+
+def _answer(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+async def _serve() -> None:
+    lines = _lines()
+    config = StackConfig(**json.loads(await anext(lines)))
+    stages = Stages()
+    async with opened(config, stages) as (stack, facts):
+        _answer(**facts, pid=os.getpid(), stages_s=stages.seconds)
+        async for command in lines:
+            if command == "stats":
+                _answer(**stack.stats())
+            elif command == "flush":
+                _answer(**await stack.flush())
+            elif command == "stop":
+                _answer(**await stack.stop())
+                return
+
+
+def main() -> None:
+    """Serves until told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(_serve())
+
+
+if __name__ == "__main__":
+    main()

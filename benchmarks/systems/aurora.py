@@ -1,0 +1,203 @@
+"""aurora-ray: six storage nodes, and a writer with its engine, each a process of its own. No Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import IO, Any, Final
+
+from aurora_ray.engine.postgres_image import PAGE_BYTES
+from aurora_ray.storage.config import StorageConfig
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from benchmarks.machine import ROOT
+from benchmarks.procfs import Component
+from benchmarks.stack import StackConfig
+from benchmarks.systems.base import System, fill, wal_counters
+
+ZONES: Final = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c", "c2": "c"}
+GROUP_BYTES: Final = 10 << 30
+_STOP_TIMEOUT_S: Final = 30.0
+
+
+def spawn(module: str, arguments: list[str], log: Path, **options: Any) -> subprocess.Popen[str]:
+    """A Python process of ours that the kernel ends when we end, however we end."""
+    command = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-m", module, *arguments]
+    with log.open("a") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, **options)
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    """SIGTERM, and SIGKILL if that is not enough."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+class Writer:
+    """The writer's process and the line to it."""
+
+    def __init__(self, config: StackConfig, log: Path) -> None:
+        self._log = log
+        self._child = spawn("benchmarks.stack", [], log, stdin=subprocess.PIPE)
+        started_s = time.perf_counter()
+        self.facts = self.ask(config.to_json())
+        opening_s = sum(self.facts["stages_s"].values())
+        self.facts["process_s"] = round(time.perf_counter() - started_s - opening_s, 4)  # Python's own start
+
+    @property
+    def pid(self) -> int:
+        """The driver's process."""
+        return self._child.pid
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Sends a line, waits for the answer."""
+        stdin, stdout = self._pipes()
+        stdin.write(line + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        if not answer:
+            tail = "\n".join(self._log.read_text().splitlines()[-15:])
+            raise RuntimeError(f"the writer's process ended; its log ends:\n{tail}")
+        values: dict[str, Any] = json.loads(answer)
+        return values
+
+    def stop(self) -> dict[str, Any]:
+        """Shuts down in order; seconds by stage."""
+        answer = self.ask("stop")
+        self._child.wait(_STOP_TIMEOUT_S)
+        self.close()
+        return answer
+
+    def close(self) -> None:
+        """Ends the process if it still runs: it follows its standard input, and the engine follows it."""
+        with contextlib.suppress(BrokenPipeError, OSError):
+            self._pipes()[0].close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(_STOP_TIMEOUT_S)
+        end(self._child)
+
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        child = self._child
+        if child.stdin is None or child.stdout is None:
+            raise RuntimeError("the writer's process was started without pipes")
+        return child.stdin, child.stdout
+
+
+class Aurora(System):
+    """Six nodes in three zones, one writer."""
+
+    name = "aurora"
+    title = "aurora-ray"
+
+    def start(self) -> None:
+        """A new volume; pgbench's tables come in through the engine."""
+        directory = self._directory = self.site.directory(self.name)
+        self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        self.nodes = {node: self._spawn_node(node, zone) for node, zone in ZONES.items()}
+        self._addresses = [
+            NodeAddress(node, ZONES[node], _first_line(child, directory / f"{node}.log"))
+            for node, child in self.nodes.items()
+        ]
+        self.volume = self.new_volume()
+        self.writer = self.open_writer(create=True)
+        self._cleanup.callback(self._close_writer)
+        if self.site.scale > 0:
+            fill(self.dsn, self.site.bin_dir, self.site.scale)
+
+    def _close_writer(self) -> None:
+        self.writer.close()  # the one of that time, not the first
+
+    def _spawn_node(self, node: str, zone: str) -> subprocess.Popen[str]:
+        data_dir = self._directory / node
+        arguments = ["--node-id", node, "--az", zone, "--data-dir", str(data_dir)]
+        child = spawn("aurora_ray.storage", arguments, self._directory / f"{node}.log")
+        self._cleanup.callback(end, child)
+        return child
+
+    def new_volume(self) -> VolumeSpec:
+        """The shape of another volume on the same nodes."""
+        return VolumeSpec(uuid.uuid4(), PAGE_BYTES, GROUP_BYTES, (GroupPlacement(0, tuple(ZONES)),))
+
+    def open_writer(self, *, create: bool) -> Writer:
+        """Another incarnation; the one before must be closed."""
+        site = self.site
+        root = site.directory(self.name, "instance")
+        config = StackConfig(
+            volume=self.volume.to_dict(),
+            nodes=[dataclasses.asdict(node) for node in self._addresses],
+            root=str(root),
+            bin_dir=site.bin_dir,
+            images_dir=str(site.image.tree.parent.parent),
+            engine_user=site.account.name,
+            shared_buffers_bytes=site.sizes.shared_buffers_bytes,
+            cache_bytes=site.sizes.cache_bytes,
+            max_connections=site.sizes.max_connections,
+            parameters={},
+            create=create,
+        )
+        return Writer(config, self._directory / "writer.log")
+
+    def reopen(self, volume: VolumeSpec | None = None, *, create: bool = False) -> dict[str, Any]:
+        """Ends the writer in order and opens a new one, on `volume` or on the same; what the new one says of that."""
+        self.writer.stop()
+        if volume is not None:
+            self.volume = volume
+        self.writer = self.open_writer(create=create)
+        return self.writer.facts
+
+    @property
+    def dsn(self) -> str:
+        """The engine's own."""
+        return str(self.writer.facts["dsn"])
+
+    def components(self) -> list[Component]:
+        """The engine, the driver that sends its redo, and each storage node."""
+        nodes = [Component(f"node {node}", (child.pid,)) for node, child in self.nodes.items()]
+        engine = Component("engine", (int(self.writer.facts["engine_pid"]),), tree=True)
+        return [engine, Component("driver", (self.writer.pid,)), *nodes]
+
+    def counters(self) -> dict[str, float]:
+        """The driver's and the WAL's."""
+        return {**wal_counters(self.dsn, self.site.install.major), **self.writer.ask("stats")}
+
+    def data_dirs(self) -> list[Path]:
+        """The nodes'; the mount is a cache."""
+        return [self._directory / node for node in self.nodes]
+
+    def settings(self) -> dict[str, Any]:
+        """The engine's, and the storage's."""
+        where = StorageConfig(node_id="", az="", data_dir=Path())
+        storage = {
+            f"storage.{field.name}": getattr(where, field.name)
+            for field in dataclasses.fields(where)
+            if field.name not in ("node_id", "az", "data_dir", "host", "port")
+        }
+        return {
+            **super().settings(),
+            **storage,
+            "mount.cache_bytes": self.site.sizes.cache_bytes,
+            "volume.group_bytes": GROUP_BYTES,
+            "volume.copies": len(ZONES),
+        }
+
+
+def _first_line(child: subprocess.Popen[str], log: Path) -> str:
+    line = child.stdout.readline().strip() if child.stdout is not None else ""
+    if not line:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"a storage node did not start; its log ends:\n{tail}")
+    return line

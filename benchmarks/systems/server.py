@@ -1,0 +1,152 @@
+"""A stock PostgreSQL server of the same binary: started on a data directory, ended, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from aurora_ray.engine.account import BASE_ENVIRONMENT
+from aurora_ray.engine.network import claim_port
+from benchmarks.systems.base import Site, fill
+
+_START_TIMEOUT_S: Final = 120.0
+_STOP_TIMEOUT_S: Final = 120.0
+_QUIT_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.02
+_STATUS_LINE: Final = 7  # of postmaster.pid, from 0
+_HBA: Final = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
+
+# What a careful administrator sets for this load. Checkpoints are rare, because each one makes the next change of every
+# page write a full image; a long measurement pays for some all the same.
+SETTINGS: Final[Mapping[str, str]] = {
+    "wal_sync_method": "fdatasync",
+    "full_page_writes": "on",
+    "wal_level": "replica",
+    "wal_buffers": "16MB",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "15min",
+    "checkpoint_completion_target": "0.9",
+    "huge_pages": "try",
+    "jit": "off",
+    "wal_sender_timeout": "0",
+    "wal_receiver_timeout": "0",
+    "max_wal_senders": "16",
+    "wal_keep_size": "4GB",
+}
+
+
+class Server:
+    """One server on `data_dir`."""
+
+    def __init__(self, site: Site, data_dir: Path, buffers_bytes: int, parameters: Mapping[str, str]) -> None:
+        self.data_dir = data_dir
+        self.port = 0
+        self._site = site
+        self._parameters = {**SETTINGS, "shared_buffers": f"{buffers_bytes >> 10}kB", **parameters}
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return self._running().pid
+
+    @property
+    def dsn(self) -> str:
+        """For a superuser, without a password: it listens on loopback only."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Returns when it is ready, or follows a primary. Belongs into the main thread: it ends with its thread."""
+        self.port = claim_port("127.0.0.1", 0)
+        hba = self.data_dir.parent / "hba.conf"
+        hba.write_text(_HBA)
+        fixed = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "hba_file": str(hba),
+            "max_connections": str(self._site.sizes.max_connections),
+        }
+        options = [word for item in {**self._parameters, **fixed}.items() for word in ("-c", "=".join(item))]
+        command = [f"{self._site.bin_dir}/postgres", "-D", str(self.data_dir), *options]
+        (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
+        with self.data_dir.with_suffix(".log").open("ab") as log:
+            self._child = subprocess.Popen(
+                self._site.account.command(command, death_signal="QUIT"),
+                env=dict(BASE_ENVIRONMENT),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        self._wait_ready()
+
+    def stop(self, signo: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT shuts it down in order, SIGQUIT at once. Rougher if it does not obey in time."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for each, limit_s in ((signo, _STOP_TIMEOUT_S), (signal.SIGQUIT, _QUIT_TIMEOUT_S), (signal.SIGKILL, 10.0)):
+            child.send_signal(each)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(limit_s)
+                return
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            raise RuntimeError(f"no server runs on {self.data_dir}")
+        return self._child
+
+    def _wait_ready(self) -> None:
+        child = self._running()
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        descriptor = os.pidfd_open(child.pid)
+        try:
+            while time.monotonic() < deadline_s:
+                ended, _, _ = select.select([descriptor], [], [], _POLL_S)
+                if ended:
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+                    if len(lines) > _STATUS_LINE and lines[_STATUS_LINE].strip() in ("ready", "standby"):
+                        return
+        finally:
+            os.close(descriptor)
+        self.stop(signal.SIGKILL)
+        raise RuntimeError(f"PostgreSQL did not start; see the end of its log:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.data_dir.with_suffix(".log").read_text(errors="replace").splitlines()[-12:])
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy with owners and modes, sharing blocks where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.chmod(0o755)
+    subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(target)], check=True, timeout=600)
+
+
+def template(site: Site) -> Path:
+    """A data directory, shut down in order, with pgbench's tables at the site's scale; made once for all systems."""
+    target = site.directory("template") / f"scale-{site.scale}"
+    if target.exists():
+        return target
+    building = target.with_name(f"{target.name}-building")
+    copy_tree(site.image.tree, building)
+    if site.scale > 0:
+        unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+        server = Server(site, building, site.sizes.shared_buffers_bytes, unsafe)
+        try:
+            server.start()
+            fill(server.dsn, site.bin_dir, site.scale)
+        finally:
+            server.stop()
+    building.rename(target)
+    return target
