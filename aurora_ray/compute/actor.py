@@ -1,0 +1,135 @@
+"""The two Ray actors that hold data: a storage node, and an instance (an engine on a mount). Thin: the work is done by
+StorageServer and Writer, on a loop thread of their own.
+
+They are threaded actors (`max_concurrency`): each call runs on a thread of Ray's, hands a coroutine to the loop thread
+and waits. Some calls wait without a limit on purpose, as watches: they return when the thing they watch has ended, and
+raise at the caller when the whole process has gone. A class with a coroutine method would become an asyncio actor, with
+every call on one thread, so there is none in here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+import ray.util
+
+from aurora_ray import telemetry
+from aurora_ray.compute.instance import Instance
+from aurora_ray.compute.loop import LoopThread
+from aurora_ray.compute.process import configure_process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.storage.config import StorageConfig
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+CONCURRENCY: Final = 16
+START_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ActorInfo:
+    """Where an actor runs. `address` is a storage node's; `host` the machine as Ray names it."""
+
+    pid: int
+    host: str
+    address: str = ""
+
+
+class StorageNodeActor:
+    """A storage node's process."""
+
+    def __init__(self, config: StorageConfig, fleet_dir: str) -> None:
+        from aurora_ray.storage.server import StorageServer
+
+        attributes = {"aurora.node": config.node_id, "aurora.az": config.az}
+        configure_process("storage", f"storage-{config.node_id}", Path(fleet_dir), attributes)
+        self._config = config
+        # Others reach it where Ray reaches this machine: 127.0.0.1 for a Ray that is on one machine only.
+        self._server = StorageServer(replace(config, host=ray.util.get_node_ip_address()))
+        self._loop = LoopThread("storage")
+        self._never = threading.Event()
+
+    def start(self) -> ActorInfo:
+        """Opens the segments and serves. Raises ConfigurationError."""
+        self._config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._loop.call(self._server.start(), START_TIMEOUT_S)
+        return self.info()
+
+    def info(self) -> ActorInfo:
+        """Where it is."""
+        return ActorInfo(os.getpid(), ray.util.get_node_ip_address(), self._server.address)
+
+    def hold(self) -> None:
+        """A watch: never returns while the process lives."""
+        self._never.wait()
+
+    def stop(self, destroy: bool, grace_s: float) -> None:
+        """Ends serving; with `destroy` removes the directory."""
+        self._loop.call(self._server.stop(grace_s), START_TIMEOUT_S)
+        telemetry.shutdown()
+        if destroy:
+            shutil.rmtree(self._config.data_dir, ignore_errors=True)
+
+
+class InstanceActor:
+    """An instance's process."""
+
+    def __init__(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        attributes = {"aurora.instance": instance_id, "aurora.az": az}
+        configure_process("compute", f"instance-{instance_id}", choice.data_dir, attributes)
+        self._directory = choice.data_dir / "instances" / instance_id
+        self._instance = Instance()
+        self._loop = LoopThread("writer")
+        self._never = threading.Event()
+        self._loop.submit(self._instance.get_ready(choice))
+
+    def info(self) -> ActorInfo:
+        """Where it is."""
+        return ActorInfo(os.getpid(), ray.util.get_node_ip_address())
+
+    def hold(self) -> None:
+        """A watch: never returns while the process lives."""
+        self._never.wait()
+
+    def open(self, config: WriterConfig, trace: Mapping[str, str]) -> Opened:
+        """See Instance.open."""
+        return self._loop.call(self._instance.open(config, trace), config.open_timeout_s + START_TIMEOUT_S)
+
+    def wait_ended(self) -> Outcome:
+        """A watch, see Instance.wait_ended."""
+        return self._loop.call(self._instance.wait_ended())
+
+    def status(self) -> WriterStatus | None:
+        """See Instance.status."""
+        return self._loop.call(self._instance.status(), START_TIMEOUT_S)
+
+    def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """See Instance.update_nodes."""
+        self._loop.call(self._instance.update_nodes(nodes), START_TIMEOUT_S)
+
+    def add_group(self, placement: GroupPlacement) -> None:
+        """See Instance.add_group."""
+        self._loop.call(self._instance.add_group(placement), START_TIMEOUT_S)
+
+    def stop(self, fast: bool, destroy: bool) -> Outcome | None:
+        """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""
+        outcome = self._loop.call(self._instance.stop(fast=fast))
+        if destroy:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        telemetry.shutdown()
+        return outcome
+
+
+def remote_class(cls: type[Any], **options: Any) -> Any:
+    """`cls` as a Ray actor class: threaded, without a CPU of its own, outliving whoever makes it."""
+    defaults = {"num_cpus": 0, "max_concurrency": CONCURRENCY, "lifetime": "detached", "max_restarts": 0}
+    return ray.remote(cls).options(**{**defaults, **options})

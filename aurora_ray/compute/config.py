@@ -1,0 +1,129 @@
+"""What an instance is told when it is opened, and what it tells: plain values that cross Ray calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from aurora_ray.errors import AuroraError
+from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+
+CACHE_BYTES_DEFAULT = 4 << 30
+OPEN_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
+
+
+class WriterPhase(StrEnum):
+    """Where one incarnation of a writer stands."""
+
+    SEALING = "sealing"
+    INITIALISING = "initialising"
+    MOUNTING = "mounting"
+    STARTING = "starting"
+    AVAILABLE = "available"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class HalfMadeVolumeError(AuroraError):
+    """A volume that shall be initialised has content: an earlier initialisation was cut short. Take a new volume."""
+
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDirs:
+    """The directories of one instance on its machine, below the data directory."""
+
+    root: Path
+
+    @property
+    def mount(self) -> Path:
+        """The engine's data directory: the page cache of the volume."""
+        return self.root / "mount"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, logs, pid files."""
+        return self.root / "run"
+
+    @property
+    def pid_file(self) -> Path:
+        """The engine's process, with its start time."""
+        return self.root / "engine.pid"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine an instance runs, as whom, and where prepared things are kept. `bin_dir`: that installation."""
+
+    engine: str
+    version: str
+    data_dir: Path
+    engine_user: str = "aurora-ray"
+    bin_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriterConfig:
+    """Everything a writer needs to open its volume and run an engine on it.
+
+    `initialise`: the volume is new and gets the engine's prepared data directory first.
+    """
+
+    cluster: str
+    instance_id: str
+    az: str
+    volume: VolumeSpec
+    nodes: tuple[NodeAddress, ...]
+    engine: EngineChoice
+    port: int
+    superuser_password: str = field(repr=False)
+    host: str = "127.0.0.1"
+    initialise: bool = False
+    cache_bytes: int = CACHE_BYTES_DEFAULT
+    open_timeout_s: float = OPEN_TIMEOUT_S
+    stop_timeout_s: float = STOP_TIMEOUT_S
+
+    @property
+    def dirs(self) -> InstanceDirs:
+        """Where the instance keeps its things."""
+        return InstanceDirs(self.engine.data_dir / "instances" / self.instance_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A writer that accepts statements. `stages_s` are the seconds that each stage of opening took."""
+
+    epoch: int
+    vdl: int
+    pid: int
+    port: int
+    stages_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an incarnation ended: asked to, or by itself and why. `retryable`: opening it anew may help at once."""
+
+    asked: bool
+    reason: str
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatus:
+    """A look at a writer; numbers are 0 where there is none."""
+
+    phase: WriterPhase
+    epoch: int = 0
+    vdl: int = 0
+    tail_lsn: int = 0
+    pid: int = 0
+    port: int = 0
+    groups: tuple[int, ...] = ()
+    used_bytes: int = 0
+    free_bytes: int | None = None
+    reason: str = ""
+    stats: dict[str, int | float] = field(default_factory=dict)

@@ -1,0 +1,60 @@
+"""The data directory on one machine: what lies where, who may enter, and whether the engine's account can get there.
+
+<data dir>/            0711 when engines run as another account (they must pass through), else 0700
+  fleet.toml           0600  the bootstrap file: region, storage nodes (see control/bootstrap.py)
+  ray.json             0600  the local Ray cluster, if this machine started one
+  nodes/<node id>/     0700  a storage node: RocksDB segments
+  instances/<id>/      0711  an instance: mount (0700, the engine's), run (sockets, logs)
+  images/, engines/    prepared data directories; copies of engine programs that the account can reach
+  passfiles/, logs/, traces/
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aurora_ray.compute.config import InstanceDirs
+    from aurora_ray.engine.account import EngineAccount
+
+PASSABLE = 0o711
+PRIVATE = 0o700
+
+
+def prepare_data_dir(path: Path, *, passable: bool) -> None:
+    """Makes the data directory, or checks that it is ours. Raises ConfigurationError."""
+    try:
+        path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        if path.stat().st_uid != os.geteuid():
+            raise ConfigurationError(f"The data directory {path} belongs to another user; choose one with --data-dir.")
+        path.chmod(PASSABLE if passable else PRIVATE)
+        for name in ("nodes", "logs", "traces", "passfiles"):
+            make_dir(path / name, PRIVATE)
+        make_dir(path / "instances", PASSABLE if passable else PRIVATE)
+    except OSError as error:
+        raise ConfigurationError(f"The data directory {path} cannot be used: {error.strerror}.") from error
+
+
+def make_dir(path: Path, mode: int) -> Path:
+    """A directory with exactly this mode, whatever the umask."""
+    path.mkdir(mode=mode, exist_ok=True)
+    path.chmod(mode)
+    return path
+
+
+def prepare_instance_dirs(dirs: InstanceDirs, account: EngineAccount) -> None:
+    """Makes the directories of an instance and checks that the engine's account can get to the mount."""
+    shared = PASSABLE if account.switch else PRIVATE
+    try:
+        dirs.root.mkdir(mode=shared, parents=True, exist_ok=True)
+        dirs.root.chmod(shared)
+        for path in (dirs.mount, dirs.run):
+            path.mkdir(mode=PRIVATE, exist_ok=True)
+            account.own(path, PRIVATE)
+    except OSError as error:
+        raise ConfigurationError(f"The instance directory {dirs.root} cannot be used: {error.strerror}.") from error
+    account.require_reachable(dirs.mount)

@@ -1,0 +1,102 @@
+"""Ends processes that an earlier incarnation left behind, and no others.
+
+An engine dies with its actor (it is told by the kernel and by a pipe), but whoever starts a new incarnation on the same
+directory must be sure of it, not hope. Two traces identify the old one: the pid file, which carries the start time so
+that a pid that was given to another process in the meantime is not taken for ours; and the working directory, because
+a database process keeps its data directory as such, and nobody else works inside our mount.
+
+Pid file: one line, `<pid> <start time in clock ticks since boot> <boot id>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from aurora_ray.errors import EngineError
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.01
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is none, or only its corpse."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks and parentheses
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def write_pid_file(path: Path, pid: int) -> None:
+    """Notes a process that we started."""
+    ticks = start_ticks(pid)
+    if ticks is None:
+        return
+    temporary = path.with_suffix(".new")
+    temporary.write_text(f"{pid} {ticks} {_boot_id()}\n")
+    temporary.replace(path)
+
+
+def read_pid_file(path: Path) -> int | None:
+    """The noted process if it is still the same one and still runs."""
+    try:
+        pid, ticks, boot_id = path.read_text().split()
+        if boot_id == _boot_id() and start_ticks(int(pid)) == int(ticks):
+            return int(pid)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def working_below(directory: Path) -> list[int]:
+    """Processes whose working directory is `directory` or below it (as far as we may look)."""
+    found: list[int] = []
+    prefix = str(directory)
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            cwd = os.readlink(f"/proc/{entry.name}/cwd").removesuffix(" (deleted)")
+        except OSError:
+            continue
+        if cwd == prefix or cwd.startswith(prefix + "/"):
+            found.append(int(entry.name))
+    return found
+
+
+async def end_leftovers(pid_file: Path, mount_dir: Path, timeout_s: float = 5.0) -> int:
+    """Kills what an earlier incarnation left and waits until it is gone; how many there were. Raises EngineError."""
+    deadline_s = time.monotonic() + timeout_s
+    killed: set[int] = set()
+    while True:
+        noted = read_pid_file(pid_file)
+        pids = {*working_below(mount_dir), *([noted] if noted is not None else [])}
+        pids = {pid for pid in pids if start_ticks(pid) is not None}
+        if not pids:
+            break
+        if time.monotonic() > deadline_s:
+            raise EngineError(
+                f"Processes {sorted(pids)} of an earlier incarnation in {mount_dir} do not end; kill them."
+            )
+        for pid in pids - killed:
+            _log.info("killing process %d, left by an earlier incarnation in %s", pid, mount_dir)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            except PermissionError as error:
+                raise EngineError(f"Process {pid} works in {mount_dir} and belongs to another user; end it.") from error
+            killed.add(pid)
+        await asyncio.sleep(_POLL_S)
+    pid_file.unlink(missing_ok=True)  # noqa: ASYNC240  (a local name, at once)
+    return len(killed)

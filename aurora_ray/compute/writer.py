@@ -1,0 +1,272 @@
+"""One incarnation of a writer: volume, mount and engine, opened together and thrown away together.
+
+    seal the volume and find its end -> (a new volume: put the engine's prepared data directory into it)
+    -> mount it -> start the engine -> serve until something ends
+
+There is no repair. Whatever ends first (the engine, the mount, the epoch), everything is torn down: the engine is
+killed, the mount discarded, the volume closed, and the outcome says what it was. What was not durable did not happen;
+the next incarnation starts from the volume alone. The single orderly way out is `stop`: the engine shuts down in order,
+the volume has all of it, and the mount goes.
+
+Tearing down never hides the reason: the first thing that ended is the outcome, later errors are logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aurora_ray import telemetry
+from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
+from aurora_ray.compute.directories import prepare_instance_dirs
+from aurora_ray.compute.engines import import_image, prepare_engine
+from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
+from aurora_ray.engine.base import StopMode
+from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.mount import MountedVolume
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.compute.engines import PreparedEngine
+    from aurora_ray.engine.base import Engine, EngineExit
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+_log = logging.getLogger(__name__)
+_KILL_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class Writer:
+    """Made for one `start`; a new incarnation is a new object. All methods belong to one event loop."""
+
+    def __init__(self, config: WriterConfig) -> None:
+        self.config = config
+        self._phase = WriterPhase.SEALING
+        self._volume: Volume | None = None
+        self._mounted: MountedVolume | None = None
+        self._engine: Engine | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._fenced = asyncio.Event()
+        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._stages_s: dict[str, float] = {}
+
+    # ---- opening
+
+    async def start(self) -> Opened:
+        """Opens everything; returns when the engine accepts statements. On failure nothing is left running."""
+        config = self.config
+        attributes = {"aurora.cluster": config.cluster, "aurora.instance": config.instance_id, "aurora.az": config.az}
+        try:
+            async with asyncio.timeout(config.open_timeout_s):
+                with telemetry.span("writer.open", attributes):
+                    await self._open()
+        except BaseException as error:
+            await self._tear_down(f"it could not be opened: {_sentence(error)}", asked=False)
+            if isinstance(error, TimeoutError):
+                stage = self._phase_name()
+                raise EngineError(
+                    f"{config.instance_id} was not open within {config.open_timeout_s:g} s: {stage}."
+                ) from error
+            raise
+        volume, _, engine = self._require_open()
+        self._phase = WriterPhase.AVAILABLE
+        self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
+        return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s))
+
+    async def _open(self) -> None:
+        config, dirs = self.config, self.config.dirs
+        with self._stage("prepare", WriterPhase.SEALING):
+            prepared = await prepare_engine(config.engine)
+            prepare_instance_dirs(dirs, prepared.account)
+            await end_leftovers(dirs.pid_file, dirs.mount)
+        with self._stage("seal", WriterPhase.SEALING):
+            volume = self._volume = await Volume.open(
+                config.volume,
+                config.nodes,
+                timeout_s=config.open_timeout_s,
+                on_fenced=self._fenced.set,
+                az=config.az,
+            )
+        if config.initialise:
+            with self._stage("initialise", WriterPhase.INITIALISING):
+                await self._initialise(volume, prepared)
+        engine = prepared.make_engine(config)
+        with self._stage("mount", WriterPhase.MOUNTING):
+            mounted = self._mounted = await self._mount(volume, engine, prepared)
+        with self._stage("engine", WriterPhase.STARTING):
+            self._engine = engine
+            await engine.start(
+                dirs.mount,
+                env=mounted.engine_environment(),
+                pass_fds=mounted.pass_fds,
+                timeout_s=config.open_timeout_s,
+            )
+            mounted.check_attached()
+            if engine.pid is not None:
+                write_pid_file(dirs.pid_file, engine.pid)
+            await engine.set_superuser_password(config.superuser_password, timeout_s=config.open_timeout_s)
+
+    async def _initialise(self, volume: Volume, prepared: PreparedEngine) -> None:
+        if volume.tail_lsn != 0:
+            raise HalfMadeVolumeError(f"volume {volume.spec.volume_id} is not initialised and has content already")
+        await import_image(prepared, volume)
+
+    async def _mount(self, volume: Volume, engine: Engine, prepared: PreparedEngine) -> MountedVolume:
+        account = prepared.account
+        owner_uid, owner_gid = (account.uid, account.gid) if account.switch else (None, None)
+        return await MountedVolume.open(
+            volume,
+            self.config.dirs.mount,
+            owner_uid=owner_uid,
+            owner_gid=owner_gid,
+            cache_bytes=self.config.cache_bytes,
+            volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in engine.volatile_patterns()],
+            eager=prepared.eager,
+        )
+
+    @contextmanager
+    def _stage(self, name: str, phase: WriterPhase) -> Iterator[None]:
+        """One stage of opening: what `status` says meanwhile, a span, and its seconds."""
+        self._phase = phase
+        started_s = time.monotonic()
+        with telemetry.span(f"writer.{name}"):
+            yield
+        self._stages_s[name] = round(time.monotonic() - started_s, 4)
+
+    def _require_open(self) -> tuple[Volume, MountedVolume, Engine]:
+        if self._volume is None or self._mounted is None or self._engine is None:
+            raise UsageError(f"writer {self.config.instance_id} is not open")
+        return self._volume, self._mounted, self._engine
+
+    # ---- serving
+
+    async def wait_ended(self) -> Outcome:
+        """Waits, without a limit, until everything is torn down."""
+        return await asyncio.shield(self._outcome)
+
+    async def _supervise(self) -> None:
+        """Waits for the first part that ends, and ends the others."""
+        _, mounted, engine = self._require_open()
+        exited = asyncio.create_task(engine.wait_exit(), name="engine exit")
+        failed = asyncio.create_task(mounted.wait_failed(), name="mount failure")
+        fenced = asyncio.create_task(self._fenced.wait(), name="fenced")
+        try:
+            await asyncio.wait({exited, failed, fenced}, return_when=asyncio.FIRST_COMPLETED)
+            # Where several parts ended, the engine often was only the first to notice.
+            if fenced.done():
+                reason = "a higher epoch exists: another writer has the volume"
+            elif failed.done():
+                reason = f"the mount failed: {_sentence(failed.result())}"
+            else:
+                reason = _exit_reason(exited.result())
+        except EngineError as error:
+            reason = _sentence(error)
+        finally:
+            for wait in (exited, failed, fenced):
+                wait.cancel()
+        _log.warning("%s ends: %s", self.config.instance_id, reason)
+        await self._tear_down(reason, asked=False)
+
+    def status(self) -> WriterStatus:
+        """A look, without waiting."""
+        volume, engine = self._volume, self._engine
+        stats = dict(self._mounted.stats()) if self._mounted is not None else {}
+        reason = self._outcome.result().reason if self._outcome.done() else ""
+        if volume is None:
+            return WriterStatus(self._phase, reason=reason)
+        groups = tuple(placement.group for placement in volume.spec.groups)
+        return WriterStatus(
+            phase=self._phase,
+            epoch=volume.epoch,
+            vdl=volume.vdl,
+            tail_lsn=volume.tail_lsn,
+            pid=(engine.pid or 0) if engine is not None else 0,
+            port=engine.port if engine is not None else 0,
+            groups=groups,
+            used_bytes=int(stats.get("used_bytes", 0)),
+            free_bytes=int(stats["free_bytes"]) if "free_bytes" in stats else None,
+            reason=reason,
+            stats=stats,
+        )
+
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """New addresses of storage nodes."""
+        volume, _, _ = self._require_open()
+        await volume.update_nodes(nodes)
+
+    async def add_group(self, placement: GroupPlacement) -> None:
+        """Another protection group for the volume; its segments exist on a write quorum."""
+        volume, mounted, _ = self._require_open()
+        if placement.group not in {known.group for known in volume.spec.groups}:
+            await volume.add_group(placement)
+            mounted.add_group(placement)
+
+    # ---- ending
+
+    async def stop(self, mode: StopMode = StopMode.FAST) -> Outcome:
+        """Ends in order: engine, then everything it wrote durable, then mount and volume."""
+        if self._phase in (WriterPhase.STOPPING, WriterPhase.ENDED):
+            return await self.wait_ended()
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        self._phase = WriterPhase.STOPPING
+        reason = "it was asked to stop"
+        if self._engine is not None and self._volume is not None:
+            try:
+                exit_ = await self._engine.stop(mode, timeout_s=self.config.stop_timeout_s)
+                if self._mounted is not None:
+                    await self._mounted.flush(timeout_s=self.config.stop_timeout_s)
+                if exit_ is not None and not exit_.clean:
+                    reason = f"it was asked to stop; the engine ended with code {exit_.returncode}"
+            except AuroraError as error:
+                reason = f"it was asked to stop and could not do so in order: {_sentence(error)}"
+        await self._tear_down(reason, asked=True)
+        return await self.wait_ended()
+
+    async def _tear_down(self, reason: str, *, asked: bool) -> None:
+        """Ends what there is, in the order of dependence; goes on whatever happens on the way."""
+        engine, mounted, volume = self._engine, self._mounted, self._volume
+        if engine is not None and engine.pid is not None:
+            await self._try("kill the engine", lambda: engine.stop(StopMode.KILL, timeout_s=_KILL_TIMEOUT_S))
+        self._engine = None
+        if mounted is not None:
+            await self._try("discard the mount", lambda: mounted.close(discard=True))
+        self._mounted = None
+        if volume is not None:
+            await self._try("close the volume", volume.close)
+        self._phase = WriterPhase.ENDED
+        if not self._outcome.done():
+            retryable = not self._fenced.is_set()
+            self._outcome.set_result(Outcome(asked, reason, retryable))
+
+    async def _try(self, what: str, step: Callable[[], Awaitable[object]]) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S + _KILL_TIMEOUT_S):
+                await step()
+        except FencedError:
+            pass  # that may be why we are here
+        except Exception:
+            _log.exception("could not %s of %s", what, self.config.instance_id)
+
+    def _phase_name(self) -> str:
+        done = ", ".join(f"{stage} took {seconds:.1f} s" for stage, seconds in self._stages_s.items())
+        return f"stuck while {self._phase}" + (f" ({done})" if done else "")
+
+
+def _exit_reason(exit_: EngineExit) -> str:
+    how = f"was killed by signal {-exit_.returncode}" if exit_.returncode < 0 else f"ended with code {exit_.returncode}"
+    return f"the engine (process {exit_.pid}) {how}"
+
+
+def _sentence(error: object) -> str:
+    text = str(error) or type(error).__name__
+    return text.rstrip(".")

@@ -1,0 +1,118 @@
+"""The control plane's Ray actor: a loop thread with a ControlPlane on it, and its calls.
+
+It is named, detached, and the only actor that Ray restarts by itself (`max_restarts=-1`): whatever kills it, the new
+one finds the processes that run and reads the declared state from the control volume. One that was fenced by another
+ends for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import ray
+
+from aurora_ray.compute.actor import remote_class
+from aurora_ray.compute.loop import LoopThread
+from aurora_ray.compute.process import configure_process
+from aurora_ray.control.api import ControlApi
+from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.ray_runtime import CONTROL_NAME, NAMESPACE, RayRuntime
+from aurora_ray.control.runtime import ControlConfig
+from aurora_ray.errors import FencedError
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONCURRENCY: Final = 64
+SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
+SHUTDOWN_TIMEOUT_S: Final = 240.0
+
+
+class ControlActor:
+    """See the module's text. Every call raises errors of ours."""
+
+    def __init__(self, config: ControlConfig) -> None:
+        configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
+        self._config = config
+        self._loop = LoopThread("control")
+        self._plane = self._loop.call(_make(config), SLACK_S)
+        self._api = ControlApi(self._plane)
+        self._loop.submit(_run(self._plane))
+
+    def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        return self._loop.call(work, timeout_s + SLACK_S)
+
+    def info(self) -> dict[str, Any]:
+        """Who it is and what it is responsible for."""
+        return {
+            "pid": os.getpid(),
+            "data_dir": str(self._config.data_dir),
+            "region": self._plane.fleet.region,
+            "epoch": self._plane.epoch,
+            "open": self._plane.is_open,
+        }
+
+    def create(self, name: str, options: dict[str, Any], timeout_s: float) -> bool:
+        """See ControlApi.create."""
+        return self._call(self._api.create(name, timeout_s=timeout_s, **options), timeout_s)
+
+    def wait_available(self, name: str, timeout_s: float) -> None:
+        """See ControlApi.wait_available."""
+        self._call(self._api.wait_available(name, timeout_s), 2 * timeout_s)
+
+    def delete(self, name: str, timeout_s: float) -> None:
+        """See ControlApi.delete."""
+        self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """See ControlApi.clusters."""
+        return self._call(self._api.clusters(), SLACK_S)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """See ControlApi.status."""
+        return self._call(self._api.status(name), SLACK_S)
+
+    def secret(self, name: str) -> str:
+        """See ControlApi.secret."""
+        return self._call(self._api.secret(name), SLACK_S)
+
+    def trail(self) -> list[tuple[float, str]]:
+        """See ControlApi.trail."""
+        return self._api.trail()
+
+    def shutdown(self, destroy: bool) -> None:
+        """Stops all processes in order; the actor itself stays, idle, until it is killed."""
+        self._call(self._plane.shutdown(destroy=destroy), SHUTDOWN_TIMEOUT_S)
+
+
+async def _make(config: ControlConfig) -> ControlPlane:
+    """On the loop that it is going to live on. (Not a method: a coroutine method would make this an asyncio actor.)"""
+    return ControlPlane(config, RayRuntime())
+
+
+async def _run(plane: ControlPlane) -> None:
+    try:
+        await plane.run()
+    except FencedError as error:
+        _log.warning("%s", error)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+    except Exception:
+        _log.exception("the control plane failed; a new one takes its place")
+        os._exit(1)  # not an orderly exit: Ray starts the next one
+
+
+def ensure_control(config: ControlConfig) -> Any:
+    """The handle of the control actor of this Ray cluster, which is started if there is none."""
+    options = {"name": CONTROL_NAME, "namespace": NAMESPACE, "get_if_exists": True, "max_restarts": -1}
+    return remote_class(ControlActor, max_concurrency=CONCURRENCY, **options).remote(config)
+
+
+def find_control() -> Any:
+    """The handle of the control actor, or None."""
+    try:
+        return ray.get_actor(CONTROL_NAME, NAMESPACE)
+    except ValueError:
+        return None

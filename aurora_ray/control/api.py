@@ -1,0 +1,206 @@
+"""What can be asked of the control plane: change the declared state, wait for the actual, report both."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
+from aurora_ray.control import report
+from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
+from aurora_ray.control.placement import place_group, place_instance
+from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.engine.credentials import ensure_passfile
+from aurora_ray.engine.install import find_install
+from aurora_ray.engine.network import claim_port
+from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+
+if TYPE_CHECKING:
+    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+
+NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
+FIRST_PORT: Final = 15432  # below the ports that the kernel hands out, so that nobody else gets ours by accident
+PORTS: Final = 1000
+LOOK_TIMEOUT_S: Final = 2.0
+
+
+class ControlApi:
+    """The calls; everything belongs to the control plane's event loop."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def wait_open(self, timeout_s: float) -> None:
+        """Waits until the declared state is loaded. Raises QuorumLostError."""
+        await self._plane.wait_until(lambda: self._plane.is_open, timeout_s, "loading the control state")
+
+    # ---- clusters
+
+    async def create(
+        self,
+        name: str,
+        *,
+        engine: str = "postgres",
+        version: str | None = None,
+        bin_dir: str | None = None,
+        cache_bytes: int = 0,
+        exist_ok: bool = False,
+        timeout_s: float = 60.0,
+    ) -> bool:
+        """Declares a cluster; whether it is new. Raises UsageError, ConfigurationError, QuorumLostError."""
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
+        if engine not in ENGINES:
+            raise UsageError(f"engine {engine!r} is not known; there is: {', '.join(ENGINES)}")
+        await self.wait_open(timeout_s)
+        existing = next((c for c in self._plane.fleet.clusters if c.name == name), None)
+        if existing is not None:
+            if not exist_ok:
+                raise UsageError(f"there is a cluster {name!r} already")
+            _check_same(existing, engine, version)
+            return False
+        found = await asyncio.to_thread(find_install, version, Path(bin_dir) if bin_dir else None)
+        config = self._plane.config
+        password = await asyncio.to_thread(ensure_passfile, report.passfile(config.data_dir, name), SUPERUSERS[engine])
+        # The major version only: the next minor one of the same installation opens the same data.
+        wanted = DBCluster(name, engine, str(found.major), bin_dir or "", 0, password, _no_volume())
+        await self._plane.commit(lambda fleet: self._with_new(fleet, wanted, engine, cache_bytes))
+        return True
+
+    def _with_new(self, fleet: Fleet, wanted: DBCluster, engine: str, cache_bytes: int) -> Fleet:
+        if any(cluster.name == wanted.name for cluster in fleet.clusters):
+            raise UsageError(f"there is a cluster {wanted.name!r} already")
+        group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
+        volume = VolumeState(uuid4(), PAGE_SIZES[engine], self._plane.config.group_bytes, (group,))
+        port = self._free_port(fleet)
+        az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
+        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, port)
+        cluster = replace(
+            wanted, volume=volume, port=port, instances=(writer,), created_at_s=time.time(), cache_bytes=cache_bytes
+        )
+        return fleet.with_cluster(cluster)
+
+    def _free_port(self, fleet: Fleet) -> int:
+        taken = {c.port for c in fleet.clusters} | {i.port for c in fleet.clusters for i in c.instances}
+        for port in range(FIRST_PORT, FIRST_PORT + PORTS):
+            if port not in taken:
+                with suppress(ConfigurationError):
+                    return claim_port(self._plane.config.listen_host, port)
+        raise ConfigurationError(f"none of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free")
+
+    async def wait_available(self, name: str, timeout_s: float) -> None:
+        """Waits until the cluster's writer accepts statements. Raises what keeps it from that for good."""
+        await self.wait_open(timeout_s)
+
+        def available() -> bool:
+            cluster = self._plane.fleet.cluster(name)
+            attempt = self._plane.attempts.get(f"instance:{cluster.writer().instance_id}")
+            if attempt is not None and attempt.permanent:
+                raise ConfigurationError(attempt.error)
+            return self._state(cluster) == "available"
+
+        await self._plane.wait_until(available, timeout_s, f"starting {name}")
+
+    async def delete(self, name: str, timeout_s: float) -> None:
+        """Deletes a cluster and all its data, and waits until that is done on the nodes that run."""
+        await self.wait_open(timeout_s)
+        self._plane.fleet.cluster(name)
+        await self._plane.commit(
+            lambda fleet: fleet.with_cluster(replace(fleet.cluster(name), phase=ClusterPhase.DELETING))
+        )
+
+        def gone() -> bool:
+            return all(cluster.name != name for cluster in self._plane.fleet.clusters)
+
+        await self._plane.wait_until(gone, timeout_s, f"deleting {name}")
+        report.passfile(self._plane.config.data_dir, name).unlink(missing_ok=True)
+
+    # ---- reports
+
+    async def clusters(self) -> list[dict[str, Any]]:
+        """All clusters, a few words each."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return [
+            {
+                "cluster": cluster.name,
+                "engine": cluster.engine,
+                "engine_version": cluster.engine_version,
+                "state": self._state(cluster),
+                "instances": len(cluster.instances),
+                "port": cluster.port,
+            }
+            for cluster in self._plane.fleet.clusters
+        ]
+
+    async def status(self, name: str) -> dict[str, Any]:
+        """The cluster, its instances and the storage nodes, looked at now. Raises UsageError."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        plane = self._plane
+        cluster = plane.fleet.cluster(name)
+        processes = plane.processes
+        instances = dict(processes.instances)
+        nodes = dict(processes.nodes)
+        wanted = [i.instance_id for i in cluster.instances if i.instance_id in instances]
+        statuses = await asyncio.gather(*(self._look(instance_id) for instance_id in wanted))
+        states = await asyncio.gather(*(self._node_state(node_id) for node_id in nodes))
+        return report.report_cluster(
+            cluster,
+            plane.fleet,
+            data_dir=plane.config.data_dir,
+            listen_host=plane.config.listen_host,
+            nodes=nodes,
+            instances=instances,
+            statuses=dict(zip(wanted, statuses, strict=True)),
+            node_states={n: state for n, state in zip(nodes, states, strict=True) if state is not None},
+            attempts=plane.attempts,
+            notes=plane.notes,
+        )
+
+    async def secret(self, name: str) -> str:
+        """The superuser's password, for the passfile on the caller's machine."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return self._plane.fleet.cluster(name).superuser_password
+
+    def trail(self) -> list[tuple[float, str]]:
+        """What was decided and why, oldest first: (unix time in seconds, sentence)."""
+        return list(self._plane.trail)
+
+    def _state(self, cluster: DBCluster) -> str:
+        return report.cluster_state(cluster, self._plane.processes.instances, self._plane.attempts)
+
+    async def _look(self, instance_id: str) -> WriterStatus | None:
+        instance = self._plane.processes.instances.get(instance_id)
+        if instance is None:
+            return None
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                return await instance.process.status()
+        except (TimeoutError, ProcessGoneError):
+            return instance.status
+
+    async def _node_state(self, node_id: str) -> pb.StateReply | None:
+        node = self._plane.processes.nodes[node_id]
+        try:
+            return await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
+        except AuroraError:
+            return None
+
+
+def _no_volume() -> VolumeState:
+    return VolumeState(uuid4(), 0, 0, ())
+
+
+def _check_same(existing: DBCluster, engine: str, version: str | None) -> None:
+    if engine != existing.engine or (version is not None and version.partition(".")[0] != existing.engine_version):
+        raise UsageError(
+            f"cluster {existing.name!r} exists with {existing.engine} {existing.engine_version}; "
+            f"choose another name for one with {engine} {version or ''}".rstrip()
+        )

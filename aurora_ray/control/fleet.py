@@ -1,0 +1,308 @@
+"""A fleet from the outside, for the command line and for programs: start it or find it, ask it, stop it, remove it.
+
+Everything here blocks. One process talks to one fleet at a time: Ray allows one connection, and its settings come from
+the environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from aurora_ray.compute.directories import prepare_data_dir
+from aurora_ray.control import bootstrap, local_ray
+from aurora_ray.control.runtime import ControlConfig
+from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+
+if TYPE_CHECKING:
+    from aurora_ray.config import Settings
+
+LOCK_NAME: Final = "lock"
+JOINED_NAME: Final = "ray-address"
+CALL_TIMEOUT_S: Final = 30.0
+UP_TIMEOUT_S: Final = 180.0
+DOWN_TIMEOUT_S: Final = 260.0
+PROGRESS_EVERY_S: Final = 0.3
+OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
+OUR_FILES: Final = (bootstrap.FILE_NAME, local_ray.FILE_NAME, local_ray.TOKEN_NAME, JOINED_NAME, LOCK_NAME)
+
+Progress = Callable[[str], None]
+
+
+class NotRunningError(AuroraError):
+    """There is no fleet, or it is stopped."""
+
+
+class Fleet:
+    """A connection to a running fleet's control plane."""
+
+    def __init__(self, control: Any, data_dir: Path) -> None:
+        self._control = control
+        self.data_dir = data_dir
+
+    # ---- starting and finding
+
+    @classmethod
+    def up(cls, settings: Settings, *, region: str | None = None, progress: Progress = lambda _: None) -> Fleet:
+        """Starts the fleet of the data directory, or finds it running. Raises ConfigurationError, LocalRayError."""
+        from aurora_ray.engine.account import find_account
+
+        account = find_account(settings.engine_user)  # what is missing on the machine is said before anything starts
+        data_dir = settings.data_dir
+        prepare_data_dir(data_dir, passable=account.switch)
+        with _locked(data_dir):
+            config = _control_config(settings, region)
+            running = local_ray.find(data_dir)
+            if settings.ray_address is not None:
+                if running is not None:
+                    raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
+                return cls._join(settings.ray_address, config)
+            if running is None and (data_dir / JOINED_NAME).exists():
+                return cls._join((data_dir / JOINED_NAME).read_text().strip(), config)
+            if running is None:
+                progress("starting Ray")
+                running = _start_ray(data_dir, config)
+            return cls(_connect(running.address, data_dir, own=True, config=config), data_dir)
+
+    @classmethod
+    def _join(cls, address: str, config: ControlConfig) -> Fleet:
+        control = _connect(address, config.data_dir, own=False, config=config)
+        (config.data_dir / JOINED_NAME).write_text(address + "\n")
+        fleet = cls(control, config.data_dir)
+        theirs = fleet.info()["data_dir"]
+        if theirs != str(config.data_dir):
+            raise UsageError(f"the Ray cluster at {address} runs the fleet of {theirs}: name it with --data-dir")
+        return fleet
+
+    @classmethod
+    def find(cls, data_dir: Path) -> Fleet:
+        """The running fleet of a data directory. Raises NotRunningError."""
+        running = local_ray.find(data_dir)
+        joined = data_dir / JOINED_NAME
+        if running is not None:
+            control = _connect(running.address, data_dir, own=True, config=None)
+        elif joined.exists():
+            control = _connect(joined.read_text().strip(), data_dir, own=False, config=None)
+        else:
+            control = None
+        if control is None:
+            state = "is stopped" if bootstrap.exists(data_dir) else "does not exist"
+            raise NotRunningError(f"the fleet in {data_dir} {state}; start it with `aurora up`")
+        return cls(control, data_dir)
+
+    # ---- calls
+
+    def info(self) -> dict[str, Any]:
+        """The control plane: process id, region, epoch."""
+        return dict(self._get(self._control.info.remote(), CALL_TIMEOUT_S))
+
+    def create(self, name: str, *, timeout_s: float = UP_TIMEOUT_S, **options: Any) -> bool:
+        """Declares a cluster; whether it is new. See ControlApi.create for the options."""
+        return bool(self._get(self._control.create.remote(name, options, timeout_s), timeout_s + CALL_TIMEOUT_S))
+
+    def wait_available(
+        self, name: str, *, timeout_s: float = UP_TIMEOUT_S, progress: Progress = lambda _: None
+    ) -> dict[str, Any]:
+        """Waits until a cluster accepts statements; its status."""
+        import ray
+
+        ref = self._control.wait_available.remote(name, timeout_s)
+        while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0]:
+            trail = self.trail()
+            if trail:
+                progress(trail[-1][1])
+        self._get(ref, CALL_TIMEOUT_S)
+        return self.status(name)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """See ControlApi.status."""
+        status: dict[str, Any] = self._get(self._control.status.remote(name), CALL_TIMEOUT_S)
+        return status
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """See ControlApi.clusters."""
+        clusters: list[dict[str, Any]] = self._get(self._control.clusters.remote(), CALL_TIMEOUT_S)
+        return clusters
+
+    def delete(self, name: str, *, timeout_s: float = UP_TIMEOUT_S) -> None:
+        """See ControlApi.delete."""
+        self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
+
+    def trail(self) -> list[tuple[float, str]]:
+        """What was decided and why."""
+        trail: list[tuple[float, str]] = self._get(self._control.trail.remote(), CALL_TIMEOUT_S)
+        return trail
+
+    def shutdown(self, *, destroy: bool) -> None:
+        """Stops every process in order, the control plane last."""
+        import ray
+
+        try:
+            self._get(self._control.shutdown.remote(destroy), DOWN_TIMEOUT_S)
+        finally:
+            ray.kill(self._control, no_restart=True)
+
+    @staticmethod
+    def _get(ref: Any, timeout_s: float) -> Any:
+        from aurora_ray.control.ray_calls import wait_for
+
+        try:
+            return wait_for(ref, timeout_s)
+        except TimeoutError:
+            raise NotRunningError(
+                "the control plane does not answer; `aurora down` and `aurora up` start anew"
+            ) from None
+
+
+def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) -> bool:
+    """Stops the fleet, in order as far as it answers, and removes its data if asked; whether it ran."""
+    if not bootstrap.exists(data_dir):
+        if destroy or not data_dir.exists():
+            return False
+        raise NotRunningError(f"there is no fleet in {data_dir}")
+    with _locked(data_dir):
+        was_running = False
+        try:
+            fleet = Fleet.find(data_dir)
+            was_running = True
+            progress("stopping engines and storage nodes")
+            fleet.shutdown(destroy=destroy)
+        except NotRunningError:
+            pass
+        progress("stopping Ray")
+        was_running = local_ray.stop(data_dir) or was_running
+        _end_leftovers(data_dir)
+        (data_dir / JOINED_NAME).unlink(missing_ok=True)
+        if destroy:
+            progress("removing data")
+            _remove(data_dir)
+    return was_running
+
+
+# ---- helpers
+
+
+def _control_config(settings: Settings, region: str | None) -> ControlConfig:
+    from aurora_ray.regions import load_region
+
+    existing = bootstrap.load(settings.data_dir)
+    if existing is not None:
+        if region is not None and region != existing.region:
+            raise UsageError(f"the fleet in {settings.data_dir} is in region {existing.region}, not {region}")
+        name, azs = existing.region, existing.azs
+    else:
+        found = load_region(region or settings.region, settings.regions_dir)
+        name, azs = found.name, found.availability_zones
+    return ControlConfig(
+        data_dir=settings.data_dir,
+        region=name,
+        azs=tuple(azs),
+        group_bytes=int(settings.group_bytes),
+        cache_bytes=int(settings.cache_bytes),
+        retention_s=settings.retention_s,
+        retention_bytes=int(settings.retention_bytes),
+        listen_host=settings.listen_host,
+        engine_user=settings.engine_user,
+    )
+
+
+def _start_ray(data_dir: Path, config: ControlConfig) -> local_ray.LocalRay:
+    """Starts the local Ray and imports it here meanwhile: both take a while."""
+    os.environ.update(local_ray.environment(data_dir))
+    importer = threading.Thread(target=__import__, args=("ray",), name="import ray", daemon=True)
+    importer.start()
+    running = local_ray.start(data_dir, ["--config", json.dumps(config.to_dict())])
+    importer.join()
+    return running
+
+
+def _connect(address: str, data_dir: Path, *, own: bool, config: ControlConfig | None) -> Any:
+    """The control actor at a Ray cluster: found, or started if `config` is given; None if there is none."""
+    if own:
+        os.environ.update(local_ray.environment(data_dir))
+    import logging
+
+    import ray
+
+    from aurora_ray.control.ray_runtime import NAMESPACE
+
+    try:
+        with _silenced():
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise NotRunningError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    from aurora_ray.control.actor import ensure_control, find_control
+
+    if config is None:
+        return find_control()
+    _require_azs(config.azs, address)
+    return ensure_control(config)
+
+
+def _require_azs(azs: Sequence[str], address: str) -> None:
+    import ray
+
+    from aurora_ray.control.ray_runtime import az_resource
+
+    resources = ray.cluster_resources()
+    missing = [az for az in azs if az_resource(az) not in resources]
+    if missing:
+        wanted = ", ".join(f'{{"{az_resource(az)}": 1000}}' for az in missing)
+        raise ConfigurationError(
+            f"no machine of the Ray cluster at {address} is in {', '.join(missing)}: start machines there with "
+            f"`ray start --resources='…'` and these resources: {wanted}"
+        )
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Ray writes a few lines about itself to stderr whatever its logging level."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """One command at a time starts or stops a fleet. Raises UsageError if another does."""
+    descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another `aurora up` or `aurora down` is at work on {data_dir}; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _end_leftovers(data_dir: Path) -> None:
+    """Engines end with their processes; this makes sure of it on this machine."""
+    import asyncio
+
+    from aurora_ray.compute.config import InstanceDirs
+    from aurora_ray.compute.leftovers import end_leftovers
+
+    async def end_all() -> None:
+        for root in sorted((data_dir / "instances").glob("*")):
+            dirs = InstanceDirs(root)
+            await end_leftovers(dirs.pid_file, dirs.mount)
+
+    asyncio.run(end_all())
+
+
+def _remove(data_dir: Path) -> None:
+    """Removes what is ours, and the directory if nothing else is in it."""
+    for name in OURS:
+        shutil.rmtree(data_dir / name, ignore_errors=True)
+    for name in OUR_FILES:
+        (data_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        data_dir.rmdir()

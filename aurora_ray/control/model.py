@@ -1,0 +1,297 @@
+"""The declared state: which clusters, instances, volumes and storage nodes there shall be.
+
+All of it is immutable: a change makes a new `Fleet`, which is first saved (see store.py) and then acted upon, so what
+the reconciler sees is always what a restarted control plane would see. Nothing observed (process ids, addresses of
+storage nodes, roles that an engine reports) is in here.
+
+Serialised form: msgpack of `{"format": FORMAT, "fleet": {...}}`; dataclasses as maps by field name, UUIDs as 16 bytes,
+tuples as arrays. A reader refuses a format newer than its own and fills in defaults for fields that are missing, so an
+added field with a default needs no new format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import msgpack  # type: ignore[import-untyped]
+
+from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+
+FORMAT = 1
+
+# The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
+CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")
+
+
+class ClusterPhase(StrEnum):
+    """What is wanted of a cluster."""
+
+    AVAILABLE = "available"
+    DELETING = "deleting"
+
+
+class Role(StrEnum):
+    """What an instance is for."""
+
+    WRITER = "writer"
+    READER = "reader"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageNode:
+    """A storage node. `host` pins it to the machine that has its directory; empty until it ran once."""
+
+    node_id: str
+    az: str
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Six copies of one protection group. `created_on` are the members that have (or had) the segment: a member that is
+    in it and comes back without the segment has lost data and must be repaired, never given an empty one."""
+
+    group: int
+    node_ids: tuple[str, ...]
+    created_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """A volume and where its groups live. `initialised` once it holds a complete data directory."""
+
+    volume_id: UUID
+    page_size: int
+    group_bytes: int
+    groups: tuple[Group, ...]
+    initialised: bool = False
+
+    def group_bytes_total(self) -> int:
+        """Bytes that the groups allocated so far can hold."""
+        return self.group_bytes * len(self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class DBInstance:
+    """One engine process: the writer or a reader. `host` pins nothing; `port` is where the engine listens."""
+
+    instance_id: str
+    role: Role
+    az: str
+    port: int
+    promotion_tier: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DBCluster:
+    """A database cluster: one volume, one writer, any readers. `port` is that of the cluster endpoint."""
+
+    name: str
+    engine: str
+    engine_version: str
+    bin_dir: str
+    port: int
+    superuser_password: str = field(repr=False)
+    volume: VolumeState = field(repr=False)
+    instances: tuple[DBInstance, ...] = ()
+    phase: ClusterPhase = ClusterPhase.AVAILABLE
+    created_at_s: float = 0.0
+    cache_bytes: int = 0
+
+    def writer(self) -> DBInstance:
+        """The instance that is declared to be the writer."""
+        return next(instance for instance in self.instances if instance.role is Role.WRITER)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All that one control plane is responsible for. `revision` counts the saved changes."""
+
+    fleet_id: UUID
+    region: str
+    azs: tuple[str, ...]
+    nodes: tuple[StorageNode, ...]
+    control_volume: VolumeState
+    clusters: tuple[DBCluster, ...] = ()
+    dropped_volumes: tuple[VolumeState, ...] = ()  # to be forgotten by nodes that have not done so yet
+    revision: int = 0
+
+    def node(self, node_id: str) -> StorageNode:
+        """The node of that id. Raises UsageError."""
+        for node in self.nodes:
+            if node.node_id == node_id:
+                return node
+        raise UsageError(
+            f"There is no storage node {node_id!r}; the nodes are {', '.join(n.node_id for n in self.nodes)}."
+        )
+
+    def cluster(self, name: str) -> DBCluster:
+        """The cluster of that name. Raises UsageError."""
+        for cluster in self.clusters:
+            if cluster.name == name:
+                return cluster
+        known = ", ".join(cluster.name for cluster in self.clusters) or "none"
+        raise UsageError(f"There is no cluster {name!r} (there is: {known}); `aurora create {name}` makes one.")
+
+    def volumes(self) -> tuple[VolumeState, ...]:
+        """Every volume that must exist, the control volume first."""
+        return (self.control_volume, *(cluster.volume for cluster in self.clusters))
+
+    # ---- changes: each returns the next state
+
+    def with_node(self, node: StorageNode) -> Fleet:
+        """The same node id with other properties."""
+        return replace(self, nodes=tuple(node if n.node_id == node.node_id else n for n in self.nodes))
+
+    def with_cluster(self, cluster: DBCluster) -> Fleet:
+        """Adds the cluster, or replaces the one of the same name."""
+        if any(c.name == cluster.name for c in self.clusters):
+            return replace(self, clusters=tuple(cluster if c.name == cluster.name else c for c in self.clusters))
+        return replace(self, clusters=(*self.clusters, cluster))
+
+    def without_cluster(self, name: str) -> Fleet:
+        """Forgets the cluster; its volume goes to the list of those to drop."""
+        gone = self.cluster(name)
+        return replace(
+            self,
+            clusters=tuple(c for c in self.clusters if c.name != name),
+            dropped_volumes=(*self.dropped_volumes, gone.volume),
+        )
+
+    def with_volume(self, volume: VolumeState) -> Fleet:
+        """Replaces the volume of the same id, wherever it is."""
+        if volume.volume_id == self.control_volume.volume_id:
+            return replace(self, control_volume=volume)
+        return replace(
+            self,
+            clusters=tuple(
+                replace(c, volume=volume) if c.volume.volume_id == volume.volume_id else c for c in self.clusters
+            ),
+            dropped_volumes=tuple(volume if v.volume_id == volume.volume_id else v for v in self.dropped_volumes),
+        )
+
+    def with_initialised(self, volume_id: UUID) -> Fleet:
+        """Notes that the volume holds a complete data directory."""
+        volume = next(v for v in self.volumes() if v.volume_id == volume_id)
+        return self.with_volume(replace(volume, initialised=True))
+
+    def with_created(self, node_id: str, created: dict[UUID, tuple[int, ...]]) -> Fleet:
+        """Notes that `node_id` now has the segments of these groups."""
+        fleet = self
+        for volume in self.volumes():
+            groups = created.get(volume.volume_id, ())
+            if groups:
+                fleet = fleet.with_volume(_mark_created(volume, node_id, groups))
+        return fleet
+
+    def without_dropped(self, node_id: str, volume_ids: set[UUID]) -> Fleet:
+        """Notes that `node_id` has forgotten these dropped volumes; one that nobody has any more is gone."""
+        kept: list[VolumeState] = []
+        for volume in self.dropped_volumes:
+            if volume.volume_id in volume_ids:
+                groups = tuple(
+                    replace(g, created_on=tuple(n for n in g.created_on if n != node_id)) for g in volume.groups
+                )
+                volume = replace(volume, groups=groups)  # noqa: PLW2901
+            if any(group.created_on for group in volume.groups):
+                kept.append(volume)
+        return replace(self, dropped_volumes=tuple(kept))
+
+
+def _mark_created(volume: VolumeState, node_id: str, groups: tuple[int, ...]) -> VolumeState:
+    return replace(
+        volume,
+        groups=tuple(
+            replace(g, created_on=(*g.created_on, node_id)) if g.group in groups and node_id not in g.created_on else g
+            for g in volume.groups
+        ),
+    )
+
+
+# ---- serialisation
+
+
+def pack(fleet: Fleet) -> bytes:
+    """The state as bytes."""
+    packed: bytes = msgpack.packb({"format": FORMAT, "fleet": _plain(fleet)}, use_bin_type=True)
+    return packed
+
+
+def unpack(data: bytes) -> Fleet:
+    """The state from bytes. Raises MalformedError, or ConfigurationError if a newer version wrote it."""
+    try:
+        document = msgpack.unpackb(data, raw=False, use_list=True)
+        written_by = int(document["format"])
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedError(f"The control state does not parse: {error}.") from error
+    if written_by > FORMAT:
+        raise ConfigurationError(
+            f"The control state has format {written_by}, this aurora-ray knows up to {FORMAT}: use the newer version."
+        )
+    try:
+        return _fleet(document["fleet"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise MalformedError(f"The control state lacks something: {error!r}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, UUID):
+        return value.bytes
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def _known(cls: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Only the fields that this version knows: an older program may read what a newer one of the same format wrote."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {key: value for key, value in plain.items() if key in names}
+
+
+def _group(plain: dict[str, Any]) -> Group:
+    known = _known(Group, plain)
+    return Group(**{**known, "node_ids": tuple(known["node_ids"]), "created_on": tuple(known.get("created_on", ()))})
+
+
+def _volume(plain: dict[str, Any]) -> VolumeState:
+    known = _known(VolumeState, plain)
+    groups = tuple(_group(group) for group in known["groups"])
+    return VolumeState(**{**known, "volume_id": UUID(bytes=known["volume_id"]), "groups": groups})
+
+
+def _instance(plain: dict[str, Any]) -> DBInstance:
+    known = _known(DBInstance, plain)
+    return DBInstance(**{**known, "role": Role(known["role"])})
+
+
+def _cluster(plain: dict[str, Any]) -> DBCluster:
+    known = _known(DBCluster, plain)
+    return DBCluster(
+        **{
+            **known,
+            "volume": _volume(known["volume"]),
+            "instances": tuple(_instance(instance) for instance in known["instances"]),
+            "phase": ClusterPhase(known["phase"]),
+        }
+    )
+
+
+def _fleet(plain: dict[str, Any]) -> Fleet:
+    known = _known(Fleet, plain)
+    return Fleet(
+        **{
+            **known,
+            "fleet_id": UUID(bytes=known["fleet_id"]),
+            "azs": tuple(known["azs"]),
+            "nodes": tuple(StorageNode(**_known(StorageNode, node)) for node in known["nodes"]),
+            "control_volume": _volume(known["control_volume"]),
+            "clusters": tuple(_cluster(cluster) for cluster in known["clusters"]),
+            "dropped_volumes": tuple(_volume(volume) for volume in known.get("dropped_volumes", ())),
+        }
+    )

@@ -1,0 +1,93 @@
+"""The control plane's calls to storage nodes, each with a deadline, each error one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import grpc
+
+from aurora_ray.errors import StorageError
+from aurora_ray.rpc.channel import open_channel
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+
+if TYPE_CHECKING:
+    from aurora_ray.control.reconcile import SegmentOrder
+
+CALL_TIMEOUT_S = 10.0
+
+
+class NodeCallError(StorageError):
+    """A storage node did not do what it was asked; it may be on its way down or up."""
+
+    retryable = True
+
+
+class NodeClients:
+    """A channel a storage node, kept open while its address stays the same."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+
+    async def stub(self, node_id: str, address: str) -> Any:
+        """The node's stub. (Generated stubs serve both kinds of channel, which their types cannot say.)"""
+        known = self._channels.get(node_id)
+        if known is None or known[0] != address:
+            if known is not None:
+                await known[1].close(None)
+            known = self._channels[node_id] = (address, open_channel(address))
+        return StorageNodeStub(known[1])  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        channels, self._channels = self._channels, {}
+        for _, channel in channels.values():
+            await channel.close(None)
+
+    async def set_peers(self, node_id: str, address: str, addresses: Mapping[str, str]) -> None:
+        """Tells a node where all nodes answer."""
+        async with _call(node_id, "learn its peers"):
+            stub = await self.stub(node_id, address)
+            await stub.SetPeers(pb.SetPeersRequest(addresses=dict(addresses)), timeout=CALL_TIMEOUT_S)
+
+    async def create_segments(self, node_id: str, address: str, order: SegmentOrder) -> None:
+        """Has a node make segments that it shall have; those it has stay as they are."""
+        request = pb.CreateSegmentsRequest(
+            volume=order.volume_id.bytes, page_size=order.page_size, groups=order.groups, members=order.members
+        )
+        async with _call(node_id, "create segments"):
+            await (await self.stub(node_id, address)).CreateSegments(request, timeout=CALL_TIMEOUT_S)
+
+    async def drop_volume(self, node_id: str, address: str, volume_id: UUID) -> None:
+        """Has a node forget a volume; one it does not know is forgotten already."""
+        async with _call(node_id, "drop a volume", ignored=grpc.StatusCode.NOT_FOUND):
+            stub = await self.stub(node_id, address)
+            await stub.DropVolume(pb.DropVolumeRequest(volume=volume_id.bytes), timeout=CALL_TIMEOUT_S)
+
+    async def state(
+        self, node_id: str, address: str, volume_id: UUID | None = None, timeout_s: float = CALL_TIMEOUT_S
+    ) -> pb.StateReply:
+        """What a node has, of one volume or of all."""
+        request = pb.StateRequest(volume=volume_id.bytes if volume_id is not None else b"")
+        async with _call(node_id, "tell its state"):
+            reply: pb.StateReply = await (await self.stub(node_id, address)).State(request, timeout=timeout_s)
+        return reply
+
+
+@asynccontextmanager
+async def _call(node_id: str, what: str, ignored: grpc.StatusCode | None = None) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if error.code() == ignored:
+            return
+        detail = error.details() or error.code().name
+        raise NodeCallError(f"Storage node {node_id} could not {what}: {detail}.") from error
+
+
+def segments_of(reply: pb.StateReply) -> frozenset[tuple[UUID, int]]:
+    """The segments that a node has."""
+    return frozenset((UUID(bytes=v.volume), segment.group) for v in reply.volumes for segment in v.segments)

@@ -1,0 +1,210 @@
+"""How each action of `reconcile` is carried out. Every one can be cut short at any point and decided anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
+from aurora_ray.control import reconcile
+from aurora_ray.control.placement import place_group
+from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
+from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.control.store import volume_spec
+from aurora_ray.volume.spec import GroupPlacement
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from aurora_ray.control.model import DBCluster, DBInstance, Fleet
+    from aurora_ray.control.plane import ControlPlane
+
+END_TIMEOUT_S: Final = 90.0
+
+
+async def perform(plane: ControlPlane, action: reconcile.Action) -> None:
+    """Carries out one action. Raises whatever goes wrong; the caller notes it and the next cycle decides."""
+    match action:
+        case reconcile.StartNode():
+            await _start_node(plane, action.node_id)
+        case reconcile.IntroduceNode():
+            await _introduce_node(plane, action)
+        case reconcile.OpenControl():
+            await plane.open_store()
+        case reconcile.StartInstance():
+            declared = _declared(plane.fleet, action.cluster, action.instance_id)
+            choice = engine_choice(plane, plane.fleet.cluster(action.cluster))
+            process = await plane.processes.runtime.start_instance(action.instance_id, declared.az, choice)
+            await plane.processes.add_instance(action.instance_id, process)
+        case reconcile.OpenInstance():
+            await _open_instance(plane, action)
+        case reconcile.TellInstance():
+            await _tell_instance(plane, action)
+        case reconcile.StopInstance():
+            await _stop_instance(plane, action.instance_id)
+        case reconcile.AllocateGroup():
+            await _allocate_group(plane, action)
+        case reconcile.AddGroup():
+            await _add_group(plane, action)
+        case reconcile.ForgetCluster():
+            await plane.commit(lambda fleet: fleet.without_cluster(action.cluster))
+        case reconcile.DropVolumes():
+            await _drop_volumes(plane, action)
+        case _:
+            raise AssertionError(f"unknown action {action}")
+
+
+# ---- storage nodes
+
+
+async def _start_node(plane: ControlPlane, node_id: str) -> None:
+    node = plane.fleet.node(node_id)
+    process = await plane.processes.runtime.start_node(node, plane.config)
+    await plane.processes.add_node(node_id, process)
+    host = process.info.host
+    if node.host != host:
+        await plane.commit(lambda fleet: fleet.with_node(replace(fleet.node(node_id), host=host)))
+
+
+async def _introduce_node(plane: ControlPlane, action: reconcile.IntroduceNode) -> None:
+    node = plane.processes.nodes.get(action.node_id)
+    if node is None:
+        raise ProcessGoneError(f"storage node {action.node_id} ended meanwhile")
+    clients, address = plane.processes.clients, node.seen.address
+    await clients.set_peers(action.node_id, address, dict(action.addresses))
+    node.seen = replace(node.seen, told=action.addresses)
+    if not action.segments:
+        return
+    for order in action.segments:
+        await clients.create_segments(action.node_id, address, order)
+    # One volume may come in several orders, when its groups have different members.
+    created: dict[UUID, tuple[int, ...]] = {}
+    for order in action.segments:
+        created[order.volume_id] = (*created.get(order.volume_id, ()), *order.groups)
+    new = {(volume_id, group) for volume_id, groups in created.items() for group in groups}
+    node.seen = replace(node.seen, segments=node.seen.segments | new)
+    await plane.commit(lambda fleet: fleet.with_created(action.node_id, created))
+
+
+async def _drop_volumes(plane: ControlPlane, action: reconcile.DropVolumes) -> None:
+    node = plane.processes.nodes.get(action.node_id)
+    if node is None:
+        return
+    for volume_id in action.volume_ids:
+        await plane.processes.clients.drop_volume(action.node_id, node.seen.address, volume_id)
+    gone = set(action.volume_ids)
+    node.seen = replace(node.seen, segments=frozenset(s for s in node.seen.segments if s[0] not in gone))
+    await plane.commit(lambda fleet: fleet.without_dropped(action.node_id, gone))
+
+
+# ---- instances
+
+
+async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) -> None:
+    instance = plane.processes.instances.get(action.instance_id)
+    if instance is None:
+        raise ProcessGoneError(f"the process of {action.instance_id} ended meanwhile")
+    config = _writer_config(plane, action)
+    instance.seen = InstanceSeen(InstancePhase.OPENING, told=plane.observe().addresses())
+    try:
+        opened = await instance.process.open(config)
+    except Exception as error:
+        instance.seen = InstanceSeen(InstancePhase.ENDED, str(error))
+        if isinstance(error, HalfMadeVolumeError):
+            await _replace_volume(plane, action.cluster)
+        raise
+    if action.initialise:
+        volume_id = config.volume.volume_id
+        await plane.commit(lambda fleet: fleet.with_initialised(volume_id))
+    status = await instance.process.status()
+    instance.opened = opened
+    if status is not None:
+        plane.processes.set_available(action.instance_id, instance, status)
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
+    plane.say(f"{action.instance_id} is available in epoch {opened.epoch} ({stages})")
+
+
+def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> WriterConfig:
+    cluster = plane.fleet.cluster(action.cluster)
+    declared = _declared(plane.fleet, action.cluster, action.instance_id)
+    return WriterConfig(
+        cluster=cluster.name,
+        instance_id=declared.instance_id,
+        az=declared.az,
+        volume=volume_spec(cluster.volume),
+        nodes=plane.addresses(),
+        engine=engine_choice(plane, cluster),
+        host=plane.config.listen_host,
+        port=declared.port,
+        superuser_password=cluster.superuser_password,
+        initialise=action.initialise,
+        cache_bytes=cluster.cache_bytes or plane.config.cache_bytes,
+    )
+
+
+def engine_choice(plane: ControlPlane, cluster: DBCluster) -> EngineChoice:
+    """The engine of a cluster, as its instances are told."""
+    return EngineChoice(
+        engine=cluster.engine,
+        version=cluster.engine_version,
+        data_dir=plane.config.data_dir,
+        engine_user=plane.config.engine_user,
+        bin_dir=Path(cluster.bin_dir) if cluster.bin_dir else None,
+    )
+
+
+async def _replace_volume(plane: ControlPlane, cluster_name: str) -> None:
+    """A volume whose initialisation was cut short is dropped, and a new one takes its place."""
+
+    def change(fleet: Fleet) -> Fleet:
+        cluster = fleet.cluster(cluster_name)
+        groups = (place_group(0, fleet.azs, fleet.nodes, fleet.volumes()),)
+        fresh = replace(cluster.volume, volume_id=uuid4(), groups=groups, initialised=False)
+        changed = fleet.with_cluster(replace(cluster, volume=fresh))
+        return replace(changed, dropped_volumes=(*changed.dropped_volumes, cluster.volume))
+
+    plane.say(f"the volume of {cluster_name} was left half-made and is replaced by a new one")
+    await plane.commit(change)
+
+
+async def _tell_instance(plane: ControlPlane, action: reconcile.TellInstance) -> None:
+    instance = plane.processes.instances.get(action.instance_id)
+    if instance is not None:
+        await instance.process.update_nodes(plane.addresses())
+        instance.seen = replace(instance.seen, told=action.addresses)
+
+
+async def _stop_instance(plane: ControlPlane, instance_id: str) -> None:
+    instance = plane.processes.instances.get(instance_id)
+    if instance is not None:
+        instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
+        await instance.process.end(fast=False, destroy=True, timeout_s=END_TIMEOUT_S)
+        plane.processes.instances.pop(instance_id, None)
+
+
+# ---- growth
+
+
+async def _allocate_group(plane: ControlPlane, action: reconcile.AllocateGroup) -> None:
+    def change(fleet: Fleet) -> Fleet:
+        cluster = fleet.cluster(action.cluster)
+        if len(cluster.volume.groups) != action.group:
+            return fleet
+        group = place_group(action.group, fleet.azs, fleet.nodes, fleet.volumes())
+        return fleet.with_volume(replace(cluster.volume, groups=(*cluster.volume.groups, group)))
+
+    await plane.commit(change)
+
+
+async def _add_group(plane: ControlPlane, action: reconcile.AddGroup) -> None:
+    instance = plane.processes.instances.get(action.instance_id)
+    if instance is not None:
+        await instance.process.add_group(GroupPlacement(action.group.group, action.group.node_ids))
+        # How much is free is only known again at the next look; until then it must not cause another growth.
+        instance.seen = replace(instance.seen, groups=instance.seen.groups | {action.group.group}, free_bytes=None)
+
+
+def _declared(fleet: Fleet, cluster: str, instance_id: str) -> DBInstance:
+    return next(i for i in fleet.cluster(cluster).instances if i.instance_id == instance_id)

@@ -1,0 +1,255 @@
+"""The control plane: keeps what is declared and what is observed, and carries out what `reconcile.decide` says.
+
+A loop observes, decides and starts actions, every `TICK_S` and as soon as anything changes. Each action is a task; when
+it ends, its result is noted (in the declared state if it must survive, else in memory) and the loop looks again.
+
+Nothing in memory is needed after a crash: the next control plane reads the bootstrap file, finds the processes that
+still run, opens the control volume (fencing this one) and decides from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from aurora_ray import telemetry
+from aurora_ray.control import bootstrap, reconcile
+from aurora_ray.control.perform import END_TIMEOUT_S, perform
+from aurora_ray.control.processes import Processes
+from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
+from aurora_ray.control.store import ControlStore
+from aurora_ray.errors import AuroraError, FencedError, QuorumLostError
+from aurora_ray.volume.spec import NodeAddress
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model import Fleet
+    from aurora_ray.control.runtime import ControlConfig, Runtime
+
+_log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+STATUS_EVERY_S: Final = 1.0
+OPEN_CONTROL_TIMEOUT_S: Final = 30.0
+SETTLED_AFTER_S: Final = 5.0  # an instance that ends sooner counts as a failed attempt, so that it cannot spin
+TRAIL_SENTENCES: Final = 500
+
+
+class ControlPlane:
+    """All methods belong to one event loop. `clock` is monotonic, in seconds."""
+
+    def __init__(self, config: ControlConfig, runtime: Runtime, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.fleet = bootstrap.load(config.data_dir) or bootstrap.new_fleet(config.region, config.azs)
+        self.attempts: dict[str, Attempt] = {}
+        self.trail: deque[tuple[float, str]] = deque(maxlen=TRAIL_SENTENCES)
+        self.processes = Processes(
+            runtime, clock=clock, say=self.say, on_change=self.notify, on_end=self._incarnation_ended
+        )
+        self._clock = clock
+        self._store: ControlStore | None = None
+        self._busy: set[str] = set()
+        self._saving = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._stopping = False
+        self._fenced = asyncio.Event()
+        self._plan = reconcile.Plan((), ())
+        self._looked_at_s = 0.0
+
+    # ---- what it knows
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the declared state is loaded; until then it has no clusters."""
+        return self._store is not None
+
+    @property
+    def epoch(self) -> int:
+        """The control volume's epoch; 0 before it is open."""
+        return self._store.epoch if self._store is not None else 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the last cycle said has to wait."""
+        return self._plan.notes
+
+    def observe(self) -> Observed:
+        """A consistent picture for one decision."""
+        return Observed(
+            nodes={node_id: node.seen for node_id, node in self.processes.nodes.items()},
+            instances={instance_id: instance.seen for instance_id, instance in self.processes.instances.items()},
+            control_open=self._store is not None,
+            busy=frozenset(self._busy),
+            attempts=dict(self.attempts),
+        )
+
+    def addresses(self) -> tuple[NodeAddress, ...]:
+        """The running storage nodes, for a volume client."""
+        azs = {node.node_id: node.az for node in self.fleet.nodes}
+        running = sorted(self.processes.nodes.items())
+        return tuple(NodeAddress(n, azs[n], node.seen.address) for n, node in running if n in azs)
+
+    def say(self, sentence: str) -> None:
+        """Notes what happened or was decided, for people."""
+        self.trail.append((time.time(), sentence))
+        _log.info("%s", sentence)
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        """Runs until `shutdown`. Raises FencedError when another control plane has taken over."""
+        bootstrap.save(self.config.data_dir, self.fleet)
+        await self.processes.adopt(self.fleet.nodes)
+        while not self._stopping:
+            if self._fenced.is_set():
+                await self.processes.tasks.cancel()
+                raise FencedError("another control plane has taken over; this one ends")
+            self._wake.clear()
+            self._cycle()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+
+    def _cycle(self) -> None:
+        now_s = self._clock()
+        plan = reconcile.decide(self.fleet, self.observe(), now_s)
+        for note in plan.notes:
+            if note not in self._plan.notes:
+                self.say(note)
+        self._plan = plan
+        for action in plan.actions:
+            self.say(f"{type(action).__name__} {action.key.partition(':')[2]}: {action.why}".replace(" :", ":"))
+            self._start(action.key, self._carry_out(action))
+        if now_s - self._looked_at_s >= STATUS_EVERY_S:
+            self._looked_at_s = now_s
+            for instance_id, instance in self.processes.instances.items():
+                if instance.seen.phase is InstancePhase.AVAILABLE and f"look:{instance_id}" not in self._busy:
+                    self._start(f"look:{instance_id}", self.processes.refresh(instance_id))
+
+    def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        self._busy.add(key)
+        task = self.processes.tasks.start(work, key)
+        task.add_done_callback(lambda _: self._busy.discard(key))
+
+    def notify(self) -> None:
+        """Something changed: decide anew, and let those who wait for a state look again."""
+        self._wake.set()
+        self.processes.tasks.start(self._tell_waiters(), "tell waiters")
+
+    async def _tell_waiters(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Waits for a state; `condition` may raise to give up. Raises QuorumLostError when the time is over."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(condition)
+        except TimeoutError:
+            notes = "; ".join(self.notes) or "no reason is known"
+            raise QuorumLostError(f"{what} took longer than {timeout_s:g} s: {notes}") from None
+
+    async def _carry_out(self, action: reconcile.Action) -> None:
+        attributes = {"aurora.key": action.key, "aurora.why": action.why}
+        try:
+            with telemetry.span(f"control.{type(action).__name__}", attributes):
+                await perform(self, action)
+        except FencedError:
+            self._fenced.set()
+        except Exception as error:
+            if not isinstance(error, AuroraError):
+                _log.exception("%s failed", action.key)
+            self._failed(action.key, error)
+        else:
+            self.attempts.pop(action.key, None)
+        finally:
+            self._busy.discard(action.key)
+            self.notify()
+
+    def _failed(self, key: str, error: Exception) -> None:
+        retryable = not isinstance(error, AuroraError) or error.retryable
+        text = str(error) or type(error).__name__
+        before = self.attempts.get(key)
+        self.attempts[key] = Attempt.after_failure(before, text, retryable=retryable, now_s=self._clock())
+        self.say(f"{key} failed: {text}")
+
+    def _incarnation_ended(self, instance_id: str, reason: str, lasted_s: float) -> None:
+        if lasted_s < SETTLED_AFTER_S:
+            self._failed(f"instance:{instance_id}", QuorumLostError(f"it ended after {lasted_s:.1f} s: {reason}"))
+
+    # ---- declared state
+
+    async def open_store(self) -> None:
+        """Opens the control volume, fencing an older control plane, and takes over the state in it."""
+        store, loaded = await ControlStore.open(
+            self.fleet.control_volume, self.addresses(), timeout_s=OPEN_CONTROL_TIMEOUT_S, on_fenced=self._fenced.set
+        )
+        async with self._saving:
+            fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
+            if fleet != loaded:
+                fleet = replace(fleet, revision=fleet.revision + 1)
+                await store.save(fleet)
+            bootstrap.save(self.config.data_dir, fleet)
+            self.fleet, self._store = fleet, store
+        self.say(f"the control state is open in epoch {store.epoch}, revision {fleet.revision}")
+
+    async def commit(self, change: Callable[[Fleet], Fleet]) -> Fleet:
+        """Changes the declared state: durable first, then in force. Raises FencedError, QuorumLostError."""
+        async with self._saving:
+            changed = change(self.fleet)
+            if changed == self.fleet:
+                return changed
+            if self._store is not None:
+                changed = replace(changed, revision=self.fleet.revision + 1)
+                try:
+                    await self._store.save(changed)
+                except FencedError:
+                    self._fenced.set()
+                    raise
+            bootstrap.save(self.config.data_dir, changed)
+            self.fleet = changed
+        self.notify()
+        return changed
+
+    # ---- the end
+
+    async def shutdown(self, *, destroy: bool = False) -> None:
+        """Stops everything in order: engines, control state, storage nodes. What is declared stays declared."""
+        self._stopping = True
+        self._wake.set()
+        self.say("everything is asked to stop")
+        processes = self.processes
+        await processes.tasks.cancel()
+        instances, processes.instances = processes.instances, {}
+        await _all(
+            i.process.end(fast=not destroy, destroy=destroy, timeout_s=END_TIMEOUT_S) for i in instances.values()
+        )
+        if self._store is not None:
+            await _all([self._store.close()])
+        await processes.clients.close()
+        nodes, processes.nodes = processes.nodes, {}
+        await _all(n.process.stop(destroy=destroy, timeout_s=END_TIMEOUT_S) for n in nodes.values())
+
+
+def merge(local: Fleet, loaded: Fleet) -> Fleet:
+    """The saved state, with what was learnt about nodes while it was not open yet."""
+    hosts = {node.node_id: node.host for node in local.nodes}
+    nodes = tuple(replace(node, host=hosts.get(node.node_id) or node.host) for node in loaded.nodes)
+    groups = []
+    for mine, saved in zip(local.control_volume.groups, loaded.control_volume.groups, strict=True):
+        learnt = tuple(n for n in mine.created_on if n in saved.node_ids and n not in saved.created_on)
+        groups.append(replace(saved, created_on=(*saved.created_on, *learnt)))
+    return replace(loaded, nodes=nodes, control_volume=replace(loaded.control_volume, groups=tuple(groups)))
+
+
+async def _all(steps: Iterable[Awaitable[None]]) -> None:
+    """Does all steps at once; one that fails is logged and holds up no other."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(result, Exception):
+            _log.warning("while stopping: %s", result)

@@ -1,0 +1,195 @@
+"""The processes of a fleet as the control plane sees them: found, started, watched, and what is known of each.
+
+A watch is a call that returns when the thing has ended, so an end is seen at once and costs nothing while it lasts.
+Nothing is decided here; whoever owns this is told that something changed (`on_change`) and what it was (`say`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
+from aurora_ray.control.nodes import NodeClients, segments_of
+from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
+from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
+from aurora_ray.errors import AuroraError
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model import StorageNode
+
+OPENING_POLL_S: Final = 0.25
+STATUS_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class Node:
+    """A storage node that runs."""
+
+    process: NodeProcess
+    seen: NodeSeen
+
+
+@dataclass(slots=True)
+class Instance:
+    """An instance whose process runs. `status` and `opened` are those of its present or last incarnation."""
+
+    process: InstanceProcess
+    seen: InstanceSeen
+    status: WriterStatus | None = None
+    opened: Opened | None = None
+    available_since_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Tasks:
+    """Tasks that go on by themselves; held until done, since the loop alone would not keep them."""
+
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Runs `work`, which handles its own errors."""
+        task = asyncio.create_task(work, name=name)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return task
+
+    async def cancel(self) -> None:
+        """Cancels all of them and waits for their ends."""
+        tasks = [task for task in self.running if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Processes:
+    """`clock` is monotonic, in seconds. `on_early_end` is told of an incarnation that ended (id, reason, seconds)."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        clock: Callable[[], float],
+        say: Callable[[str], None],
+        on_change: Callable[[], None],
+        on_end: Callable[[str, str, float], None],
+    ) -> None:
+        self.runtime = runtime
+        self.nodes: dict[str, Node] = {}
+        self.instances: dict[str, Instance] = {}
+        self.clients = NodeClients()
+        self.tasks = Tasks()
+        self._clock = clock
+        self._say = say
+        self._on_change = on_change
+        self._on_end = on_end
+
+    async def adopt(self, nodes: Iterable[StorageNode]) -> None:
+        """Takes over what an earlier control plane started."""
+        node_ids = [node.node_id for node in nodes]
+        found = await asyncio.gather(*(self.runtime.find_node(node_id) for node_id in node_ids))
+        for node_id, process in zip(node_ids, found, strict=True):
+            if process is not None:
+                with contextlib.suppress(AuroraError):  # it is about to end, and will be started anew
+                    await self.add_node(node_id, process)
+        for instance_id, instance in (await self.runtime.find_instances()).items():
+            await self.add_instance(instance_id, instance)
+        if self.nodes or self.instances:
+            self._say(f"found {len(self.nodes)} storage nodes and {len(self.instances)} instances running")
+
+    # ---- storage nodes
+
+    async def add_node(self, node_id: str, process: NodeProcess) -> None:
+        """A node that answers: what it has is asked, its end is watched."""
+        info = process.info
+        reply = await self.clients.state(node_id, info.address)
+        node = Node(process, NodeSeen(info.address, info.pid, info.host, segments=segments_of(reply)))
+        self.nodes[node_id] = node
+        self.tasks.start(self._watch_node(node_id, node), f"watch node {node_id}")
+
+    async def _watch_node(self, node_id: str, node: Node) -> None:
+        why = await node.process.wait_gone()
+        if self.nodes.get(node_id) is node:
+            del self.nodes[node_id]
+            self._say(f"storage node {node_id} (process {node.seen.pid}) ended: {why}")
+            self._on_change()
+
+    # ---- instances
+
+    async def add_instance(self, instance_id: str, process: InstanceProcess) -> Instance:
+        """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
+        instance = Instance(process, InstanceSeen(InstancePhase.IDLE))
+        self.instances[instance_id] = instance
+        self.tasks.start(self._watch_process(instance_id, instance), f"watch process {instance_id}")
+        with contextlib.suppress(ProcessGoneError):
+            status = await process.status()
+            if status is not None and status.phase is WriterPhase.AVAILABLE:
+                self.set_available(instance_id, instance, status)
+            elif status is not None and status.phase is not WriterPhase.ENDED:
+                instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
+                self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
+        return instance
+
+    def set_available(self, instance_id: str, instance: Instance, status: WriterStatus) -> None:
+        """Its engine accepts statements; from now on its end is watched."""
+        instance.status = status
+        instance.available_since_s = self._clock()
+        instance.seen = replace(
+            instance.seen,
+            phase=InstancePhase.AVAILABLE,
+            reason="",
+            groups=frozenset(status.groups),
+            free_bytes=status.free_bytes,
+        )
+        self.tasks.start(self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
+
+    async def refresh(self, instance_id: str) -> None:
+        """Looks at an available instance; its process's end is noticed by the watches, not here."""
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            return
+        with contextlib.suppress(ProcessGoneError, TimeoutError):
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                status = await instance.process.status()
+            if status is None or instance.seen.phase is not InstancePhase.AVAILABLE:
+                return
+            instance.status, before = status, instance.seen
+            instance.seen = replace(before, groups=frozenset(status.groups), free_bytes=status.free_bytes)
+            if before != instance.seen:
+                self._on_change()
+
+    async def _watch_process(self, instance_id: str, instance: Instance) -> None:
+        why = await instance.process.wait_gone()
+        if self.instances.get(instance_id) is instance:
+            del self.instances[instance_id]
+            self._say(f"the process of {instance_id} ended: {why}")
+            self._on_change()
+
+    async def _watch_opening(self, instance_id: str, instance: Instance) -> None:
+        """An opening that an earlier control plane asked for: available in the end, or ended."""
+        with contextlib.suppress(ProcessGoneError):
+            while (status := await instance.process.status()) is not None:
+                if status.phase is WriterPhase.AVAILABLE:
+                    self.set_available(instance_id, instance, status)
+                    self._on_change()
+                    return
+                if status.phase is WriterPhase.ENDED:
+                    break
+                await asyncio.sleep(OPENING_POLL_S)
+            instance.seen = replace(instance.seen, phase=InstancePhase.ENDED)
+            self._on_change()
+
+    async def _watch_incarnation(self, instance_id: str, instance: Instance) -> None:
+        try:
+            outcome = await instance.process.wait_ended()
+        except ProcessGoneError:
+            return  # that is watched as well
+        if self.instances.get(instance_id) is not instance or outcome.asked:
+            return
+        instance.seen = InstanceSeen(InstancePhase.ENDED, outcome.reason)
+        self._say(f"{instance_id} ended: {outcome.reason}")
+        self._on_end(instance_id, outcome.reason, self._clock() - instance.available_since_s)
+        self._on_change()

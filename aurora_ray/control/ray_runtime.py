@@ -1,0 +1,201 @@
+"""Processes as Ray actors: placed by AZ, named so that the next control plane finds them, detached from whoever made
+them.
+
+An AZ is a custom resource, `az:<name>`, of which every machine in that AZ has plenty; an actor takes a crumb. A storage
+node that has run once is also held to its machine, where its directory is, by the resource `node:<ip>` that Ray gives
+every machine. Nothing is restarted by Ray itself: restarting is a decision, and decisions are made in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+import ray.util
+
+from aurora_ray import telemetry
+from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
+from aurora_ray.control.ray_calls import result_of
+from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
+from aurora_ray.storage.config import StorageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.control.model import StorageNode
+    from aurora_ray.control.runtime import ControlConfig, InstanceProcess, NodeProcess
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+NAMESPACE: Final = "aurora-ray"
+CONTROL_NAME: Final = "control"
+NODE_PREFIX: Final = "storage-"
+INSTANCE_PREFIX: Final = "instance-"
+CRUMB: Final = 0.001
+START_TIMEOUT_S: Final = 60.0
+CALL_TIMEOUT_S: Final = 10.0
+CHANGE_TIMEOUT_S: Final = 60.0
+
+
+def az_resource(az: str) -> str:
+    """The custom resource that a machine of this AZ has."""
+    return f"az:{az}"
+
+
+class RayNode:
+    """A storage node actor."""
+
+    def __init__(self, handle: Any, info: NodeInfo) -> None:
+        self._handle = handle
+        self.info = info
+
+    async def wait_gone(self) -> str:
+        """Why it ended."""
+        return await _wait_gone(self._handle)
+
+    async def stop(self, *, destroy: bool, timeout_s: float) -> None:
+        """Ends it in order; with `destroy` its directory goes too."""
+        try:
+            await result_of(self._handle.stop.remote(destroy, 0.5), timeout_s)
+        finally:
+            ray.kill(self._handle)
+
+
+class RayInstance:
+    """An instance actor."""
+
+    def __init__(self, handle: Any, info: ActorInfo) -> None:
+        self._handle = handle
+        self.host = info.host
+
+    async def wait_gone(self) -> str:
+        """Why it ended."""
+        return await _wait_gone(self._handle)
+
+    async def open(self, config: WriterConfig) -> Opened:
+        """Opens a new incarnation."""
+        trace = telemetry.inject_dict()
+        opened: Opened = await result_of(self._handle.open.remote(config, trace), config.open_timeout_s + 60.0)
+        return opened
+
+    async def wait_ended(self) -> Outcome:
+        """How the open incarnation ended."""
+        outcome: Outcome = await result_of(self._handle.wait_ended.remote(), None)
+        return outcome
+
+    async def status(self) -> WriterStatus | None:
+        """The latest incarnation."""
+        status: WriterStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
+        return status
+
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """New addresses of storage nodes."""
+        await result_of(self._handle.update_nodes.remote(nodes), CHANGE_TIMEOUT_S)
+
+    async def add_group(self, placement: GroupPlacement) -> None:
+        """Another group for the volume."""
+        await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
+
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
+        """Ends the incarnation and the process."""
+        try:
+            await result_of(self._handle.stop.remote(fast, destroy), timeout_s)
+        except ProcessGoneError:
+            return
+        finally:
+            ray.kill(self._handle)
+
+
+class RayRuntime:
+    """See `runtime.Runtime`."""
+
+    async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
+        """A storage node actor that serves."""
+        storage = StorageConfig(
+            node_id=node.node_id,
+            az=node.az,
+            data_dir=config.data_dir / "nodes" / node.node_id,
+            retention_s=config.retention_s,
+            retention_bytes=config.retention_bytes,
+        )
+        handle = _create(
+            StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir)
+        )
+        info = await _started(handle, handle.start.remote(), node.az, node.host)
+        return RayNode(handle, NodeInfo(info.address, info.pid, info.host))
+
+    async def find_node(self, node_id: str) -> NodeProcess | None:
+        """The actor of an earlier control plane."""
+        handle = await _find(NODE_PREFIX + node_id)
+        info = await _info(handle) if handle is not None else None
+        if handle is None or info is None or not info.address:
+            return None
+        return RayNode(handle, NodeInfo(info.address, info.pid, info.host))
+
+    async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
+        """An idle instance actor."""
+        handle = _create(InstanceActor, INSTANCE_PREFIX + instance_id, az, "", instance_id, az, choice)
+        return RayInstance(handle, await _started(handle, handle.info.remote(), az, ""))
+
+    async def find_instances(self) -> dict[str, InstanceProcess]:
+        """The actors of an earlier control plane."""
+        named = await asyncio.to_thread(ray.util.list_named_actors)
+        found: dict[str, InstanceProcess] = {}
+        for name in named:
+            if isinstance(name, str) and name.startswith(INSTANCE_PREFIX):
+                handle = await _find(name)
+                info = await _info(handle) if handle is not None else None
+                if info is not None:
+                    found[name.removeprefix(INSTANCE_PREFIX)] = RayInstance(handle, info)
+        return found
+
+
+def _create(cls: type[Any], name: str, az: str, host: str, *arguments: Any) -> Any:
+    resources = {az_resource(az): CRUMB, **({f"node:{host}": CRUMB} if host else {})}
+    try:
+        return remote_class(cls, name=name, namespace=NAMESPACE, resources=resources).remote(*arguments)
+    except ValueError as error:  # the name is taken: an earlier one is on its way out
+        raise ProcessGoneError(f"actor {name} is still there and cannot be started anew yet") from error
+
+
+async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
+    """Waits for the first answer; an actor that found no place is taken back."""
+    try:
+        info: ActorInfo = await result_of(ref, START_TIMEOUT_S)
+    except BaseException as error:
+        ray.kill(handle)
+        if isinstance(error, TimeoutError):
+            where = f"machine {host} in AZ {az}" if host else f"AZ {az}"
+            raise NoPlaceError(
+                f"no process could be started in {START_TIMEOUT_S:g} s: is {where} part of it?"
+            ) from None
+        raise
+    return info
+
+
+async def _find(name: str) -> Any:
+    try:
+        return await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
+    except ValueError:
+        return None
+
+
+async def _info(handle: Any) -> ActorInfo | None:
+    """Where a found actor runs; None, and it is ended, if it does not answer."""
+    try:
+        info: ActorInfo = await result_of(handle.info.remote(), CALL_TIMEOUT_S)
+    except ProcessGoneError:
+        return None
+    except TimeoutError:
+        ray.kill(handle)
+        return None
+    return info
+
+
+async def _wait_gone(handle: Any) -> str:
+    try:
+        await result_of(handle.hold.remote(), None)
+    except ProcessGoneError as error:
+        return str(error)
+    return "it was asked to end"

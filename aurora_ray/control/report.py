@@ -1,0 +1,139 @@
+"""What users are shown: plain dictionaries with the keys of the command line's JSON. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+from uuid import UUID
+
+from aurora_ray.compute.engines import SUPERUSERS
+from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role
+from aurora_ray.control.reconcile import InstancePhase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.processes import Instance, Node
+    from aurora_ray.control.reconcile import Attempt
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+
+VOLUME_BYTES_MAX: Final = 128 << 40
+ANY_ADDRESS: Final = ("0.0.0.0", "::", "*")  # noqa: S104  (compared with, not listened on)
+
+
+def passfile(data_dir: Path, cluster: str) -> Path:
+    """Where the password of a cluster's superuser lies, for clients on this machine."""
+    return data_dir / "passfiles" / f"{cluster}.pgpass"
+
+
+def dsn(cluster: DBCluster, host: str, port: int, data_dir: Path) -> str:
+    """A connection string without a secret in it."""
+    name = f"[{host}]" if ":" in host else host
+    user = SUPERUSERS[cluster.engine]
+    return f"postgresql://{user}@{name}:{port}/postgres?passfile={quote(str(passfile(data_dir, cluster.name)))}"
+
+
+def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[str, Attempt]) -> str:
+    """One word: creating, available, recovering (it was available and will be), failed (someone must act), deleting."""
+    if cluster.phase is ClusterPhase.DELETING:
+        return "deleting"
+    writer = cluster.writer().instance_id
+    instance = instances.get(writer)
+    if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
+        return "available"
+    attempt = attempts.get(f"instance:{writer}")
+    if attempt is not None and attempt.permanent:
+        return "failed"
+    return "recovering" if cluster.volume.initialised else "creating"
+
+
+def report_cluster(
+    cluster: DBCluster,
+    fleet: Fleet,
+    *,
+    data_dir: Path,
+    listen_host: str,
+    nodes: Mapping[str, Node],
+    instances: Mapping[str, Instance],
+    statuses: Mapping[str, WriterStatus | None],
+    node_states: Mapping[str, pb.StateReply],
+    attempts: Mapping[str, Attempt],
+    notes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The whole of `aurora status NAME --json`."""
+    writer = cluster.writer()
+    instance, status = instances.get(writer.instance_id), statuses.get(writer.instance_id)
+    host = listen_host
+    if host in ANY_ADDRESS:
+        host = instance.process.host if instance is not None else "127.0.0.1"
+    endpoint = {"host": host, "port": cluster.port, "dsn": dsn(cluster, host, cluster.port, data_dir)}
+    volume_id = cluster.volume.volume_id
+    storage = [
+        _node(node.node_id, node.az, nodes.get(node.node_id), node_states.get(node.node_id), volume_id)
+        for node in fleet.nodes
+    ]
+    return {
+        "cluster": cluster.name,
+        "engine": cluster.engine,
+        "engine_version": cluster.engine_version,
+        "state": cluster_state(cluster, instances, attempts),
+        "region": fleet.region,
+        "epoch": status.epoch if status is not None else 0,
+        "vdl": max([status.vdl if status is not None else 0, *(node["vdl"] for node in storage)]),
+        "endpoints": {"cluster": endpoint, "reader": dict(endpoint)},
+        "instances": [
+            _instance(i, instances, statuses, attempts) | {"dsn": dsn(cluster, host, i.port, data_dir)}
+            for i in cluster.instances
+        ],
+        "storage_nodes": storage,
+        "volume": {
+            "id": str(volume_id),
+            "bytes": status.used_bytes if status is not None else 0,
+            "protection_groups": len(cluster.volume.groups),
+            "limit_bytes": VOLUME_BYTES_MAX,
+        },
+        "notes": list(notes),
+    }
+
+
+def _instance(
+    declared: DBInstance,
+    instances: Mapping[str, Instance],
+    statuses: Mapping[str, WriterStatus | None],
+    attempts: Mapping[str, Attempt],
+) -> dict[str, Any]:
+    instance_id = declared.instance_id
+    instance, status = instances.get(instance_id), statuses.get(instance_id)
+    attempt = attempts.get(f"instance:{instance_id}")
+    state = str(instance.seen.phase) if instance is not None else "no process"
+    if instance is not None and instance.seen.phase is InstancePhase.OPENING and status is not None:
+        state = str(status.phase)
+    reason = instance.seen.reason if instance is not None else ""
+    return {
+        "id": instance_id,
+        "role": str(declared.role),
+        "az": declared.az,
+        "state": state,
+        "pid": (status.pid or None) if status is not None else None,
+        "port": declared.port,
+        "lag_ms": 0 if declared.role is Role.WRITER else None,
+        "reason": reason or (attempt.error if attempt is not None else ""),
+    }
+
+
+def _node(node_id: str, az: str, node: Node | None, state: pb.StateReply | None, volume_id: UUID) -> dict[str, Any]:
+    """`scl`: the highest of its groups' (equal to the VDL on a node that misses nothing of the latest writes)."""
+    segments = [s for v in state.volumes if v.volume == volume_id.bytes for s in v.segments] if state else []
+    return {
+        "id": node_id,
+        "az": az,
+        "state": "no process" if node is None else "healthy" if state is not None else "silent",
+        "pid": node.seen.pid if node is not None else None,
+        "address": node.seen.address if node is not None else None,
+        "scl": max((int(s.scl) for s in segments), default=0),
+        "vdl": max((int(s.vdl) for s in segments), default=0),
+        "segments": {str(s.group): int(s.scl) for s in segments},
+        "disk_bytes": int(state.disk_bytes) if state is not None else 0,
+    }

@@ -1,0 +1,126 @@
+"""What the control plane needs of whatever runs processes. Ray in production; tests run storage nodes in one process.
+
+Two kinds of processes: a storage node, and an instance (an empty process at first, in which a writer is opened, ends
+and is opened again). Both can vanish at any moment; `wait_gone` then answers why, and every other call raises
+ProcessGoneError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from aurora_ray.errors import AuroraError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.control.model import StorageNode
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+
+class ProcessGoneError(AuroraError):
+    """The process ended; a new one can be started."""
+
+    retryable = True
+
+
+class NoPlaceError(AuroraError):
+    """No machine of the AZ takes the process now."""
+
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """What the control plane is told when it starts; all of it can be told anew at the next start."""
+
+    data_dir: Path
+    region: str
+    azs: tuple[str, ...]
+    group_bytes: int
+    cache_bytes: int
+    retention_s: float
+    retention_bytes: int
+    listen_host: str = "127.0.0.1"
+    engine_user: str = "aurora-ray"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "data_dir": str(self.data_dir), "azs": list(self.azs)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "data_dir": Path(values["data_dir"]), "azs": tuple(values["azs"])})
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A running storage node."""
+
+    address: str
+    pid: int
+    host: str
+
+
+class NodeProcess(Protocol):
+    """A storage node's process."""
+
+    @property
+    def info(self) -> NodeInfo:
+        """Where it is."""
+
+    async def wait_gone(self) -> str:
+        """Waits, without a limit, until the process has ended; why."""
+
+    async def stop(self, *, destroy: bool, timeout_s: float) -> None:
+        """Ends it in order; with `destroy` its directory goes too."""
+
+
+class InstanceProcess(Protocol):
+    """An instance's process."""
+
+    @property
+    def host(self) -> str:
+        """The machine that it runs on."""
+
+    async def wait_gone(self) -> str:
+        """Waits, without a limit, until the process has ended; why."""
+
+    async def open(self, config: WriterConfig) -> Opened:
+        """Opens a new incarnation. Raises what the writer raises."""
+
+    async def wait_ended(self) -> Outcome:
+        """Waits, without a limit, until the open incarnation has ended."""
+
+    async def status(self) -> WriterStatus | None:
+        """The current incarnation; None if there never was one."""
+
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """New addresses of storage nodes."""
+
+    async def add_group(self, placement: GroupPlacement) -> None:
+        """Another group for the volume."""
+
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
+        """Ends the incarnation (in order if `fast`, else at once), the process, and with `destroy` its directory."""
+
+
+class Runtime(Protocol):
+    """Starts and finds processes."""
+
+    async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
+        """Starts a storage node in its AZ (and on its host, if pinned) and waits until it answers."""
+
+    async def find_node(self, node_id: str) -> NodeProcess | None:
+        """The process of that node, if an earlier control plane started one that still runs."""
+
+    async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
+        """Starts an instance's empty process in an AZ; it answers, and gets its engine ready meanwhile."""
+
+    async def find_instances(self) -> dict[str, InstanceProcess]:
+        """Instance processes that an earlier control plane started and that still run."""
