@@ -19,8 +19,11 @@ import contextlib
 import errno
 import logging
 import os
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
+from aurora_ray import telemetry
 from aurora_ray.errors import AuroraError, EngineError, FencedError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Taker
@@ -40,11 +43,13 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import GroupPlacement
 
 _log = logging.getLogger(__name__)
+_QUORUM_S = telemetry.histogram("aurora_quorum_seconds", "From sending a flush until four of six have it")
 
 FLUSH_BYTES_MAX = 4 << 20
 FLUSHES_IN_FLIGHT_MAX = 4
 INFLIGHT_BYTES_MAX = 32 << 20
 _IDLE_S = 0.05
+_TRACE_EVERY = 256  # flushes
 _GROW_TIMEOUT_S = 60.0
 
 
@@ -73,10 +78,11 @@ class Driver:
         self._local = LocalFiles(region, root)
         self._fetcher = Fetcher(volume, region, self._local)
         self._evictor = Evictor(volume, region, self._local, cache_bytes)
-        self._in_flight: list[int] = []  # flush ends, ascending
+        self._in_flight: deque[tuple[int, int, int]] = deque()  # flushes: end, bytes, when it was sent (ns, unix)
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group_added = asyncio.Event()
+        self._until_trace = 1
         self._flushes = 0
         self._flush_bytes = 0
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -155,9 +161,10 @@ class Driver:
             if flush is None:
                 return
             batches = [(group, compress(batch)) for group, batch in flush.batches]
-            self._in_flight.append(flush.end)
+            nbytes = sum([len(batch) for _, batch in batches])
+            self._in_flight.append((flush.end, nbytes, time.time_ns()))
             self._flushes += 1
-            self._flush_bytes += sum([len(batch) for _, batch in batches])
+            self._flush_bytes += nbytes
             try:
                 volume.submit(flush.start, flush.end, batches)
             except AuroraError as error:
@@ -166,8 +173,16 @@ class Driver:
 
     def _on_vdl(self, vdl: int) -> None:
         self._region.publish(vdl)
-        while self._in_flight and self._in_flight[0] <= vdl:
-            self._in_flight.pop(0)
+        now_ns = time.time_ns()
+        while self._in_flight and self._in_flight[0][0] <= vdl:
+            end, nbytes, sent_ns = self._in_flight.popleft()
+            _QUORUM_S.observe((now_ns - sent_ns) / 1e9)
+            self._until_trace -= 1
+            if self._until_trace <= 0:
+                self._until_trace = _TRACE_EVERY
+                telemetry.record_span(
+                    "volume.flush", sent_ns, now_ns, {"aurora.lsn": end, "aurora.bytes": nbytes, "aurora.vdl": vdl}
+                )
         self._send()
 
     async def flush(self, *, timeout_s: float) -> int:
