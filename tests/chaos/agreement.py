@@ -1,0 +1,131 @@
+"""All six copies agree: each node is asked for itself, and every byte must be the same."""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from aurora_ray.errors import AuroraError
+from aurora_ray.log.filetable import FileKind, FileTable
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.node_client import NodeClient, close_all
+from aurora_ray.volume.recovery import SegmentState
+from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+from tests.support.polling import poll_until
+
+RUN_PAGES = 32
+RUNS_PER_FILE = 3
+CALL_TIMEOUT_S = 20.0
+
+
+class DisagreementError(AssertionError):
+    """Two copies of a volume differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What was compared: the LSNs, files and pages of each, and how long the slowest copy took to catch up."""
+
+    lsns: tuple[int, ...]
+    files: int
+    pages: int
+    seconds_to_converge: float
+
+
+async def check_agreement(
+    spec: VolumeSpec, nodes: Sequence[NodeAddress], choose: random.Random, *, timeout_s: float, files: int = 30
+) -> Agreement:
+    """Waits until all copies are complete up to the same LSN, then compares file tables and pages of random files.
+
+    They are compared there and at an older LSN that all still have.
+
+    Only for a volume of one group that nobody writes to much. Raises DisagreementError, or AssertionError if the copies
+    do not get there in time.
+    """
+    clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
+    try:
+        started_s = time.monotonic()
+        goal = max(state.scl for state in (await _states(clients, need_all=False)).values())
+        await poll_until(lambda: _complete(clients, goal), timeout_s, interval_s=0.05, what=f"all copies reach {goal}")
+        converged_s = time.monotonic() - started_s
+        states = await _states(clients, need_all=True)
+        newest = min(state.vdl for state in states.values())
+        oldest = max(state.floor_lsn for state in (await _raw_states(clients)).values())
+        lsns = (newest, choose.randint(min(oldest, newest), newest))
+        compared = [await _compare(clients, lsn, choose, files) for lsn in lsns]
+        return Agreement(
+            lsns, sum(count for count, _ in compared), sum(pages for _, pages in compared), round(converged_s, 3)
+        )
+    finally:
+        await close_all(clients.values())
+
+
+async def _states(clients: dict[str, NodeClient], *, need_all: bool) -> dict[str, SegmentState]:
+    answers = await asyncio.gather(
+        *(client.state(CALL_TIMEOUT_S) for client in clients.values()), return_exceptions=True
+    )
+    found = {node: answer[0] for node, answer in zip(clients, answers, strict=True) if isinstance(answer, list)}
+    assert found, f"no node answers: {answers}"
+    assert len(found) == len(clients) or not need_all, f"not all nodes answer: {answers}"
+    return found
+
+
+async def _raw_states(clients: dict[str, NodeClient]) -> dict[str, pb.SegmentState]:
+    """With the fields that only the nodes themselves use."""
+    found = {}
+    for node, client in clients.items():
+        reply = await client._stub.State(pb.StateRequest(volume=client._volume), timeout=CALL_TIMEOUT_S)
+        found[node] = reply.volumes[0].segments[0]
+    return found
+
+
+async def _complete(clients: dict[str, NodeClient], goal: int) -> bool:
+    """Whether all carry the same history, complete up to `goal`, and know it to be durable."""
+    try:
+        states = await _states(clients, need_all=True)
+    except (AuroraError, AssertionError):
+        return False
+    histories = {(state.installed_epoch, state.truncations) for state in states.values()}
+    return len(histories) == 1 and all(state.scl >= goal and state.vdl >= goal for state in states.values())
+
+
+async def _compare(clients: dict[str, NodeClient], lsn: int, choose: random.Random, files: int) -> tuple[int, int]:
+    """Compares what all copies answer for `lsn`; how many files and pages that were."""
+    tables = await asyncio.gather(*(client.read_file_table(lsn, lsn, CALL_TIMEOUT_S) for client in clients.values()))
+    _same(dict(zip(clients, (table.pack() for table in tables), strict=True)), f"the file table at {lsn}")
+    ranges = _ranges(tables[0], choose, files)
+    pages = 0
+    for part in range(0, len(ranges), 16):
+        asked = ranges[part : part + 16]
+        request = pb.ReadPagesRequest(lsn=lsn, required_scl=lsn, ranges=asked)
+        request.volume = next(iter(clients.values()))._volume
+        replies = await asyncio.gather(*(client.read_pages(request, CALL_TIMEOUT_S) for client in clients.values()))
+        contents = {node: (reply.kinds, reply.pages) for node, reply in zip(clients, replies, strict=True)}
+        _same(contents, f"pages at {lsn} of {[(each.file_id, each.first_page, each.count) for each in asked]}")
+        pages += sum(each.count for each in asked)
+    return len({each.file_id for each in ranges}), pages
+
+
+def _ranges(table: FileTable, choose: random.Random, files: int) -> list[pb.PageRange]:
+    candidates = [entry for entry in table.entries() if entry.kind is FileKind.FILE and entry.size]
+    chosen = choose.sample(candidates, min(files, len(candidates)))
+    # The large ones are where the load is.
+    chosen += sorted(candidates, key=lambda entry: entry.size)[-5:]
+    ranges = []
+    for entry in chosen:
+        total = -(-entry.size // 8192)
+        for _ in range(RUNS_PER_FILE if total > RUN_PAGES else 1):
+            first = choose.randrange(max(1, total - RUN_PAGES + 1))
+            count = min(RUN_PAGES, total - first)
+            ranges.append(pb.PageRange(group=0, file_id=entry.file_id, first_page=first, count=count))
+    return ranges
+
+
+def _same(contents: Mapping[str, object], what: str) -> None:
+    if len(set(contents.values())) == 1:
+        return
+    by_content: dict[object, list[str]] = {}
+    for node, content in contents.items():
+        by_content.setdefault(content, []).append(node)
+    raise DisagreementError(f"{what} differ between {' and '.join(map(str, by_content.values()))}")

@@ -1,0 +1,80 @@
+"""What clients know of their transactions: kept outside the database, so that it cannot be lost with it.
+
+An outcome is ACKED (the commit was confirmed), UNKNOWN (it was asked for and never answered) or NEVER (it was not even
+asked for, or rolled back). After a check, what was UNKNOWN has become one of the others: what the database showed once,
+it must show for ever.
+"""
+
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Outcome(StrEnum):
+    """What a client knows of one transaction."""
+
+    ACKED = "acked"
+    UNKNOWN = "unknown"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One transaction: a row of its own, and `amount` moved from one account to another."""
+
+    id: int
+    source: int
+    target: int
+    amount: int
+
+
+class Ledger:
+    """Transfers by outcome. Clients of several threads write to it; `settle` and reading are for quiet times.
+
+    Settled transfers are kept as sets of ids and sums, which is all that later checks need.
+    """
+
+    def __init__(self, path: Path, accounts: int) -> None:
+        self._lock = threading.Lock()
+        self._file = path.open("a", buffering=1)
+        self._next_id = 0
+        self._new: dict[int, tuple[Transfer, Outcome]] = {}
+        self.present: set[int] = set()
+        self.absent: set[int] = set()
+        self.balances = [0] * accounts
+        self.acked_count = 0
+
+    def next_id(self) -> int:
+        """A transaction's id, never given twice."""
+        with self._lock:
+            self._next_id += 1
+            return self._next_id
+
+    def note(self, transfer: Transfer, outcome: Outcome) -> None:
+        """Keeps what came of a transfer."""
+        with self._lock:
+            self._new[transfer.id] = (transfer, outcome)
+            self.acked_count += outcome is Outcome.ACKED
+            self._file.write(f"{outcome} {transfer.id} {transfer.source} {transfer.target} {transfer.amount}\n")
+
+    def new(self, outcome: Outcome) -> list[Transfer]:
+        """Those with that outcome since the last `settle`."""
+        with self._lock:
+            return [transfer for transfer, known in self._new.values() if known is outcome]
+
+    def settle(self, seen: set[int]) -> None:
+        """Takes what the database shows of the new ones for good. Check it first."""
+        with self._lock:
+            for transfer, _ in self._new.values():
+                if transfer.id in seen:
+                    self.present.add(transfer.id)
+                    self.balances[transfer.source] -= transfer.amount
+                    self.balances[transfer.target] += transfer.amount
+                else:
+                    self.absent.add(transfer.id)
+            self._new.clear()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._file.close()
