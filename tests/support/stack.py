@@ -25,12 +25,13 @@ from typing import Self
 
 import psycopg
 
+from aurora_ray.compute.config import InstanceDirs
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from tests.support.polling import poll_until_blocking
 from tests.support.ports import PortAllocator
 from tests.support.stack_process import ChildProcess, describe, works_below
-from tests.support.stack_writer import WriterConfig, WriterReport
+from tests.support.stack_writer import WriterOrder, WriterReport
 from tests.support.timing import scaled
 
 NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
@@ -76,10 +77,10 @@ class WriterProcess(ChildProcess):
     """A writer: volume, mount and engine in a process of its own. One incarnation after the other."""
 
     def __init__(self, stack: "Stack", name: str, port: int) -> None:
-        self.directory = stack.directory / name
-        self.directory.mkdir(mode=0o755)
-        self.directory.chmod(0o755)
-        super().__init__(f"writer {name}", self.directory / "out", self.directory / "log")
+        directory = stack.directory
+        super().__init__(f"writer {name}", directory / f"{name}.out", directory / f"{name}.log")
+        self.instance = name
+        self.dirs = InstanceDirs(directory / "data" / "instances" / name)
         self.port = port
         self._stack = stack
         self._report: WriterReport | None = None
@@ -87,18 +88,19 @@ class WriterProcess(ChildProcess):
     def begin(self) -> None:
         """Starts it without waiting for it."""
         stack = self._stack
-        config = WriterConfig(
-            instance_dir=str(self.directory),
-            shared_dir=str(stack.shared_dir),
+        order = WriterOrder(
+            name=self.instance,
+            data_dir=str(stack.directory / "data"),
             spec=stack.spec.to_dict(),
             nodes=[[node.node_id, node.az, node.address] for node in stack.addresses],
             port=self.port,
             password=stack.password,
             version=stack.version,
-            parameters=stack.parameters,
+            initialise=not stack.initialised,
+            open_timeout_s=scaled(OPEN_TIMEOUT_S),
         )
-        path = self.directory / "config.json"
-        path.write_text(json.dumps(asdict(config)))
+        path = stack.directory / f"{self.instance}.json"
+        path.write_text(json.dumps(asdict(order)))
         self._report = None
         self.spawn(["tests.support.stack_writer", str(path)])
 
@@ -110,10 +112,11 @@ class WriterProcess(ChildProcess):
     def wait_open(self) -> WriterReport:
         """Waits until the engine accepts statements."""
         try:
-            line = self.wait_line(OPEN_TIMEOUT_S)
+            line = self.wait_line(OPEN_TIMEOUT_S - 5)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.explain()}") from None
         self._report = WriterReport(**json.loads(line))
+        self._stack.initialised = True
         return self._report
 
     def explain(self) -> str:
@@ -153,7 +156,7 @@ class WriterProcess(ChildProcess):
 
     def engine_processes(self) -> list[int]:
         """All processes that work in the mount, the engine's own."""
-        return works_below(self.directory / "mount")
+        return works_below(self.dirs.mount)
 
     def wait_engine_gone(self, timeout_s: float = 15.0) -> None:
         """An engine must not outlive its writer."""
@@ -174,15 +177,12 @@ class Stack:
         ports: PortAllocator,
         *,
         version: str = "18",
-        shared_dir: Path | None = None,
-        parameters: Mapping[str, str] | None = None,
         node_options: Mapping[str, object] | None = None,
     ) -> None:
         self.directory = directory
         self.version = version
         self.password = secrets.token_hex(12)
-        self.parameters = dict(parameters or {})
-        self.shared_dir = shared_dir or directory
+        self.initialised = False
         placement = GroupPlacement(0, NODES)
         self.spec = VolumeSpec(uuid.uuid4(), PAGE_BYTES, GROUP_BYTES, (placement,))
         self.nodes = {
