@@ -151,6 +151,9 @@ class Driver:
 
     def _on_idle(self) -> None:
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._on_idle)
+        if self._region.peek().state == native.STATE_POISONED:
+            self._fail(EngineError("an engine process died, or was stopped, while it changed the volume"))
+            return
         self._send()
 
     def _send(self) -> None:

@@ -144,9 +144,8 @@ async def test_programs_end_with_their_driver(nodes: Cluster, tmp_path: Path) ->
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "mount")
     child = await spawn(mounted, "-c", WRITE_FOREVER)
+    await volume.wait_durable(10_000, timeout_s=20)
     async with asyncio.timeout(20):
-        while volume.vdl < 10_000:
-            await asyncio.sleep(0.01)
         await mounted.close()
         _, errors = await child.communicate()
     assert child.returncode == 70

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 struct region_options {
@@ -68,6 +69,26 @@ AR_EXPORT int ar_region_destroy(struct region *region, int fd)
     return real_close(fd);
 }
 
+/*
+ * The driver must never wait for ever for a process that was stopped while it held the lock. Who holds it longer than
+ * LOCK_WAIT_S is taken for dead: the region is poisoned, and with it the mount is thrown away.
+ */
+#define LOCK_WAIT_S 5
+static bool lock_or_poison(void)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LOCK_WAIT_S;
+    int e = pthread_mutex_timedlock(&ar_region->lock, &until);
+    if (!e)
+        return true;
+    atomic_store(&ar_region->state, STATE_POISONED);
+    if (e != EOWNERDEAD)
+        return false;
+    pthread_mutex_consistent(&ar_region->lock);
+    return true;
+}
+
 AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t file_id, uint64_t size, uint32_t extents)
 {
     ar_attach(region);
@@ -81,7 +102,8 @@ AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t f
 AR_EXPORT void ar_tell_extents(struct region *region, uint32_t slot, uint32_t first, uint32_t n, const uint32_t *groups)
 {
     ar_attach(region);
-    ar_lock();
+    if (!lock_or_poison())
+        return;
     struct slot *s = ar_slot(slot);
     for (uint32_t i = 0; i < n; i += AR_LEAF_CHUNKS) {
         if (ar_chunk(s, first + i))
@@ -97,7 +119,8 @@ AR_EXPORT int ar_add_group(struct region *region, uint32_t group, uint32_t free_
     if (group >= AR_GROUPS_MAX)
         return -1;
     ar_attach(region);
-    ar_lock();
+    if (!lock_or_poison())
+        return -1;
     region->group_free[group] = free_extents;
     if (group >= region->ngroups)
         region->ngroups = group + 1;
@@ -379,7 +402,8 @@ AR_EXPORT int ar_fill(struct region *region, uint32_t slot, int fd, uint32_t fir
     ar_attach(region);
     struct slot *s = ar_slot(slot);
     int error = 0;
-    ar_lock();
+    if (!lock_or_poison())
+        return EIO;
     uint64_t size = atomic_load(&s->size);
     for (uint32_t i = 0; i < count && !error; i++) {
         uint64_t at = (uint64_t)(first + i) * region->page_bytes;
@@ -439,7 +463,8 @@ AR_EXPORT int ar_evict(struct region *region, uint32_t slot, uint32_t chunk, uin
     ar_attach(region);
     struct slot *s = ar_slot(slot);
     int freed = 0;
-    ar_lock();
+    if (!lock_or_poison())
+        return 0;
     struct chunk *c = ar_chunk(s, chunk);
     if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && c->group != AR_NO_GROUP) {
         uint64_t bytes = (uint64_t)AR_EXTENT_PAGES * region->page_bytes;
