@@ -1,0 +1,181 @@
+"""One stable TCP address: it accepts sessions and relays each to one of the targets in force.
+
+The relay knows nothing of what it carries. An engine behind it sees every client come from the relay's own address (on
+one machine 127.0.0.1): rules that tell clients apart by address, as in `pg_hba.conf`, see that one and no other.
+
+What clients see when roles change:
+
+- A session stays with the target it was connected to. Once that target, in that incarnation, is no longer listed, the
+  session is reset, whatever state it is in: a commit without an answer has an unknown outcome.
+- A new connection goes to the listed target with the fewest sessions, in turn among equals; to a fallback target only
+  when there is no other or none of them accepts.
+- While there is no target, or none accepts, new connections are held unread, at most `held_max` of them and each for
+  `hold_s`; then they are closed. A client that closes its side meanwhile has given up.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from ctypes import byref, c_void_p
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from aurora_ray.endpoint import native
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, UsageError
+
+HOLD_S: Final = 20.0  # above the longest failover that is still normal
+HELD_MAX: Final = 1024
+SESSIONS_MAX: Final = 4096
+OBEY_TIMEOUT_S: Final = 5.0
+_BACKLOG: Final = 1024
+
+
+class RelayError(AuroraError):
+    """The relay's thread did not do what it was asked in time."""
+
+    retryable = True
+
+
+class Target(NamedTuple):
+    """Where sessions may go. `host` is numeric. Two incarnations at one address are two targets: an engine that was
+    started anew is not the one that the old sessions belong to. An empty one stands for the order's generation."""
+
+    host: str
+    port: int
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStats:
+    """`held` and `open` are of now (`held`: no target yet, or being connected), all else counts from the start.
+
+    `refused`: there were too many; `expired`: held too long; `cut`: their target was withdrawn; `messages`: chunks that
+    were read; `up` is from clients to targets; `cpu_ns`: what the relay's thread used.
+    """
+
+    open: int = 0
+    held: int = 0
+    accepted: int = 0
+    refused: int = 0
+    expired: int = 0
+    cut: int = 0
+    connect_failures: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    messages: int = 0
+    cpu_ns: int = 0
+
+
+class Relay:
+    """Any thread may call; no call takes longer than a few milliseconds. Not to be used across a fork."""
+
+    def __init__(self, *, hold_s: float = HOLD_S, held_max: int = HELD_MAX, sessions_max: int = SESSIONS_MAX) -> None:
+        self._options = native.RelayOptions(held_max, sessions_max, round(hold_s * 1000))
+        self._lock = threading.Lock()
+        self._handle: c_void_p | None = None
+        self._port = 0
+        self._last = RelayStats()
+
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 before the start."""
+        return self._port
+
+    def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Listens, without targets yet; the port (0 asks for a free one). Raises ConfigurationError with what to do."""
+        library = native.library()
+        with self._lock:
+            if self._handle is not None:
+                raise UsageError(f"This relay listens already, on port {self._port}.")
+            with _listen(host, port) as listener:
+                bound: int = listener.getsockname()[1]
+                handle = c_void_p()
+                result = library.ar_relay_start(listener.fileno(), byref(self._options), byref(handle))
+                if result < 0:
+                    raise ConfigurationError(f"The relay for port {bound} cannot start: {os.strerror(-result)}.")
+                listener.detach()
+            self._handle, self._port = handle, bound
+        return bound
+
+    def set_targets(
+        self,
+        targets: Sequence[Target | tuple[str, int]],
+        generation: int,
+        fallback: Sequence[Target | tuple[str, int]] = (),
+    ) -> None:
+        """From now on these are the targets. When it returns, sessions of all others have been reset.
+
+        `generation` tells the orders of successive owners apart: one below the last is refused with FencedError. Raises
+        UsageError if a host is not numeric or there are too many.
+        """
+        orders = [_order(Target(*target), generation, fallback=False) for target in targets]
+        orders += [_order(Target(*target), generation, fallback=True) for target in fallback]
+        if len(orders) > native.TARGETS_MAX:
+            raise UsageError(f"An endpoint has at most {native.TARGETS_MAX} targets, not {len(orders)}.")
+        array = (native.TargetOrder * max(1, len(orders)))(*orders)
+        with self._lock:
+            if self._handle is None:
+                raise UsageError("This relay does not listen.")
+            result = native.library().ar_relay_set_targets(
+                self._handle, array, len(orders), generation, round(OBEY_TIMEOUT_S * 1000)
+            )
+        if result == -errno.ESTALE:
+            raise FencedError(f"Endpoint orders of generation {generation} are refused: there were later ones.")
+        if result < 0:
+            raise RelayError(f"The relay on port {self._port} did not obey: {os.strerror(-result)}.")
+
+    def stats(self) -> RelayStats:
+        """The counters; after `close` those at its time."""
+        with self._lock:
+            return self._read() if self._handle is not None else self._last
+
+    def close(self) -> None:
+        """Stops listening and resets all sessions."""
+        with self._lock:
+            if self._handle is not None:
+                self._last = self._read()
+                native.library().ar_relay_close(self._handle)
+                self._handle = None
+
+    def _read(self) -> RelayStats:
+        counters = native.Counters()
+        native.library().ar_relay_stats(self._handle, counters)
+        return RelayStats(**dict(zip(native.COUNTERS, counters, strict=True)))
+
+
+def _order(target: Target, generation: int, *, fallback: bool) -> native.TargetOrder:
+    try:
+        host = str(ipaddress.ip_address(target.host))
+    except ValueError:
+        raise UsageError(f"The target {target.host}:{target.port} must be given by its numeric address.") from None
+    incarnation = hashlib.blake2b((target.incarnation or str(generation)).encode(), digest_size=8).digest()
+    return native.TargetOrder(host.encode(), target.port, fallback, int.from_bytes(incarnation, "little"))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = None
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old sessions are no obstacle to a restart
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ConfigurationError(_sentence(host, port, error)) from error
+    return listener
+
+
+def _sentence(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what listens there or choose another port"
+    if error.errno == errno.EACCES:
+        return f"port {port} on {host} needs privileges: choose one above 1023"
+    return f"cannot listen on {host}, port {port}: {error.strerror}"
