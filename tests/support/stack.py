@@ -27,8 +27,9 @@ import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.node_client import NodeClient, close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
-from tests.support.polling import poll_until_blocking
+from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.ports import PortAllocator
 from tests.support.stack_process import ChildProcess, describe, works_below
 from tests.support.stack_writer import WriterOrder, WriterReport
@@ -38,6 +39,7 @@ NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
 START_TIMEOUT_S = 40.0
 OPEN_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+CREATE_TIMEOUT_S = 5.0
 PAGE_BYTES = 8192
 GROUP_BYTES = 10 << 30
 
@@ -213,7 +215,24 @@ class Stack:
     def start(self) -> None:
         """Starts the nodes and creates the volume."""
         self.start_nodes(NODES)
-        asyncio.run(Volume.create(self.spec, self.addresses, timeout_s=scaled(20)))
+        asyncio.run(self._create_volume())
+
+    async def _create_volume(self) -> None:
+        """On every node: creating it on four is enough for the volume, but here all six shall take part."""
+        await Volume.create(self.spec, self.addresses, timeout_s=scaled(20))
+        clients = {node.node_id: NodeClient(node, self.spec.volume_id.bytes) for node in self.addresses}
+
+        async def everywhere() -> bool:
+            calls = [
+                client.create_segments(self.spec.page_size, [0], NODES, CREATE_TIMEOUT_S) for client in clients.values()
+            ]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            return not any(isinstance(answer, BaseException) for answer in answers)
+
+        try:
+            await poll_until(everywhere, 30, what="every node has its copy of the new volume")
+        finally:
+            await close_all(clients.values())
 
     def start_nodes(self, node_ids: Iterable[str]) -> None:
         """Starts nodes side by side and waits until all serve."""
