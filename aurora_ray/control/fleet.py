@@ -149,6 +149,7 @@ class Fleet:
             self._get(self._control.shutdown.remote(destroy), DOWN_TIMEOUT_S)
         finally:
             ray.kill(self._control, no_restart=True)
+            ray.shutdown()  # while there still is something to say goodbye to
 
     @staticmethod
     def _get(ref: Any, timeout_s: float) -> Any:

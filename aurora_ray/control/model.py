@@ -126,7 +126,7 @@ class Fleet:
             if node.node_id == node_id:
                 return node
         raise UsageError(
-            f"There is no storage node {node_id!r}; the nodes are {', '.join(n.node_id for n in self.nodes)}."
+            f"there is no storage node {node_id!r}; the nodes are {', '.join(n.node_id for n in self.nodes)}."
         )
 
     def cluster(self, name: str) -> DBCluster:
@@ -135,7 +135,7 @@ class Fleet:
             if cluster.name == name:
                 return cluster
         known = ", ".join(cluster.name for cluster in self.clusters) or "none"
-        raise UsageError(f"There is no cluster {name!r} (there is: {known}); `aurora create {name}` makes one.")
+        raise UsageError(f"there is no cluster {name!r} (there is: {known}); `aurora create {name}` makes one")
 
     def volumes(self) -> tuple[VolumeState, ...]:
         """Every volume that must exist, the control volume first."""

@@ -41,6 +41,12 @@ class NodeClients:
             known = self._channels[node_id] = (address, open_channel(address))
         return StorageNodeStub(known[1])  # type: ignore[no-untyped-call]
 
+    async def forget(self, node_id: str) -> None:
+        """A node ended: the next one at the same address gets a connection of its own, without the old one's delays."""
+        known = self._channels.pop(node_id, None)
+        if known is not None:
+            await known[1].close(None)
+
     async def close(self) -> None:
         """Closes all channels."""
         channels, self._channels = self._channels, {}
@@ -72,8 +78,10 @@ class NodeClients:
     ) -> pb.StateReply:
         """What a node has, of one volume or of all."""
         request = pb.StateRequest(volume=volume_id.bytes if volume_id is not None else b"")
+        # A node that has just said that it serves may not be reached at the first try.
         async with _call(node_id, "tell its state"):
-            reply: pb.StateReply = await (await self.stub(node_id, address)).State(request, timeout=timeout_s)
+            stub = await self.stub(node_id, address)
+            reply: pb.StateReply = await stub.State(request, timeout=timeout_s, wait_for_ready=True)
         return reply
 
 

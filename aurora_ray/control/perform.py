@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
@@ -26,40 +28,22 @@ END_TIMEOUT_S: Final = 90.0
 
 async def perform(plane: ControlPlane, action: reconcile.Action) -> None:
     """Carries out one action. Raises whatever goes wrong; the caller notes it and the next cycle decides."""
-    match action:
-        case reconcile.StartNode():
-            await _start_node(plane, action.node_id)
-        case reconcile.IntroduceNode():
-            await _introduce_node(plane, action)
-        case reconcile.OpenControl():
-            await plane.open_store()
-        case reconcile.StartInstance():
-            declared = _declared(plane.fleet, action.cluster, action.instance_id)
-            choice = engine_choice(plane, plane.fleet.cluster(action.cluster))
-            process = await plane.processes.runtime.start_instance(action.instance_id, declared.az, choice)
-            await plane.processes.add_instance(action.instance_id, process)
-        case reconcile.OpenInstance():
-            await _open_instance(plane, action)
-        case reconcile.TellInstance():
-            await _tell_instance(plane, action)
-        case reconcile.StopInstance():
-            await _stop_instance(plane, action.instance_id)
-        case reconcile.AllocateGroup():
-            await _allocate_group(plane, action)
-        case reconcile.AddGroup():
-            await _add_group(plane, action)
-        case reconcile.ForgetCluster():
-            await plane.commit(lambda fleet: fleet.without_cluster(action.cluster))
-        case reconcile.DropVolumes():
-            await _drop_volumes(plane, action)
-        case _:
-            raise AssertionError(f"unknown action {action}")
+    await _STEPS[type(action)](plane, action)
+
+
+async def _open_control(plane: ControlPlane, _: reconcile.OpenControl) -> None:
+    await plane.open_store()
+
+
+async def _forget_cluster(plane: ControlPlane, action: reconcile.ForgetCluster) -> None:
+    await plane.commit(lambda fleet: fleet.without_cluster(action.cluster))
 
 
 # ---- storage nodes
 
 
-async def _start_node(plane: ControlPlane, node_id: str) -> None:
+async def _start_node(plane: ControlPlane, action: reconcile.StartNode) -> None:
+    node_id = action.node_id
     node = plane.fleet.node(node_id)
     process = await plane.processes.runtime.start_node(node, plane.config)
     await plane.processes.add_node(node_id, process)
@@ -68,17 +52,25 @@ async def _start_node(plane: ControlPlane, node_id: str) -> None:
         await plane.commit(lambda fleet: fleet.with_node(replace(fleet.node(node_id), host=host)))
 
 
-async def _introduce_node(plane: ControlPlane, action: reconcile.IntroduceNode) -> None:
+async def _tell_nodes(plane: ControlPlane, action: reconcile.TellNodes) -> None:
+    async def tell(node_id: str) -> None:
+        node = plane.processes.nodes.get(node_id)
+        if node is not None:
+            await plane.processes.clients.set_peers(node_id, node.seen.address, dict(action.addresses))
+            node.seen = replace(node.seen, told=action.addresses)
+
+    # Each is told whatever becomes of the others; then the first failure is everyone's.
+    for result in await asyncio.gather(*(tell(node_id) for node_id in action.node_ids), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _create_segments(plane: ControlPlane, action: reconcile.CreateSegments) -> None:
     node = plane.processes.nodes.get(action.node_id)
     if node is None:
         raise ProcessGoneError(f"storage node {action.node_id} ended meanwhile")
-    clients, address = plane.processes.clients, node.seen.address
-    await clients.set_peers(action.node_id, address, dict(action.addresses))
-    node.seen = replace(node.seen, told=action.addresses)
-    if not action.segments:
-        return
     for order in action.segments:
-        await clients.create_segments(action.node_id, address, order)
+        await plane.processes.clients.create_segments(action.node_id, node.seen.address, order)
     # One volume may come in several orders, when its groups have different members.
     created: dict[UUID, tuple[int, ...]] = {}
     for order in action.segments:
@@ -100,6 +92,13 @@ async def _drop_volumes(plane: ControlPlane, action: reconcile.DropVolumes) -> N
 
 
 # ---- instances
+
+
+async def _start_instance(plane: ControlPlane, action: reconcile.StartInstance) -> None:
+    declared = _declared(plane.fleet, action.cluster, action.instance_id)
+    choice = engine_choice(plane, plane.fleet.cluster(action.cluster))
+    process = await plane.processes.runtime.start_instance(action.instance_id, declared.az, choice)
+    await plane.processes.add_instance(action.instance_id, process)
 
 
 async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) -> None:
@@ -176,12 +175,12 @@ async def _tell_instance(plane: ControlPlane, action: reconcile.TellInstance) ->
         instance.seen = replace(instance.seen, told=action.addresses)
 
 
-async def _stop_instance(plane: ControlPlane, instance_id: str) -> None:
-    instance = plane.processes.instances.get(instance_id)
+async def _stop_instance(plane: ControlPlane, action: reconcile.StopInstance) -> None:
+    instance = plane.processes.instances.get(action.instance_id)
     if instance is not None:
         instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
         await instance.process.end(fast=False, destroy=True, timeout_s=END_TIMEOUT_S)
-        plane.processes.instances.pop(instance_id, None)
+        plane.processes.instances.pop(action.instance_id, None)
 
 
 # ---- growth
@@ -208,3 +207,19 @@ async def _add_group(plane: ControlPlane, action: reconcile.AddGroup) -> None:
 
 def _declared(fleet: Fleet, cluster: str, instance_id: str) -> DBInstance:
     return next(i for i in fleet.cluster(cluster).instances if i.instance_id == instance_id)
+
+
+_STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awaitable[None]]]] = {
+    reconcile.StartNode: _start_node,
+    reconcile.TellNodes: _tell_nodes,
+    reconcile.CreateSegments: _create_segments,
+    reconcile.DropVolumes: _drop_volumes,
+    reconcile.OpenControl: _open_control,
+    reconcile.StartInstance: _start_instance,
+    reconcile.OpenInstance: _open_instance,
+    reconcile.TellInstance: _tell_instance,
+    reconcile.StopInstance: _stop_instance,
+    reconcile.AllocateGroup: _allocate_group,
+    reconcile.AddGroup: _add_group,
+    reconcile.ForgetCluster: _forget_cluster,
+}

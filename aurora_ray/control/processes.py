@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -114,6 +115,7 @@ class Processes:
         why = await node.process.wait_gone()
         if self.nodes.get(node_id) is node:
             del self.nodes[node_id]
+            await self.clients.forget(node_id)
             self._say(f"storage node {node_id} (process {node.seen.pid}) ended: {why}")
             self._on_change()
 
@@ -127,16 +129,18 @@ class Processes:
         with contextlib.suppress(ProcessGoneError):
             status = await process.status()
             if status is not None and status.phase is WriterPhase.AVAILABLE:
-                self.set_available(instance_id, instance, status)
+                self.set_available(instance_id, instance, status, since_s=-math.inf)
             elif status is not None and status.phase is not WriterPhase.ENDED:
                 instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
                 self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
         return instance
 
-    def set_available(self, instance_id: str, instance: Instance, status: WriterStatus) -> None:
-        """Its engine accepts statements; from now on its end is watched."""
+    def set_available(
+        self, instance_id: str, instance: Instance, status: WriterStatus, *, since_s: float | None = None
+    ) -> None:
+        """Its engine accepts statements (since when: now by default); from now on its end is watched."""
         instance.status = status
-        instance.available_since_s = self._clock()
+        instance.available_since_s = self._clock() if since_s is None else since_s
         instance.seen = replace(
             instance.seen,
             phase=InstancePhase.AVAILABLE,

@@ -119,6 +119,9 @@ class RayRuntime:
             retention_s=config.retention_s,
             retention_bytes=config.retention_bytes,
         )
+        existing = await self.find_node(node.node_id)
+        if existing is not None:  # someone started it and did not live to note it
+            return existing
         handle = _create(
             StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir)
         )
@@ -135,6 +138,10 @@ class RayRuntime:
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor."""
+        existing = await _find(INSTANCE_PREFIX + instance_id)
+        found = await _info(existing) if existing is not None else None
+        if found is not None:
+            return RayInstance(existing, found)
         handle = _create(InstanceActor, INSTANCE_PREFIX + instance_id, az, "", instance_id, az, choice)
         return RayInstance(handle, await _started(handle, handle.info.remote(), az, ""))
 

@@ -8,7 +8,7 @@ one action runs at a time; one that failed is tried again after a delay that dou
 The order of things is given by preconditions alone:
 
 - storage nodes run, know each other's addresses and have the segments that are declared for them (`StartNode`,
-  `IntroduceNode`);
+  `TellNodes`, `CreateSegments`);
 - the control volume is opened once a write quorum of it runs; until then the fleet is the one of the local file, which
   has nodes but no clusters (`OpenControl`);
 - an instance's process is started at any time, because starting processes is slow, but the instance is opened only
@@ -139,17 +139,29 @@ class StartNode(Action):
 
 
 @dataclass(frozen=True, slots=True)
-class IntroduceNode(Action):
-    """Give a running node the addresses of all, and the segments that it shall have and never had."""
+class TellNodes(Action):
+    """Give these running nodes the addresses of all."""
 
-    node_id: str
+    node_ids: tuple[str, ...]
     addresses: Addresses
-    segments: tuple[SegmentOrder, ...] = ()
 
     @property
     def key(self) -> str:
-        """One introduction a node at a time."""
-        return f"introduce:{self.node_id}"
+        """One round at a time."""
+        return "peers"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSegments(Action):
+    """Have a running node make the segments that it shall have and never had."""
+
+    node_id: str
+    segments: tuple[SegmentOrder, ...]
+
+    @property
+    def key(self) -> str:
+        """One a node at a time."""
+        return f"segments:{self.node_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +298,7 @@ def decide(fleet: Fleet, observed: Observed, now_s: float) -> Plan:
         if item.key in observed.busy or any(item.key == other.key for other in actions):
             continue
         if attempt is not None and attempt.not_before_s > now_s:
-            notes.append(f"{item.key} failed {attempt.failures} times and waits for its next attempt: {attempt.error}")
+            notes.append(f"{item.key} waits for its next attempt: {attempt.error}")
             continue
         actions.append(item)
     return Plan(tuple(actions), tuple(notes))
@@ -323,10 +335,11 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
             yield f"storage node {node.node_id} lost its segments of {lost} groups and must be repaired from its peers"
         if orders:
             count = sum(len(order.groups) for order in orders)
-            yield IntroduceNode(f"{node.node_id} shall hold {count} more segments", node.node_id, addresses, orders)
-        elif seen.told != addresses:
-            why = f"{node.node_id} does not know where all of the {len(addresses)} running nodes answer"
-            yield IntroduceNode(why, node.node_id, addresses)
+            yield CreateSegments(f"{node.node_id} shall hold {count} more segments", node.node_id, orders)
+    ignorant = tuple(sorted(node_id for node_id, seen in observed.nodes.items() if seen.told != addresses))
+    if ignorant:
+        why = f"{len(ignorant)} of the {len(addresses)} running storage nodes do not know where the others answer"
+        yield TellNodes(why, ignorant, addresses)
 
 
 def _segments(fleet: Fleet, node_id: str, seen: NodeSeen) -> tuple[tuple[SegmentOrder, ...], int]:

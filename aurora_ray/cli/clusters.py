@@ -1,0 +1,129 @@
+"""Commands for one cluster: list, create, delete, sql."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aurora_ray.cli import options
+from aurora_ray.cli.output import print_clusters, progress, write_json, write_line
+from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("list", epilog="Example: aurora list --json")(list_clusters)
+    app.command(epilog="Example: aurora create orders --engine-version 16")(create)
+    app.command(epilog="Example: aurora delete orders --yes")(delete)
+    app.command(
+        epilog="Example: aurora sql -c 'select version()'      aurora sql orders -- --csv -c 'select 1'",
+        context_settings={"ignore_unknown_options": True},
+    )(sql)
+
+
+def list_clusters(data_dir: options.DataDir = None, json: options.Json = False) -> None:
+    """List all clusters."""
+    clusters = options.find(data_dir).clusters()
+    if json:
+        write_json(clusters)
+    else:
+        print_clusters(clusters)
+
+
+def create(  # noqa: PLR0917  (the command's options)
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new cluster.")],
+    engine: Annotated[str, typer.Option(help="postgres.")] = "postgres",
+    engine_version: Annotated[
+        str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
+    ] = None,
+    bin_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The bin directory of the engine to use.")] = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 180.0,
+) -> None:
+    """Create a cluster in the running fleet; print its DSN."""
+    settings = options.settings(data_dir)
+    chosen = bin_dir or settings.postgres_bin_dir
+    fleet = options.find(data_dir)
+    with progress(f"creating {name}", quiet=json) as say:
+        fleet.create(name, engine=engine, version=engine_version, bin_dir=str(chosen) if chosen else None)
+        result = fleet.wait_available(name, timeout_s=timeout_s, progress=say)
+    if json:
+        write_json(result)
+    else:
+        write_line(result["endpoints"]["cluster"]["dsn"])
+
+
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The cluster to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 60.0,
+) -> None:
+    """Delete a cluster and all its data."""
+    fleet = options.find(data_dir)
+    fleet.status(name)
+    if not yes:
+        typer.confirm(f"Delete cluster {name} and all its data?", abort=True, err=True)
+    with progress(f"deleting {name}", quiet=json):
+        fleet.delete(name, timeout_s=timeout_s)
+    if json:
+        write_json({"cluster": name, "deleted": True})
+    else:
+        write_line(f"deleted {name}")
+
+
+def sql(  # noqa: PLR0917  (the command's options)
+    name: options.Name = options.DEFAULT_NAME,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- PSQL ARGUMENTS]", hidden=True)] = None,
+    command: Annotated[str | None, typer.Option("-c", metavar="SQL", help="Run this and end.")] = None,
+    reader: Annotated[bool, typer.Option("--reader", help="Use the reader endpoint.")] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Open psql on a cluster, or run SQL through it; with --json, rows as JSON."""
+    status = options.find(data_dir).status(name)
+    dsn = status["endpoints"]["reader" if reader else "cluster"]["dsn"]
+    if json:
+        if command is None:
+            raise UsageError("--json needs -c")
+        write_json(_query(dsn, command))
+        return
+    psql = _psql(options.settings(data_dir).postgres_bin_dir, status["engine_version"])
+    words = [str(psql), dsn, *(["-X", "-c", command] if command is not None else []), *(arguments or [])]
+    os.execv(psql, words)  # noqa: S606  (psql takes this process's place: signals and the terminal are its own)
+
+
+def _psql(bin_dir: Path | None, version: str) -> Path:
+    """The psql of the cluster's engine version, or any that is newer."""
+    from aurora_ray.engine.install import discover, find_install
+
+    try:
+        candidates = [find_install(version, bin_dir)]
+    except ConfigurationError:
+        candidates = []
+    for install in (*candidates, *discover()):
+        if os.access(install.bin_dir / "psql", os.X_OK):
+            return install.bin_dir / "psql"
+    raise ConfigurationError("there is no psql on this machine: install it, or use the DSN of `aurora status`")
+
+
+def _query(dsn: str, statement: str) -> dict[str, Any]:
+    import psycopg
+
+    try:
+        with psycopg.connect(dsn, autocommit=True) as session:
+            cursor = session.execute(statement.encode())
+            columns = [column.name for column in cursor.description or ()]
+            rows = [[_plain(value) for value in row] for row in cursor.fetchall()] if columns else []
+            return {"columns": columns, "rows": rows, "rowcount": cursor.rowcount}
+    except psycopg.Error as error:
+        raise AuroraError(str(error).strip().replace("\n", " ")) from error
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,79 @@
+"""`aurora`: the entry point. Errors are one sentence; exit code 2 for wrong use, 1 for failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from aurora_ray.cli import clusters, fleet
+from aurora_ray.cli.output import error_line, write_line
+from aurora_ray.errors import AuroraError, UsageError
+
+WRONG_USE = 2
+FAILURE = 1
+
+app = typer.Typer(
+    name="aurora",
+    help="An open Amazon Aurora: unmodified PostgreSQL on a six-copy, log-structured volume, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+fleet.register(app)
+clusters.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        write_line(version("aurora-ray"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An open Amazon Aurora: unmodified PostgreSQL on a six-copy, log-structured volume, on Ray."""
+
+
+def main() -> None:
+    """Runs one command and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; its exit code."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="aurora", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return WRONG_USE
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        error_line("interrupted; what was started goes on")
+        return FAILURE
+    except AuroraError as error:
+        error_line(str(error))
+        return WRONG_USE if isinstance(error, UsageError) else FAILURE
+    except BrokenPipeError:
+        return FAILURE
+    except Exception as error:
+        if os.environ.get("AURORA_DEBUG"):
+            raise
+        error_line(f"unexpected {type(error).__name__}: {error} (AURORA_DEBUG=1 shows where)")
+        return FAILURE
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Options that many commands share, and where they lead."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from aurora_ray.config import Settings
+    from aurora_ray.control.fleet import Fleet
+
+ROOT_DATA_DIR = Path("/var/lib/aurora-ray")  # engines run as another account then, which must get there
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", help="The cluster.", show_default=True)]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Where everything lives (or AURORA_DATA_DIR).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TimeoutS = Annotated[float, typer.Option("--timeout", metavar="S", min=1, help="Give up waiting after S seconds.")]
+DEFAULT_NAME = "demo"
+
+
+def settings(data_dir: Path | None, **overrides: Any) -> Settings:
+    """The settings in force. Without any word about it, root's data lies below /var/lib."""
+    from aurora_ray.config import load_settings
+
+    if data_dir is None and "AURORA_DATA_DIR" not in os.environ and os.geteuid() == 0:
+        data_dir = ROOT_DATA_DIR
+    return load_settings(data_dir=data_dir, **overrides)
+
+
+def find(data_dir: Path | None) -> Fleet:
+    """The running fleet. Raises NotRunningError."""
+    from aurora_ray.control.fleet import Fleet
+
+    return Fleet.find(settings(data_dir).data_dir)

@@ -1,0 +1,125 @@
+"""What people and programs see: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console, RenderableType
+
+_STATE_STYLES = {"available": "green", "healthy": "green", "failed": "red", "silent": "red", "no process": "red"}
+
+
+def write_json(value: Any) -> None:
+    """One JSON document."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def write_line(text: str) -> None:
+    """One line of result."""
+    sys.stdout.write(text + "\n")
+
+
+def error_line(text: str) -> None:
+    """One sentence on stderr."""
+    sys.stderr.write(f"aurora: {text.rstrip('.')}.\n")
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Shows what is going on: a line that changes on a terminal, nothing but the title elsewhere."""
+    if quiet:
+        yield lambda _: None
+        return
+    started_s = time.monotonic()
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"{title} ...\n")
+        yield lambda _: None
+        sys.stderr.write(f"{title}: {time.monotonic() - started_s:.1f} s\n")
+        return
+    console = _console(stderr=True)
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title} [dim]{_first(text)}[/dim]")
+    console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started_s:.1f} s[/dim]")
+
+
+def _first(text: str) -> str:
+    return text.replace("[", "(").replace("]", ")").splitlines()[0][:100] if text else ""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """A cluster's status for people."""
+    _console().print(render_status(status), soft_wrap=not sys.stdout.isatty())
+
+
+def render_status(status: dict[str, Any]) -> RenderableType:
+    """Cluster, instances and storage nodes as tables."""
+    from rich.console import Group
+    from rich.text import Text
+
+    volume, endpoint = status["volume"], status["endpoints"]["cluster"]
+    head = Text.assemble(
+        (status["cluster"], "bold"),
+        f"  {status['engine']} {status['engine_version']}  ",
+        _state(status["state"]),
+        f"  {status['region']}  epoch {status['epoch']}  VDL {status['vdl']:,}  "
+        f"{_bytes(volume['bytes'])} in {volume['protection_groups']} protection group(s)\n",
+        (endpoint["dsn"], "cyan"),
+    )
+    instances = _table("instance", "role", "AZ", "state", "pid", "port")
+    for i in status["instances"]:
+        instances.add_row(i["id"], i["role"], i["az"], _state(i["state"]), str(i["pid"] or "-"), str(i["port"]))
+    nodes = _table("storage node", "AZ", "state", "pid", "SCL", "behind", "disk")
+    for n in status["storage_nodes"]:
+        behind = _bytes(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
+        row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}", behind)
+        nodes.add_row(*row, _bytes(n["disk_bytes"]))
+    reasons = [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
+    return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
+
+
+def print_clusters(clusters: list[dict[str, Any]]) -> None:
+    """All clusters, a row each."""
+    table = _table("cluster", "engine", "state", "instances", "port")
+    for c in clusters:
+        engine = f"{c['engine']} {c['engine_version']}"
+        table.add_row(c["cluster"], engine, _state(c["state"]), str(c["instances"]), str(c["port"]))
+    _console().print(table)
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("pid", "port", "SCL", "behind", "disk") else "left")
+    return table
+
+
+def _state(state: str) -> Any:
+    from rich.text import Text
+
+    return Text(state, style=_STATE_STYLES.get(state, "yellow"))
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
