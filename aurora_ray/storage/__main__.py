@@ -1,12 +1,13 @@
 """A storage node as a program of its own, without Ray: `python -m aurora_ray.storage --node-id n1 --az a --data-dir D`.
 
-Writes its address as one line to standard output once it serves.
+Writes its address as one line to standard output once it serves. Every setting of StorageConfig is an option.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import signal
 import sys
@@ -21,21 +22,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--node-id", required=True)
     parser.add_argument("--az", required=True)
     parser.add_argument("--data-dir", required=True, type=Path)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--layer-bytes", type=int, default=32 << 20)
+    for setting in dataclasses.fields(StorageConfig):
+        if setting.default is not dataclasses.MISSING:
+            option = "--" + setting.name.replace("_", "-")
+            parser.add_argument(option, type=type(setting.default), default=setting.default)
     return parser.parse_args()
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    config = StorageConfig(
-        node_id=arguments.node_id,
-        az=arguments.az,
-        data_dir=arguments.data_dir,
-        host=arguments.host,
-        port=arguments.port,
-        layer_bytes=arguments.layer_bytes,
-    )
+async def _serve(config: StorageConfig) -> None:
     server = StorageServer(config)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -51,7 +45,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Serves until told to end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(_arguments()))
+    asyncio.run(_serve(StorageConfig(**vars(_arguments()))))
 
 
 if __name__ == "__main__":
