@@ -43,6 +43,8 @@ def truncate(volume: NodeVolume, request: pb.TruncateRequest) -> pb.TruncateRepl
     for segment, epochs in decided:
         if epochs is not None and epochs != segment.meta.epochs:
             segment.install(epochs, request.vdl)
+        else:  # told again: the recovery knows more to be durable by now
+            segment.learn_vdl(request.vdl)
     return pb.TruncateReply(segments=[segment_state(segment) for segment in segments])
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 INFLIGHT_BYTES_MAX: Final = 256 << 20  # redo that is not durable yet; callers keep below by `wait_room`
 HEARTBEAT_S: Final = 0.5
+CREATE_GRACE_S: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -392,26 +393,41 @@ class Volume:
 
 
 async def _create_segments(
-    spec: VolumeSpec, placements: Iterable[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
-) -> list[str]:
-    """Creates the copies of `placements`; the nodes where that worked for all of theirs."""
-    placements = list(placements)
-    calls = {
-        node: [
-            client.create_segments(spec.page_size, [placement.group], placement.node_ids, timeout_s)
+    spec: VolumeSpec, placements: Sequence[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
+) -> set[str]:
+    """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
+
+    Nobody creates a missing segment later (an empty one in the place of a lost one would make redo vanish), so nodes
+    that are slow get a while longer when the quorum is there already.
+    """
+
+    async def create(client: NodeClient) -> None:
+        for placement in placements:
+            if client.node.node_id in placement.node_ids:
+                await client.create_segments(spec.page_size, [placement.group], placement.node_ids, timeout_s)
+
+    def short_of_quorum() -> list[int]:
+        created = {node for node, task in tasks.items() if task.done() and task.exception() is None}
+        return [
+            placement.group
             for placement in placements
-            if node in placement.node_ids
+            if len(created.intersection(placement.node_ids)) < write_quorum(len(placement.node_ids))
         ]
-        for node, client in clients.items()
-    }
-    answers = await asyncio.gather(*(asyncio.gather(*own) for own in calls.values()), return_exceptions=True)
-    failed: dict[str, BaseException] = {
-        node: answer for node, answer in zip(calls, answers, strict=True) if isinstance(answer, BaseException)
-    }
-    for placement in placements:
-        created = [node for node in placement.node_ids if node in calls and node not in failed]
-        if len(created) < write_quorum(len(placement.node_ids)):
-            raise QuorumLostError(
-                f"group {placement.group} was created on {created} only: {[str(each) for each in failed.values()]}"
-            )
-    return [node for node in calls if node not in failed]
+
+    tasks = {node: asyncio.create_task(create(client)) for node, client in clients.items()}
+    try:
+        deadline = time.monotonic() + timeout_s + 1
+        waiting = set(tasks.values())
+        while waiting and time.monotonic() < deadline:
+            left_s = deadline - time.monotonic()
+            _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if not short_of_quorum():
+                deadline = min(deadline, time.monotonic() + CREATE_GRACE_S)
+        if short_of_quorum():
+            errors = [str(task.exception()) for task in tasks.values() if task.done() and task.exception()]
+            raise QuorumLostError(f"too few nodes created groups {short_of_quorum()}: {errors}")
+        return {node for node, task in tasks.items() if task.done() and task.exception() is None}
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)

@@ -65,6 +65,8 @@ def typed_error(node_id: str, error: grpc.aio.AioRpcError) -> AuroraError:
     detail = error.details() or error.code().name
     if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
         kind: type[AuroraError] = FencedError if detail.startswith("fenced") else NotCompleteError
+    elif error.code() is grpc.StatusCode.INTERNAL and detail.startswith("Internal error from Core"):
+        kind = NodeUnreachableError  # what gRPC makes of a write to a stream that has just broken
     else:
         kind = _ERRORS.get(error.code(), StorageError)
     return kind(f"storage node {node_id}: {detail}")
@@ -94,11 +96,11 @@ class NodeClient:
     async def create_segments(
         self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float
     ) -> None:
-        """Creates this node's copies of `groups`; harmless if they are there."""
+        """Creates this node's copies of `groups`, once it can be reached; harmless if they are there."""
         request = pb.CreateSegmentsRequest(
             volume=self._volume, page_size=page_size, groups=list(groups), members=list(members)
         )
-        await self._call(self._stub.CreateSegments(request, timeout=timeout_s))
+        await self._call(self._stub.CreateSegments(request, timeout=timeout_s, wait_for_ready=True))
 
     async def set_peers(self, addresses: Mapping[str, str], timeout_s: float) -> None:
         """Tells the node where the others are (node id -> host:port)."""

@@ -1,0 +1,130 @@
+"""Recoveries and writes told step by step, without a network: for interleavings that chance seldom finds."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from aurora_ray.errors import FencedError
+from aurora_ray.log.batch import encode_batch
+from aurora_ray.log.record import RecordBuilder, page_full
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.node_client import decode_state
+from aurora_ray.volume.recovery import AskState, CatchUp, Recovered, Recovery, Request, Seal, SegmentState, Truncate
+from aurora_ray.volume.streams import serialize_batches
+from tests.sim.node import SimNode
+from tests.sim.oracle import Flush, Oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NODES = tuple("abcdef")
+VOLUME = b"v" * 16
+
+
+class Script:
+    """Six nodes and one group. Nodes are named by letters: "abcd"."""
+
+    def __init__(self) -> None:
+        self.members = {0: NODES}
+        self.nodes = {name: SimNode(name, VOLUME, [0], random.Random(0)) for name in NODES}
+        self.oracle = Oracle(self.members, self.nodes)
+
+    def recovery(self, min_epoch: int, who: str) -> Recovery:
+        """A recovery that has got as far as its decision, with the promises of `who`."""
+        core = Recovery(self.members, min_epoch)
+        for _ in range(2):
+            for name in who:
+                self.step(core, name)
+        return core
+
+    def step(self, core: Recovery, name: str) -> None:
+        """Asks one node what the recovery wants to know of it now."""
+        request = core.request(name)
+        if request is not None:
+            self._ask(core, name, request)
+            self.oracle.check_node(self.nodes[name])
+
+    def open(self, min_epoch: int, who: str) -> Recovery:
+        """A recovery that opens, in touch with `who` only; who also gossip with each other."""
+        core = self.recovery(min_epoch, who)
+        for _ in range(8):
+            for name in who:
+                if isinstance(core.request(name), CatchUp):
+                    self.gossip(name, who)
+                self.step(core, name)
+        assert isinstance(core.outcome, Recovered), core.describe()
+        self.oracle.opened(core.epoch, core.end_lsn, core.history)
+        order = Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails)
+        for name in set(who) - core.outcome.installed:  # what the writer's streams do first
+            self._ask(core, name, order)
+        return core
+
+    def write(self, epoch: int, start: int, prev: int, who: str, *, vdl: int, durable: bool) -> int:
+        """Brings one flush to `who`; its end. With `durable`, the writer is told so."""
+        builder = RecordBuilder(start)
+        builder.add(page_full(1, 1, b"epoch %d" % epoch))
+        end = builder.end_lsn
+        (part,) = builder.take()
+        batch = encode_batch(
+            group=0,
+            volume=VOLUME,
+            epoch=epoch,
+            prev_lsn=prev,
+            flush_start=start,
+            flush_end=end,
+            time_us=0,
+            vdl=vdl,
+            record_count=1,
+            groups=(0,),
+            records=part.payload,
+        )
+        flush = Flush(epoch, start, end, {0: batch})
+        self.oracle.submitted(flush)
+        for name in who:
+            self.nodes[name].append(serialize_batches([batch]))
+        if durable:
+            self.oracle.acknowledged(epoch, [flush])
+        for name in who:
+            self.oracle.check_node(self.nodes[name])
+        return end
+
+    def gossip(self, name: str, peers: Iterable[str]) -> None:
+        """A node repairs itself from these peers."""
+        node = self.nodes[name]
+        for peer in peers:
+            for state in self.nodes[peer].state():
+                wanted = node.adopt(state)
+                if wanted is not None:
+                    node.store_fetched(0, self.nodes[peer].log_after(0, *wanted))
+
+    def states(self, who: str) -> dict[str, list[SegmentState]]:
+        """What nodes answer to State."""
+        return {name: [decode_state(state) for state in self.nodes[name].state()] for name in who}
+
+    def _ask(self, core: Recovery, name: str, request: Request) -> None:
+        node, owner = self.nodes[name], b"%016d" % core.epoch
+        if isinstance(request, AskState):
+            core.on_state(name, self.states(name)[name])
+        elif isinstance(request, Seal):
+            reply = node.seal(request.epoch, owner)
+            if reply.promised:
+                core.on_promised(name, request.epoch, [decode_state(state) for state in reply.segments])
+            else:
+                core.on_refused(name, reply.promised_epoch)
+        elif isinstance(request, CatchUp):
+            core.on_caught_up(name, {group: segment.scl for group, segment in node.by_group.items()})
+        else:
+            message = pb.TruncateRequest(
+                volume=VOLUME,
+                epoch=request.epoch,
+                owner=owner,
+                truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in request.truncations],
+                vdl=request.vdl,
+            )
+            try:
+                states = node.truncate(message).segments
+            except FencedError:
+                core.on_refused(name, max(state.promised_epoch for state in node.state()))
+            else:
+                core.on_truncated(name, request.vdl, [decode_state(state) for state in states])
