@@ -11,12 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.load import Load
 from benchmarks.machine import ROOT
 from benchmarks.results import Result
 from benchmarks.schedule import Run, out_path
 from benchmarks.site import prepared
 from benchmarks.suites import SUITES, Suite
 from benchmarks.systems import SYSTEMS
+from benchmarks.systems.aurora import Aurora
+from benchmarks.tables import frame_table
 from benchmarks.tables import show as show_result
 
 OUT = ROOT / "benchmarks" / "out"
@@ -83,6 +86,50 @@ def show(files: list[Path]) -> None:
     console = _console()
     for path in files:
         show_result(Result.load(path), console)
+
+
+@app.command()
+def report(
+    files: list[Path],
+    *,
+    target: Annotated[Path, typer.Option(help="the file to write")] = ROOT / "benchmarks" / "RESULTS.md",
+    charts: Annotated[Path, typer.Option(help="where charts go")] = ROOT / "benchmarks" / "results",
+) -> None:
+    """Write RESULTS.md and its charts from results. Example: python -m benchmarks report benchmarks/results/*.json."""
+    from benchmarks.report import write
+
+    write(files, target, charts)
+    _console().print(f"Written: {os.path.relpath(target)}, charts in {os.path.relpath(charts)}", highlight=False)
+
+
+@app.command()
+def profile(
+    *,
+    scale: Annotated[int, typer.Option(help="pgbench's scale factor")] = 20,
+    clients: Annotated[int, typer.Option(help="of the TPC-B load")] = 32,
+    seconds: Annotated[float, typer.Option(help="of load")] = 15,
+    native: Annotated[bool, typer.Option("--native", help="with the frames of C code")] = False,
+    frames: Annotated[int, typer.Option(help="how many to print")] = 20,
+    out: Annotated[Path, typer.Option(help="where the raw stacks go")] = OUT / "profile",
+) -> None:
+    """Sample the driver and a storage node under TPC-B with py-spy."""
+    from benchmarks import profiling
+
+    console = _console()
+    try:
+        profiling.find_profiler()
+    except profiling.ProfilerMissingError as error:
+        console.print(str(error))
+        raise typer.Exit(1) from None
+    load = Load(script="tpcb-like", clients=clients, seconds=seconds, scale=scale, seed=SEED_DEFAULT)
+    ground = prepared(scale=scale, sizes=SUITES["quick"].sizes, version=None, work_dir=None, keep=False)
+    with ground as site, Aurora(site) as system:
+        system.warm_up()
+        result, stacks = profiling.profile(system, load, out, native=native)
+    console.print(f"{result.tps:,.0f} tps while sampled", highlight=False)
+    for name, path in stacks.items():
+        console.print(frame_table(name, profiling.heaviest(path, frames)))
+    console.print(f"Raw stacks, for a flame graph: {os.path.relpath(out)}", highlight=False)
 
 
 def _tailored(

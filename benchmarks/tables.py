@@ -127,6 +127,16 @@ def _figures(figures: list[Figure], result: Result) -> Table:
     return table
 
 
+def frame_table(name: str, frames: list[tuple[str, float, float]]) -> Table:
+    """Where a profiled process spends its time."""
+    table = Table(title=name, title_justify="left")
+    for heading_ in ("own %", "with callees %", "frame"):
+        table.add_column(heading_, justify="left" if heading_ == "frame" else "right")
+    for frame, own, whole in frames:
+        table.add_row(number(own, 1), number(whole, 1), frame)
+    return table
+
+
 def remarks(rounds: list[Figure]) -> str:
     """Sizes, and where the time of an opening went (the last round's)."""
     facts = rounds[-1].facts

@@ -24,10 +24,11 @@ _STATUS_LINE: Final = 7  # of postmaster.pid, from 0
 _HBA: Final = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 
 # What a careful administrator sets for this load. Checkpoints are rare, because each one makes the next change of every
-# page write a full image; a long measurement pays for some all the same.
+# page write a full image, and the images are compressed; a long measurement pays for some all the same.
 SETTINGS: Final[Mapping[str, str]] = {
     "wal_sync_method": "fdatasync",
     "full_page_writes": "on",
+    "wal_compression": "pglz",
     "wal_level": "replica",
     "wal_buffers": "16MB",
     "max_wal_size": "4GB",

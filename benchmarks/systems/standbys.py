@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.procfs import Component
-from benchmarks.systems.base import System, execute, query, wal_counters
+from benchmarks.systems.base import System, execute, query, touch_pages, wal_counters
 from benchmarks.systems.server import Server, copy_tree, template
 
 STANDBYS: Final = 6
@@ -87,6 +87,11 @@ class Standbys(System):
         raise RuntimeError(
             f"not all of the {STANDBYS} standbys follow the primary; their logs are in {self._directory}"
         )
+
+    def warm_up(self) -> None:
+        """As the others, with the full page images of a checkpoint behind it."""
+        super().warm_up()
+        touch_pages(self.dsn)
 
     @property
     def dsn(self) -> str:

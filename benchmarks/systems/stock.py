@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.procfs import Component
-from benchmarks.systems.base import System, wal_counters
+from benchmarks.systems.base import System, touch_pages, wal_counters
 from benchmarks.systems.server import Server, copy_tree, template
 
 
@@ -28,6 +28,11 @@ class Stock(System):
         self.server = Server(self.site, directory / "data", self.site.sizes.shared_buffers_bytes, self.parameters)
         self._cleanup.callback(lambda: self.server.stop(signal.SIGQUIT))
         self.server.start()
+
+    def warm_up(self) -> None:
+        """As the others, with the full page images of a checkpoint behind it."""
+        super().warm_up()
+        touch_pages(self.dsn)
 
     @property
     def dsn(self) -> str:

@@ -1,0 +1,107 @@
+"""Charts of a result, as PNG and SVG. The same colours mean the same systems and stages everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+from hdrh.histogram import HdrHistogram
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from benchmarks.derived import STAGES, cpu_ms_per_transaction
+from benchmarks.load import DIGITS, HIGHEST_US
+from benchmarks.results import Result
+from benchmarks.statistics import spread
+from benchmarks.tables import workload_title
+
+_COLOURS: Final = {"aurora": "#1f6feb", "standbys": "#d29922", "stock": "#8b949e", "nosync": "#c9d1d9"}
+_STAGE_COLOURS: Final = {"engine": "#8b949e", "driver": "#1f6feb", "copies": "#79c0ff", "client": "#e6e6e6"}
+_PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.99)
+_SIZE: Final = (8, 4.2)
+
+
+def draw(result: Result, stem: str, directory: Path) -> list[Path]:
+    """All charts of a result; the PNG files."""
+    mpl.rcParams["svg.hashsalt"] = stem  # the same result gives the same file
+    drawn = []
+    for workload in dict.fromkeys(name for name, _ in result.groups()):
+        for kind, paint in _KINDS.items():
+            canvas = Canvas(figsize=_SIZE, layout="constrained")
+            paint(canvas.subplots(), result, workload)
+            drawn.append(_save(canvas, directory / f"{stem}-{workload}-{kind}"))
+    return drawn
+
+
+def _save(canvas: Canvas, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    canvas.savefig(path.with_suffix(".png"), dpi=120)
+    return path.with_suffix(".png")
+
+
+def _clients(result: Result, workload: str) -> list[int]:
+    return [clients for name, clients in result.groups() if name == workload]
+
+
+def _throughput(axes: Axes, result: Result, workload: str) -> None:
+    """Bars by number of clients; the median, with lines from the lowest to the highest."""
+    groups = _clients(result, workload)
+    systems = result.systems(workload, groups[0])
+    width = 0.8 / len(systems)
+    for index, system in enumerate(systems):
+        spreads = [spread(s.tps for s in result.rounds(workload, each, system).values()) for each in groups]
+        places = [group + (index - (len(systems) - 1) / 2) * width for group in range(len(groups))]
+        medians = [each.median for each in spreads]
+        errors = [[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]]
+        title = result.title(system)
+        axes.bar(places, medians, width, yerr=errors, label=title, color=_COLOURS.get(system), capsize=2)
+    axes.set_xticks(range(len(groups)), [f"{each} clients" for each in groups])
+    axes.set_ylabel("transactions per second")
+    axes.set_title(f"{workload_title(workload)} (median, lowest to highest round)")
+    axes.legend(frameon=False)
+
+
+def _latency(axes: Axes, result: Result, workload: str) -> None:
+    """Percentiles at the largest number of clients, all rounds in one histogram."""
+    clients = _clients(result, workload)[-1]
+    for system in result.systems(workload, clients):
+        histogram = HdrHistogram(1, HIGHEST_US, DIGITS)
+        for sample in result.rounds(workload, clients, system).values():
+            histogram.decode_and_add(sample.histogram)
+        values = [histogram.get_value_at_percentile(each) / 1000 for each in _PERCENTILES]
+        axes.plot(range(len(_PERCENTILES)), values, label=result.title(system), color=_COLOURS.get(system), marker=".")
+    axes.set_xticks(range(len(_PERCENTILES)), [f"{each:g}" for each in _PERCENTILES])
+    axes.set_yscale("log")
+    axes.set_xlabel("percentile")
+    axes.set_ylabel("latency, ms")
+    axes.set_title(f"{workload_title(workload)}, {clients} clients: latency")
+    axes.legend(frameon=False)
+
+
+def _cpu(axes: Axes, result: Result, workload: str) -> None:
+    """CPU per transaction by stage, stacked, at the largest number of clients."""
+    clients = _clients(result, workload)[-1]
+    systems = result.systems(workload, clients)
+    bottoms = [0.0] * len(systems)
+    for stage in STAGES:
+        heights = []
+        for system in systems:
+            samples = result.rounds(workload, clients, system).values()
+            values = [cpu_ms_per_transaction(sample, stage) or 0.0 for sample in samples]
+            heights.append(spread(values).median)
+        axes.bar(range(len(systems)), heights, 0.6, bottom=bottoms, label=stage, color=_STAGE_COLOURS[stage])
+        bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
+    axes.set_xticks(range(len(systems)), [result.title(system) for system in systems])
+    axes.set_ylabel("CPU ms per transaction")
+    axes.set_title(f"{workload_title(workload)}, {clients} clients: where the CPU goes")
+    axes.legend(frameon=False)
+
+
+_KINDS: Final[dict[str, Callable[[Axes, Result, str], None]]] = {
+    "tps": _throughput,
+    "latency": _latency,
+    "cpu": _cpu,
+}
