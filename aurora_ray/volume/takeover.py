@@ -31,7 +31,8 @@ async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: by
     min_epoch, overtaken_count = 1, 0
     while True:
         core = Recovery(spec.members, min_epoch)
-        outcome = await _Attempt(core, nodes, owner, deadline).run()
+        attempt = _Attempt(core, nodes, owner, deadline)
+        outcome = await attempt.run()
         if isinstance(outcome, Recovered):
             logger.info("volume %s: epoch %d opens at LSN %d", spec.volume_id, outcome.epoch, outcome.end_lsn)
             return outcome
@@ -39,7 +40,10 @@ async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: by
             min_epoch = outcome.epoch + 1
             overtaken_count += 1
         if time.monotonic() >= deadline:
-            raise QuorumLostError(f"volume {spec.volume_id} did not open within {timeout_s:g} s: {core.describe()}")
+            reasons = "".join(f"; {error}" for error in attempt.errors.values())
+            raise QuorumLostError(
+                f"volume {spec.volume_id} did not open within {timeout_s:g} s: {core.describe()}{reasons}"
+            )
         # Recoveries that compete for one volume must not march in step.
         pause_s = random.uniform(0, min(1.0, 0.02 * 2 ** min(overtaken_count, 6)))  # noqa: S311 - not a secret
         await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
@@ -49,6 +53,7 @@ class _Attempt:
     """One recovery core and a conversation with each node."""
 
     def __init__(self, core: Recovery, nodes: Mapping[str, NodeClient], owner: bytes, deadline: float) -> None:
+        self.errors: dict[str, StorageError] = {}  # the last one of each node that has not answered since
         self._core = core
         self._nodes = nodes
         self._owner = owner
@@ -86,7 +91,9 @@ class _Attempt:
             before = (self._core.phase, request)
             try:
                 await self._ask(node, request)
+                self.errors.pop(node, None)
             except StorageError as error:
+                self.errors[node] = error
                 logger.debug("recovery: %s", error)
             self._wake_others()
             if self._core.request(node) == before[1]:  # no progress: it failed, or the node is not there yet
