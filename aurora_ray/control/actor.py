@@ -19,6 +19,7 @@ from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.ray_endpoints import RayEndpointRuntime
 from aurora_ray.control.ray_runtime import CONTROL_NAME, NAMESPACE, RayRuntime
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import FencedError
@@ -90,7 +91,7 @@ class ControlActor:
 
 async def _make(config: ControlConfig) -> ControlPlane:
     """On the loop that it is going to live on. (Not a method: a coroutine method would make this an asyncio actor.)"""
-    return ControlPlane(config, RayRuntime())
+    return ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
 
 
 async def _run(plane: ControlPlane) -> None:

@@ -80,24 +80,33 @@ class ControlApi:
             raise UsageError(f"there is a cluster {wanted.name!r} already")
         group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
         volume = VolumeState(uuid4(), PAGE_SIZES[engine], self._plane.config.group_bytes, (group,))
-        port = self._free_port(fleet)
+        port, reader_port, writer_port = self._free_ports(fleet, 3)
         az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
-        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, port)
+        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port)
         cluster = replace(
-            wanted, volume=volume, port=port, instances=(writer,), created_at_s=time.time(), cache_bytes=cache_bytes
+            wanted,
+            volume=volume,
+            port=port,
+            reader_port=reader_port,
+            instances=(writer,),
+            created_at_s=time.time(),
+            cache_bytes=cache_bytes,
         )
         return fleet.with_cluster(cluster)
 
-    def _free_port(self, fleet: Fleet) -> int:
-        taken = {c.port for c in fleet.clusters} | {i.port for c in fleet.clusters for i in c.instances}
+    def _free_ports(self, fleet: Fleet, count: int) -> list[int]:
+        taken = {port for c in fleet.clusters for port in (c.port, c.reader_port, *(i.port for i in c.instances))}
+        free: list[int] = []
         for port in range(FIRST_PORT, FIRST_PORT + PORTS):
             if port not in taken:
                 with suppress(ConfigurationError):
-                    return claim_port(self._plane.config.listen_host, port)
-        raise ConfigurationError(f"none of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free")
+                    free.append(claim_port(self._plane.config.listen_host, port))
+            if len(free) == count:
+                return free
+        raise ConfigurationError(f"too few of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are free")
 
     async def wait_available(self, name: str, timeout_s: float) -> None:
-        """Waits until the cluster's writer accepts statements. Raises what keeps it from that for good."""
+        """Waits until statements are accepted at the cluster endpoint. Raises what keeps it from that for good."""
         await self.wait_open(timeout_s)
 
         def available() -> bool:
@@ -105,7 +114,10 @@ class ControlApi:
             attempt = self._plane.attempts.get(f"instance:{cluster.writer().instance_id}")
             if attempt is not None and attempt.permanent:
                 raise ConfigurationError(attempt.error)
-            return self._state(cluster) == "available"
+            problem = self._plane.endpoints.problem(cluster)
+            if problem:
+                raise ConfigurationError(problem)
+            return self._state(cluster) == "available" and self._plane.endpoints.serves(cluster)
 
         await self._plane.wait_until(available, timeout_s, f"starting {name}")
 
@@ -151,6 +163,7 @@ class ControlApi:
         wanted = [i.instance_id for i in cluster.instances if i.instance_id in instances]
         statuses = await asyncio.gather(*(self._look(instance_id) for instance_id in wanted))
         states = await asyncio.gather(*(self._node_state(node_id) for node_id in nodes))
+        addresses = {role: plane.endpoints.address(cluster, role, instances) for role in Role}
         return report.report_cluster(
             cluster,
             plane.fleet,
@@ -161,6 +174,9 @@ class ControlApi:
             statuses=dict(zip(wanted, statuses, strict=True)),
             node_states={n: state for n, state in zip(nodes, states, strict=True) if state is not None},
             attempts=plane.attempts,
+            endpoints=report.report_endpoints(
+                cluster, plane.config.data_dir, addresses, await plane.endpoints.states(LOOK_TIMEOUT_S)
+            ),
             notes=plane.notes,
         )
 

@@ -88,7 +88,7 @@ class DBInstance:
 
 @dataclass(frozen=True, slots=True)
 class DBCluster:
-    """A database cluster: one volume, one writer, any readers. `port` is that of the cluster endpoint."""
+    """A database cluster: one volume, one writer, any readers. `port` and `reader_port` are those of its endpoints."""
 
     name: str
     engine: str
@@ -101,6 +101,7 @@ class DBCluster:
     phase: ClusterPhase = ClusterPhase.AVAILABLE
     created_at_s: float = 0.0
     cache_bytes: int = 0
+    reader_port: int = 0
 
     def writer(self) -> DBInstance:
         """The instance that is declared to be the writer."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.control import bootstrap, reconcile
+from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
@@ -28,6 +29,7 @@ from aurora_ray.errors import AuroraError, FencedError, QuorumLostError
 from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
+    from aurora_ray.control.endpoints import EndpointRuntime
     from aurora_ray.control.model import Fleet
     from aurora_ray.control.runtime import ControlConfig, Runtime
 
@@ -41,9 +43,16 @@ TRAIL_SENTENCES: Final = 500
 
 
 class ControlPlane:
-    """All methods belong to one event loop. `clock` is monotonic, in seconds."""
+    """All methods belong to one event loop. `clock` is monotonic, in seconds. Without `endpoints` there are none."""
 
-    def __init__(self, config: ControlConfig, runtime: Runtime, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: ControlConfig,
+        runtime: Runtime,
+        *,
+        endpoints: EndpointRuntime | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.config = config
         self.fleet = bootstrap.load(config.data_dir) or bootstrap.new_fleet(config.region, config.azs)
         self.attempts: dict[str, Attempt] = {}
@@ -51,6 +60,7 @@ class ControlPlane:
         self.processes = Processes(
             runtime, clock=clock, say=self.say, on_change=self.notify, on_end=self._incarnation_ended
         )
+        self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
         self._clock = clock
         self._store: ControlStore | None = None
         self._busy: set[str] = set()
@@ -106,6 +116,7 @@ class ControlPlane:
         """Runs until `shutdown`. Raises FencedError when another control plane has taken over."""
         bootstrap.save(self.config.data_dir, self.fleet)
         await self.processes.adopt(self.fleet.nodes)
+        await self.endpoints.adopt()
         while not self._stopping:
             if self._fenced.is_set():
                 await self.processes.tasks.cancel()
@@ -118,7 +129,9 @@ class ControlPlane:
 
     def _cycle(self) -> None:
         now_s = self._clock()
-        plan = reconcile.decide(self.fleet, self.observe(), now_s)
+        instances = self.processes.instances
+        further = self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s)
+        plan = reconcile.decide(self.fleet, self.observe(), now_s, further=further)
         for note in plan.notes:
             if note not in self._plan.notes:
                 self.say(note)
@@ -159,7 +172,10 @@ class ControlPlane:
         attributes = {"aurora.key": action.key, "aurora.why": action.why}
         try:
             with telemetry.span(f"control.{type(action).__name__}", attributes):
-                await perform(self, action)
+                if isinstance(action, StartEndpoints | PointEndpoints):
+                    await self.endpoints.perform(action, self.epoch, self._clock())
+                else:
+                    await perform(self, action)
         except FencedError:
             self._fenced.set()
         except Exception as error:
@@ -220,12 +236,13 @@ class ControlPlane:
     # ---- the end
 
     async def shutdown(self, *, destroy: bool = False) -> None:
-        """Stops everything in order: engines, control state, storage nodes. What is declared stays declared."""
+        """Stops everything in order: endpoints, engines, control state, storage nodes. What is declared stays so."""
         self._stopping = True
         self._wake.set()
         self.say("everything is asked to stop")
         processes = self.processes
         await processes.tasks.cancel()
+        await _all([self.endpoints.end()])
         instances, processes.instances = processes.instances, {}
         await _all(
             i.process.end(fast=not destroy, destroy=destroy, timeout_s=END_TIMEOUT_S) for i in instances.values()

@@ -22,9 +22,10 @@ The order of things is given by preconditions alone:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from uuid import UUID
 
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
@@ -286,11 +287,12 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def decide(fleet: Fleet, observed: Observed, now_s: float) -> Plan:
-    """One cycle. `now_s` is any monotonic clock, the same that made `Attempt.not_before_s`."""
+def decide(fleet: Fleet, observed: Observed, now_s: float, *, further: Iterable[Action | str] = ()) -> Plan:
+    """One cycle. `now_s` is any monotonic clock, the same that made `Attempt.not_before_s`. `further`: what others want
+    done, under the same rules."""
     actions: list[Action] = []
     notes: list[str] = []
-    for item in _wanted(fleet, observed):
+    for item in chain(_wanted(fleet, observed), further):
         if isinstance(item, str):
             notes.append(item)
             continue

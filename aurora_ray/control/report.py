@@ -8,6 +8,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from aurora_ray.compute.engines import SUPERUSERS
+from aurora_ray.control.endpoints import address_of, cluster_endpoint, reader_endpoint
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role
 from aurora_ray.control.reconcile import InstancePhase
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from aurora_ray.compute.config import WriterStatus
     from aurora_ray.control.processes import Instance, Node
     from aurora_ray.control.reconcile import Attempt
+    from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
 
 VOLUME_BYTES_MAX: Final = 128 << 40
-ANY_ADDRESS: Final = ("0.0.0.0", "::", "*")  # noqa: S104  (compared with, not listened on)
 
 
 def passfile(data_dir: Path, cluster: str) -> Path:
@@ -60,15 +61,11 @@ def report_cluster(
     statuses: Mapping[str, WriterStatus | None],
     node_states: Mapping[str, pb.StateReply],
     attempts: Mapping[str, Attempt],
+    endpoints: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The whole of `aurora status NAME --json`."""
-    writer = cluster.writer()
-    instance, status = instances.get(writer.instance_id), statuses.get(writer.instance_id)
-    host = listen_host
-    if host in ANY_ADDRESS:
-        host = instance.process.host if instance is not None else "127.0.0.1"
-    endpoint = {"host": host, "port": cluster.port, "dsn": dsn(cluster, host, cluster.port, data_dir)}
+    status = statuses.get(cluster.writer().instance_id)
     volume_id = cluster.volume.volume_id
     storage = [
         _node(node.node_id, node.az, nodes.get(node.node_id), node_states.get(node.node_id), volume_id)
@@ -82,9 +79,10 @@ def report_cluster(
         "region": fleet.region,
         "epoch": status.epoch if status is not None else 0,
         "vdl": max([status.vdl if status is not None else 0, *(node["vdl"] for node in storage)]),
-        "endpoints": {"cluster": endpoint, "reader": dict(endpoint)},
+        "endpoints": dict(endpoints),
         "instances": [
-            _instance(i, instances, statuses, attempts) | {"dsn": dsn(cluster, host, i.port, data_dir)}
+            _instance(i, instances, statuses, attempts)
+            | {"dsn": dsn(cluster, _host(listen_host, instances.get(i.instance_id)), i.port, data_dir)}
             for i in cluster.instances
         ],
         "storage_nodes": storage,
@@ -96,6 +94,29 @@ def report_cluster(
         },
         "notes": list(notes),
     }
+
+
+def report_endpoints(
+    cluster: DBCluster,
+    data_dir: Path,
+    addresses: Mapping[Role, tuple[str, int]],
+    states: Mapping[str, EndpointState],
+) -> dict[str, Any]:
+    """Where clients connect: addresses that stay. `sessions`: open and held ones, null if they are not known."""
+    reported: dict[str, Any] = {}
+    for key, role, name in (
+        ("cluster", Role.WRITER, cluster_endpoint(cluster.name)),
+        ("reader", Role.READER, reader_endpoint(cluster.name)),
+    ):
+        host, port = addresses[role]
+        stats = states[name].stats if name in states else None
+        sessions = {"open": stats.open, "held": stats.held, "cut": stats.cut} if stats is not None else None
+        reported[key] = {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
+    return reported
+
+
+def _host(listen_host: str, instance: Instance | None) -> str:
+    return address_of(listen_host, instance.process.host if instance is not None else "127.0.0.1")
 
 
 def _instance(

@@ -1,0 +1,125 @@
+"""All endpoints of a fleet in one process: told as a whole where each listens and where its sessions go.
+
+Whoever tells it keeps the state; this one keeps nothing but open ports. Told the same again it changes nothing, told
+again after a restart it listens on the same ports as before. Orders carry a generation, and those of an owner who was
+replaced are refused (see `Relay.set_targets`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aurora_ray import telemetry
+from aurora_ray.endpoint.relay import HOLD_S, Relay, RelayStats, Target
+from aurora_ray.errors import AuroraError, FencedError, UsageError
+
+_log = logging.getLogger(__name__)
+
+_SESSIONS: Final = telemetry.gauge("aurora_endpoint_open_sessions", "Sessions that are relayed.", ("endpoint",))
+_HELD: Final = telemetry.gauge("aurora_endpoint_held_sessions", "Connections that wait for a target.", ("endpoint",))
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOrder:
+    """One endpoint: where it listens and, in order of no importance, where its sessions go."""
+
+    name: str
+    host: str
+    port: int
+    targets: tuple[Target, ...] = ()
+    fallback: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """What became of an order. `problem` is empty if it is in force; `stats` since its port was opened."""
+
+    name: str
+    port: int
+    problem: str = ""
+    stats: RelayStats = field(default_factory=RelayStats)
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    relay: Relay
+    order: EndpointOrder
+
+
+class EndpointHost:
+    """Any thread may call."""
+
+    def __init__(self, *, hold_s: float = HOLD_S) -> None:
+        self._hold_s = hold_s
+        self._lock = threading.Lock()
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._generation = 0
+
+    def apply(self, orders: Sequence[EndpointOrder], generation: int) -> tuple[EndpointState, ...]:
+        """These are the endpoints from now on; others are closed. One that cannot be had holds up no other.
+
+        Sessions of withdrawn targets have been reset when it returns. Raises FencedError for an old generation.
+        """
+        names = [order.name for order in orders]
+        if len(set(names)) != len(names):
+            raise UsageError(f"an endpoint was ordered twice: {', '.join(sorted(names))}")
+        with self._lock:
+            if generation < self._generation:
+                raise FencedError(f"endpoint orders of generation {generation} are refused: there were later ones")
+            self._generation = generation
+            for name in self._endpoints.keys() - set(names):
+                self._close(name)
+            # First where sessions are cut, which never waits for anything, then what may take its time.
+            ordered = sorted(orders, key=lambda order: order.name not in self._endpoints)
+            states = {order.name: self._apply_one(order, generation) for order in ordered}
+        return tuple(states[name] for name in names)
+
+    def _apply_one(self, order: EndpointOrder, generation: int) -> EndpointState:
+        existing = self._endpoints.get(order.name)
+        try:
+            if existing is not None and (existing.order.host, existing.order.port) != (order.host, order.port):
+                self._close(order.name)
+                existing = None
+            if existing is None:
+                existing = self._endpoints[order.name] = self._open(order)
+            if (existing.order.targets, existing.order.fallback) != (order.targets, order.fallback):
+                _log.info("%s leads to %s", order.name, _words(order))
+            existing.relay.set_targets(order.targets, generation, order.fallback)
+            existing.order = order
+        except AuroraError as error:
+            return EndpointState(order.name, order.port, str(error))
+        return EndpointState(order.name, existing.relay.port, "", existing.relay.stats())
+
+    def states(self) -> tuple[EndpointState, ...]:
+        """The endpoints that listen, with their counters."""
+        with self._lock:
+            return tuple(EndpointState(n, e.relay.port, "", e.relay.stats()) for n, e in self._endpoints.items())
+
+    def close(self) -> None:
+        """Closes all endpoints and resets their sessions."""
+        with self._lock:
+            for name in list(self._endpoints):
+                self._close(name)
+
+    def _open(self, order: EndpointOrder) -> _Endpoint:
+        relay = Relay(hold_s=self._hold_s)
+        port = relay.start(order.host, order.port)
+        _SESSIONS.labels(order.name).set_function(lambda: relay.stats().open)
+        _HELD.labels(order.name).set_function(lambda: relay.stats().held)
+        _log.info("%s listens on %s, port %d", order.name, order.host, port)
+        return _Endpoint(relay, order)
+
+    def _close(self, name: str) -> None:
+        _SESSIONS.remove(name)
+        _HELD.remove(name)
+        self._endpoints.pop(name).relay.close()
+        _log.info("%s is closed", name)
+
+
+def _words(order: EndpointOrder) -> str:
+    targets = order.targets or order.fallback
+    return ", ".join(f"{target.host}:{target.port}" for target in targets) or "nothing: connections are held"
