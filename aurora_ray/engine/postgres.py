@@ -115,6 +115,11 @@ class PostgresEngine:
         """What the server writes to stderr, all runs one after the other."""
         return self._run_dir / "postgres.log"
 
+    @property
+    def _pid_note(self) -> Path:
+        """Holds the main process's id from the start to the end of a run."""
+        return self._run_dir / "postgres.pid"
+
     def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
         """What may stay out of the volume."""
         return VOLATILE_PATTERNS
@@ -156,6 +161,7 @@ class PostgresEngine:
             work_dir=self._socket_dir,
             log_path=self.log_path,
         )
+        self._pid_note.write_text(str(process.pid))
         self._process, self._segments = process, set()
         self._watcher = asyncio.create_task(self._watch(process), name=f"watch postgres {process.pid}")
         try:
@@ -266,6 +272,8 @@ class PostgresEngine:
             _claim_shared_dir(self._socket_dir, self._account)
         for leftover in self._socket_dir.glob(".s.PGSQL.*"):
             leftover.unlink()
+        if self._pid_note.exists():  # a run whose end nobody saw to: its starter was killed too
+            remove_segments(int(self._pid_note.read_text() or 0))
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
             _rotate(self.log_path)
         self.log_path.touch(mode=0o600)
@@ -293,6 +301,7 @@ class PostgresEngine:
                 self._segments |= posix_segments(process.members())
                 await process.kill(KILL_TIMEOUT_S)
             remove_segments(process.pid, self._segments)
+            self._pid_note.unlink(missing_ok=True)
             shutil.rmtree(self._socket_dir, ignore_errors=True)
             return EngineExit(process.pid, returncode or 0, process.log_tail())
         finally:

@@ -3,6 +3,9 @@
 An engine that ends in order gives it back, and one that starts again in the same data directory finds and removes it.
 We never start again in the same data directory after a crash, so it would stay for ever: one SysV segment (of 4096 that
 a machine has) and some files in /dev/shm for each kill.
+
+When the engine's starter was killed as well, only the main process's id is left. It is enough: the SysV segment has it
+as its creator, and leads to the files, as PostgreSQL itself would go about it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ _IPC_RMID: Final = 0
 _CONTROL_MAGIC: Final = 0x9A503D32
 _CONTROL_HEADER: Final = struct.Struct("<III4x")
 _CONTROL_ITEM: Final = struct.Struct("<II32x")
+# At the head of its SysV segment (PGShmemHeader in pg_shmem.h): i32 magic, i32 creator, u64 size, u64 free, u32 handle
+# of the control segment.
+_SYSV_MAGIC: Final = 679834894
+_SYSV_HEADER: Final = struct.Struct("<iiQQI")
+_SHM_RDONLY: Final = 0o10000
 _SYSV_TABLE: Final = Path("/proc/sysvipc/shm")
 _MAPPED = re.compile(r"(/dev/shm/PostgreSQL\.\d+)$", re.MULTILINE)
 
@@ -38,16 +46,33 @@ def posix_segments(pids: Iterable[int]) -> set[Path]:
     return found
 
 
-def remove_segments(main_pid: int, posix: Iterable[Path]) -> None:
-    """Removes `posix`, what a control segment among them lists, and the SysV segments that `main_pid` made.
+def remove_segments(main_pid: int, posix: Iterable[Path] = ()) -> None:
+    """Removes the SysV segments that `main_pid` made, the files they lead to, `posix`, and what those list.
 
     All its processes must be gone.
     """
-    for path in posix:
+    sysv = {segment_id: _control_file(segment_id, main_pid) for segment_id in _sysv_segments(main_pid)}
+    for path in {*posix, *(control for control in sysv.values() if control is not None)}:
         for listed in [*_listed(path), path]:
             listed.unlink(missing_ok=True)
-    for segment_id in _sysv_segments(main_pid):
+    for segment_id in sysv:
         ctypes.CDLL(None).shmctl(segment_id, _IPC_RMID, None)
+
+
+def _control_file(segment_id: int, main_pid: int) -> Path | None:
+    """The control segment that a SysV segment names, if it is PostgreSQL's."""
+    libc = ctypes.CDLL(None)
+    libc.shmat.restype = ctypes.c_void_p
+    libc.shmdt.argtypes = [ctypes.c_void_p]
+    address = libc.shmat(segment_id, None, _SHM_RDONLY)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return None
+    try:
+        header = ctypes.string_at(address, _SYSV_HEADER.size)
+    finally:
+        libc.shmdt(address)
+    magic, creator, _, _, handle = _SYSV_HEADER.unpack(header)
+    return Path(f"/dev/shm/PostgreSQL.{handle}") if (magic, creator) == (_SYSV_MAGIC, main_pid) else None  # noqa: S108
 
 
 def _listed(control: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.rounds import Chaos, Summary, keep_evidence, run
+from tests.chaos.rounds import NODE_OPTIONS, Chaos, Summary, keep_evidence, run
 from tests.support.leaks import remove_tree
 from tests.support.ports import PortAllocator
 from tests.support.stack import Stack
@@ -42,7 +42,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="aurora-chaos-"))
     directory.chmod(0o755)
     summary = Summary(seed, arguments.version)
-    stack = Stack(directory, PortAllocator(), version=arguments.version)
+    stack = Stack(directory, PortAllocator(), version=arguments.version, node_options=NODE_OPTIONS)
     chaos = Chaos(stack, seed, clients=arguments.clients, pause=time.sleep)  # not synchronisation: load runs meanwhile
     rounds = range(arguments.first_round, arguments.first_round + arguments.rounds)
     try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aurora_ray.errors import AuroraError
+from aurora_ray.errors import AuroraError, OutOfRangeError
 from aurora_ray.log.filetable import FileKind, FileTable
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.node_client import NodeClient, close_all
@@ -52,11 +52,13 @@ async def check_agreement(
         states = await _states(clients, need_all=True)
         newest = min(state.vdl for state in states.values())
         oldest = max(state.floor_lsn for state in (await _raw_states(clients)).values())
-        lsns = (newest, choose.randint(min(oldest, newest), newest))
-        compared = [await _compare(clients, lsn, choose, files) for lsn in lsns]
-        return Agreement(
-            lsns, sum(count for count, _ in compared), sum(pages for _, pages in compared), round(converged_s, 3)
-        )
+        count, pages = await _compare(clients, newest, choose, files)
+        older = choose.randint(min(oldest, newest), newest)
+        try:
+            more = await _compare(clients, older, choose, files)
+        except OutOfRangeError:  # collected while we were at it
+            more = (0, 0)
+        return Agreement((newest, older), count + more[0], pages + more[1], round(converged_s, 3))
     finally:
         await close_all(clients.values())
 

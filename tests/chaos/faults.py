@@ -8,7 +8,6 @@ import os
 import random
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.chaos.clients import Load
@@ -40,6 +39,12 @@ class Arena:
         )
         assert self.stack.writer.alive, f"the writer ended {what}:\n{self.stack.writer.log_tail()}"
 
+    def writer_ends(self, what: str) -> None:
+        """Waits until the writer has torn everything down by itself."""
+        writer = self.stack.writer
+        poll_until_blocking(lambda: not writer.alive, PROGRESS_TIMEOUT_S, what=f"the writer ends {what}")
+        writer.wait_engine_gone()
+
     def some_nodes(self, count: int) -> list[str]:
         """Any nodes."""
         return self.random.sample(NODES, count)
@@ -56,14 +61,17 @@ Fault = Callable[[Arena], None]
 def kill_postmaster(arena: Arena) -> None:
     """The engine's main process."""
     os.kill(arena.stack.writer.report.pid, signal.SIGKILL)
+    arena.writer_ends("after its engine was killed")
 
 
 def kill_backend(arena: Arena) -> None:
     """One of the engine's other processes: a session's, the checkpointer, the WAL writer, an I/O worker."""
     children = children_of(arena.stack.writer.report.pid)
-    if children:
-        with suppress(ProcessLookupError):
-            os.kill(arena.random.choice(children), signal.SIGKILL)
+    try:
+        os.kill(arena.random.choice(children), signal.SIGKILL)
+    except (IndexError, ProcessLookupError):  # it was leaving anyway
+        return
+    arena.writer_ends("after a process of its engine was killed")
 
 
 def kill_writer(arena: Arena) -> None:
@@ -192,9 +200,8 @@ def take_over(arena: Arena) -> None:
     """Another writer opens the volume while the first is at work: the first must end by itself."""
     other = arena.stack.add_writer(f"rival-{arena.stack.writer.report.epoch}")
     other.open()
-    first, arena.stack.writer = arena.stack.writer, other
-    poll_until_blocking(lambda: not first.alive, PROGRESS_TIMEOUT_S, what="the writer that was sealed out ends")
-    first.wait_engine_gone()
+    arena.writer_ends("after it was sealed out")
+    arena.stack.writer = other
     arena.progress("with the new writer")
 
 

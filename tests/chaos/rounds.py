@@ -22,6 +22,15 @@ from tests.chaos.faults import FAULTS, Arena, choose_fault
 from tests.chaos.ledger import Ledger, Outcome
 from tests.support.stack import Stack
 
+# Small layers and a short memory, so that coalescing, collecting and copying segments all happen within a few rounds.
+NODE_OPTIONS = {
+    "layer-bytes": 2 << 20,
+    "idle-layer-bytes": 64 << 10,
+    "idle-s": 0.5,
+    "retention-s": 8,
+    "retention-bytes": 8 << 20,
+    "lease-s-max": 1,
+}
 AGREEMENT_TIMEOUT_S = 60.0
 SETTLED_PATIENCE_S = 10.0
 

@@ -26,12 +26,13 @@ from typing import Self
 import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
+from aurora_ray.engine.shared_memory import remove_segments
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.node_client import NodeClient, close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.ports import PortAllocator
-from tests.support.stack_process import ChildProcess, describe, works_below
+from tests.support.stack_process import ChildProcess, describe, title_of, works_below
 from tests.support.stack_writer import WriterOrder, WriterReport
 from tests.support.timing import scaled
 
@@ -160,6 +161,10 @@ class WriterProcess(ChildProcess):
         """All processes that work in the mount, the engine's own."""
         return works_below(self.dirs.mount)
 
+    def engine_titles(self) -> list[str]:
+        """What the engine's processes say that they do, as ps(1) shows it."""
+        return [title_of(pid) for pid in self.engine_processes()]
+
     def wait_engine_gone(self, timeout_s: float = 15.0) -> None:
         """An engine must not outlive its writer."""
         try:
@@ -285,6 +290,9 @@ class Stack:
         self.power_cut()
         for writer in self._writers:
             writer.wait_engine_gone()
+            note = writer.dirs.run / "postgres.pid"
+            if note.exists():  # the next start would do this
+                remove_segments(int(note.read_text()))
 
 
 def _kill_engine(writer: WriterProcess) -> None:

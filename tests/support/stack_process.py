@@ -143,8 +143,30 @@ def works_below(directory: Path) -> list[int]:
 
 def describe(pid: int) -> str:
     """What a process is and what it waits for."""
-    facts = [str(pid)]
-    for name in ("cmdline", "wchan"):
-        with contextlib.suppress(OSError):
-            facts.append(Path(f"/proc/{pid}/{name}").read_text().replace("\0", " ").strip()[:100])
-    return f"{' '.join(facts)} ({_state(pid)})"
+    wait = ""
+    with contextlib.suppress(OSError):
+        wait = Path(f"/proc/{pid}/wchan").read_text()
+    return f"{pid} {title_of(pid)[:100]} {wait} ({_state(pid)})"
+
+
+def title_of(pid: int) -> str:
+    """Its command line, which PostgreSQL's processes use to say what they do; empty if it has gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    return ""
+
+
+class Frozen:
+    """Processes that are stopped (SIGSTOP) inside the `with` and continued after it, whatever happens."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+
+    def __enter__(self) -> None:
+        for pid in self._pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def __exit__(self, *error: object) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
