@@ -149,7 +149,9 @@ class Fetcher:
                 error = error or self._fill(slot, view.file_id, at, bytes(n), b"")
             else:
                 placed.append((group, view.file_id, at, n))
-        answers = await self._volume.read_pages(placed, view.drop_lsn or None) if placed else ()
+        # An unlinked file that is still open is read as it was before its DROP, once that is durable itself.
+        lsn = min(view.drop_lsn, self._volume.vdl) if view.drop_lsn else None
+        answers = await self._volume.read_pages(placed, lsn) if placed else ()
         for (_, _, at, _), answer in zip(placed, answers, strict=True):
             error = error or self._fill(slot, view.file_id, at, answer.kinds, answer.pages)
         self.pages_fetched += count

@@ -153,6 +153,29 @@ async def test_programs_end_with_their_driver(nodes: Cluster, tmp_path: Path) ->
     await volume.close()
 
 
+UNLINKED = """
+import os
+fd = os.open("f", os.O_CREAT | os.O_RDWR)
+data = bytes(range(256)) * 4096
+os.pwrite(fd, data, 0)
+os.fsync(fd)
+os.unlink("f")
+other = os.open("g", os.O_CREAT | os.O_RDWR)
+for _ in range(40):
+    os.pwrite(other, os.urandom(1 << 20), 0)
+    os.fsync(other)
+    assert os.pread(fd, len(data), 0) == data
+"""
+
+
+async def test_an_open_file_is_read_after_its_last_name_went(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one", cache_bytes=1 << 20)
+    await finish(await spawn(mounted, "-c", UNLINKED))
+    await mounted.close()
+    await volume.close()
+
+
 async def test_volatile_paths_stay_out(nodes: Cluster, tmp_path: Path) -> None:
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "one")
