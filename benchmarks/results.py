@@ -71,6 +71,7 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    timeline: list[list[Any]] = field(default_factory=list)  # [seconds since the start, step that began then]
     seconds: float = 0.0
     format: int = FORMAT
 

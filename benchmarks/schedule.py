@@ -8,11 +8,14 @@ time is recorded as its deferred work.
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine
 from benchmarks.copying import copy_in, drop
@@ -28,7 +31,6 @@ from benchmarks.systems.server import template
 from benchmarks.systems.stock import Stock
 
 Progress = Callable[[str], None]  # called when a step begins
-SYSBENCH_NOT_RUN = "sysbench oltp_*: not part of this version of the suite"
 
 
 class Run:
@@ -38,7 +40,9 @@ class Run:
         self._suite = suite
         self._names = names
         self._seed = seed
-        self._progress = progress
+        self._on_step = progress
+        self._started_s = 0.0
+        self._timeline: list[list[Any]] = []
         self._systems: dict[str, System] = {}
         self._meters: dict[str, Meter] = {}
 
@@ -53,7 +57,8 @@ class Run:
 
     def __call__(self, site: Site) -> Result:
         """Runs everything. The result holds raw figures only."""
-        started_s = time.monotonic()
+        self._started_s = time.monotonic()
+        self._timeline.clear()
         result = self._new_result(site)
         with contextlib.ExitStack() as cleanup:
             self._start_systems(site, cleanup, result)
@@ -65,8 +70,16 @@ class Run:
                 self._measure_copy(result)
             self._measure_openings(result)
             self._measure_disk(result)
-        result.seconds = round(time.monotonic() - started_s, 1)
+        result.timeline = self._timeline
+        result.seconds = self._elapsed_s()
         return result
+
+    def _progress(self, step: str) -> None:
+        self._timeline.append([self._elapsed_s(), step])
+        self._on_step(step)
+
+    def _elapsed_s(self) -> float:
+        return round(time.monotonic() - self._started_s, 1)
 
     def _new_result(self, site: Site) -> Result:
         return Result(
@@ -76,8 +89,8 @@ class Run:
             commit=machine.commit(),
             machine=machine.describe(site.work_dir),
             versions=machine.versions(site.install.version),
-            options={**asdict(self._suite), "sizes": asdict(site.sizes), "systems": list(self._names)},
-            not_run=[SYSBENCH_NOT_RUN],
+            options=json.loads(json.dumps({**asdict(self._suite), "systems": self._names})),
+            not_run=[_sysbench_not_run()],
         )
 
     def _start_systems(self, site: Site, cleanup: contextlib.ExitStack, result: Result) -> None:
@@ -150,6 +163,12 @@ class Run:
         for name, system in self._systems.items():
             occupied = disk_bytes(system.data_dirs()) / 2**20
             result.figures.append(_figure("disk occupied at the end", name, 0, occupied, "MiB"))
+
+
+def _sysbench_not_run() -> str:
+    if shutil.which("sysbench") is None:
+        return "sysbench oltp_*: sysbench is not installed; Debian has it: apt-get install sysbench"
+    return "sysbench oltp_*: sysbench is installed, but this suite has no workload for it yet"
 
 
 def _figure(name: str, system: str, number: int, value: float, unit: str) -> Figure:
