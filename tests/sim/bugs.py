@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.log.segment_rules import SegmentEpochs, Truncation, extend_history
+from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, Truncation, extend_history, judge_append
 from aurora_ray.storage import epochs, gossip
 from aurora_ray.storage import segment as segments
 from aurora_ray.volume import quorum, recovery
@@ -118,10 +118,10 @@ def acknowledge_duplicates_of_the_fenced(patch: pytest.MonkeyPatch) -> None:
 
 def append_to_a_stale_segment(patch: pytest.MonkeyPatch) -> None:
     """A node takes a newer epoch's batches before it has that epoch's history."""
-    real = segments.judge_append
+    real = judge_append
 
-    def judge(held: SegmentEpochs, epoch: int) -> segments.AppendVerdict:
-        return segments.AppendVerdict.ACCEPT if epoch >= held.promised_epoch else real(held, epoch)
+    def judge(held: SegmentEpochs, epoch: int) -> AppendVerdict:
+        return AppendVerdict.ACCEPT if epoch >= held.promised_epoch else real(held, epoch)
 
     patch.setattr(segments, "judge_append", judge)
     start = Stream.__init__
@@ -143,7 +143,8 @@ def skip_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "_connect", connect)
 
 
-# Those that chance finds quickly. `unite_all_histories` needs a script: see test_script.py.
+# Those that chance finds quickly. `unite_all_histories` and `count_copies_that_promised_elsewhere` need a script: see
+# test_script.py.
 PLANTS: tuple[Plant, ...] = (
     acknowledge_at_three,
     skip_the_seal,
@@ -153,7 +154,6 @@ PLANTS: tuple[Plant, ...] = (
     find_the_end_on_two,
     call_it_durable_too_early,
     open_without_catching_up,
-    count_copies_that_promised_elsewhere,
     acknowledge_unsynced,
     acknowledge_duplicates_of_the_fenced,
     append_to_a_stale_segment,

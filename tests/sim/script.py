@@ -10,7 +10,17 @@ from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.node_client import decode_state
-from aurora_ray.volume.recovery import AskState, CatchUp, Recovered, Recovery, Request, Seal, SegmentState, Truncate
+from aurora_ray.volume.recovery import (
+    AskState,
+    CatchUp,
+    Phase,
+    Recovered,
+    Recovery,
+    Request,
+    Seal,
+    SegmentState,
+    Truncate,
+)
 from aurora_ray.volume.streams import serialize_batches
 from tests.sim.node import SimNode
 from tests.sim.oracle import Flush, Oracle
@@ -42,7 +52,10 @@ class Script:
         """Asks one node what the recovery wants to know of it now."""
         request = core.request(name)
         if request is not None:
+            before = core.phase
             self._ask(core, name, request)
+            if core.phase >= Phase.PUBLISH > before:
+                self.oracle.opened(core.epoch, core.end_lsn, core.history)
             self.oracle.check_node(self.nodes[name])
 
     def open(self, min_epoch: int, who: str) -> Recovery:
@@ -54,7 +67,6 @@ class Script:
                     self.gossip(name, who)
                 self.step(core, name)
         assert isinstance(core.outcome, Recovered), core.describe()
-        self.oracle.opened(core.epoch, core.end_lsn, core.history)
         order = Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails)
         for name in set(who) - core.outcome.installed:  # what the writer's streams do first
             self._ask(core, name, order)

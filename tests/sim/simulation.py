@@ -6,6 +6,7 @@ open, write and see every copy agree: what the storm left behind must not have w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aurora_ray.volume.as_of import current_copies
@@ -199,9 +200,9 @@ class Simulation:
             for state in states:
                 if state.group not in node.stores:
                     continue
-                wanted = self.at_node(node, lambda state=state: (node.adopt(state),))
-                if wanted is not None and wanted[0] is not None:
-                    send(node.name, peer.name, fetch, state.group, *wanted[0])
+                wanted = self.at_node(node, partial(node.adopt, state))
+                if wanted is not None:
+                    send(node.name, peer.name, fetch, state.group, *wanted)
 
         def fetch(group: int, after_lsn: int, up_to_lsn: int) -> None:
             batches = self.at_node(peer, lambda: peer.log_after(group, after_lsn, up_to_lsn))

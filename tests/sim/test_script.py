@@ -42,13 +42,10 @@ def late_catch_up() -> None:
         script.gossip(name, "a")
         script.step(second, name)
         script.step(second, name)
-    if second.phase >= Phase.PUBLISH:
-        script.oracle.opened(second.epoch, second.end_lsn, second.history)
     for _ in range(3):
         for name in "bcdef":
             script.step(third, name)
     assert third.outcome is not None
-    script.oracle.opened(third.epoch, third.end_lsn, third.history)
 
 
 def reading_a_copy_that_was_away() -> None:
