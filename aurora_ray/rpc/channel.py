@@ -24,7 +24,7 @@ _CLIENT: Final = (
     # Each channel its own connections: two streams to one node must not share a flow-control window by accident.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # also how long one attempt to connect may take: a busy node needs time
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
