@@ -218,11 +218,11 @@ class Stack:
         return [node.address for node in self.nodes.values()]
 
     def start(self) -> None:
-        """Starts the nodes and creates the volume."""
-        self.start_nodes(NODES)
-        asyncio.run(self._create_volume())
+        """Starts the nodes and creates the volume; where a loop runs already, do the two by themselves."""
+        self.start_nodes()
+        asyncio.run(self.create_volume())
 
-    async def _create_volume(self) -> None:
+    async def create_volume(self) -> None:
         """On every node: creating it on four is enough for the volume, but here all six shall take part."""
         await Volume.create(self.spec, self.addresses, timeout_s=scaled(20))
         clients = {node.node_id: NodeClient(node, self.spec.volume_id.bytes) for node in self.addresses}
@@ -239,7 +239,7 @@ class Stack:
         finally:
             await close_all(clients.values())
 
-    def start_nodes(self, node_ids: Iterable[str]) -> None:
+    def start_nodes(self, node_ids: Iterable[str] = NODES) -> None:
         """Starts nodes side by side and waits until all serve."""
         nodes = [self.nodes[node_id] for node_id in node_ids]
         for node in nodes:
