@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from aurora_ray.compute.health import HealthRules
 from aurora_ray.errors import AuroraError
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 
@@ -85,6 +86,7 @@ class WriterConfig:
     cache_bytes: int = CACHE_BYTES_DEFAULT
     open_timeout_s: float = OPEN_TIMEOUT_S
     stop_timeout_s: float = STOP_TIMEOUT_S
+    health: HealthRules = field(default_factory=HealthRules)
 
     @property
     def dirs(self) -> InstanceDirs:
@@ -105,11 +107,16 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an incarnation ended: asked to, or by itself and why. `retryable`: opening it anew may help at once."""
+    """How an incarnation ended: asked to, or by itself and why. `retryable`: opening it anew may help at once.
+
+    Unix times in ns: `good_at_ns`, when it was last known to be good, and `noticed_ns`, when its end was noticed.
+    """
 
     asked: bool
     reason: str
     retryable: bool = True
+    good_at_ns: int = 0
+    noticed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, Writ
 from aurora_ray.compute.directories import prepare_instance_dirs
 from aurora_ray.compute.engines import import_image, prepare_engine
 from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
+from aurora_ray.compute.watch import EngineWatch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.volume.client import Volume
@@ -56,6 +57,7 @@ class Writer:
         self._fenced = asyncio.Event()
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._stages_s: dict[str, float] = {}
+        self._ended_ns = (0, 0)  # Unix times: last known to be good, end noticed
 
     # ---- opening
 
@@ -153,25 +155,31 @@ class Writer:
 
     async def _supervise(self) -> None:
         """Waits for the first part that ends, and ends the others."""
-        _, mounted, engine = self._require_open()
+        volume, mounted, engine = self._require_open()
+        watch = EngineWatch(engine, volume, self.config.health, self.config.instance_id)
         exited = asyncio.create_task(engine.wait_exit(), name="engine exit")
         failed = asyncio.create_task(mounted.wait_failed(), name="mount failure")
         fenced = asyncio.create_task(self._fenced.wait(), name="fenced")
+        hung = asyncio.create_task(watch.wait_hung(), name="engine health")
+        good_at_ns = 0
         try:
-            await asyncio.wait({exited, failed, fenced}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exited, failed, fenced, hung}, return_when=asyncio.FIRST_COMPLETED)
             # Where several parts ended, the engine often was only the first to notice.
             if fenced.done():
                 reason = "a higher epoch exists: another writer has the volume"
             elif failed.done():
                 reason = f"the mount failed: {_sentence(failed.result())}"
+            elif exited.done():
+                reason, good_at_ns = _exit_reason(exited.result()), exited.result().ended_ns
             else:
-                reason = _exit_reason(exited.result())
+                reason, good_at_ns = f"the engine is hung: {hung.result().why}", watch.good_at_ns
         except EngineError as error:
             reason = _sentence(error)
         finally:
-            for wait in (exited, failed, fenced):
+            for wait in (exited, failed, fenced, hung):
                 wait.cancel()
         _log.warning("%s ends: %s", self.config.instance_id, reason)
+        self._ended_ns = (good_at_ns or time.time_ns(), time.time_ns())
         await self._tear_down(reason, asked=False)
 
     def status(self) -> WriterStatus:
@@ -246,7 +254,7 @@ class Writer:
         self._phase = WriterPhase.ENDED
         if not self._outcome.done():
             retryable = not self._fenced.is_set()
-            self._outcome.set_result(Outcome(asked, reason, retryable))
+            self._outcome.set_result(Outcome(asked, reason, retryable, *self._ended_ns))
 
     async def _try(self, what: str, step: Callable[[], Awaitable[object]]) -> None:
         try:

@@ -69,11 +69,12 @@ class VolatilePattern(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineExit:
-    """How an engine ended: `returncode` is negative for a signal, `log_tail` its last lines."""
+    """How an engine ended: `returncode` is negative for a signal, `log_tail` its last lines, `ended_ns` Unix time."""
 
     pid: int
     returncode: int
     log_tail: str
+    ended_ns: int = 0
 
     @property
     def clean(self) -> bool:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import stat
 import tempfile
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -295,6 +296,7 @@ class PostgresEngine:
     async def _watch(self, process: EngineProcess) -> EngineExit:
         """Sees a run to its end. Raises EngineError if processes survive SIGKILL."""
         returncode = await process.wait_main(None)
+        ended_ns = time.time_ns()
         grace_s = ORPHAN_GRACE_S if returncode == 0 else 0.0
         try:
             if not await process.wait_gone(grace_s):
@@ -303,7 +305,7 @@ class PostgresEngine:
             remove_segments(process.pid, self._segments)
             self._pid_note.unlink(missing_ok=True)
             shutil.rmtree(self._socket_dir, ignore_errors=True)
-            return EngineExit(process.pid, returncode or 0, process.log_tail())
+            return EngineExit(process.pid, returncode or 0, process.log_tail(), ended_ns)
         finally:
             process.close()
             self._process = None
