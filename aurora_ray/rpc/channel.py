@@ -49,6 +49,8 @@ def make_server() -> grpc.aio.Server:
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:
     """Listens on `host:port` (0: any free port); the port. Raises ConfigurationError if it is taken."""
+    if not 0 <= port <= 0xFFFF:
+        raise ConfigurationError(f"{port} is not a port: choose one from 1 to 65535, or 0 for any free one")
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:

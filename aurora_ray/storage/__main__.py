@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from aurora_ray.errors import AuroraError
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 
@@ -45,7 +46,11 @@ async def _serve(config: StorageConfig) -> None:
 def main() -> None:
     """Serves until told to end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(StorageConfig(**vars(_arguments()))))
+    config = StorageConfig(**vars(_arguments()))
+    try:
+        asyncio.run(_serve(config))
+    except AuroraError as error:
+        sys.exit(f"storage node {config.node_id} does not start: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.rpc.channel import bind, make_server
 from aurora_ray.storage.append import Appender
 from aurora_ray.storage.background import Background
+from aurora_ray.storage.datadir import DataDir
 from aurora_ray.storage.gossip import Gossip
 from aurora_ray.storage.node import Node, free_disk_bytes
 from aurora_ray.storage.service import StorageService, streaming, unary
@@ -48,18 +49,28 @@ class StorageServer:
         self.background = Background(self.node)
         self.address = ""
         self._server: grpc.aio.Server | None = None
+        self._data_dir: DataDir | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Opens the segments and listens; the address "host:port". Raises ConfigurationError if the port is taken."""
+        """Opens the segments and listens; the address "host:port".
+
+        Raises ConfigurationError if the port is taken or the directory is not this node's; then all is closed again.
+        """
         if self._server is not None:
             raise UsageError("the storage server has been started already")
-        self._config.data_dir.mkdir(parents=True, exist_ok=True)
-        self.node.open()
+        self._data_dir = DataDir(self._config.data_dir, self._config.node_id)
         server = make_server()
-        checks = self._register(server)
-        port = self._bind(server)
-        await server.start()
+        try:
+            self.node.open()
+            checks = self._register(server)
+            port = self._bind(server)
+            await server.start()
+        except BaseException:
+            await server.stop(None)
+            self.node.close()
+            self._data_dir.release()
+            raise
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         self.address = f"{self._config.host}:{port}"
@@ -83,6 +94,8 @@ class StorageServer:
                 await task
         await self.gossip.close()
         self.node.close()
+        if self._data_dir is not None:
+            self._data_dir.release()
 
     def _bind(self, server: grpc.aio.Server) -> int:
         """The configured port; without one the port used last time, so that clients find the node again."""
