@@ -11,6 +11,10 @@ recovery therefore takes over the history with the *highest* installed epoch tha
 of all histories it sees: a history that reached only a minority may have been overruled since, and annulling by it
 would undo what a later epoch has made durable.
 
+**Membership.** Who holds a protection group is part of what an epoch installs, next to the history, and travels with
+it. Within an epoch its writer may change it: the change with the highest number is in force. Between epochs, the one
+of the highest epoch, for the same reason as with histories. See aurora_ray/volume/spec.py for what the sets mean.
+
 The storage node and the simulator in tests/sim both ask these functions; neither decides by itself.
 """
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +34,17 @@ class Truncation:
 
     epoch: int
     lsn: int
+
+
+class Membership(NamedTuple):
+    """Node ids of a group's copies; `next_members` while they change. `number` grows with every change."""
+
+    number: int = 0
+    members: tuple[str, ...] = ()
+    next_members: tuple[str, ...] = ()
+
+
+NO_MEMBERS: Final = Membership()
 
 
 class AppendVerdict(Enum):
@@ -48,6 +63,17 @@ class SegmentEpochs:
     owner: bytes = b""  # who holds the promise; empty: not known (adopted from a peer, see `adopt`)
     installed_epoch: int = 0
     truncations: tuple[Truncation, ...] = ()
+    membership: Membership = NO_MEMBERS
+
+
+def write_quorum(copies: int) -> int:
+    """How many of `copies` must have a batch before it is durable: 4 of 6."""
+    return copies // 2 + 1
+
+
+def read_quorum(copies: int) -> int:
+    """How many of `copies` always include one of any write quorum: 3 of 6."""
+    return copies - write_quorum(copies) + 1
 
 
 def promise(held: SegmentEpochs, epoch: int, owner: bytes) -> SegmentEpochs | None:
@@ -63,26 +89,43 @@ def promise(held: SegmentEpochs, epoch: int, owner: bytes) -> SegmentEpochs | No
     return None
 
 
-def install(held: SegmentEpochs, epoch: int, owner: bytes, truncations: Iterable[Truncation]) -> SegmentEpochs | None:
+def install(
+    held: SegmentEpochs,
+    epoch: int,
+    owner: bytes,
+    truncations: Iterable[Truncation],
+    membership: Membership | None = None,
+) -> SegmentEpochs | None:
     """The epochs after an epoch's owner has installed its history; None if a promise to somebody else forbids it.
+
+    `membership` goes with it; without one, or with one that was overtaken within the epoch, the one held stays.
 
     A segment that was away during the seal may install without having promised: the owner had its quorum of promises.
     """
     if epoch < held.promised_epoch or (epoch == held.promised_epoch and held.owner not in (owner, b"")):
         return None
-    return SegmentEpochs(epoch, owner, epoch, tuple(truncations))
+    if membership is None or (epoch == held.installed_epoch and membership.number < held.membership.number):
+        membership = held.membership
+    return SegmentEpochs(epoch, owner, epoch, tuple(truncations), membership)
 
 
-def adopt(held: SegmentEpochs, epoch: int, truncations: Iterable[Truncation]) -> SegmentEpochs | None:
-    """The epochs after taking over a peer's installed history by gossip; None if this segment must not.
+def adopt(
+    held: SegmentEpochs, epoch: int, truncations: Iterable[Truncation], membership: Membership | None = None
+) -> SegmentEpochs | None:
+    """The epochs after taking over a peer's installed history and membership by gossip; None if there is nothing to
+    take, or this segment must not.
 
     A history below an outstanding promise is refused: whoever holds the promise has been told what this segment has,
     and adopting an older decision now could delete just that.
     """
-    if epoch <= held.installed_epoch or epoch < held.promised_epoch:
+    if epoch < held.installed_epoch or epoch < held.promised_epoch:
         return None
+    if epoch == held.installed_epoch:
+        if membership is None or membership.number <= held.membership.number:
+            return None
+        return replace(held, membership=membership)
     owner = held.owner if epoch == held.promised_epoch else b""
-    return SegmentEpochs(epoch, owner, epoch, tuple(truncations))
+    return SegmentEpochs(epoch, owner, epoch, tuple(truncations), membership or held.membership)
 
 
 def judge_append(held: SegmentEpochs, batch_epoch: int) -> AppendVerdict:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.storage.coalesce import coalesce
+from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Background:
                         break
                 if not segment.closed:
                     await self.collect_once(volume, segment)
+        except DamagedError as error:
+            self._resting[segment] = time.monotonic() + _RETRY_S
+            self._node.damage.report(error)
         except Exception as error:  # RocksDB's errors have no common class
             if segment.closed:
                 return  # dropped or replaced in the middle

@@ -22,6 +22,7 @@ from aurora_ray.storage.keys import (
     DELTA_HEAD,
     IMAGE_HEAD,
     cut_key,
+    guarded,
     lsn_key,
     page_key,
 )
@@ -77,7 +78,8 @@ def _commit(segment: Segment, index: LayerIndex, table: FileTable | None) -> Non
     meta.layers.append(Layer(index.end_lsn, index.time_us, index.nbytes))
     changes = segment.save_meta()
     if table is not None:
-        changes.put("tables", lsn_key(index.end_lsn), _COMPRESSOR.compress(table.pack()))
+        key = lsn_key(index.end_lsn)
+        changes.put("tables", key, guarded(key, _COMPRESSOR.compress(table.pack())))
     for file_id, lsn in segment.spent_cuts:
         changes.delete("default", cut_key(file_id, lsn))
     changes.write_synced()
@@ -134,7 +136,8 @@ class _LayerWriter:
         ]
         changes = self._segment.store.batch()
         for file_id, cut in kept:
-            changes.put("default", cut_key(file_id, cut.lsn), CUT_VALUE.pack(cut.new_size, cut.dropped))
+            key = cut_key(file_id, cut.lsn)
+            changes.put("default", key, guarded(key, CUT_VALUE.pack(cut.new_size, cut.dropped)))
         changes.write()
         return kept
 
@@ -198,10 +201,10 @@ class _LayerWriter:
             self._put_image(file_id, page, key, bytes(content).rstrip(b"\0"), has_older=True)
         else:
             head = DELTA_HEAD.pack(DELTA, 0, base.deltas + 1, delta_bytes)
-            self._changes.put("pages", key, head + merged.data)
+            self._changes.put("pages", key, guarded(key, head + merged.data))
 
     def _put_image(self, file_id: int, page: int, key: bytes, image: bytes, *, has_older: bool) -> None:
-        self._changes.put("pages", key, IMAGE_HEAD + image)
+        self._changes.put("pages", key, guarded(key, IMAGE_HEAD + image))
         if not has_older:
             return
         for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):

@@ -31,6 +31,8 @@ class StorageConfig:
     gossip_interval_s: float = 0.5
     peer_timeout_s: float = 5.0
     lease_s_max: float = 60.0  # read points live no longer than this without renewal; GC waits as long after a start
+    scrub_interval_s: float = 6 * 3600.0  # from the end of one round over everything stored to the next; 0: never
+    scrub_bytes_per_s: int = 8 << 20  # at most, while it goes on
     disk_reserve_bytes: int = 256 << 20  # appends are refused while less than this is free
     write_buffer_bytes: int = 16 << 20  # RocksDB's, a segment
     block_cache_bytes: int = 32 << 20  # RocksDB's, for the node

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import FencedError
 from aurora_ray.log.batch import decode_header
-from aurora_ray.log.segment_rules import Truncation, install, promise
+from aurora_ray.log.segment_rules import Membership, Truncation, install, promise
 from aurora_ray.storage.keys import LSN_MAX
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -33,7 +33,13 @@ def truncate(volume: NodeVolume, request: pb.TruncateRequest) -> pb.TruncateRepl
     """Installs the history that the epoch's owner decided. Raises FencedError, nothing changed."""
     segments = volume.segments.values()
     history = [Truncation(cut.epoch, cut.lsn) for cut in request.truncations]
-    decided = [(segment, install(segment.meta.epochs, request.epoch, request.owner, history)) for segment in segments]
+    members = {
+        each.group: Membership(each.number, tuple(each.members), tuple(each.next_members)) for each in request.members
+    }
+    decided = [
+        (segment, install(segment.meta.epochs, request.epoch, request.owner, history, members.get(segment.group)))
+        for segment in segments
+    ]
     for segment, epochs in decided:
         if epochs is None:
             raise FencedError(
@@ -41,10 +47,8 @@ def truncate(volume: NodeVolume, request: pb.TruncateRequest) -> pb.TruncateRepl
                 f" and cannot install epoch {request.epoch} for this owner"
             )
     for segment, epochs in decided:
-        if epochs is not None and epochs != segment.meta.epochs:
-            segment.install(epochs, request.vdl)
-        else:  # told again: the recovery knows more to be durable by now
-            segment.learn_vdl(request.vdl)
+        assert epochs is not None  # noqa: S101 - checked above
+        segment.take_over(epochs, request.vdl)
     return pb.TruncateReply(segments=[segment_state(segment) for segment in segments])
 
 
@@ -65,7 +69,9 @@ def segment_state(segment: Segment, *, with_tail: bool = False) -> pb.SegmentSta
         tail=tail,
         log_bytes=segment.tail_bytes + sum(layer.log_bytes for layer in meta.layers),
         coalesced_lsn=meta.coalesced_lsn,
-        members=meta.members,
+        members=meta.epochs.membership.members,
+        next_members=meta.epochs.membership.next_members,
+        members_number=meta.epochs.membership.number,
     )
 
 

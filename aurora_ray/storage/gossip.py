@@ -1,8 +1,8 @@
 """Gossip: a node asks its peers what they have and fetches what it lacks.
 
 Each round asks one peer in turn, or all of them while there is a gap. What a peer answers is used in this order: a
-newer truncation history is adopted, then missing log is fetched, and if the peer no longer keeps log that old, the
-whole segment is copied.
+newer truncation history is adopted, then missing log is fetched, and if the peer no longer keeps log that old, or there
+is much of it and nothing here yet, the whole segment is copied from all peers at once (`repair.py`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import grpc.aio
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.batch import check_records, verify
-from aurora_ray.log.segment_rules import Truncation, adopt, annulled
-from aurora_ray.storage.copying import replace_segment
+from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled
 from aurora_ray.storage.keys import lsn_key
-from aurora_ray.storage.peers import Peers
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aurora_ray.storage.node import Node
+    from aurora_ray.storage.peers import Peers
     from aurora_ray.storage.segment import Segment
     from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
     from aurora_ray.storage.volume import NodeVolume
@@ -35,15 +34,15 @@ _log = logging.getLogger(__name__)
 
 _CATCH_UP_PAUSE_S: Final = 0.05
 _FETCH_TIMEOUT_S: Final = 60.0
-_COPY_TIMEOUT_S: Final = 3600.0
+_COPY_FROM_BYTES: Final = 8 << 20  # an empty segment that lacks more log than this is copied from all peers at once
 
 
 class Gossip:
     """The node's side of repair. Failures of peers are normal and end with the round."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._peers = Peers(node)
+    def __init__(self, node: Node, peers: Peers, copy: Callable[[bytes, int], object]) -> None:
+        """`copy` has a segment (volume, group) copied from the peers, in the background."""
+        self._node, self._peers, self._copy = node, peers, copy
         self._turn = 0
 
     async def run(self) -> None:
@@ -78,10 +77,6 @@ class Gossip:
             if any(volume.segment(group).scl < lsn for group, lsn in tails.items()):
                 await asyncio.sleep(_CATCH_UP_PAUSE_S)
 
-    async def close(self) -> None:
-        """Closes the channels."""
-        await self._peers.close()
-
     async def exchange(self, node_id: str) -> None:
         """Learns one peer's state and repairs from it."""
         stub = self._peers.stub(node_id)
@@ -108,8 +103,8 @@ class Gossip:
                 adopt_history(segment, state)
                 if state.scl <= segment.scl or self._node.disk_full:
                     continue
-                if segment.scl < state.floor_lsn:
-                    await replace_segment(self._node, volume, segment, stub, timeout_s=_COPY_TIMEOUT_S)
+                if segment.scl < max(state.floor_lsn, 0 if segment.scl else state.scl - _COPY_FROM_BYTES):
+                    self._copy(segment.volume, segment.group)
                 else:
                     await self._fetch(segment, state.scl, stub)
 
@@ -129,11 +124,13 @@ class Gossip:
 
 
 def adopt_history(segment: Segment, state: pb.SegmentState) -> None:
-    """Adopts a peer's newer history; with the same history, its knowledge of what is durable."""
+    """Adopts a peer's newer history or membership; with the same history, its knowledge of what is durable."""
     held = segment.meta.epochs
-    epochs = adopt(held, state.installed_epoch, [Truncation(t.epoch, t.lsn) for t in state.truncations])
+    membership = Membership(state.members_number, tuple(state.members), tuple(state.next_members))
+    history = [Truncation(t.epoch, t.lsn) for t in state.truncations]
+    epochs = adopt(held, state.installed_epoch, history, membership)
     if epochs is not None:
-        segment.install(epochs, state.vdl)
+        segment.take_over(epochs, state.vdl)
     elif state.installed_epoch == held.installed_epoch and state.vdl > segment.vdl:
         segment.learn_vdl(state.vdl)
 

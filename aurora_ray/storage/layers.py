@@ -13,9 +13,10 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import OutOfRangeError
-from aurora_ray.log.batch import decode_header, inflate, payload
+from aurora_ray.errors import MalformedError, OutOfRangeError
+from aurora_ray.log.batch import inflate, payload, verify
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, SIZE_BODY, RecordType
+from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.segment import Cut
 
@@ -47,8 +48,8 @@ class LayerIndex:
         self.building = asyncio.Lock()
 
     def add(self, batch: bytes) -> bool:
-        """Takes in a batch; False, and nothing done, if it is not the next of the chain."""
-        header = decode_header(batch)
+        """Takes in a batch; False, and nothing done, if it is not the next of the chain. Raises MalformedError."""
+        header = verify(batch)
         if header.prev_lsn != self.end_lsn:
             return False
         self._scan(inflate(batch) if header.compressed else batch, header.group)
@@ -137,9 +138,13 @@ class LayerCache:
         async with index.building:
             # The batch that holds `to_lsn` may end beyond it; it is taken in whole and filtered by LSN when read.
             up_to_lsn = self._segment.scl if bytes_max is None else to_lsn
-            for batch in self._segment.store.log_batches(index.end_lsn, up_to_lsn):
+            segment = self._segment
+            for lsn, batch in segment.store.log_entries(index.end_lsn, up_to_lsn):
                 if index.end_lsn >= to_lsn or (bytes_max is not None and index.nbytes >= bytes_max):
                     return
-                index.add(batch)
+                try:
+                    index.add(batch)
+                except MalformedError as error:
+                    raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
                 if pacer.due:
                     await pacer.rest()

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgpack  # type: ignore[import-untyped]
 
 from aurora_ray.errors import MalformedError
-from aurora_ray.log.segment_rules import SegmentEpochs, Truncation
+from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation
+from aurora_ray.storage.keys import META_KEY, content_of, guarded
 
 
 class Layer(NamedTuple):
@@ -23,12 +24,10 @@ class Layer(NamedTuple):
 class SegmentMeta:
     """Epochs, durable end, and how far the background got.
 
-    Page versions exist at `floor_lsn` and at each
-    layer's end; the log is kept from `floor_lsn` on.
+    Page versions exist at `floor_lsn` and at each layer's end; the log is kept from `floor_lsn` on.
     """
 
     page_size: int
-    members: tuple[str, ...]
     epochs: SegmentEpochs = field(default_factory=SegmentEpochs)
     vdl: int = 0
     floor_lsn: int = 0
@@ -40,10 +39,10 @@ class SegmentMeta:
         return self.layers[-1].end_lsn if self.layers else self.floor_lsn
 
     def pack(self) -> bytes:
-        """As msgpack."""
+        """As msgpack, with a CRC."""
         fields = (
             self.page_size,
-            self.members,
+            self.epochs.membership,
             self.epochs.promised_epoch,
             self.epochs.owner,
             self.epochs.installed_epoch,
@@ -52,17 +51,19 @@ class SegmentMeta:
             self.floor_lsn,
             self.layers,
         )
-        return bytes(msgpack.packb(fields))
+        return guarded(META_KEY, bytes(msgpack.packb(fields)))
 
     @classmethod
     def unpack(cls, data: bytes) -> SegmentMeta:
         """What `pack` packed. Raises MalformedError."""
         try:
-            page_size, members, promised, owner, installed, truncations, vdl, floor, layers = msgpack.unpackb(data)
+            fields = msgpack.unpackb(content_of(META_KEY, data))
+            page_size, (number, members, next_members), promised, owner, installed, cuts, vdl, floor, layers = fields
+            history = tuple(Truncation(*cut) for cut in cuts)
+            membership = Membership(number, tuple(members), tuple(next_members))
             return cls(
                 page_size,
-                tuple(members),
-                SegmentEpochs(promised, owner, installed, tuple(Truncation(*cut) for cut in truncations)),
+                SegmentEpochs(promised, owner, installed, history, membership),
                 vdl,
                 floor,
                 [Layer(*layer) for layer in layers],

@@ -15,6 +15,7 @@ from rocksdict import Cache
 
 from aurora_ray.errors import UnknownVolumeError, UsageError
 from aurora_ray.log.layout import PAGE_BYTES_MAX
+from aurora_ray.storage.damage import STORE, DamageBook, DamagedError, is_corruption
 from aurora_ray.storage.keys import META_KEY
 from aurora_ray.storage.meta import SegmentMeta
 from aurora_ray.storage.volume import NodeVolume, sync_directory
@@ -47,6 +48,7 @@ class Node:
         self.config, self.clock = config, clock
         self.started_s = clock()
         self.counters: Counter[str] = Counter()
+        self.damage = DamageBook(self.counters)
         self.volumes: dict[bytes, NodeVolume] = {}
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
@@ -65,7 +67,7 @@ class Node:
                 continue
             volume = self._volume_at(uuid.UUID(path.name).bytes)
             volume.open_all()
-            if volume.segments:
+            if volume.segments or volume.lost:
                 self.volumes[volume.volume] = volume
                 self.index(volume)
         self.peers = dict(json.loads(self._read("peers.json") or "{}"))
@@ -101,13 +103,25 @@ class Node:
         self.volumes[volume] = held
         self.index(held)
 
+    def drop_groups(self, volume: bytes, groups: Sequence[int]) -> None:
+        """Deletes some segments of a volume; unknown ones are fine."""
+        held = self.volumes.get(volume)
+        if held is None:
+            return
+        for group in groups:
+            self.segments.pop((volume, group), None)
+            held.drop(group)
+        if not held.segments and not held.lost:
+            self.drop_volume(volume)
+
     def drop_volume(self, volume: bytes) -> None:
         """Forgets a volume and deletes its segments; unknown ones are fine."""
         held = self.volumes.pop(volume, None)
         if held is None:
             return
-        for group in held.segments:
-            del self.segments[volume, group]
+        for group in (*held.segments, *held.lost):
+            self.segments.pop((volume, group), None)
+            self.damage.forget((volume, group))
         held.close()
         doomed = held.path.with_name(f"dropped-{held.path.name}")
         held.path.rename(doomed)
@@ -147,6 +161,9 @@ class Node:
         """After a failed write: what is on disk is the truth, so the segments are opened from it again."""
         _log.error("node %s: a write failed and its segments are reopened: %s", self.config.node_id, error)
         self.disk_full = True  # until the next look at the disk
+        if is_corruption(error):
+            for segment in segments:
+                self.damage.report(DamagedError((segment.volume, segment.group), STORE, str(error)))
         for segment in segments:
             volume = self.volumes[segment.volume]
             path = segment.store.path
@@ -157,7 +174,9 @@ class Node:
             self.index(volume)
 
     def _volume_at(self, volume: bytes) -> NodeVolume:
-        return NodeVolume(volume, self._volumes_dir / str(uuid.UUID(bytes=volume)), self.config, self._cache)
+        return NodeVolume(
+            volume, self._volumes_dir / str(uuid.UUID(bytes=volume)), self.config, self._cache, self.damage
+        )
 
     def _read(self, name: str) -> str | None:
         path = self.config.data_dir / name

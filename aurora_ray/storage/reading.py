@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from aurora_ray.errors import MalformedError, NotCompleteError, OutOfRangeError
+from aurora_ray.errors import MalformedError, NotCompleteError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
 from aurora_ray.log.pages import apply_at, fits
 from aurora_ray.log.record import decode
+from aurora_ray.storage.damage import Damage, DamagedError
+from aurora_ray.storage.keys import LSN_KEY, content_of
 from aurora_ray.storage.layers import page_number_key
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.versions import Versions
@@ -34,36 +36,51 @@ def require_complete(segment: Segment, required_scl: int) -> None:
 
 async def read_pages(
     segment: Segment, lsn: int, file_id: int, first_page: int, *, count: int
-) -> list[bytes | bytearray | None]:
-    """`count` pages as of `lsn`; None for one never written. Raises OutOfRangeError."""
-    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
-    base_lsn, index = await segment.layers.at(lsn)
-    view = _View(segment, base_lsn, lsn, index)
+) -> list[bytearray | None]:
+    """`count` pages as of `lsn`; None for one never written. Raises OutOfRangeError or DamagedError."""
+    view = await View.of(segment, lsn)
     pacer = Pacer()
     pages = []
     for page in range(first_page, first_page + count):
-        pages.append(view.page(file_id, page))
         if pacer.due:
             await pacer.rest()
-    _still_kept(segment, lsn)
+            view = await View.of(segment, lsn)
+        pages.append(view.page(file_id, page))
     return pages
 
 
-def _still_kept(segment: Segment, lsn: int) -> None:
-    """The floor may have risen, and versions gone, while a read gave way to others."""
-    if lsn < segment.meta.floor_lsn:
-        raise OutOfRangeError(f"LSN {lsn} was collected during the read; {segment.meta.floor_lsn} is the oldest kept")
+async def _base(segment: Segment, lsn: int) -> tuple[int, LayerIndex | None]:
+    """Where to start from, and what comes on top. Raises OutOfRangeError or DamagedError."""
+    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    while True:
+        base_lsn, index = await segment.layers.at(lsn)
+        if base_lsn >= segment.meta.floor_lsn:  # it may have risen while the index was built
+            return base_lsn, index
 
 
-class _View:
-    """A segment as of an LSN: versions at `base_lsn` and the records of `index` up to `lsn` on top."""
+class View:
+    """A segment as of an LSN: versions at `base_lsn` and the records of `index` up to `lsn` on top.
+
+    Good until the next pause only: then layers may end, cuts be spent and versions go, so make it afresh.
+    """
+
+    @classmethod
+    async def of(cls, segment: Segment, lsn: int) -> View:
+        """The segment as of `lsn`. Raises OutOfRangeError or DamagedError."""
+        base_lsn, index = await _base(segment, lsn)
+        return cls(segment, base_lsn, lsn, index)
 
     def __init__(self, segment: Segment, base_lsn: int, lsn: int, index: LayerIndex | None) -> None:
         self._versions = Versions(segment)
         self._page_size = segment.meta.page_size
         self._base_lsn, self._lsn, self._index = base_lsn, lsn, index
 
-    def page(self, file_id: int, page: int) -> bytes | bytearray | None:
+    def changed(self) -> list[int]:
+        """Page numbers (see `page_number_key`) with changes on top of the versions; those beyond `lsn` included."""
+        return [] if self._index is None else list(self._index.pages)
+
+    def page(self, file_id: int, page: int) -> bytearray | None:
+        """A whole page; None if it was never written. Raises DamagedError."""
         index = self._index
         changes: Sequence[Change] = ()
         cuts: Sequence[Cut] = ()
@@ -124,8 +141,7 @@ def _last_image(changes: Sequence[Change]) -> int | None:
 
 async def read_file_table(segment: Segment, lsn: int, anomalies: list[str]) -> FileTable:
     """The file table as of `lsn`; records that make no sense are skipped, the same on every copy, and named."""
-    assert segment.layers is not None  # noqa: S101 - set when the segment is opened
-    base_lsn, index = await segment.layers.at(lsn)
+    base_lsn, index = await _base(segment, lsn)
     table = stored_table(segment, base_lsn)
     if index is not None:
         pacer = Pacer()
@@ -135,19 +151,23 @@ async def read_file_table(segment: Segment, lsn: int, anomalies: list[str]) -> F
             apply_to_table(table, buf, at, anomalies)
             if pacer.due:
                 await pacer.rest()
-    _still_kept(segment, lsn)
     table.lsn = lsn
     return table
 
 
 def stored_table(segment: Segment, lsn: int) -> FileTable:
-    """The snapshot at `lsn`, which is 0 or the end of a layer."""
+    """The snapshot at `lsn`, which is 0 or the end of a layer. Raises DamagedError."""
     if lsn == 0:
         return FileTable()
     found = segment.store.table_before(lsn)
     if found is None:
         return FileTable()
-    return FileTable.unpack(zstandard.decompress(found[1]))
+    key, value = found
+    try:
+        return FileTable.unpack(zstandard.decompress(content_of(key, value)))
+    except MalformedError as error:
+        damage = Damage("table", LSN_KEY.unpack(key)[0])
+        raise DamagedError((segment.volume, segment.group), damage, str(error)) from error
 
 
 def apply_to_table(table: FileTable, buf: bytes, at: int, anomalies: list[str]) -> None:

@@ -12,12 +12,15 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError
-from aurora_ray.log.batch import decode_header
+from aurora_ray.log.batch import verify
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, judge_append
-from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, lsn_key
+from aurora_ray.storage.damage import Damage, DamagedError
+from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.meta import SegmentMeta
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from aurora_ray.log.batch import BatchHeader
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.storage.layers import LayerCache
@@ -55,9 +58,20 @@ class VdlBox:
 class Segment:
     """See the module. All methods are synchronous and short; the background lives in other modules."""
 
-    def __init__(self, volume: bytes, group: int, store: SegmentStore, meta: SegmentMeta, box: VdlBox) -> None:
+    def __init__(
+        self,
+        volume: bytes,
+        group: int,
+        store: SegmentStore,
+        meta: SegmentMeta,
+        box: VdlBox,
+        *,
+        report: Callable[[DamagedError], object] = lambda _: None,
+    ) -> None:
+        """`report` is told of damage that is found where nobody could be answered with an error."""
         self.volume, self.group, self.store, self.meta = volume, group, store, meta
-        self._box = box
+        store.owner = (volume, group)
+        self._box, self._report = box, report
         self.scl = 0
         self.highest_lsn = 0
         self.tail_bytes = 0  # log beyond the last layer, roughly, inflated
@@ -148,8 +162,7 @@ class Segment:
         self._pending = {}
         self.tail_bytes = 0
         vdl = meta.vdl
-        for batch in self.store.log_batches(self.scl, LSN_MAX):
-            header = decode_header(batch)
+        for header in self._headers(self.scl):
             self.highest_lsn = header.flush_end
             self.tail_bytes += header.payload_bytes
             vdl = max(vdl, header.vdl)
@@ -162,6 +175,23 @@ class Segment:
         meta.vdl = vdl
         self._box.learn(meta.epochs.installed_epoch, vdl)
 
+    def _headers(self, after_lsn: int) -> Iterator[BatchHeader]:
+        """Of the sound batches stored behind `after_lsn`. A damaged one is reported, and as good as missing."""
+        key = (self.volume, self.group)
+        entries = self.store.log_entries(after_lsn, LSN_MAX)
+        while True:
+            try:
+                lsn, batch = next(entries)
+            except StopIteration:
+                return
+            except DamagedError as error:
+                self._report(error)
+                return
+            try:
+                yield verify(batch)
+            except MalformedError as error:
+                self._report(DamagedError(key, Damage("log", lsn), str(error)))
+
     # ---- epochs
 
     def promise(self, epochs: SegmentEpochs) -> None:
@@ -169,14 +199,24 @@ class Segment:
         self.meta.epochs = epochs
         self.save_meta().write_synced()
 
+    def take_over(self, epochs: SegmentEpochs, vdl: int) -> None:
+        """Keeps what `segment_rules` allowed to install or adopt, durably, and what is known to be durable with it."""
+        held = self.meta.epochs
+        if (epochs.installed_epoch, epochs.truncations) != (held.installed_epoch, held.truncations):
+            self.install(epochs, vdl)
+            return
+        if epochs != held:
+            self.promise(epochs)
+        if vdl > self.vdl:
+            self.learn_vdl(vdl)
+
     def install(self, epochs: SegmentEpochs, vdl: int) -> None:
         """Adopts the history that `segment_rules` allowed, durably: annulled batches go, the chain is built anew."""
         meta = self.meta
         meta.epochs = epochs
         meta.vdl = max(meta.vdl, vdl)
         changes = self.save_meta()
-        for batch in self.store.log_batches(meta.coalesced_lsn, LSN_MAX):
-            header = decode_header(batch)
+        for header in self._headers(meta.coalesced_lsn):
             if annulled(epochs.truncations, header.epoch, header.flush_end):
                 changes.delete("log", lsn_key(header.flush_end))
         changes.write_synced()
@@ -196,7 +236,7 @@ class Segment:
     def _load_cuts(self) -> None:
         for key, value in self.store.scan("default", CUT_PREFIX, CUT_PREFIX + b"\xff" * 17):
             file_id, lsn = CUT_KEY.unpack_from(key, len(CUT_PREFIX))
-            new_size, dropped = CUT_VALUE.unpack(value)
+            new_size, dropped = CUT_VALUE.unpack(content_of(key, value))
             self.cuts.setdefault(file_id, []).append(Cut(lsn, new_size, bool(dropped)))
 
     def close(self) -> None:

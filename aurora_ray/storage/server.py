@@ -20,6 +20,9 @@ from aurora_ray.storage.background import Background
 from aurora_ray.storage.datadir import DataDir
 from aurora_ray.storage.gossip import Gossip
 from aurora_ray.storage.node import Node, free_disk_bytes
+from aurora_ray.storage.peers import Peers
+from aurora_ray.storage.repair import Repairer
+from aurora_ray.storage.scrub import Scrubber
 from aurora_ray.storage.service import StorageService, streaming, unary
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -45,8 +48,11 @@ class StorageServer:
     ) -> None:
         self._config = config
         self.node = Node(config, clock, free_bytes)
-        self.gossip = Gossip(self.node)
+        self.peers = Peers(self.node)
+        self.repairer = Repairer(self.node, self.peers)
+        self.gossip = Gossip(self.node, self.peers, self.repairer.copy)
         self.background = Background(self.node)
+        self.scrubber = Scrubber(self.node, self.peers)
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._data_dir: DataDir | None = None
@@ -77,6 +83,8 @@ class StorageServer:
         self._tasks = [
             asyncio.create_task(self.background.run(), name="storage-background"),
             asyncio.create_task(self.gossip.run(), name="storage-gossip"),
+            asyncio.create_task(self.repairer.run(), name="storage-repair"),
+            asyncio.create_task(self.scrubber.run(), name="storage-scrub"),
         ]
         _log.info("storage node %s serves %s at %s", self._config.node_id, self._config.data_dir, self.address)
         return self.address
@@ -92,7 +100,7 @@ class StorageServer:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self.gossip.close()
+        await self.peers.close()
         self.node.close()
         if self._data_dir is not None:
             self._data_dir.release()
@@ -129,6 +137,8 @@ class StorageServer:
             ("Seal", service.seal, pb.SealRequest),
             ("Truncate", service.truncate, pb.TruncateRequest),
             ("CatchUp", service.catch_up, pb.CatchUpRequest),
+            ("OutlineSegment", service.outline_segment, pb.OutlineSegmentRequest),
+            ("Digest", service.digest, pb.DigestRequest),
             ("SetPeers", service.set_peers, pb.SetPeersRequest),
             ("SetReadPoint", service.set_read_point, pb.SetReadPointRequest),
             ("State", service.state, pb.StateRequest),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zstandard
 
 from aurora_ray.errors import AuroraError, MalformedError, UsageError
-from aurora_ray.storage.copying import send_segment
+from aurora_ray.storage.copying import digest, outline, send_pages
 from aurora_ray.storage.epochs import seal, segment_state, truncate
 from aurora_ray.storage.reading import read_file_table, read_pages, require_complete
 from aurora_ray.storage.status import refuse
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from aurora_ray.storage.gossip import Gossip
     from aurora_ray.storage.node import Node
+    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.volume import NodeVolume
 
 _TABLE_CHUNK_BYTES: Final = 1 << 20
 _READ_BYTES_MAX: Final = 64 << 20
@@ -40,8 +42,11 @@ class StorageService:
         return pb.CreateSegmentsReply()
 
     async def drop_volume(self, request: pb.DropVolumeRequest) -> pb.DropVolumeReply:
-        """Forgets a volume."""
-        self._node.drop_volume(request.volume)
+        """Forgets a volume, or some of its groups."""
+        if request.groups:
+            self._node.drop_groups(request.volume, request.groups)
+        else:
+            self._node.drop_volume(request.volume)
         return pb.DropVolumeReply()
 
     # ---- reading
@@ -108,13 +113,23 @@ class StorageService:
         """Stored log, for a peer."""
         segment = self._node.volume(request.volume).segment(request.group)
         async for chunk in fetch_log(segment, request.after_lsn, request.up_to_lsn):
+            self._node.counters["sent_log_bytes"] += len(chunk)
             yield chunk
 
-    async def copy_segment(self, request: pb.CopySegmentRequest) -> AsyncIterator[pb.SegmentChunk]:
-        """A whole segment, for a peer."""
-        segment = self._node.volume(request.volume).segment(request.group)
-        async for chunk in send_segment(self._node, segment):
+    async def copy_segment(self, request: pb.CopySegmentRequest) -> AsyncIterator[pb.PageChunk]:
+        """Content of a segment, for a peer."""
+        async for chunk in send_pages(self._node.volume(request.volume).segment(request.group), request):
+            self._node.counters["sent_pages"] += len(chunk.pages)
             yield chunk
+
+    async def outline_segment(self, request: pb.OutlineSegmentRequest) -> pb.OutlineSegmentReply:
+        """Where to cut a segment into ranges."""
+        segment = self._node.volume(request.volume).segment(request.group)
+        return await outline(segment, max(1, request.pages_per_range))
+
+    async def digest(self, request: pb.DigestRequest) -> pb.DigestReply:
+        """What sound copies have in common."""
+        return await digest(self._node.volume(request.volume).segment(request.group), request)
 
     async def set_peers(self, request: pb.SetPeersRequest) -> pb.SetPeersReply:
         """Where the others are."""
@@ -138,7 +153,7 @@ class StorageService:
             pb.VolumeState(
                 volume=volume.volume,
                 page_size=volume.page_size,
-                segments=[segment_state(segment) for segment in volume.segments.values()],
+                segments=[self._segment_state(volume, segment) for segment in volume.segments.values()],
             )
             for volume in volumes
         ]
@@ -150,6 +165,14 @@ class StorageService:
             counters=node.counters,
             disk_bytes=node.disk_bytes,
         )
+
+    def _segment_state(self, volume: NodeVolume, segment: Segment) -> pb.SegmentState:
+        state = segment_state(segment)
+        state.damaged_items = len(self._node.damage.items((volume.volume, segment.group)))
+        copy = volume.copies.get(segment.group)
+        if copy is not None:
+            state.copy.CopyFrom(copy.message())
+        return state
 
 
 def unary(node: Node, method: Any) -> Any:

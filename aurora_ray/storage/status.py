@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 
 from aurora_ray import errors
+from aurora_ray.storage.damage import DamagedError
 
 if TYPE_CHECKING:
     from aurora_ray.storage.node import Node
@@ -23,11 +24,14 @@ _STATUS: Final = (
     (errors.StaleSegmentError, grpc.StatusCode.ABORTED, "stale"),
     (errors.OutOfRangeError, grpc.StatusCode.OUT_OF_RANGE, "out_of_range"),
     (errors.DiskFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full"),
+    (DamagedError, grpc.StatusCode.DATA_LOSS, "damaged"),
 )
 
 
 async def refuse(context: Any, node: Node, error: errors.AuroraError) -> NoReturn:
-    """Ends the call with the error's status and sentence."""
+    """Ends the call with the error's status and sentence. Damage that was met is noted down to be repaired."""
+    if isinstance(error, DamagedError):
+        node.damage.report(error)
     for kind, code, reason in _STATUS:
         if isinstance(error, kind):
             node.counters[f"refused_{reason}"] += 1

@@ -27,13 +27,16 @@ from rocksdict import (
 )
 
 from aurora_ray.errors import UnknownVolumeError
-from aurora_ray.storage.keys import FAMILIES, lsn_key
+from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
+from aurora_ray.storage.keys import FAMILIES, LSN_KEY, lsn_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from rocksdict import RdictIter
+
+    from aurora_ray.storage.damage import SegmentKey
 
 _BLOB_BYTES_MIN: Final = 512
 _WAL_BYTES_MAX: Final = 64 << 20
@@ -42,8 +45,11 @@ _WAL_BYTES_MAX: Final = 64 << 20
 class SegmentStore:
     """An open segment directory. Not thread-safe beyond what its docstrings say."""
 
-    def __init__(self, path: Path, *, write_buffer_bytes: int, cache: Cache | None = None) -> None:
+    def __init__(
+        self, path: Path, *, write_buffer_bytes: int, cache: Cache | None = None, owner: SegmentKey = (b"", 0)
+    ) -> None:
         self.path = path
+        self.owner = owner  # for errors
         path.mkdir(parents=True, exist_ok=True)
         families = {name: _family_options(name, write_buffer_bytes, cache) for name in FAMILIES[1:]}
         self._db = Rdict(str(path), _db_options(cache), column_families=families)
@@ -74,7 +80,10 @@ class SegmentStore:
 
     def get(self, key: bytes) -> bytes | None:
         """A value of the default family."""
-        value: bytes | None = self._db.get(key)
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self.damaged(error) from error
         return value
 
     def scan(self, family: str, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
@@ -87,12 +96,17 @@ class SegmentStore:
                 return
             yield key, cursor.it.value()
             cursor.it.next()
+        cursor.check()
 
     def cursor(self, family: str) -> Cursor:
         """An iterator over a family as of now, which `close` can take away."""
-        cursor = Cursor(self._families[family].iter())
+        cursor = Cursor(self._families[family].iter(), self)
         self._cursors.add(cursor)
         return cursor
+
+    def damaged(self, error: Exception) -> Exception:
+        """What to raise for an error of RocksDB: DamagedError if its files are damaged, else the error itself."""
+        return DamagedError(self.owner, STORE, str(error)) if is_corruption(error) else error
 
     # ---- writing
 
@@ -117,30 +131,54 @@ class SegmentStore:
 
     def log_batches(self, after_lsn: int, up_to_lsn: int) -> Iterator[bytes]:
         """Stored batches with flush_end in (after_lsn, up_to_lsn], ascending, as of now."""
+        for _, batch in self.log_entries(after_lsn, up_to_lsn):
+            yield batch
+
+    def log_entries(self, after_lsn: int, up_to_lsn: int) -> Iterator[tuple[int, bytes]]:
+        """As `log_batches`, with the flush_end that each is stored under, whatever its bytes say."""
         stop = lsn_key(up_to_lsn)
         cursor = self.cursor("log")
         cursor.it.seek(lsn_key(after_lsn + 1))
-        while cursor.it.valid() and cursor.it.key() <= stop:
-            value: bytes = cursor.it.value()
-            yield value
+        while cursor.it.valid():
+            key = cursor.it.key()
+            if key > stop:
+                return
+            yield LSN_KEY.unpack(key)[0], cursor.it.value()
             cursor.it.next()
+        cursor.check()
 
     def table_before(self, lsn: int) -> tuple[bytes, bytes] | None:
         """Key and value of the newest file table at or before `lsn`."""
-        it = self._tables.iter()
-        it.seek_for_prev(lsn_key(lsn))
-        return (it.key(), it.value()) if it.valid() else None
+        cursor = self.cursor("tables")
+        cursor.it.seek_for_prev(lsn_key(lsn))
+        if not cursor.it.valid():
+            cursor.check()
+            return None
+        return cursor.it.key(), cursor.it.value()
 
 
 class Cursor:
     """Holds a RocksDB iterator, `it`. Use it afresh after every pause: an iterator left over would keep the directory
     locked, so closing the store replaces it by one that raises UnknownVolumeError.
+
+    An iterator that meets a damaged block calls itself invalid, just as at the end: `check` tells the two apart, and
+    whoever takes "invalid" for "nothing there" asks it first.
     """
 
-    __slots__ = ("__weakref__", "it")
+    __slots__ = ("__weakref__", "_store", "it")
 
-    def __init__(self, it: RdictIter) -> None:
+    def __init__(self, it: RdictIter, store: SegmentStore) -> None:
         self.it: RdictIter | _Closed = it
+        self._store = store
+
+    def check(self) -> None:
+        """Raises DamagedError if the iterator is invalid because of damage."""
+        try:
+            self.it.status()
+        except UnknownVolumeError:
+            raise
+        except Exception as error:
+            raise self._store.damaged(error) from error
 
 
 class _Closed:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from aurora_ray.errors import MalformedError
 from aurora_ray.log.pages import apply_delta
-from aurora_ray.storage.keys import DELTA, DELTA_HEAD, PAGE_KEY, page_key
+from aurora_ray.storage.damage import Damage, DamagedError
+from aurora_ray.storage.keys import CRC_BYTES, DELTA, DELTA_HEAD, PAGE_KEY, content_of, page_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ class Versions:
     """Reads versions through one iterator: as of its making, cheap for neighbouring pages."""
 
     def __init__(self, segment: Segment) -> None:
+        self._owner = (segment.volume, segment.group)
         self._cursor = segment.store.cursor("pages")
         self._cuts = segment.cuts
         self._page_size = segment.meta.page_size
@@ -34,6 +37,7 @@ class Versions:
         it = self._cursor.it
         it.seek_for_prev(page_key(file_id, page, lsn))
         if not it.valid():
+            self._cursor.check()
             return None
         of_file, of_page, version_lsn = PAGE_KEY.unpack(it.key())
         if of_file != file_id or of_page != page:
@@ -42,9 +46,9 @@ class Versions:
         if cuts is not None and self._is_cut(cuts, page, version_lsn, lsn):
             return None
         value = it.value()
-        if value[0] != DELTA:
+        if value[CRC_BYTES] != DELTA:
             return Version(version_lsn, 0, 0)
-        _, _, deltas, delta_bytes = DELTA_HEAD.unpack_from(value)
+        _, _, deltas, delta_bytes = DELTA_HEAD.unpack_from(value, CRC_BYTES)
         return Version(version_lsn, deltas, delta_bytes)
 
     def _is_cut(self, cuts: list[Cut], page: int, version_lsn: int, lsn: int) -> bool:
@@ -52,7 +56,7 @@ class Versions:
         return any(version_lsn < cut.lsn <= lsn and offset >= cut.new_size for cut in cuts)
 
     def content(self, file_id: int, page: int, lsn: int) -> bytearray | None:
-        """The page as of `lsn` (a layer's end), whole; None if it was never written."""
+        """The page as of `lsn` (a layer's end), whole; None if it was never written. Raises DamagedError."""
         if self.newest(file_id, page, lsn) is None:
             return None
         deltas = []
@@ -72,12 +76,22 @@ class Versions:
         """Values of the page's versions from the current one backwards."""
         it = self._cursor.it
         prefix = page_key(file_id, page, 0)[:-8]
-        while it.valid() and it.key()[:-8] == prefix:
-            yield it.value()
+        while it.valid():
+            key = it.key()
+            if key[:-8] != prefix:
+                return
+            try:
+                yield content_of(key, it.value())
+            except MalformedError as error:
+                raise DamagedError(self._owner, Damage("page", file_id, page), str(error)) from error
             it.prev()
+        self._cursor.check()
 
     def unneeded(self, file_id: int, page: int, floor_lsn: int) -> list[bytes]:
-        """Keys of versions older than the newest image at or below `floor_lsn`: no readable LSN needs them."""
+        """Keys of versions older than the newest image at or below `floor_lsn`: no readable LSN needs them.
+
+        Damage is not looked for: where it is taken for the end, a version stays longer than it must.
+        """
         it = self._cursor.it
         prefix = page_key(file_id, page, 0)[:-8]
         it.seek_for_prev(page_key(file_id, page, floor_lsn))
@@ -88,7 +102,7 @@ class Versions:
                 break
             if found:
                 keys.append(key)
-            elif it.value()[0] != DELTA:
+            elif it.value()[CRC_BYTES] != DELTA:
                 found = True
             it.prev()
         return keys
@@ -96,4 +110,7 @@ class Versions:
     def has_file(self, file_id: int) -> bool:
         """Whether any version of any page of the file is stored."""
         self._cursor.it.seek(page_key(file_id, 0, 0))
-        return bool(self._cursor.it.valid()) and PAGE_KEY.unpack(self._cursor.it.key())[0] == file_id
+        if not self._cursor.it.valid():
+            self._cursor.check()
+            return False
+        return bool(PAGE_KEY.unpack(self._cursor.it.key())[0] == file_id)

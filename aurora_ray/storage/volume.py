@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import MalformedError, UnknownVolumeError
+from aurora_ray.errors import MalformedError, NotCompleteError, UnknownVolumeError
+from aurora_ray.log.segment_rules import Membership, SegmentEpochs
+from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
 from aurora_ray.storage.keys import META_KEY
 from aurora_ray.storage.layers import LayerCache
 from aurora_ray.storage.meta import SegmentMeta
@@ -21,18 +24,27 @@ if TYPE_CHECKING:
     from rocksdict import Cache
 
     from aurora_ray.storage.config import StorageConfig
+    from aurora_ray.storage.damage import DamageBook
+    from aurora_ray.storage.filling import CopyProgress
 
 INCOMING, READY, OLD = ".incoming", ".ready", ".old"  # suffixes of a segment's directory while a copy replaces it
+LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a copy is in its place
 
 
 class NodeVolume:
-    """Opens, creates and holds segments; directory `<volumes>/<uuid>/<group>`."""
+    """Opens, creates and holds segments; directory `<volumes>/<uuid>/<group>`.
 
-    def __init__(self, volume: bytes, path: Path, config: StorageConfig, cache: Cache) -> None:
+    A segment whose files are too damaged to open is *lost*: the node does not have it, takes no part in any quorum of
+    it, and gets it back from its peers (`rebuild.py`).
+    """
+
+    def __init__(self, volume: bytes, path: Path, config: StorageConfig, cache: Cache, damage: DamageBook) -> None:
         self.volume, self.path = volume, path
-        self._config, self._cache = config, cache
+        self._config, self._cache, self._damage = config, cache, damage
         self.box = VdlBox()
         self.segments: dict[int, Segment] = {}
+        self.lost: set[int] = set()
+        self.copies: dict[int, CopyProgress] = {}  # the last copy of each group from peers
         self.read_points: dict[str, tuple[int, float]] = {}  # holder -> (lsn, end of its lease on the node's clock)
 
     @property
@@ -42,8 +54,8 @@ class NodeVolume:
 
     @property
     def page_size(self) -> int:
-        """Of every segment."""
-        return next(iter(self.segments.values())).meta.page_size
+        """Of every segment; 0 if all are lost."""
+        return next((segment.meta.page_size for segment in self.segments.values()), 0)
 
     def segment(self, group: int) -> Segment:
         """The segment of `group`. Raises UnknownVolumeError."""
@@ -57,16 +69,45 @@ class NodeVolume:
         finish_replacements(self.path)
         for path in sorted(self.path.iterdir()):
             if path.name.isdigit():
-                store = self.open_store(path)
-                meta = store.get(META_KEY)
-                if meta is None:  # a crash came between creating the directory and writing to it
-                    store.close()
-                    shutil.rmtree(path)
-                    continue
-                self.adopt(int(path.name), store, SegmentMeta.unpack(meta))
+                self._open(path)
+        for lost in sorted(self.path.glob("*" + LOST)):
+            group = int(lost.name.removesuffix(LOST))
+            if group in self.segments:
+                self.found(group)
+            elif group not in self.lost:
+                self._lose(self.path / str(group), MalformedError("it could not be opened before"))
+
+    def _open(self, path: Path) -> None:
+        group, store = int(path.name), None
+        try:
+            store = self.open_store(path)
+            meta = store.get(META_KEY)
+            if meta is not None:
+                self.adopt(group, store, SegmentMeta.unpack(meta))
+                return
+        except Exception as error:  # RocksDB's errors have no common class
+            if not (isinstance(error, MalformedError | DamagedError) or is_corruption(error)):
+                raise
+            if store is not None:
+                store.close()
+            self._lose(path, error)
+            return
+        store.close()
+        shutil.rmtree(path)  # a crash came between creating it and writing to it
+
+    def _lose(self, path: Path, error: Exception) -> None:
+        group, lost = int(path.name), path.with_name(path.name + LOST)
+        if path.exists():
+            shutil.rmtree(lost, ignore_errors=True)
+            path.rename(lost)
+            sync_directory(self.path)
+        self.lost.add(group)
+        self._damage.report(DamagedError((self.volume, group), STORE, str(error)))
 
     def create(self, group: int, page_size: int, members: Sequence[str]) -> Segment:
         """A new, empty segment; one that exists is returned as it is. A new one inherits its siblings' epochs."""
+        if group in self.lost:
+            raise NotCompleteError(f"incomplete: group {group} of volume {self.name} was lost here and is being copied")
         existing = self.segments.get(group)
         if existing is not None:
             if existing.meta.page_size != page_size:
@@ -74,10 +115,11 @@ class NodeVolume:
                     f"volume {self.name} has pages of {existing.meta.page_size} bytes, not {page_size}"
                 )
             return existing
-        meta = SegmentMeta(page_size, tuple(members))
+        membership = Membership(0, tuple(members))
+        meta = SegmentMeta(page_size, SegmentEpochs(membership=membership))
         sibling = max(self.segments.values(), key=lambda s: s.meta.epochs.installed_epoch, default=None)
         if sibling is not None:
-            meta.epochs = sibling.meta.epochs
+            meta.epochs = replace(sibling.meta.epochs, membership=membership)
             meta.vdl = sibling.vdl
         segment = self.adopt(group, self.open_store(self.path / str(group)), meta)
         segment.save_meta().write_synced()
@@ -90,10 +132,25 @@ class NodeVolume:
 
     def adopt(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
         """Makes an open store the segment of `group`."""
-        segment = Segment(self.volume, group, store, meta, self.box)
+        segment = Segment(self.volume, group, store, meta, self.box, report=self._damage.report)
         segment.layers = LayerCache(segment, self._config.index_bytes)
         self.segments[group] = segment
         return segment
+
+    def found(self, group: int) -> None:
+        """A lost segment is back."""
+        self.lost.discard(group)
+        shutil.rmtree(self.path / f"{group}{LOST}", ignore_errors=True)
+
+    def drop(self, group: int) -> None:
+        """Deletes a segment; an unknown one is fine."""
+        segment = self.segments.pop(group, None)
+        if segment is not None:
+            segment.close()
+            shutil.rmtree(segment.store.path)
+        self.copies.pop(group, None)
+        self.found(group)
+        self._damage.forget((self.volume, group))
 
     def close(self) -> None:
         """Closes every segment."""

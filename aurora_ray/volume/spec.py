@@ -7,23 +7,16 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aurora_ray.errors import UsageError
+from aurora_ray.log.segment_rules import read_quorum, write_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = ["GroupPlacement", "NodeAddress", "VolumeSpec", "read_quorum", "write_quorum"]
+
 EXTENT_PAGES = 64
 COPIES = 6
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-
-
-def write_quorum(copies: int) -> int:
-    """How many of `copies` must have a batch before it is durable: 4 of 6."""
-    return copies // 2 + 1
-
-
-def read_quorum(copies: int) -> int:
-    """How many of `copies` always include one of any write quorum: 3 of 6."""
-    return copies - write_quorum(copies) + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class SimNode:
         self._appender = Appender(self)  # type: ignore[arg-type]
         for store in self.stores.values():
             meta = store.batch()
-            meta.put("default", META_KEY, SegmentMeta(8192, ()).pack())
+            meta.put("default", META_KEY, SegmentMeta(8192).pack())
             meta.write_synced()
         self.boot()
 

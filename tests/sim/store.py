@@ -22,6 +22,7 @@ class MemoryStore:
     """Offers what `Segment` and the append path use of `SegmentStore`."""
 
     def __init__(self) -> None:
+        self.owner = (b"", 0)
         self.fuse: random.Random | None = None  # when set, the next sync is cut short by a power failure
         self._durable: dict[str, dict[bytes, bytes]] = {"default": {}, "log": {}}
         self._now: dict[str, dict[bytes, bytes]] = {"default": {}, "log": {}}
@@ -44,11 +45,15 @@ class MemoryStore:
         return MemoryBatch(self)
 
     def log_batches(self, after_lsn: int, up_to_lsn: int) -> Iterator[bytes]:
+        for _, batch in self.log_entries(after_lsn, up_to_lsn):
+            yield batch
+
+    def log_entries(self, after_lsn: int, up_to_lsn: int) -> Iterator[tuple[int, bytes]]:
         low = bisect_right(self._log_keys, lsn_key(after_lsn))
         high = bisect_right(self._log_keys, lsn_key(up_to_lsn))
         log = self._now["log"]
         for key in self._log_keys[low:high]:
-            yield log[key]
+            yield LSN_KEY.unpack(key)[0], log[key]
 
     def put_log(self, key: bytes, batch: bytes) -> None:
         self.apply([("log", key, batch)])

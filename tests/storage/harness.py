@@ -20,6 +20,7 @@ from aurora_ray.storage.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.storage.wire import join_append
+from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,19 @@ class ServerHandle:
         segment = self.segment(writer, group)
         async with segment.background:
             await self.server.background.collect_once(volume, segment)
+
+    async def copied(self, times: int = 1) -> None:
+        """Returns when so many segments have been copied here."""
+        counters = self.server.node.counters
+        await poll_until(lambda: counters["copied_segments"] == times, what=f"{times} segments are copied")
+
+    async def digest(self, writer: Writer, lsn: int, *, group: int = 0, log_after_lsn: int = 0) -> tuple[bytes, ...]:
+        """Of all content and log as of `lsn`."""
+        request = pb.DigestRequest(
+            volume=writer.volume, group=group, lsn=lsn, with_log=True, log_after_lsn=log_after_lsn
+        )
+        reply = await self.stub.Digest(request, timeout=10)
+        return reply.digest, reply.log_digest
 
     async def pages(
         self, writer: Writer, lsn: int, file_id: int, *, first: int = 0, count: int, group: int = 0

@@ -23,10 +23,12 @@ class CreateSegmentsReply(_message.Message):
     def __init__(self) -> None: ...
 
 class DropVolumeRequest(_message.Message):
-    __slots__ = ("volume",)
+    __slots__ = ("volume", "groups")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
-    def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, volume: _Optional[bytes] = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DropVolumeReply(_message.Message):
     __slots__ = ()
@@ -133,7 +135,7 @@ class BatchInfo(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., prev_lsn: _Optional[int] = ..., flush_start: _Optional[int] = ..., flush_end: _Optional[int] = ..., flush_groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SegmentState(_message.Message):
-    __slots__ = ("group", "promised_epoch", "installed_epoch", "truncations", "scl", "vdl", "floor_lsn", "highest_lsn", "tail", "log_bytes", "coalesced_lsn", "members")
+    __slots__ = ("group", "promised_epoch", "installed_epoch", "truncations", "scl", "vdl", "floor_lsn", "highest_lsn", "tail", "log_bytes", "coalesced_lsn", "members", "next_members", "members_number", "copy", "damaged_items")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PROMISED_EPOCH_FIELD_NUMBER: _ClassVar[int]
     INSTALLED_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +148,10 @@ class SegmentState(_message.Message):
     LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
     COALESCED_LSN_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     group: int
     promised_epoch: int
     installed_epoch: int
@@ -158,7 +164,37 @@ class SegmentState(_message.Message):
     log_bytes: int
     coalesced_lsn: int
     members: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, group: _Optional[int] = ..., promised_epoch: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., scl: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., highest_lsn: _Optional[int] = ..., tail: _Optional[_Iterable[_Union[BatchInfo, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., coalesced_lsn: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+    next_members: _containers.RepeatedScalarFieldContainer[str]
+    members_number: int
+    copy: CopyProgress
+    damaged_items: int
+    def __init__(self, group: _Optional[int] = ..., promised_epoch: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., scl: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., highest_lsn: _Optional[int] = ..., tail: _Optional[_Iterable[_Union[BatchInfo, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., coalesced_lsn: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., next_members: _Optional[_Iterable[str]] = ..., members_number: _Optional[int] = ..., copy: _Optional[_Union[CopyProgress, _Mapping]] = ..., damaged_items: _Optional[int] = ...) -> None: ...
+
+class CopyProgress(_message.Message):
+    __slots__ = ("running", "bytes_copied", "bytes_total", "mb_per_s", "sources")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MB_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    running: bool
+    bytes_copied: int
+    bytes_total: int
+    mb_per_s: float
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, running: _Optional[bool] = ..., bytes_copied: _Optional[int] = ..., bytes_total: _Optional[int] = ..., mb_per_s: _Optional[float] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GroupMembers(_message.Message):
+    __slots__ = ("group", "number", "members", "next_members")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    number: int
+    members: _containers.RepeatedScalarFieldContainer[str]
+    next_members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, group: _Optional[int] = ..., number: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., next_members: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SealRequest(_message.Message):
     __slots__ = ("volume", "epoch", "owner")
@@ -181,20 +217,22 @@ class SealReply(_message.Message):
     def __init__(self, promised: _Optional[bool] = ..., promised_epoch: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ...) -> None: ...
 
 class TruncateRequest(_message.Message):
-    __slots__ = ("volume", "epoch", "owner", "truncations", "vdl", "tails")
+    __slots__ = ("volume", "epoch", "owner", "truncations", "vdl", "tails", "members")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     VDL_FIELD_NUMBER: _ClassVar[int]
     TAILS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     epoch: int
     owner: bytes
     truncations: _containers.RepeatedCompositeFieldContainer[Truncation]
     vdl: int
     tails: _containers.RepeatedCompositeFieldContainer[GroupTail]
-    def __init__(self, volume: _Optional[bytes] = ..., epoch: _Optional[int] = ..., owner: _Optional[bytes] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., vdl: _Optional[int] = ..., tails: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[GroupMembers]
+    def __init__(self, volume: _Optional[bytes] = ..., epoch: _Optional[int] = ..., owner: _Optional[bytes] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., vdl: _Optional[int] = ..., tails: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[GroupMembers, _Mapping]]] = ...) -> None: ...
 
 class GroupTail(_message.Message):
     __slots__ = ("group", "lsn")
@@ -238,29 +276,99 @@ class FetchLogRequest(_message.Message):
     up_to_lsn: int
     def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., after_lsn: _Optional[int] = ..., up_to_lsn: _Optional[int] = ...) -> None: ...
 
+class PageKey(_message.Message):
+    __slots__ = ("file_id", "page")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    page: int
+    def __init__(self, file_id: _Optional[int] = ..., page: _Optional[int] = ...) -> None: ...
+
 class CopySegmentRequest(_message.Message):
-    __slots__ = ("volume", "group")
+    __slots__ = ("volume", "group", "lsn", "start", "stop")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     group: int
-    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ...) -> None: ...
+    lsn: int
+    start: PageKey
+    stop: PageKey
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., lsn: _Optional[int] = ..., start: _Optional[_Union[PageKey, _Mapping]] = ..., stop: _Optional[_Union[PageKey, _Mapping]] = ...) -> None: ...
 
-class SegmentChunk(_message.Message):
-    __slots__ = ("entries",)
-    ENTRIES_FIELD_NUMBER: _ClassVar[int]
-    entries: _containers.RepeatedCompositeFieldContainer[KeyValue]
-    def __init__(self, entries: _Optional[_Iterable[_Union[KeyValue, _Mapping]]] = ...) -> None: ...
+class PageChunk(_message.Message):
+    __slots__ = ("pages", "next")
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    pages: _containers.RepeatedCompositeFieldContainer[CopiedPage]
+    next: PageKey
+    def __init__(self, pages: _Optional[_Iterable[_Union[CopiedPage, _Mapping]]] = ..., next: _Optional[_Union[PageKey, _Mapping]] = ...) -> None: ...
 
-class KeyValue(_message.Message):
-    __slots__ = ("family", "key", "value")
-    FAMILY_FIELD_NUMBER: _ClassVar[int]
-    KEY_FIELD_NUMBER: _ClassVar[int]
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    family: str
-    key: bytes
-    value: bytes
-    def __init__(self, family: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+class CopiedPage(_message.Message):
+    __slots__ = ("file_id", "page", "crc32c", "image")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    page: int
+    crc32c: int
+    image: bytes
+    def __init__(self, file_id: _Optional[int] = ..., page: _Optional[int] = ..., crc32c: _Optional[int] = ..., image: _Optional[bytes] = ...) -> None: ...
+
+class OutlineSegmentRequest(_message.Message):
+    __slots__ = ("volume", "group", "pages_per_range")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PAGES_PER_RANGE_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    group: int
+    pages_per_range: int
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., pages_per_range: _Optional[int] = ...) -> None: ...
+
+class OutlineSegmentReply(_message.Message):
+    __slots__ = ("splits", "pages")
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    splits: _containers.RepeatedCompositeFieldContainer[PageKey]
+    pages: int
+    def __init__(self, splits: _Optional[_Iterable[_Union[PageKey, _Mapping]]] = ..., pages: _Optional[int] = ...) -> None: ...
+
+class DigestRequest(_message.Message):
+    __slots__ = ("volume", "group", "lsn", "start", "stop", "pages_max", "with_log", "log_after_lsn")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    PAGES_MAX_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOG_FIELD_NUMBER: _ClassVar[int]
+    LOG_AFTER_LSN_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    group: int
+    lsn: int
+    start: PageKey
+    stop: PageKey
+    pages_max: int
+    with_log: bool
+    log_after_lsn: int
+    def __init__(self, volume: _Optional[bytes] = ..., group: _Optional[int] = ..., lsn: _Optional[int] = ..., start: _Optional[_Union[PageKey, _Mapping]] = ..., stop: _Optional[_Union[PageKey, _Mapping]] = ..., pages_max: _Optional[int] = ..., with_log: _Optional[bool] = ..., log_after_lsn: _Optional[int] = ...) -> None: ...
+
+class DigestReply(_message.Message):
+    __slots__ = ("digest", "pages", "next", "log_digest", "log_batches")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    LOG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOG_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    pages: int
+    next: PageKey
+    log_digest: bytes
+    log_batches: int
+    def __init__(self, digest: _Optional[bytes] = ..., pages: _Optional[int] = ..., next: _Optional[_Union[PageKey, _Mapping]] = ..., log_digest: _Optional[bytes] = ..., log_batches: _Optional[int] = ...) -> None: ...
 
 class SetPeersRequest(_message.Message):
     __slots__ = ("addresses",)

@@ -87,7 +87,17 @@ class StorageNodeStub:
         self.CopySegment = channel.unary_stream(
                 '/aurora_ray.storage.v1.StorageNode/CopySegment',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CopySegmentRequest.SerializeToString,
-                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SegmentChunk.FromString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PageChunk.FromString,
+                _registered_method=True)
+        self.OutlineSegment = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/OutlineSegment',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentReply.FromString,
+                _registered_method=True)
+        self.Digest = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/Digest',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestReply.FromString,
                 _registered_method=True)
         self.SetPeers = channel.unary_unary(
                 '/aurora_ray.storage.v1.StorageNode/SetPeers',
@@ -117,7 +127,7 @@ class StorageNodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DropVolume(self, request, context):
-        """Forgets a volume and deletes its segments.
+        """Forgets a volume and deletes its segments, or some of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +190,22 @@ class StorageNodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CopySegment(self, request, context):
-        """Between peers: everything a segment holds, for a peer that fell behind the log's retention or is new.
+        """Between peers: the pages of a segment in a range of keys as of an LSN, for a peer that is new, fell behind the log's
+        retention or was damaged. It asks several peers for different ranges; the log above the LSN it fetches as usual.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OutlineSegment(self, request, context):
+        """Between peers: where to cut a segment's keys into ranges of about equal size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Digest(self, request, context):
+        """A digest of the content in a range of keys as of an LSN, and of a stretch of log: the same on every sound copy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,7 +288,17 @@ def add_StorageNodeServicer_to_server(servicer, server):
             'CopySegment': grpc.unary_stream_rpc_method_handler(
                     servicer.CopySegment,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CopySegmentRequest.FromString,
-                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SegmentChunk.SerializeToString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PageChunk.SerializeToString,
+            ),
+            'OutlineSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.OutlineSegment,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentReply.SerializeToString,
+            ),
+            'Digest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Digest,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestReply.SerializeToString,
             ),
             'SetPeers': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPeers,
@@ -577,7 +612,61 @@ class StorageNode:
             target,
             '/aurora_ray.storage.v1.StorageNode/CopySegment',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CopySegmentRequest.SerializeToString,
-            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SegmentChunk.FromString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PageChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OutlineSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/OutlineSegment',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.OutlineSegmentReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Digest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/Digest',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DigestReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,264 @@
+"""Fills an empty store with a segment's content from several peers at once; what for is told in `rebuild.py`.
+
+The content is cut into parts: ranges of pages, stretches of log, the file table. Each peer is given one part after the
+other; what it fails to deliver is left to the next one, from where it broke off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+import google_crc32c
+import grpc.aio
+
+from aurora_ray.errors import AuroraError, MalformedError, StorageError
+from aurora_ray.log.batch import check_records, decode_header, verify
+from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation, annulled
+from aurora_ray.storage.keys import IMAGE_HEAD, guarded, lsn_key, page_key
+from aurora_ray.storage.pacing import Pacer
+from aurora_ray.storage.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aurora_ray.storage.peers import Peer
+    from aurora_ray.storage.store import SegmentStore
+
+_log = logging.getLogger(__name__)
+
+RANGE_BYTES: Final = 8 << 20  # of pages or log, taken from one peer at a time
+PEER_FAILURES_MAX: Final = 3  # then a peer takes no further part
+PART_TIMEOUT_S: Final = 120.0
+_BEHIND_BYTES_MAX: Final = 64 << 20  # a peer further behind the most advanced one is left out
+
+
+@dataclass
+class CopyProgress:
+    """How far a copy is. Times on the monotonic clock."""
+
+    started_s: float
+    bytes_total: int = 0
+    bytes_copied: int = 0
+    ended_s: float | None = None
+    sources: tuple[str, ...] = ()
+
+    def message(self) -> pb.CopyProgress:
+        """For State."""
+        elapsed_s = (time.monotonic() if self.ended_s is None else self.ended_s) - self.started_s
+        return pb.CopyProgress(
+            running=self.ended_s is None,
+            bytes_copied=self.bytes_copied,
+            bytes_total=max(self.bytes_total, self.bytes_copied) if self.ended_s is None else self.bytes_copied,
+            mb_per_s=self.bytes_copied / 1e6 / max(elapsed_s, 1e-6),
+            sources=self.sources,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to copy from whom: pages and table as of `floor_lsn`, log in (floor_lsn, end_lsn]."""
+
+    sources: tuple[Peer, ...]
+    epochs: SegmentEpochs
+    floor_lsn: int
+    end_lsn: int
+    vdl: int
+    page_size: int
+    log_bytes: int
+
+    def promising(self, epoch: int) -> Plan:
+        """With a promise to keep."""
+        return replace(self, epochs=replace(self.epochs, promised_epoch=max(epoch, self.epochs.promised_epoch)))
+
+
+def make_plan(answers: Sequence[Peer]) -> Plan | None:
+    """From what peers say of the segment; None if none of them has anything."""
+    if not answers:
+        return None
+    newest = max((peer.state for peer in answers), key=lambda state: (state.installed_epoch, state.members_number))
+    current = [peer for peer in answers if peer.state.installed_epoch == newest.installed_epoch]
+    floor_lsn = max(peer.state.floor_lsn for peer in current)
+    end_lsn = max(peer.state.scl for peer in current)
+    sources = [peer for peer in current if peer.state.scl >= max(floor_lsn, end_lsn - _BEHIND_BYTES_MAX)]
+    epochs = SegmentEpochs(
+        newest.installed_epoch,
+        b"",  # not known
+        newest.installed_epoch,
+        tuple(Truncation(cut.epoch, cut.lsn) for cut in newest.truncations),
+        Membership(newest.members_number, tuple(newest.members), tuple(newest.next_members)),
+    )
+    return Plan(
+        tuple(sources),
+        epochs,
+        floor_lsn,
+        end_lsn,
+        max(peer.state.vdl for peer in current),
+        sources[0].page_size,
+        max(peer.state.log_bytes for peer in sources),
+    )
+
+
+@dataclass
+class _Pages:
+    """A range of pages; `start` moves as they come in."""
+
+    start: pb.PageKey
+    stop: pb.PageKey | None
+
+
+@dataclass
+class _Log:
+    """Batches with flush_end in (after_lsn, up_to_lsn]; `after_lsn` moves as they come in."""
+
+    after_lsn: int
+    up_to_lsn: int
+
+
+@dataclass
+class _Table:
+    """The file table as of the floor."""
+
+
+_Part = _Pages | _Log | _Table
+
+
+@dataclass
+class Copy:
+    """Fills a store according to a plan. A part that a peer fails to deliver is finished by another."""
+
+    plan: Plan
+    volume: bytes
+    group: int
+    store: SegmentStore
+    progress: CopyProgress
+    _left: deque[_Part] = field(default_factory=deque)
+
+    async def run(self) -> None:
+        """All of it. Raises StorageError when no peer is left that can deliver."""
+        plan = self.plan
+        self._left.extend(await self._parts())
+        await asyncio.gather(*(self._take_from(peer) for peer in plan.sources))
+        if self._left:
+            raise StorageError(f"no peer can deliver {self._left[0]}")
+
+    async def _parts(self) -> list[_Part]:
+        plan, parts = self.plan, list[_Part]()
+        if plan.floor_lsn:
+            if self.group == 0:
+                parts.append(_Table())
+            parts += await self._page_parts()
+        for after_lsn in range(plan.floor_lsn, plan.end_lsn, RANGE_BYTES):
+            parts.append(_Log(after_lsn, min(after_lsn + RANGE_BYTES, plan.end_lsn)))
+        self.progress.bytes_total += plan.log_bytes
+        return parts
+
+    async def _page_parts(self) -> list[_Part]:
+        per_range = max(1, RANGE_BYTES // self.plan.page_size)
+        request = pb.OutlineSegmentRequest(volume=self.volume, group=self.group, pages_per_range=per_range)
+        for peer in self.plan.sources:
+            try:
+                reply = await peer.stub.OutlineSegment(request, timeout=PART_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                _log.debug("outline from %s: %s", peer.node_id, error.details())
+                continue
+            self.progress.bytes_total += reply.pages * self.plan.page_size
+            bounds: list[pb.PageKey | None] = [pb.PageKey(), *reply.splits, None]
+            return [_Pages(start, stop) for start, stop in pairwise(bounds) if start is not None]
+        raise StorageError("no peer tells the outline of its segment")
+
+    async def _take_from(self, peer: Peer) -> None:
+        """Parts from one peer until none is left that it can deliver."""
+        failures = 0
+        while failures < PEER_FAILURES_MAX:
+            part = next((part for part in self._left if _can_deliver(peer, part)), None)
+            if part is None:
+                return
+            self._left.remove(part)
+            try:
+                await self._take(peer, part)
+            except (grpc.aio.AioRpcError, AuroraError) as error:
+                failures += 1
+                self._left.append(part)
+                why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                _log.info("copy of group %d from %s: %s", self.group, peer.node_id, why)
+
+    async def _take(self, peer: Peer, part: _Part) -> None:
+        if isinstance(part, _Pages):
+            await self._take_pages(peer, part)
+        elif isinstance(part, _Log):
+            await self._take_log(peer, part)
+        else:
+            await self._take_table(peer)
+
+    async def _take_pages(self, peer: Peer, part: _Pages) -> None:
+        lsn = self.plan.floor_lsn
+        request = pb.CopySegmentRequest(volume=self.volume, group=self.group, lsn=lsn, start=part.start, stop=part.stop)
+        call = peer.stub.CopySegment(request, timeout=PART_TIMEOUT_S)
+        pacer = Pacer()
+        try:
+            async for chunk in call:
+                changes = self.store.batch()
+                for page in chunk.pages:
+                    if google_crc32c.value(page.image) != page.crc32c:
+                        raise MalformedError(f"page {page.page} of file {page.file_id} came damaged")
+                    key = page_key(page.file_id, page.page, lsn)
+                    changes.put("pages", key, guarded(key, IMAGE_HEAD + page.image))
+                    self.progress.bytes_copied += len(page.image)
+                    if pacer.due:
+                        await pacer.rest()
+                changes.write_without_log()
+                if not chunk.HasField("next"):
+                    return
+                part.start = chunk.next
+        finally:
+            call.cancel()
+        raise StorageError("the stream ended before the range did")
+
+    async def _take_log(self, peer: Peer, part: _Log) -> None:
+        request = pb.FetchLogRequest(
+            volume=self.volume, group=self.group, after_lsn=part.after_lsn, up_to_lsn=part.up_to_lsn
+        )
+        call = peer.stub.FetchLog(request, timeout=PART_TIMEOUT_S)
+        pacer = Pacer()
+        try:
+            async for chunk in call:
+                changes = self.store.batch()
+                for batch in chunk.batches:
+                    header = verify(batch)
+                    check_records(batch, header)
+                    if (header.volume, header.group) != (self.volume, self.group):
+                        raise MalformedError(f"a batch of group {header.group} was sent for group {self.group}")
+                    if belongs(self.plan.epochs, header.epoch, header.flush_end):
+                        changes.put("log", lsn_key(header.flush_end), batch)
+                    self.progress.bytes_copied += len(batch)
+                    if pacer.due:
+                        await pacer.rest()
+                changes.write_without_log()
+                if chunk.batches:
+                    part.after_lsn = decode_header(chunk.batches[-1]).flush_end
+        finally:
+            call.cancel()
+
+    async def _take_table(self, peer: Peer) -> None:
+        lsn = self.plan.floor_lsn
+        request = pb.ReadFileTableRequest(volume=self.volume, lsn=lsn, required_scl=lsn)
+        call = peer.stub.ReadFileTable(request, timeout=PART_TIMEOUT_S)
+        packed = b"".join([chunk.data async for chunk in call])
+        changes = self.store.batch()
+        changes.put("tables", lsn_key(lsn), guarded(lsn_key(lsn), packed))
+        changes.write_without_log()
+
+
+def _can_deliver(peer: Peer, part: _Part) -> bool:
+    return not isinstance(part, _Log) or peer.state.scl >= part.up_to_lsn
+
+
+def belongs(epochs: SegmentEpochs, epoch: int, flush_end: int) -> bool:
+    """Whether a batch is part of the history that these epochs carry."""
+    return epoch <= epochs.installed_epoch and not annulled(epochs.truncations, epoch, flush_end)
