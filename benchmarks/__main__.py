@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +60,7 @@ def run(
         openings=openings,
     )
     names = _names(systems)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
@@ -68,6 +71,8 @@ def run(
         def on_step(what: str) -> None:
             progress.update(task, description=what, completed=begun[0])
             begun[0] += 1
+            if not console.is_terminal:
+                console.print(f"{begun[0]:3}/{measured.steps}  {what}", highlight=False)
 
         measured = Run(chosen, names, seed, on_step)
         progress.update(task, total=measured.steps)

@@ -75,7 +75,8 @@ def run_load(dsn: str, load: Load, bin_dir: str) -> LoadResult:
         histogram = _read_latencies(prefix.parent.glob("latency.*"))
     transactions = int(_find(r"number of transactions actually processed: (\d+)", output))
     failed = int(_find(r"number of failed transactions: (\d+)", output, default="0"))
-    tps = float(_find(r"tps = ([\d.]+) \(without initial connection time\)", output))
+    rate = r"tps = ([\d.]+) \(without initial connection time\)"  # not said if there was no time for any transaction
+    tps = float(_find(rate, output, default=None if transactions else "0"))
     return LoadResult(transactions, failed, round(elapsed_s, 3), tps, round(cpu_s, 3), histogram)
 
 

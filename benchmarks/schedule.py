@@ -95,8 +95,7 @@ class Run:
 
     def _start_systems(self, site: Site, cleanup: contextlib.ExitStack, result: Result) -> None:
         self._progress("prepare the data")
-        if any(name != "aurora" for name in self._names):
-            template(site)
+        template(site)
         for name in self._names:
             self._progress(f"start {name}")
             with _timed() as elapsed_s:

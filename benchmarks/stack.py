@@ -23,11 +23,11 @@ from typing import Any
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.credentials import ensure_passfile
-from aurora_ray.engine.image import import_records
+from aurora_ray.engine.image import import_records, tree_records
 from aurora_ray.engine.install import install_at
 from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import ClusterIdentity
-from aurora_ray.engine.postgres_image import SUPERUSER, prepare_image
+from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
+from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.mount import MountedVolume
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
@@ -48,7 +48,11 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackConfig:
-    """What the process needs to know. `create`: the volume is new and gets the prepared data directory first."""
+    """What the process needs to know.
+
+    `create`: the volume is new and gets the prepared data directory first. `import_from`: the volume is new and gets
+    the data directory at this path, and that is all.
+    """
 
     volume: dict[str, Any]
     nodes: list[dict[str, str]]
@@ -61,6 +65,7 @@ class StackConfig:
     max_connections: int
     parameters: dict[str, str]
     create: bool
+    import_from: str | None = None
 
     def to_json(self) -> str:
         """One line."""
@@ -146,6 +151,22 @@ async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Sta
         yield Stack(volume, mounted, engine), {"dsn": engine.dsn(passfile), "engine_pid": engine.pid}
 
 
+async def import_tree(config: StackConfig, stages: Stages) -> None:
+    """Makes the volume, with a data directory that was shut down in order as its content."""
+    if config.import_from is None:
+        raise ValueError("no data directory to import")
+    nodes = [NodeAddress(**node) for node in config.nodes]
+    spec = VolumeSpec.from_dict(config.volume)
+    await Volume.create(spec, nodes, TIMEOUT_S)
+    volume = await Volume.open(spec, nodes, timeout_s=TIMEOUT_S)
+    try:
+        with stages.measure("import"):
+            records = tree_records(Path(config.import_from), page_size=PAGE_BYTES, last=[CONTROL_PATH])
+            await import_records(records, volume)
+    finally:
+        await volume.close()
+
+
 async def _mount(
     volume: Volume, mount_dir: Path, account: EngineAccount, engine: PostgresEngine, cache_bytes: int
 ) -> MountedVolume:
@@ -177,6 +198,10 @@ async def _serve() -> None:
     lines = _lines()
     config = StackConfig(**json.loads(await anext(lines)))
     stages = Stages()
+    if config.import_from is not None:
+        await import_tree(config, stages)
+        _answer(stages_s=stages.seconds)
+        return
     async with opened(config, stages) as (stack, facts):
         _answer(**facts, pid=os.getpid(), stages_s=stages.seconds)
         async for command in lines:

@@ -20,7 +20,8 @@ from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from benchmarks.machine import ROOT
 from benchmarks.procfs import Component
 from benchmarks.stack import StackConfig
-from benchmarks.systems.base import System, fill, wal_counters
+from benchmarks.systems.base import System, wal_counters
+from benchmarks.systems.server import template
 
 ZONES: Final = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c", "c2": "c"}
 GROUP_BYTES: Final = 10 << 30
@@ -104,7 +105,7 @@ class Aurora(System):
     title = "aurora-ray"
 
     def start(self) -> None:
-        """A new volume; pgbench's tables come in through the engine."""
+        """A new volume, with a copy of the template as its content."""
         directory = self._directory = self.site.directory(self.name)
         self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         self.nodes = {node: self._spawn_node(node, zone) for node, zone in ZONES.items()}
@@ -113,10 +114,10 @@ class Aurora(System):
             for node, child in self.nodes.items()
         ]
         self.volume = self.new_volume()
-        self.writer = self.open_writer(create=True)
+        source = template(self.site)
+        self._open(create=False, import_from=source).close()
+        self.writer = self._open(create=False)
         self._cleanup.callback(self._close_writer)
-        if self.site.scale > 0:
-            fill(self.dsn, self.site.bin_dir, self.site.scale)
 
     def _close_writer(self) -> None:
         self.writer.close()  # the one of that time, not the first
@@ -132,7 +133,7 @@ class Aurora(System):
         """The shape of another volume on the same nodes."""
         return VolumeSpec(uuid.uuid4(), PAGE_BYTES, GROUP_BYTES, (GroupPlacement(0, tuple(ZONES)),))
 
-    def open_writer(self, *, create: bool) -> Writer:
+    def _open(self, *, create: bool, import_from: Path | None = None) -> Writer:
         """Another incarnation; the one before must be closed."""
         site = self.site
         root = site.directory(self.name, "instance")
@@ -148,6 +149,7 @@ class Aurora(System):
             max_connections=site.sizes.max_connections,
             parameters={},
             create=create,
+            import_from=None if import_from is None else str(import_from),
         )
         return Writer(config, self._directory / "writer.log")
 
@@ -156,7 +158,7 @@ class Aurora(System):
         self.writer.stop()
         if volume is not None:
             self.volume = volume
-        self.writer = self.open_writer(create=create)
+        self.writer = self._open(create=create)
         return self.writer.facts
 
     @property

@@ -83,7 +83,7 @@ class System(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Starts it, filled with pgbench's tables at the site's scale if that is above 0."""
+        """Starts it on a copy of the template: the same data, page by page, for all."""
 
     @property
     @abstractmethod

@@ -149,5 +149,15 @@ def template(site: Site) -> Path:
             fill(server.dsn, site.bin_dir, site.scale)
         finally:
             server.stop()
+        _tidy(site, building)
     building.rename(target)
     return target
+
+
+def _tidy(site: Site, data_dir: Path) -> None:
+    """Without what a server makes anew, and without the WAL of the load: one new, nearly empty segment."""
+    command = [f"{site.bin_dir}/pg_resetwal", "-f", "-D", str(data_dir)]
+    subprocess.run(site.account.command(command), check=True, timeout=60, cwd="/", stdout=subprocess.DEVNULL)
+    for pattern in ("**/pg_internal.init*", "postmaster.*"):
+        for path in data_dir.glob(pattern):
+            path.unlink()
