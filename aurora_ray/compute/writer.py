@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _KILL_TIMEOUT_S = 10.0
-_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class Writer:
@@ -244,21 +244,23 @@ class Writer:
         """Ends what there is, in the order of dependence; goes on whatever happens on the way."""
         engine, mounted, volume = self._engine, self._mounted, self._volume
         if engine is not None and engine.pid is not None:
-            await self._try("kill the engine", lambda: engine.stop(StopMode.KILL, timeout_s=_KILL_TIMEOUT_S))
+            await self._try(
+                "kill the engine", lambda: engine.stop(StopMode.KILL, timeout_s=_KILL_TIMEOUT_S), 2 * _KILL_TIMEOUT_S
+            )
         self._engine = None
         if mounted is not None:
-            await self._try("discard the mount", lambda: mounted.close(discard=True))
+            await self._try("discard the mount", lambda: mounted.close(discard=True), _CLOSE_TIMEOUT_S)
         self._mounted = None
         if volume is not None:
-            await self._try("close the volume", volume.close)
+            await self._try("close the volume", volume.close, _CLOSE_TIMEOUT_S)
         self._phase = WriterPhase.ENDED
         if not self._outcome.done():
             retryable = not self._fenced.is_set()
             self._outcome.set_result(Outcome(asked, reason, retryable, *self._ended_ns))
 
-    async def _try(self, what: str, step: Callable[[], Awaitable[object]]) -> None:
+    async def _try(self, what: str, step: Callable[[], Awaitable[object]], timeout_s: float) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S + _KILL_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await step()
         except FencedError:
             pass  # that may be why we are here

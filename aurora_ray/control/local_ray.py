@@ -68,7 +68,7 @@ def environment(data_dir: Path) -> dict[str, str]:
 def socket_dir(data_dir: Path) -> Path:
     """Where Ray keeps its sockets and logs."""
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"ar-{name}"
+    return Path(tempfile.gettempdir()) / f"ray-{name}"
 
 
 def find(data_dir: Path) -> LocalRay | None:

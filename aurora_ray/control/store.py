@@ -11,6 +11,7 @@ The file (id 1, group 0), in pages of the volume's page size:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Callable, Sequence
 from typing import Final, Self
@@ -27,6 +28,7 @@ HEADER: Final = struct.Struct("<IIQ")
 MAGIC: Final = 0x31435241  # "ARC1"
 FILE_ID: Final = 1
 FILE_PATH: Final = b"control-state"
+CLOSE_TIMEOUT_S: Final = 3.0
 STATE_BYTES_MAX: Final = 32 << 20  # one flush must carry it
 
 assert HEADER.size == 16  # noqa: S101
@@ -104,8 +106,10 @@ class ControlStore:
         await self._volume.update_nodes(nodes)
 
     async def close(self) -> None:
-        """Closes the volume; what was saved is durable already."""
-        await self._volume.close()
+        """Closes the volume; what was saved is durable already, so streams that do not end in time are left behind."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._volume.close()
 
 
 def changes(old: Sequence[bytes], new: Sequence[bytes], page_size: int) -> list[Record]:

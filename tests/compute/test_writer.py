@@ -1,0 +1,187 @@
+"""A writer on six real storage nodes with a real engine: opened, ended in every way, opened again."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig, WriterPhase
+from aurora_ray.compute.leftovers import working_below
+from aurora_ray.compute.writer import Writer
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import AuroraError, ConfigurationError, QuorumLostError
+from tests.support.leaks import remove_tree
+from tests.support.polling import poll_until
+from tests.support.timing import scaled
+from tests.volume.cluster import Cluster, pages, running
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
+ENDS = pytest.mark.allowed_logs(r".* ends: ", r"epoch \d+")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _account() -> None:
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def shared_dir(run_dir: Path) -> Iterator[Path]:
+    """Images and engines are made once for the module."""
+    path = run_dir / "writer"
+    path.mkdir(mode=0o755)
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running(tmp_path) as six:
+        yield six
+
+
+@pytest.fixture
+def config(cluster: Cluster, shared_dir: Path, free_port: int) -> WriterConfig:
+    return WriterConfig(
+        cluster="demo",
+        instance_id=f"demo-{free_port}",
+        az="a",
+        volume=cluster.spec,
+        nodes=tuple(cluster.addresses),
+        engine=EngineChoice("postgres", "", shared_dir),
+        port=free_port,
+        superuser_password="correct horse",  # noqa: S106
+        initialise=True,
+        open_timeout_s=60,
+        stop_timeout_s=30,
+    )
+
+
+async def connect(config: WriterConfig) -> psycopg.AsyncConnection[tuple[object, ...]]:
+    return await psycopg.AsyncConnection.connect(
+        host="127.0.0.1",
+        port=config.port,
+        user="postgres",
+        password=config.superuser_password,
+        dbname="postgres",
+        autocommit=True,
+    )
+
+
+async def execute(config: WriterConfig, statement: str) -> list[tuple[object, ...]]:
+    async with await connect(config) as session:
+        cursor = await session.execute(statement.encode())
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def test_everything_survives_an_orderly_end_and_a_kill(config: WriterConfig) -> None:
+    writer = Writer(config)
+    opened = await writer.start()
+    assert set(opened.stages_s) >= {"seal", "initialise", "mount", "engine"}
+    await execute(config, "create table t as select generate_series(1, 1000) i")
+    outcome = await writer.stop()
+    assert outcome.asked
+    assert writer.status().phase is WriterPhase.ENDED
+    assert not config.dirs.mount.exists()
+    again = Writer(replace(config, initialise=False))
+    assert (await again.start()).epoch == opened.epoch + 1
+    assert await execute(config, "select count(*) from t") == [(1000,)]
+    await again.stop()
+
+
+@ENDS
+async def test_a_killed_engine_ends_the_incarnation_and_the_next_one_has_all_commits(config: WriterConfig) -> None:
+    writer = Writer(config)
+    opened = await writer.start()
+    await execute(config, "create table t (i int)")
+    await execute(config, "insert into t values (1), (2)")
+    os.kill(opened.pid, signal.SIGKILL)
+    outcome = await writer.wait_ended()
+    assert not outcome.asked
+    assert "killed by signal 9" in outcome.reason
+    assert working_below(config.dirs.mount) == []
+    again = Writer(replace(config, initialise=False))
+    await again.start()
+    assert await execute(config, "select sum(i) from t") == [(3,)]
+    await again.stop()
+
+
+@ENDS
+async def test_a_writer_that_was_sealed_out_ends_and_its_sessions_are_cut(
+    config: WriterConfig, cluster: Cluster
+) -> None:
+    writer = Writer(config)
+    opened = await writer.start()
+    volume = await cluster.open()
+    assert volume.epoch > opened.epoch
+    outcome = await writer.wait_ended()
+    assert "higher epoch" in outcome.reason
+    assert not outcome.retryable
+    await poll_until(lambda: not working_below(config.dirs.mount), what="the engine is gone")
+    with pytest.raises(psycopg.OperationalError):
+        await connect(config)
+
+
+async def test_a_half_made_volume_is_not_used(config: WriterConfig, cluster: Cluster) -> None:
+    volume = await cluster.open()
+    await volume.append(pages((0, b"something")))
+    with pytest.raises(HalfMadeVolumeError):
+        await Writer(config).start()
+
+
+async def test_a_failed_start_leaves_nothing_behind(config: WriterConfig, cluster: Cluster) -> None:
+    await cluster.stop("a1", "a2", "b1", "b2")
+    with pytest.raises(AuroraError) as caught:
+        await Writer(replace(config, open_timeout_s=2)).start()
+    assert isinstance(caught.value, QuorumLostError) or "not open within" in str(caught.value)
+    assert not any(config.dirs.mount.iterdir())
+
+
+async def test_a_port_in_use_is_said(config: WriterConfig) -> None:
+    with (
+        socket.create_server(("127.0.0.1", config.port)),
+        pytest.raises(ConfigurationError, match=f"port {config.port} on 127.0.0.1 is in use"),
+    ):
+        await Writer(config).start()
+
+
+async def test_an_engine_of_an_earlier_incarnation_is_ended_first(config: WriterConfig) -> None:
+    writer = Writer(config)
+    await writer.start()
+    await writer.stop()
+    config.dirs.mount.mkdir(parents=True)
+    left = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], cwd=config.dirs.mount)  # noqa: ASYNC220
+    again = Writer(replace(config, initialise=False))
+    await again.start()
+    assert left.wait(5) == -signal.SIGKILL
+    await again.stop()
+
+
+@ENDS
+async def test_a_stopped_engine_is_found_hung_and_killed(config: WriterConfig) -> None:
+    writer = Writer(config)
+    opened = await writer.start()
+    await execute(config, "create table t (i int)")
+    stopped_ns = time.time_ns()
+    os.kill(opened.pid, signal.SIGSTOP)
+    async with asyncio.timeout(scaled(15)):
+        outcome = await writer.wait_ended()
+    assert "hung" in outcome.reason
+    assert "stopped by a signal" in outcome.reason
+    assert abs(outcome.good_at_ns - stopped_ns) < 1e9
+    assert working_below(config.dirs.mount) == []
+    again = Writer(replace(config, initialise=False))
+    await again.start()
+    assert await execute(config, "select count(*) from t") == [(0,)]
+    await again.stop()

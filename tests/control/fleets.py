@@ -1,0 +1,69 @@
+"""Declared fleets for tests of decisions."""
+
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+from aurora_ray.control.bootstrap import new_fleet
+from aurora_ray.control.model import DBCluster, DBInstance, Fleet, Group, Role, VolumeState
+from aurora_ray.control.placement import place_group
+from aurora_ray.control.reconcile import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
+
+AZS = ("a", "b", "c")
+NODES = ("a-1", "a-2", "b-1", "b-2", "c-1", "c-2")
+GROUP_BYTES = 1 << 30
+
+
+def created(fleet: Fleet) -> Fleet:
+    """All segments exist where they shall."""
+    for volume in fleet.volumes():
+        groups = tuple(replace(group, created_on=group.node_ids) for group in volume.groups)
+        fleet = fleet.with_volume(replace(volume, groups=groups))
+    return fleet
+
+
+def with_cluster(fleet: Fleet, name: str = "demo", *, initialised: bool = True) -> Fleet:
+    volume = VolumeState(uuid4(), 8192, GROUP_BYTES, (_group(fleet),), initialised)
+    writer = DBInstance(f"{name}-1", Role.WRITER, "a", 15432)
+    return fleet.with_cluster(DBCluster(name, "postgres", "18", "", 15432, "secret", volume, (writer,)))
+
+
+def running_fleet() -> Fleet:
+    """A cluster called demo, everything made."""
+    return created(with_cluster(new_fleet("somewhere", AZS)))
+
+
+def addresses(nodes: tuple[str, ...] = NODES) -> Addresses:
+    return tuple((node, f"127.0.0.1:{9000 + NODES.index(node)}") for node in sorted(nodes))
+
+
+def observed(
+    fleet: Fleet,
+    nodes: tuple[str, ...] = NODES,
+    instance: InstanceSeen | None = None,
+    *,
+    control_open: bool = True,
+    **more: object,
+) -> Observed:
+    """These nodes run, know each other and have what they were given; the writer is as told (default: available)."""
+    told = addresses(nodes)
+    segments = {
+        node: frozenset((v.volume_id, g.group) for v in fleet.volumes() for g in v.groups if node in g.created_on)
+        for node in nodes
+    }
+    seen = {node: NodeSeen(dict(told)[node], 100, "host", told, segments[node]) for node in nodes}
+    if instance is None:
+        instance = InstanceSeen(InstancePhase.AVAILABLE, told=told, groups=frozenset({0}), free_bytes=GROUP_BYTES)
+    instances = {"demo-1": instance}
+    return Observed(nodes=seen, instances=instances, control_open=control_open, **more)  # type: ignore[arg-type]
+
+
+def without_instance(state: Observed) -> Observed:
+    return replace(state, instances={})
+
+
+def volume_id(fleet: Fleet) -> UUID:
+    return fleet.cluster("demo").volume.volume_id
+
+
+def _group(fleet: Fleet) -> Group:
+    return place_group(0, fleet.azs, fleet.nodes, fleet.volumes())

@@ -1,0 +1,115 @@
+"""The declared state and its serialised form."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack  # type: ignore[import-untyped]
+import pytest
+
+from aurora_ray.control import bootstrap
+from aurora_ray.control.model import Fleet, StorageNode, pack, unpack
+from aurora_ray.control.placement import default_nodes, place_group, place_instance
+from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+from tests.control.fleets import AZS, NODES, created, running_fleet, volume_id
+
+
+def test_round_trip() -> None:
+    fleet = running_fleet().without_cluster("demo")
+    assert unpack(pack(fleet)) == fleet
+    assert unpack(pack(running_fleet())).clusters[0].superuser_password == "secret"  # noqa: S105
+
+
+def test_a_newer_format_is_refused_with_advice() -> None:
+    document = msgpack.unpackb(pack(running_fleet()))
+    with pytest.raises(ConfigurationError, match="use the newer version"):
+        unpack(msgpack.packb({**document, "format": 99}))
+
+
+def test_fields_of_later_and_earlier_versions() -> None:
+    fleet = running_fleet()
+    document = msgpack.unpackb(pack(fleet))
+    document["fleet"]["something_new"] = 1
+    del document["fleet"]["dropped_volumes"]
+    del document["fleet"]["clusters"][0]["cache_bytes"]
+    assert unpack(msgpack.packb(document)) == fleet
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\x80", msgpack.packb({"format": 1, "fleet": {}}), b"\x93\x01"])
+def test_garbage_is_refused(garbage: bytes) -> None:
+    with pytest.raises(MalformedError):
+        unpack(garbage)
+
+
+def test_secrets_are_not_shown() -> None:
+    assert "secret" not in repr(running_fleet())
+
+
+def test_unknown_names_are_errors_that_help() -> None:
+    with pytest.raises(UsageError, match="aurora create orders"):
+        running_fleet().cluster("orders")
+    with pytest.raises(UsageError, match="a-1, a-2"):
+        running_fleet().node("x")
+
+
+def test_created_is_noted_once_and_dropped_volumes_go_when_the_last_node_has_forgotten_them() -> None:
+    fleet = running_fleet()
+    again = fleet.with_created("a-1", {volume_id(fleet): (0,)})
+    assert again == fleet
+    gone = fleet.without_cluster("demo")
+    for node in NODES[:-1]:
+        gone = gone.without_dropped(node, {volume_id(fleet)})
+        assert len(gone.dropped_volumes) == 1
+    assert gone.without_dropped(NODES[-1], {volume_id(fleet)}).dropped_volumes == ()
+
+
+# ---- placement
+
+
+def test_two_copies_in_each_az_on_the_nodes_with_the_least() -> None:
+    nodes = (*default_nodes(AZS), StorageNode("a-3", "a"))
+    volume = created(running_fleet()).cluster("demo").volume
+    group = place_group(1, AZS, nodes, [volume])
+    assert group.node_ids == ("a-3", "a-1", "b-1", "b-2", "c-1", "c-2")
+    assert group.created_on == ()
+
+
+def test_too_few_nodes_or_azs_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="AZ c has 1"):
+        place_group(0, AZS, default_nodes(AZS)[:5], [])
+    with pytest.raises(ConfigurationError, match="needs 3 AZs"):
+        default_nodes(("a", "b"))
+
+
+def test_instances_go_where_there_are_fewest() -> None:
+    assert place_instance(AZS, []) == "a"
+    assert place_instance(AZS, ["a", "a", "b"]) == "c"
+
+
+# ---- the bootstrap file
+
+
+def test_bootstrap_file_round_trip(tmp_path: Path) -> None:
+    fleet = created(running_fleet()).with_node(StorageNode("a-1", "a", "10.0.0.1"))
+    bootstrap.save(tmp_path, fleet)
+    loaded = bootstrap.load(tmp_path)
+    assert loaded == replace(fleet, clusters=(), revision=0)
+    assert (tmp_path / bootstrap.FILE_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_bootstrap_file_is_absent_or_whole(tmp_path: Path) -> None:
+    assert bootstrap.load(tmp_path) is None
+    assert not bootstrap.exists(tmp_path)
+    for text in ("fleet_id = ", 'fleet_id = "x"', "", "nodes = 3"):
+        (tmp_path / bootstrap.FILE_NAME).write_text(text)
+        with pytest.raises(ConfigurationError, match="is damaged"):
+            bootstrap.load(tmp_path)
+
+
+def test_bootstrap_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        bootstrap.save(tmp_path / "file", _fleet())
+
+
+def _fleet() -> Fleet:
+    return running_fleet()
