@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from aurora_ray.cli import clusters, fleet
@@ -15,6 +14,8 @@ from aurora_ray.errors import AuroraError, UsageError
 
 WRONG_USE = 2
 FAILURE = 1
+# Typer brings its own copy of click since 0.29 and used the installed one before; this is the base class of either.
+WRONG_ARGUMENTS: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="aurora",
@@ -56,10 +57,10 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="aurora", standalone_mode=False)
-    except click.ClickException as error:
+    except WRONG_ARGUMENTS as error:
         error.show()
         return WRONG_USE
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         error_line("interrupted; what was started goes on")
         return FAILURE
     except AuroraError as error:

@@ -1,0 +1,125 @@
+"""A fleet driven through the command, as a user does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.support.polling import poll_until_blocking
+from tests.support.timing import scaled
+
+UP_TIMEOUT_S = 150.0
+CALL_TIMEOUT_S = 60.0
+
+
+@dataclass
+class CliFleet:
+    """One data directory; `environment` is added to that of each command."""
+
+    data_dir: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "aurora_ray.cli.main", *arguments],
+            env={**os.environ, "AURORA_DATA_DIR": str(self.data_dir), **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=scaled(timeout_s),
+        )
+
+    def check(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
+        done = self.run(*arguments, timeout_s=timeout_s)
+        assert done.returncode == 0, f"aurora {' '.join(arguments)}: {done.stderr}\n{self.trail()}"
+        return done.stdout
+
+    def json(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        return json.loads(self.check(*arguments, "--json", timeout_s=timeout_s))
+
+    def up(self, *arguments: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.json("up", *arguments, timeout_s=UP_TIMEOUT_S)
+        return status
+
+    def status(self, name: str = "demo") -> dict[str, Any]:
+        status: dict[str, Any] = self.json("status", name)
+        return status
+
+    def sql(self, statement: str) -> list[list[Any]]:
+        rows: list[list[Any]] = self.json("sql", "-c", statement)["rows"]
+        return rows
+
+    def destroy(self) -> None:
+        self.run("down", "--destroy", "--yes", timeout_s=UP_TIMEOUT_S)
+
+    def trail(self) -> str:
+        path = self.data_dir / "logs" / "control.log"
+        return "\n".join(path.read_text().splitlines()[-40:]) if path.exists() else "(no control log)"
+
+    # ---- what a client sees
+
+    def execute(self, dsn: str, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(dsn, connect_timeout=5, autocommit=True) as session:
+            cursor = session.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def until_writable(self, dsn: str, statement: str, timeout_s: float = 60.0) -> None:
+        def writes() -> bool:
+            try:
+                self.execute(dsn, statement)
+            except psycopg.Error:
+                return False
+            return True
+
+        poll_until_blocking(writes, timeout_s, interval_s=0.05, what=f"writing works again\n{self.trail()}")
+
+    def until(self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Polls the status."""
+        last: dict[str, Any] = {}
+
+        def holds() -> bool:
+            done = self.run("status", "--json")
+            if done.returncode:
+                return False
+            last.update(json.loads(done.stdout))
+            return condition(last)
+
+        poll_until_blocking(holds, timeout_s, interval_s=0.2, what=f"{what}\n{self.trail()}")
+        return last
+
+
+def kill(pid: int) -> None:
+    """As kill -9 does."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def pids_titled(title: str, data_dir: Path) -> list[int]:
+    """Ray processes of this fleet whose title begins like this: a title hides the arguments, the token's path stays in
+    the environment."""
+    found = []
+    token = f"RAY_AUTH_TOKEN_PATH={data_dir}/".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "cmdline").read_bytes().startswith(title.encode()) and _of_fleet(entry, token):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _of_fleet(entry: Path, token: bytes) -> bool:
+    """Itself, or the raylet that started it (a process title may be written over the environment)."""
+    if token in (entry / "environ").read_bytes():
+        return True
+    stat = (entry / "stat").read_text()
+    parent = stat.rpartition(")")[2].split()[1]
+    return token in (Path("/proc") / parent / "environ").read_bytes()

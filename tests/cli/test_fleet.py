@@ -1,0 +1,188 @@
+"""A fleet from the first `up` to the last `down`, with kills in between: all real, driven by the command."""
+
+import json
+import os
+import signal
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import ConfigurationError
+from tests.cli.fleet import CliFleet, kill, pids_titled
+from tests.support.leaks import remove_tree
+from tests.support.polling import poll_until_blocking
+
+# Nodes and engines are replaced while a test runs: the check at the end of the run sees what is left in earnest.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.postgres,
+    pytest.mark.timeout(300),
+    pytest.mark.allowed_leaks("process", "shm", "tmp"),
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(run_dir: Path) -> Iterator[CliFleet]:
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    path = run_dir / "fleet"
+    cli = CliFleet(path)
+    try:
+        cli.up()
+        yield cli
+    finally:
+        cli.destroy()
+        remove_tree(path)
+
+
+@pytest.fixture
+def dsn(fleet: CliFleet) -> str:
+    """The cluster endpoint's, once it works."""
+    endpoint: str = fleet.up()["endpoints"]["cluster"]["dsn"]
+    fleet.execute(endpoint, "create table if not exists kills (what text)")
+    return endpoint
+
+
+def test_status_tells_what_there_is(fleet: CliFleet) -> None:
+    status = fleet.status()
+    assert status["cluster"] == "demo"
+    assert status["engine"] == "postgres"
+    assert status["state"] == "available"
+    assert status["epoch"] >= 1
+    assert status["vdl"] > 0
+    for endpoint in ("cluster", "reader"):
+        assert set(status["endpoints"][endpoint]) >= {"host", "port", "dsn"}
+    (instance,) = status["instances"]
+    assert set(instance) >= {"id", "role", "az", "state", "pid", "dsn", "lag_ms"}
+    assert b"postgres" in Path(f"/proc/{instance['pid']}/cmdline").read_bytes()
+    nodes = status["storage_nodes"]
+    assert [node["state"] for node in nodes] == ["healthy"] * 6
+    assert Counter(node["az"] for node in nodes) == {"us-east-1a": 2, "us-east-1b": 2, "us-east-1c": 2}
+    for node in nodes:
+        assert Path(f"/proc/{node['pid']}").exists()
+    assert set(status["volume"]) >= {"bytes", "protection_groups", "limit_bytes"}
+
+
+def test_for_people_too(fleet: CliFleet) -> None:
+    text = fleet.check("status")
+    assert text.count("healthy") == 6
+    assert "postgresql://" in text
+    assert "demo" in fleet.check("list")
+    assert fleet.check("sql", "-c", "select 41 + 1").split()[2] == "42"
+
+
+def test_sql_reports_errors_in_a_sentence(fleet: CliFleet) -> None:
+    done = fleet.run("sql", "--json", "-c", "select nonsense")
+    assert done.returncode == 1
+    assert 'column "nonsense" does not exist' in done.stderr
+    assert fleet.run("status", "nope").returncode == 2
+
+
+def test_nobody_else_can_read_the_data_or_the_password(fleet: CliFleet) -> None:
+    for name in ("fleet.toml", "ray.json", "ray.token", "passfiles/demo.pgpass"):
+        assert stat.S_IMODE((fleet.data_dir / name).stat().st_mode) == 0o600, name
+    for name in ("nodes", "passfiles", "logs", "instances/demo-1/mount"):
+        assert stat.S_IMODE((fleet.data_dir / name).stat().st_mode) == 0o700, name
+
+
+def test_a_second_up_finds_the_running_cluster(fleet: CliFleet) -> None:
+    before, after = fleet.status(), fleet.up()
+    assert _pids(after) == _pids(before)
+    assert after["endpoints"] == before["endpoints"]
+
+
+def test_a_killed_engine_comes_back_by_itself(fleet: CliFleet, dsn: str) -> None:
+    before = fleet.status()
+    kill(before["instances"][0]["pid"])
+    fleet.until_writable(dsn, "insert into kills values ('engine')")
+    after = fleet.until(lambda status: status["state"] == "available", "the cluster is available")
+    assert after["epoch"] == before["epoch"] + 1
+    assert after["instances"][0]["pid"] != before["instances"][0]["pid"]
+
+
+def test_a_killed_instance_process_takes_its_engine_along_and_comes_back(fleet: CliFleet, dsn: str) -> None:
+    before = fleet.status()
+    engine = before["instances"][0]["pid"]
+    (actor,) = pids_titled("ray::InstanceActor", fleet.data_dir)
+    kill(actor)
+    poll_until_blocking(lambda: not Path(f"/proc/{engine}").exists(), what="the engine is gone")
+    fleet.until_writable(dsn, "insert into kills values ('instance')")
+    assert fleet.status()["epoch"] > before["epoch"]
+
+
+def test_a_killed_storage_node_comes_back_and_catches_up(fleet: CliFleet, dsn: str) -> None:
+    before = fleet.status()["storage_nodes"][2]
+    kill(before["pid"])
+    fleet.execute(dsn, "insert into kills select 'node' from generate_series(1, 1000)")
+
+    def caught_up(status: dict[str, Any]) -> bool:
+        node = status["storage_nodes"][2]
+        return bool(node["state"] == "healthy" and node["pid"] != before["pid"] and node["scl"] >= status["vdl"])
+
+    fleet.until(caught_up, "the node has caught up")
+
+
+def test_all_storage_nodes_killed_at_once_come_back(fleet: CliFleet, dsn: str) -> None:
+    for node in fleet.status()["storage_nodes"]:
+        kill(node["pid"])
+    fleet.until_writable(dsn, "insert into kills values ('nodes')", timeout_s=90)
+    fleet.until(lambda status: [n["state"] for n in status["storage_nodes"]] == ["healthy"] * 6, "all healthy")
+
+
+def test_a_killed_control_plane_is_restarted_and_manages_on(fleet: CliFleet, dsn: str) -> None:
+    before = fleet.status()
+    (control,) = pids_titled("ray::ControlActor", fleet.data_dir)
+    kill(control)
+    fleet.execute(dsn, "insert into kills values ('control')")
+    after = fleet.until(lambda status: status["state"] == "available", "the control plane answers")
+    assert _pids(after) == _pids(before)
+    assert pids_titled("ray::ControlActor", fleet.data_dir) != [control]
+    kill(after["instances"][0]["pid"])
+    fleet.until_writable(dsn, "insert into kills values ('engine, after control')")
+
+
+def test_a_second_cluster_with_another_version_comes_and_goes(fleet: CliFleet) -> None:
+    created = fleet.json("create", "other", "--engine-version", "16", timeout_s=150)
+    assert created["engine_version"] == "16"
+    assert created["endpoints"]["cluster"]["port"] != fleet.status()["endpoints"]["cluster"]["port"]
+    assert fleet.run("create", "other").returncode == 2
+    assert [cluster["cluster"] for cluster in fleet.json("list")] == ["demo", "other"]
+    fleet.check("delete", "other", "--yes", timeout_s=90)
+    assert [cluster["cluster"] for cluster in fleet.json("list")] == ["demo"]
+    assert not (fleet.data_dir / "instances" / "other-1").exists()
+
+
+def test_down_and_up_bring_the_same_data_back(fleet: CliFleet, dsn: str) -> None:
+    fleet.execute(dsn, "create table kept as select generate_series(1, 5000) i")
+    before = fleet.status()
+    assert fleet.json("down", timeout_s=90)["stopped"]
+    for pid in _pids(before):
+        assert not Path(f"/proc/{pid}").exists()
+    assert fleet.run("status").returncode == 1
+    after = fleet.up()
+    assert after["endpoints"] == before["endpoints"]
+    assert fleet.sql("select count(*), sum(i) from kept") == [[5000, 12502500]]
+
+
+def test_a_power_cut_loses_nothing_that_was_acknowledged(fleet: CliFleet, dsn: str) -> None:
+    for number in range(50):
+        fleet.execute(dsn, f"insert into kills values ('power {number}')")  # noqa: S608
+    host = json.loads((fleet.data_dir / "ray.json").read_text())["pid"]
+    victims = {host, *_pids(fleet.status()), *pids_titled("ray::", fleet.data_dir)}
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    poll_until_blocking(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in victims), what="all are dead")
+    after = fleet.up()
+    assert fleet.sql("select count(*) from kills where what like 'power %'") == [[50]]
+    assert after["state"] == "available"
+
+
+def _pids(status: dict[str, Any]) -> list[int]:
+    return [status["instances"][0]["pid"], *(node["pid"] for node in status["storage_nodes"])]
