@@ -48,7 +48,7 @@ class DamagedError(StorageError):
     retryable = True
 
     def __init__(self, segment: SegmentKey, item: Damage, why: str) -> None:
-        super().__init__(f"group {segment[1]}: {item} is damaged here: {why}")
+        super().__init__(f"group {segment[1]}: damaged here: {item}: {why}")
         self.segment, self.item = segment, item
 
 

@@ -50,6 +50,9 @@ class ServerHandle:
 
     async def restart(self) -> None:
         await self.stop()
+        await self.restart_stopped()
+
+    async def restart_stopped(self) -> None:
         self.server = StorageServer(self.config, **self._kwargs)
         await self.start()
 
