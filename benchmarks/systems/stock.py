@@ -30,9 +30,10 @@ class Stock(System):
         self.server.start()
 
     def warm_up(self) -> None:
-        """As the others, with the full page images of a checkpoint behind it."""
+        """As the others, with the full page images of a checkpoint behind it where there are any."""
         super().warm_up()
-        touch_pages(self.dsn)
+        if self.parameters.get("full_page_writes") != "off":
+            touch_pages(self.dsn)
 
     @property
     def dsn(self) -> str:
