@@ -16,6 +16,7 @@ from benchmarks.load import Load, LoadResult, run_load
 from benchmarks.systems.aurora import Aurora
 
 RATE_HZ: Final = 200
+_WAITING: Final = ("Thread.run (threading.py", "_worker (concurrent/futures/", "EpollSelector.select (selectors.py")
 _GRACE_S: Final = 60.0
 
 
@@ -59,13 +60,18 @@ def profile(system: Aurora, load: Load, directory: Path, *, native: bool) -> tup
 
 
 def heaviest(path: Path, count: int) -> list[tuple[str, float, float]]:
-    """(frame, its own share, its share with what it calls) of the frames with most time, in percent."""
+    """(frame, its own share, its share with what it calls) of the frames with most time, in percent.
+
+    Stacks that only wait are left out; so is gRPC's poller thread, which py-spy cannot tell from one.
+    """
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     total = 0
     for line in path.read_text().splitlines():
         stack, _, samples = line.rpartition(" ")
         frames, hits = stack.split(";"), int(samples)
+        if frames[-1].startswith(_WAITING):
+            continue
         total += hits
         own[frames[-1]] += hits
         for frame in set(frames):
