@@ -66,7 +66,11 @@ def environment(data_dir: Path) -> dict[str, str]:
 
 
 def socket_dir(data_dir: Path) -> Path:
-    """Where Ray keeps its sockets and logs."""
+    """Where Ray keeps its sockets and logs: in a private directory, since Ray opens its own to everyone."""
+    return _private_dir(data_dir) / "r"
+
+
+def _private_dir(data_dir: Path) -> Path:
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
     return Path(tempfile.gettempdir()) / f"ray-{name}"
 
@@ -95,7 +99,7 @@ def note(data_dir: Path, address: str) -> None:
 def start(data_dir: Path, arguments: list[str]) -> LocalRay:
     """Starts the host process, with these further arguments, and waits for its address. Raises LocalRayError."""
     _make_token(data_dir / TOKEN_NAME)
-    _make_socket_dir(socket_dir(data_dir))
+    _make_private_dir(_private_dir(data_dir))
     (data_dir / FILE_NAME).unlink(missing_ok=True)
     log_path = data_dir / "logs" / LOG_NAME
     with log_path.open("wb") as log:
@@ -133,7 +137,7 @@ def stop(data_dir: Path) -> bool:
             if not _gone(running.pid, STOP_TIMEOUT_S):
                 raise LocalRayError(f"process {running.pid}, which holds the Ray cluster, does not end: kill it")
     (data_dir / FILE_NAME).unlink(missing_ok=True)
-    shutil.rmtree(socket_dir(data_dir), ignore_errors=True)
+    shutil.rmtree(_private_dir(data_dir), ignore_errors=True)
     return running is not None
 
 
@@ -155,7 +159,7 @@ def _make_token(path: Path) -> None:
             file.write(secrets.token_hex(32))
 
 
-def _make_socket_dir(path: Path) -> None:
+def _make_private_dir(path: Path) -> None:
     """A directory in a place where everyone may write: ours and private, or refused."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)

@@ -116,6 +116,20 @@ def pids_titled(title: str, data_dir: Path) -> list[int]:
     return found
 
 
+def pids_of_fleet(data_dir: Path) -> list[int]:
+    """Every process of this fleet's Ray, those that are only starting included."""
+    token = f"RAY_AUTH_TOKEN_PATH={data_dir}/".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if _of_fleet(entry, token):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
 def _of_fleet(entry: Path, token: bytes) -> bool:
     """Itself, or the raylet that started it (a process title may be written over the environment)."""
     if token in (entry / "environ").read_bytes():

@@ -13,7 +13,7 @@ import pytest
 
 from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet, kill, pids_titled
+from tests.cli.fleet import CliFleet, kill, pids_of_fleet, pids_titled
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
@@ -175,7 +175,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(fleet: CliFleet, dsn: s
     for number in range(50):
         fleet.execute(dsn, f"insert into kills values ('power {number}')")  # noqa: S608
     host = json.loads((fleet.data_dir / "ray.json").read_text())["pid"]
-    victims = {host, *_pids(fleet.status()), *pids_titled("ray::", fleet.data_dir)}
+    victims = {host, *_pids(fleet.status()), *pids_of_fleet(fleet.data_dir)}
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     poll_until_blocking(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in victims), what="all are dead")
