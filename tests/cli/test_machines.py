@@ -1,0 +1,112 @@
+"""A fleet on a Ray cluster that was there before, of several nodes: one in each AZ."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import ConfigurationError
+from tests.cli.fleet import CliFleet
+from tests.support.leaks import remove_tree
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.postgres,
+    pytest.mark.timeout(300),
+    pytest.mark.allowed_leaks("process", "shm", "tmp"),
+]
+AZS = ("us-east-1a", "us-east-1b", "us-east-1c")
+
+
+class Machines:
+    """The Ray cluster."""
+
+    def __init__(self, azs: tuple[str, ...]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cli.machines", *azs],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ,
+        )
+        self.address = self._line()
+
+    def tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        while self._line() != "ok":
+            pass
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the Ray cluster did not start"
+        return line.strip()
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    running = Machines(AZS)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def fleet(run_dir: Path, machines: Machines) -> Iterator[CliFleet]:
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    cli = CliFleet(run_dir / "machines", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    try:
+        yield cli
+    finally:
+        cli.destroy()
+        remove_tree(cli.data_dir)
+
+
+def test_a_fleet_joins_ray_loses_an_az_and_gets_it_back(fleet: CliFleet, machines: Machines) -> None:
+    status = fleet.up("--address", machines.address)
+    dsn = status["endpoints"]["cluster"]["dsn"]
+    assert [node["state"] for node in status["storage_nodes"]] == ["healthy"] * 6
+    fleet.execute(dsn, "create table t (i int)")
+    machines.tell("kill us-east-1c")
+    fleet.execute(dsn, "insert into t values (1)")
+    fleet.until(
+        lambda now: {n["az"] for n in now["storage_nodes"] if n["state"] != "healthy"} == {"us-east-1c"},
+        "the AZ is seen to be away",
+    )
+    fleet.execute(dsn, "insert into t values (2)")
+    machines.tell("start us-east-1c")
+    fleet.until(lambda now: [n["state"] for n in now["storage_nodes"]] == ["healthy"] * 6, "the AZ is back", 120)
+    assert fleet.sql("select sum(i) from t") == [[3]]
+    assert fleet.json("down", timeout_s=90)["stopped"]
+    assert fleet.up("--address", machines.address)["state"] == "available"
+    assert fleet.sql("select sum(i) from t") == [[3]]
+
+
+def test_a_ray_cluster_without_the_azs_is_refused_with_advice(run_dir: Path) -> None:
+    machines = Machines(AZS[:2])
+    cli = CliFleet(run_dir / "two", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    try:
+        done = cli.run("up", "--address", machines.address)
+        assert done.returncode == 1
+        assert "us-east-1c" in done.stderr
+        assert "--resources" in done.stderr
+    finally:
+        cli.destroy()
+        remove_tree(cli.data_dir)
+        machines.close()
