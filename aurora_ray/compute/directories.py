@@ -6,7 +6,7 @@
   nodes/<node id>/     0700  a storage node: RocksDB segments
   instances/<id>/      0711  an instance: mount (0700, the engine's), run (sockets, logs)
   images/, engines/    prepared data directories; copies of engine programs that the account can reach
-  passfiles/, logs/, traces/
+  passfiles/, logs/, telemetry/
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def prepare_data_dir(path: Path, *, passable: bool) -> None:
         if path.stat().st_uid != os.geteuid():
             raise ConfigurationError(f"The data directory {path} belongs to another user; choose one with --data-dir.")
         path.chmod(PASSABLE if passable else PRIVATE)
-        for name in ("nodes", "logs", "traces", "passfiles"):
+        for name in ("nodes", "logs", "telemetry", "passfiles"):
             make_dir(path / name, PRIVATE)
         make_dir(path / "instances", PASSABLE if passable else PRIVATE)
     except OSError as error:

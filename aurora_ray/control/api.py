@@ -14,7 +14,7 @@ from uuid import uuid4
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.control import report
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
-from aurora_ray.control.placement import place_group, place_instance
+from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.install import find_install
@@ -39,8 +39,19 @@ class ControlApi:
         self._plane = plane
 
     async def wait_open(self, timeout_s: float) -> None:
-        """Waits until the declared state is loaded. Raises QuorumLostError."""
-        await self._plane.wait_until(lambda: self._plane.is_open, timeout_s, "loading the control state")
+        """Waits until the declared state is loaded. Raises QuorumLostError, or ConfigurationError if it cannot be."""
+        await self._plane.wait_until(self._is_open, timeout_s, "loading the control state")
+
+    def _is_open(self) -> bool:
+        if self._plane.is_open:
+            return True
+        attempts = self._plane.attempts.items()
+        hopeless = [attempt.error for key, attempt in attempts if key.startswith("node:") and attempt.permanent]
+        if len(hopeless) > COPIES - WRITE_QUORUM:
+            raise ConfigurationError(
+                f"{len(hopeless)} of the storage nodes do not start; the first says: {hopeless[0]}"
+            )
+        return False
 
     # ---- clusters
 

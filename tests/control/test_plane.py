@@ -12,7 +12,7 @@ import pytest
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig, Runtime
-from aurora_ray.errors import ConfigurationError, FencedError, QuorumLostError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError, UsageError
 from tests.control.local_runtime import HALF_MADE, LocalRuntime
 from tests.support.polling import poll_until
 
@@ -142,6 +142,14 @@ async def test_with_three_nodes_nothing_is_declared_and_with_four_it_is(runtime:
         assert await waiting
 
 
+async def test_nodes_that_cannot_start_are_said_at_once(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        error = ConfigurationError("the data directory holds something else")
+        running.plane.processes.runtime = cast("Runtime", _Broken(runtime, error))
+        with pytest.raises(ConfigurationError, match="storage nodes do not start; the first says: the data directory"):
+            await running.api.wait_open(20)
+
+
 async def test_a_half_made_volume_is_replaced(runtime: LocalRuntime) -> None:
     runtime.errors.append(HALF_MADE)
     async with started(runtime) as running:
@@ -206,11 +214,12 @@ async def test_wrong_use_is_refused(runtime: LocalRuntime) -> None:
 class _Broken:
     """A machine on which no storage node starts."""
 
-    def __init__(self, runtime: LocalRuntime) -> None:
+    def __init__(self, runtime: LocalRuntime, error: AuroraError | None = None) -> None:
         self._runtime = runtime
+        self._error = error or QuorumLostError("no machine")
 
     async def start_node(self, *_: object) -> None:
-        raise QuorumLostError("no machine")
+        raise self._error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._runtime, name)
