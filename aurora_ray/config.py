@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     cache_bytes: ByteSize = Field(ByteSize(GIB), description="An instance's local page cache.", ge=16 * MIB)
     ring_bytes: ByteSize = Field(ByteSize(64 * MIB), description="The engine's shared redo ring.", ge=MIB)
 
+    hung_after_s: float = Field(
+        2.5, description="A writer that neither answers nor moves for so long is replaced.", ge=1, le=3600
+    )
+
     commit_span_every: int = Field(256, description="One in this many commit batches is traced.", ge=1)
 
     @field_validator("data_dir", "regions_dir", "postgres_bin_dir")

@@ -112,6 +112,10 @@ class InstanceActor:
         """See Instance.status."""
         return self._loop.call(self._instance.status(), START_TIMEOUT_S)
 
+    def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """See Instance.first_write."""
+        return self._loop.call(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)
+
     def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """See Instance.update_nodes."""
         self._loop.call(self._instance.update_nodes(nodes), START_TIMEOUT_S)

@@ -49,6 +49,10 @@ class Instance:
         """The latest incarnation; None if there was none."""
         return self._writer.status() if self._writer is not None else None
 
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it did not in time."""
+        return await self._writer.first_write(after_ns, timeout_s) if self._writer is not None else None
+
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""
         if self._writer is not None:

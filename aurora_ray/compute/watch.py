@@ -1,10 +1,12 @@
-"""The thin shell of `health` around an engine: looks at it now and then, and says when it is hung."""
+"""The thin shell of `health`: looks at something now and then, and says when it is hung."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aurora_ray.compute.health import Finding, Health, HealthRules, Look, Verdict
@@ -16,35 +18,43 @@ if TYPE_CHECKING:
     from aurora_ray.volume.client import Volume
 
 _log = logging.getLogger(__name__)
-CALM_EVERY_S = 1.0  # while all is well, a session is opened this often ...
-STATE_EVERY_S = 0.1  # ... and between two of them only the process's state is read
+CALM_EVERY_S = 1.0  # while all is well, it is asked this often ...
+STATE_EVERY_S = 0.1  # ... and between two questions only the process's state is read
 
 
-class EngineWatch:
-    """`wait_hung` returns when the engine is hung. Belongs to the writer's event loop."""
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is watched. `ask`: whether it answers within these seconds. `pid`: its main process, if it is on this
+    machine. `storage`: the VDL, and whether redo is waiting for storage."""
 
-    def __init__(self, engine: Engine, volume: Volume, rules: HealthRules, name: str) -> None:
+    name: str
+    ask: Callable[[float], Awaitable[bool]]
+    pid: Callable[[], int | None]
+    storage: Callable[[], Awaitable[tuple[int, bool]]]
+
+
+class Watch:
+    """`wait_hung` returns when it is hung. Belongs to one event loop."""
+
+    def __init__(self, watched: Watched, rules: HealthRules) -> None:
         self.good_at_ns = time.time_ns()  # Unix time of the last answer, or when it was last not stopped
-        self._engine = engine
-        self._volume = volume
+        self._watched = watched
         self._rules = rules
-        self._name = name
-        self._vdl = volume.vdl
 
     async def wait_hung(self) -> Finding:
-        """Looks until the engine is hung; what was found. The end of the engine is somebody else's to see."""
+        """Looks until it is hung; what was found. The end of a process is somebody else's to see."""
         loop, rules = asyncio.get_running_loop(), self._rules
         health = Health(rules, loop.time())
         calm, due_s, answered_ns = True, loop.time(), self.good_at_ns
         while True:
             due_s = max(loop.time(), due_s + (CALM_EVERY_S if calm else rules.look_every_s))
-            running_ns = await self._pause(due_s) if calm else 0
-            self.good_at_ns = max(self.good_at_ns, running_ns)
+            if calm:
+                await self._pause(due_s)
             late_s = max(0.0, loop.time() - due_s)
             asked_s, asked_ns = loop.time(), time.time_ns()
-            answered = await self._ask(rules.answer_within_s)
+            answered = await self._watched.ask(rules.answer_within_s)
             late_s += max(0.0, loop.time() - asked_s - rules.answer_within_s)
-            look = self._look(loop.time(), answered=answered, late_s=late_s)
+            look = await self._look(answered=answered, late_s=late_s)
             finding = health.look(look)
             if answered:
                 answered_ns = self.good_at_ns = asked_ns
@@ -53,41 +63,57 @@ class EngineWatch:
                     self.good_at_ns = answered_ns
                 return finding
             if calm and not answered:
-                _log.info("%s: %s", self._name, finding.why)
+                _log.info("%s: %s", self._watched.name, finding.why)
             calm = answered
+            if not calm:  # a refusal may come at once
+                await asyncio.sleep(max(0.0, due_s + rules.look_every_s - loop.time()))
 
-    async def _pause(self, due_s: float) -> int:
-        """Until the next look is due, or the process is stopped; the Unix time (ns) when it last was not."""
+    async def _pause(self, due_s: float) -> None:
+        """Until the next question is due, or the process is stopped."""
         loop = asyncio.get_running_loop()
-        running_ns = 0
         while True:
-            pid = self._engine.pid
-            if pid is not None and state_of(pid) == STOPPED:
-                return running_ns
-            running_ns = time.time_ns()
+            pid = self._watched.pid()
+            if pid is not None:
+                if (state := state_of(pid)) == STOPPED:
+                    return
+                if state is not None:
+                    self.good_at_ns = time.time_ns()
             left_s = due_s - loop.time()
             if left_s <= 0:
-                return running_ns
+                return
             await asyncio.sleep(min(left_s, STATE_EVERY_S))
 
-    async def _ask(self, timeout_s: float) -> bool:
-        """Whether it answers; a refusal (too many sessions, say) is an answer."""
+    async def _look(self, *, answered: bool, late_s: float) -> Look:
+        now_s = asyncio.get_running_loop().time()
+        if answered:
+            return Look(now_s, answered=True)
+        vdl, stalled = await self._watched.storage()
+        pid = self._watched.pid()
+        progress = progress_of(pid) if pid is not None else None
+        return Look(
+            now_s,
+            answered=False,
+            vdl=vdl,
+            cpu_s=progress.cpu_s if progress is not None else None,
+            stopped=progress.stopped if progress is not None else False,
+            stalled=stalled,
+            late_s=late_s,
+        )
+
+
+def engine_watch(engine: Engine, volume: Volume, rules: HealthRules, name: str) -> Watch:
+    """A writer's look at its engine, which shall open a session and answer. A refusal is an answer."""
+    before = [volume.vdl]
+
+    async def ask(timeout_s: float) -> bool:
         try:
-            await self._engine.check(timeout_s=timeout_s)
+            await engine.check(timeout_s=timeout_s)
         except EngineError as error:
             return not isinstance(error.__context__, TimeoutError)
         return True
 
-    def _look(self, now_s: float, *, answered: bool, late_s: float) -> Look:
-        pid = self._engine.pid
-        progress = progress_of(pid) if pid is not None and not answered else None
-        before, self._vdl = self._vdl, self._volume.vdl
-        return Look(
-            now_s,
-            answered,
-            vdl=self._volume.vdl,
-            cpu_s=progress.cpu_s if progress is not None else None,
-            stopped=progress.stopped if progress is not None else False,
-            stalled=self._volume.inflight_bytes > 0 and self._volume.vdl == before,
-            late_s=late_s,
-        )
+    async def storage() -> tuple[int, bool]:
+        vdl, before[0] = before[0], volume.vdl
+        return volume.vdl, volume.inflight_bytes > 0 and volume.vdl == vdl
+
+    return Watch(Watched(name, ask, lambda: engine.pid, storage), rules)

@@ -25,8 +25,9 @@ from aurora_ray import telemetry
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
 from aurora_ray.compute.directories import prepare_instance_dirs
 from aurora_ray.compute.engines import import_image, prepare_engine
+from aurora_ray.compute.first_write import FirstWrite
 from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
-from aurora_ray.compute.watch import EngineWatch
+from aurora_ray.compute.watch import engine_watch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.volume.client import Volume
@@ -56,6 +57,7 @@ class Writer:
         self._watch: asyncio.Task[None] | None = None
         self._fenced = asyncio.Event()
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._first_write: FirstWrite | None = None
         self._stages_s: dict[str, float] = {}
         self._ended_ns = (0, 0)  # Unix times: last known to be good, end noticed
 
@@ -79,6 +81,7 @@ class Writer:
             raise
         volume, _, engine = self._require_open()
         self._phase = WriterPhase.AVAILABLE
+        self._first_write = FirstWrite(volume)
         self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
         return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s))
 
@@ -156,7 +159,7 @@ class Writer:
     async def _supervise(self) -> None:
         """Waits for the first part that ends, and ends the others."""
         volume, mounted, engine = self._require_open()
-        watch = EngineWatch(engine, volume, self.config.health, self.config.instance_id)
+        watch = engine_watch(engine, volume, self.config.health, self.config.instance_id)
         exited = asyncio.create_task(engine.wait_exit(), name="engine exit")
         failed = asyncio.create_task(mounted.wait_failed(), name="mount failure")
         fenced = asyncio.create_task(self._fenced.wait(), name="fenced")
@@ -203,6 +206,10 @@ class Writer:
             reason=reason,
             stats=stats,
         )
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """See FirstWrite.after; None as well while it is not open."""
+        return await self._first_write.after(after_ns, timeout_s) if self._first_write is not None else None
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""

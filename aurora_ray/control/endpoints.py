@@ -155,6 +155,11 @@ class Endpoints:
 
     # ---- what it knows
 
+    @property
+    def exist(self) -> bool:
+        """Whether there are endpoints at all."""
+        return self._runtime is not None
+
     def problem(self, cluster: DBCluster) -> str:
         """Why an endpoint of the cluster cannot be had, e.g. its port is in use; empty if nothing is known of that."""
         names = (cluster_endpoint(cluster.name), reader_endpoint(cluster.name))

@@ -212,6 +212,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         retention_bytes=int(settings.retention_bytes),
         listen_host=settings.listen_host,
         engine_user=settings.engine_user,
+        hung_after_s=settings.hung_after_s,
     )
 
 

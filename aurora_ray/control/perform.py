@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
+from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import reconcile
 from aurora_ray.control.placement import place_group
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
@@ -140,6 +141,7 @@ def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> Write
         superuser_password=cluster.superuser_password,
         initialise=action.initialise,
         cache_bytes=cluster.cache_bytes or plane.config.cache_bytes,
+        health=HealthRules(hung_after_s=plane.config.hung_after_s),
     )
 
 

@@ -16,11 +16,15 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
+from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import bootstrap, reconcile
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
+from aurora_ray.control.failovers import Failovers
+from aurora_ray.control.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
@@ -58,9 +62,16 @@ class ControlPlane:
         self.attempts: dict[str, Attempt] = {}
         self.trail: deque[tuple[float, str]] = deque(maxlen=TRAIL_SENTENCES)
         self.processes = Processes(
-            runtime, clock=clock, say=self.say, on_change=self.notify, on_end=self._incarnation_ended
+            runtime,
+            clock=clock,
+            say=self.say,
+            on_change=self.notify,
+            on_end=self._incarnation_ended,
+            on_lost=self._lost,
         )
         self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
+        self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
+        self.failovers = Failovers(self)
         self._clock = clock
         self._store: ControlStore | None = None
         self._busy: set[str] = set()
@@ -130,7 +141,10 @@ class ControlPlane:
     def _cycle(self) -> None:
         now_s = self._clock()
         instances = self.processes.instances
-        further = self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s)
+        further = chain(
+            self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
+            self.heartbeats.wanted(),
+        )
         plan = reconcile.decide(self.fleet, self.observe(), now_s, further=further)
         for note in plan.notes:
             if note not in self._plan.notes:
@@ -171,11 +185,14 @@ class ControlPlane:
     async def _carry_out(self, action: reconcile.Action) -> None:
         attributes = {"aurora.key": action.key, "aurora.why": action.why}
         try:
-            with telemetry.span(f"control.{type(action).__name__}", attributes):
+            with self.failovers.around(action), telemetry.span(f"control.{type(action).__name__}", attributes):
                 if isinstance(action, StartEndpoints | PointEndpoints):
                     await self.endpoints.perform(action, self.epoch, self._clock())
+                elif isinstance(action, KillInstance):
+                    await self.heartbeats.perform(action)
                 else:
                     await perform(self, action)
+            self.failovers.done(action)
         except FencedError:
             self._fenced.set()
         except Exception as error:
@@ -194,6 +211,16 @@ class ControlPlane:
         before = self.attempts.get(key)
         self.attempts[key] = Attempt.after_failure(before, text, retryable=retryable, now_s=self._clock())
         self.say(f"{key} failed: {text}")
+
+    def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
+        self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)
+
+    def hung(self, instance_id: str, why: str) -> None:
+        """Its process was found to hang, and is going to be killed."""
+        instance = self.processes.instances.get(instance_id)
+        if instance is not None and instance.unseen_end:
+            instance.unseen_end = False
+            self._lost(instance_id, f"the process of {instance_id} is hung: {why}", 0, 0)
 
     def _incarnation_ended(self, instance_id: str, reason: str, lasted_s: float) -> None:
         if lasted_s < SETTLED_AFTER_S:

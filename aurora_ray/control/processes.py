@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,7 @@ class Instance:
     status: WriterStatus | None = None
     opened: Opened | None = None
     available_since_s: float = 0.0
+    unseen_end: bool = False  # it has an incarnation that was available and whose end nobody has seen yet
 
 
 @dataclass(slots=True)
@@ -67,7 +69,8 @@ class Tasks:
 
 
 class Processes:
-    """`clock` is monotonic, in seconds. `on_early_end` is told of an incarnation that ended (id, reason, seconds)."""
+    """`clock` is monotonic, in seconds. `on_end` is told of an incarnation that ended (id, reason, seconds), `on_lost`
+    of an available one that is lost (id, reason, Unix times in ns: last known to be good, noticed; 0: not known)."""
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Processes:
         say: Callable[[str], None],
         on_change: Callable[[], None],
         on_end: Callable[[str, str, float], None],
+        on_lost: Callable[[str, str, int, int], None] = lambda *_: None,
     ) -> None:
         self.runtime = runtime
         self.nodes: dict[str, Node] = {}
@@ -87,6 +91,8 @@ class Processes:
         self._say = say
         self._on_change = on_change
         self._on_end = on_end
+        self._on_lost = on_lost
+        self._last_statuses: dict[str, WriterStatus] = {}
 
     async def adopt(self, nodes: Iterable[StorageNode]) -> None:
         """Takes over what an earlier control plane started."""
@@ -121,6 +127,10 @@ class Processes:
 
     # ---- instances
 
+    def last_status(self, instance_id: str) -> WriterStatus | None:
+        """Of the latest incarnation that was available, whether it still is or not."""
+        return self._last_statuses.get(instance_id)
+
     async def add_instance(self, instance_id: str, process: InstanceProcess) -> Instance:
         """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
         instance = Instance(process, InstanceSeen(InstancePhase.IDLE))
@@ -140,6 +150,8 @@ class Processes:
     ) -> None:
         """Its engine accepts statements (since when: now by default); from now on its end is watched."""
         instance.status = status
+        instance.unseen_end = True
+        self._last_statuses[instance_id] = status
         instance.available_since_s = self._clock() if since_s is None else since_s
         instance.seen = replace(
             instance.seen,
@@ -169,6 +181,8 @@ class Processes:
         why = await instance.process.wait_gone()
         if self.instances.get(instance_id) is instance:
             del self.instances[instance_id]
+            if instance.unseen_end:
+                self._on_lost(instance_id, f"the process of {instance_id} ended: {why}", 0, time.time_ns())
             self._say(f"the process of {instance_id} ended: {why}")
             self._on_change()
 
@@ -194,6 +208,8 @@ class Processes:
         if self.instances.get(instance_id) is not instance or outcome.asked:
             return
         instance.seen = InstanceSeen(InstancePhase.ENDED, outcome.reason)
+        instance.unseen_end = False
+        self._on_lost(instance_id, outcome.reason, outcome.good_at_ns, outcome.noticed_ns)
         self._say(f"{instance_id} ended: {outcome.reason}")
         self._on_end(instance_id, outcome.reason, self._clock() - instance.available_since_s)
         self._on_change()

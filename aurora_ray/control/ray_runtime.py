@@ -9,6 +9,8 @@ every machine. Nothing is restarted by Ray itself: restarting is a decision, and
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -16,6 +18,7 @@ import ray.util
 
 from aurora_ray import telemetry
 from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
+from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
 from aurora_ray.storage.config import StorageConfig
@@ -68,6 +71,9 @@ class RayInstance:
     def __init__(self, handle: Any, info: ActorInfo) -> None:
         self._handle = handle
         self.host = info.host
+        here = info.host == ray.util.get_node_ip_address()
+        self.local_pid = info.pid if here else None
+        self._ticks = start_ticks(info.pid) if here else None
 
     async def wait_gone(self) -> str:
         """Why it ended."""
@@ -96,6 +102,19 @@ class RayInstance:
     async def add_group(self, placement: GroupPlacement) -> None:
         """Another group for the volume."""
         await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """See Instance.first_write."""
+        ref = self._handle.first_write.remote(after_ns, timeout_s)
+        write: tuple[int, int] | None = await result_of(ref, timeout_s + CALL_TIMEOUT_S)
+        return write
+
+    async def abort(self) -> None:
+        """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
+        pid = self.local_pid
+        if pid is not None and self._ticks is not None and start_ticks(pid) == self._ticks:
+            os.kill(pid, signal.SIGKILL)
+        ray.kill(self._handle)
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
         """Ends the incarnation and the process."""

@@ -47,6 +47,7 @@ class ControlConfig:
     retention_bytes: int
     listen_host: str = "127.0.0.1"
     engine_user: str = "aurora-ray"
+    hung_after_s: float = 2.5
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -88,6 +89,10 @@ class InstanceProcess(Protocol):
     def host(self) -> str:
         """The machine that it runs on."""
 
+    @property
+    def local_pid(self) -> int | None:
+        """Its process id, if it runs on our machine."""
+
     async def wait_gone(self) -> str:
         """Waits, without a limit, until the process has ended; why."""
 
@@ -105,6 +110,12 @@ class InstanceProcess(Protocol):
 
     async def add_group(self, placement: GroupPlacement) -> None:
         """Another group for the volume."""
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it does not in time."""
+
+    async def abort(self) -> None:
+        """Kills the process, even if it is stopped; does not wait for its end."""
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
         """Ends the incarnation (in order if `fast`, else at once), the process, and with `destroy` its directory."""

@@ -157,9 +157,14 @@ def stage_span(name: str, attributes: Attributes | None = None) -> AbstractConte
     return _process.tracer.start_as_current_span(name, attributes=attributes)
 
 
-def start_span(name: str, attributes: Attributes | None = None, *, parent: Context | None = None) -> Span:
-    """A span that outlives a block, not made current; the caller must `end()` it (a failover has many callbacks)."""
-    return _process.tracer.start_span(name, context=parent, attributes=attributes)
+def start_span(
+    name: str, attributes: Attributes | None = None, *, parent: Context | None = None, start_ns: int | None = None
+) -> Span:
+    """A span that outlives a block, not made current; the caller must `end()` it (a failover has many callbacks).
+
+    `start_ns`: the Unix time it began, if that was before now.
+    """
+    return _process.tracer.start_span(name, context=parent, attributes=attributes, start_time=start_ns)
 
 
 def record_span(

@@ -52,6 +52,7 @@ class LocalInstance:
 
     def __init__(self, runtime: "LocalRuntime") -> None:
         self.host = "here"
+        self.local_pid: int | None = None
         self.configs: list[WriterConfig] = []
         self.groups: tuple[int, ...] = (0,)
         self.free_bytes: int | None = None
@@ -89,6 +90,12 @@ class LocalInstance:
 
     async def add_group(self, placement: GroupPlacement) -> None:
         self.groups = (*self.groups, placement.group)
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        return after_ns, 1
+
+    async def abort(self) -> None:
+        self.kill()
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
         self.kill()

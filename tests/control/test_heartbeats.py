@@ -1,0 +1,91 @@
+"""A process that is there and does nothing is found, killed and replaced; one without storage is left alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aurora_ray import telemetry
+from aurora_ray.compute.config import WriterStatus
+from aurora_ray.compute.health import HealthRules
+from aurora_ray.control.heartbeats import Heartbeats
+from aurora_ray.control.plane import ControlPlane
+from aurora_ray.telemetry.spanreader import read_traces
+from tests.control.local_runtime import LocalInstance, LocalRuntime
+from tests.control.test_plane import started
+from tests.support.polling import poll_until
+
+QUICK = HealthRules(look_every_s=0.02, answer_within_s=0.03, hung_after_s=0.2, late_s=0.2)
+
+pytestmark = pytest.mark.allowed_logs(r".*")
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[LocalRuntime]:
+    local = LocalRuntime(tmp_path)
+    yield local
+    await local.close()
+
+
+def hang(instance: LocalInstance) -> None:
+    async def never() -> WriterStatus | None:
+        await asyncio.Event().wait()
+        return None
+
+    instance.status = never  # type: ignore[method-assign]
+
+
+async def test_a_hung_process_is_killed_and_replaced_and_its_trace_is_whole(
+    runtime: LocalRuntime, tmp_path: Path
+) -> None:
+    telemetry.configure("test", span_dir=tmp_path / "telemetry")
+    try:
+        async with started(runtime) as running:
+            running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+            await running.api.create("demo", timeout_s=20)
+            await running.api.wait_available("demo", 20)
+            first = runtime.instances["demo-1"]
+            hang(first)
+            await poll_until(lambda: runtime.instances["demo-1"] is not first, what="a new process")
+            await running.api.wait_available("demo", 20)
+            assert not first.alive
+            assert any("is hung" in sentence for _, sentence in running.plane.trail)
+            await poll_until(lambda: any("without a writer" in s for _, s in running.plane.trail))
+    finally:
+        telemetry.shutdown()
+    traces = read_traces(tmp_path / "telemetry").values()
+    (spans,) = [spans for spans in traces if any(span.name == "failover" for span in spans)]
+    names = [span.name for span in spans]
+    for name in ("failover", "failover.detect", "failover.decide", "control.StartInstance", "control.OpenInstance"):
+        assert name in names
+
+
+async def test_nobody_is_replaced_while_storage_has_no_write_quorum(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        instance = runtime.instances["demo-1"]
+        hold_nodes(running.plane)
+        for node in ("a-1", "a-2", "b-1"):
+            await runtime.nodes[node].kill()
+        await poll_until(lambda: len(running.plane.processes.nodes) == 3)
+        hang(instance)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await instance.wait_gone()
+
+
+def hold_nodes(plane: ControlPlane) -> None:
+    """Nodes that end are not started again."""
+    runtime = plane.processes.runtime
+
+    class Held:
+        async def start_node(self, *_: object) -> None:
+            await asyncio.Event().wait()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(runtime, name)
+
+    plane.processes.runtime = Held()  # type: ignore[assignment]
