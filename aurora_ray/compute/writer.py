@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from opentelemetry import trace
+
 from aurora_ray import telemetry
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
 from aurora_ray.compute.directories import prepare_instance_dirs
@@ -99,12 +101,16 @@ class Writer:
                 on_fenced=self._fenced.set,
                 az=config.az,
             )
+            _describe(
+                {"aurora.epoch": volume.epoch, "aurora.lsn.end": volume.tail_lsn, "aurora.nodes": len(config.nodes)}
+            )
         if config.initialise:
             with self._stage("initialise", WriterPhase.INITIALISING):
                 await self._initialise(volume, prepared)
         engine = prepared.make_engine(config)
         with self._stage("mount", WriterPhase.MOUNTING):
             mounted = self._mounted = await self._mount(volume, engine, prepared)
+            _describe({"aurora.bytes.cached": int(mounted.stats()["cached_bytes"])})
         with self._stage("engine", WriterPhase.STARTING):
             self._engine = engine
             await engine.start(
@@ -277,6 +283,11 @@ class Writer:
     def _phase_name(self) -> str:
         done = ", ".join(f"{stage} took {seconds:.1f} s" for stage, seconds in self._stages_s.items())
         return f"stuck while {self._phase}" + (f" ({done})" if done else "")
+
+
+def _describe(attributes: telemetry.Attributes) -> None:
+    """More about the stage that is going on."""
+    trace.get_current_span().set_attributes(attributes)
 
 
 def _exit_reason(exit_: EngineExit) -> str:

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from aurora_ray import telemetry
 from aurora_ray.config import MIB
 from aurora_ray.engine.base import EngineExit, EngineInstall, StopMode, VolatilePattern
 from aurora_ray.engine.credentials import verifies
@@ -154,21 +155,24 @@ class PostgresEngine:
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
         command = self._command(data_dir)
-        process = EngineProcess.spawn(
-            command,
-            account=self._account,
-            env=env or {},
-            pass_fds=pass_fds,
-            work_dir=self._socket_dir,
-            log_path=self.log_path,
-        )
+        with telemetry.span("engine.spawn"):
+            process = EngineProcess.spawn(
+                command,
+                account=self._account,
+                env=env or {},
+                pass_fds=pass_fds,
+                work_dir=self._socket_dir,
+                log_path=self.log_path,
+            )
         self._pid_note.write_text(str(process.pid))
         self._process, self._segments = process, set()
         self._watcher = asyncio.create_task(self._watch(process), name=f"watch postgres {process.pid}")
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._wait_ready(process, data_dir)
-            await self.check(timeout_s=max(CHECK_TIMEOUT_S, timeout_s / 4))
+            with telemetry.span("engine.recover"):
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_ready(process, data_dir)
+            with telemetry.span("engine.check"):
+                await self.check(timeout_s=max(CHECK_TIMEOUT_S, timeout_s / 4))
         except TimeoutError:
             tail = process.log_tail()
             await self.stop(StopMode.KILL)
