@@ -24,7 +24,12 @@ from tests.support.polling import poll_until
 from tests.support.timing import scaled
 from tests.volume.cluster import Cluster, pages, running
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
+# Storage nodes that are stopped at the end of a test may be talking to each other.
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.timeout(180),
+    pytest.mark.allowed_logs(r"ExecuteBatchError raised in core"),
+]
 ENDS = pytest.mark.allowed_logs(r".* ends: ", r"epoch \d+")
 
 
