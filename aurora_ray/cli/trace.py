@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BAR_COLUMNS = 32
 HIDDEN = ("aurora.key",)
+_LIST_WIDTHS = {"trace": 12, "when": 19, "what": 8, "took": 8, "spans": 5}
 
 app = typer.Typer(no_args_is_help=True, help="Show where the time of a failover went.", rich_markup_mode=None)
 
@@ -88,7 +89,14 @@ def _print_list(summaries: list[Summary]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("trace", "when", "what", "took", "spans", "why"):
-        table.add_column(column, justify="right" if column in ("took", "spans") else "left", no_wrap=column != "why")
+        why = column == "why"
+        table.add_column(
+            column,
+            justify="right" if column in ("took", "spans") else "left",
+            no_wrap=True,
+            min_width=None if why else _LIST_WIDTHS[column],
+            overflow="ellipsis",
+        )
     for one in summaries:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.start_ns / 1e9))
         what = " ".join(word for word in (one.name, str(one.attributes.get("aurora.cluster", ""))) if word)
@@ -108,12 +116,13 @@ def _print_waterfall(summary: Summary, rows: list[Row]) -> None:
         Text.assemble((summary.name, "bold"), f"  {when}  {_duration(summary.duration_ms)}  {summary.trace_id}")
     )
     console.print(Text(_words(summary.attributes), style="dim"))
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, width=BAR_COLUMNS)
-    table.add_column(overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0), expand=console.is_terminal)
+    widest = max((2 * row.depth + len(row.span.name if row.span else "·") for row in rows), default=1)
+    table.add_column(no_wrap=True, min_width=widest)
+    table.add_column(justify="right", no_wrap=True, min_width=8)
+    table.add_column(justify="right", no_wrap=True, min_width=8)
+    table.add_column(no_wrap=True, min_width=BAR_COLUMNS)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     total_ms = max((row.offset_ms + row.duration_ms for row in rows), default=0.0)
     for row in rows:
         span = row.span

@@ -51,6 +51,7 @@ INFLIGHT_BYTES_MAX = 32 << 20
 _IDLE_S = 0.05
 _TRACE_EVERY = 256  # flushes
 _GROW_TIMEOUT_S = 60.0
+_NO_TRACE = telemetry.extract_dict(None)  # flushes are not part of whatever opened the volume
 
 
 class Driver:
@@ -184,7 +185,11 @@ class Driver:
             if self._until_trace <= 0:
                 self._until_trace = _TRACE_EVERY
                 telemetry.record_span(
-                    "volume.flush", sent_ns, now_ns, {"aurora.lsn": end, "aurora.bytes": nbytes, "aurora.vdl": vdl}
+                    "volume.flush",
+                    sent_ns,
+                    now_ns,
+                    {"aurora.lsn": end, "aurora.bytes": nbytes, "aurora.vdl": vdl},
+                    parent=_NO_TRACE,
                 )
         self._send()
 

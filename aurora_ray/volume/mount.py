@@ -145,11 +145,13 @@ class MountedVolume:
 
     def add_group(self, placement: GroupPlacement) -> None:
         """Lets new extents be placed in a protection group that the volume has been given."""
+        if self._closed:
+            return
         self._driver.add_group(placement.group)
 
     def stats(self) -> Mapping[str, int | float]:
-        """Counters since mounting, and how full the volume and the local cache are."""
-        return self._driver.stats()
+        """Counters since mounting, and how full the volume and the local cache are; empty once it is being closed."""
+        return {} if self._closed else self._driver.stats()  # the region's memory goes before the directory does
 
     async def close(self, discard: bool = True) -> None:
         """Ends the driver and every engine process that is still at work, and removes the directory."""
