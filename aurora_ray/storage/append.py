@@ -6,7 +6,7 @@ a whole before any of it is stored, so a refused message changes nothing; the re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
 
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from aurora_ray.storage.segment import Segment
 
 
+_DISK_CHECK_BYTES: Final = 1 << 20
+
+
 class Appender:
     """Serves Append for one node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._unchecked_bytes = 0
 
     async def serve(self, _: object, context: Any) -> None:
         """One stream; messages and replies are bytes."""
@@ -44,6 +48,11 @@ class Appender:
     def store(self, message: bytes) -> int:
         """Makes the message's batches durable; the highest flush_end among them. Raises AuroraError."""
         node = self._node
+        self._unchecked_bytes += len(message)
+        if self._unchecked_bytes > max(_DISK_CHECK_BYTES, node.config.disk_reserve_bytes // 16):
+            # The background looks every second, in which the reserve could be used up.
+            self._unchecked_bytes = 0
+            node.check_disk()
         if node.disk_full:
             raise DiskFullError("less than the reserve is free on the node's disk; nothing was written")
         fresh, highest_lsn = self._check(split_append(message))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.storage.coalesce import coalesce
 from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
+from aurora_ray.storage.store import WriteFailedError
 
 if TYPE_CHECKING:
+    from aurora_ray.storage.damage import SegmentKey
     from aurora_ray.storage.node import Node
     from aurora_ray.storage.segment import Segment
     from aurora_ray.storage.volume import NodeVolume
@@ -29,7 +31,7 @@ class Background:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config
-        self._resting: dict[Segment, float] = {}  # segments that failed, and when to try again
+        self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
         """The loop."""
@@ -48,9 +50,10 @@ class Background:
             await asyncio.sleep(self._config.background_interval_s)
 
     async def _tend(self, volume: NodeVolume, segment: Segment) -> None:
-        if self._resting and self._resting.get(segment, 0.0) > time.monotonic():
+        key = (segment.volume, segment.group)
+        if self._resting and self._resting.get(key, 0.0) > time.monotonic():
             return
-        self._resting.pop(segment, None)
+        self._resting.pop(key, None)
         try:
             async with segment.background:
                 while not segment.closed and self._layer_due(segment):
@@ -58,13 +61,13 @@ class Background:
                         break
                 if not segment.closed:
                     await self.collect_once(volume, segment)
-        except DamagedError as error:
-            self._resting[segment] = time.monotonic() + _RETRY_S
-            self._node.damage.report(error)
+        except (DamagedError, WriteFailedError) as error:
+            self._resting[key] = time.monotonic() + _RETRY_S
+            self._node.note_failure(error)
         except Exception as error:  # RocksDB's errors have no common class
             if segment.closed:
                 return  # dropped or replaced in the middle
-            self._resting[segment] = time.monotonic() + _RETRY_S
+            self._resting[key] = time.monotonic() + _RETRY_S
             self._node.counters["background_errors"] += 1
             _log.exception("volume %s group %d: background work failed: %s", volume.name, segment.group, error)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import grpc.aio
 
-from aurora_ray.errors import MalformedError
+from aurora_ray.errors import MalformedError, StorageError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled
 from aurora_ray.storage.keys import lsn_key
@@ -93,6 +93,10 @@ class Gossip:
         except MalformedError as error:
             self._node.counters["gossip_malformed"] += 1
             _log.warning("peer %s sent log that is damaged: %s", node_id, error)
+        except StorageError as error:
+            self._node.counters["gossip_failed"] += 1
+            _log.info("gossip with %s: %s", node_id, error)
+            self._node.note_failure(error)
 
     async def _repair(self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub) -> None:
         for state in theirs:
@@ -153,9 +157,7 @@ def store_fetched(segment: Segment, batches: Iterable[bytes]) -> int:
             break
         at_lsn = header.flush_end
         fetched.append((header, batch))
-    for header, batch in fetched:
-        segment.store.put_log(lsn_key(header.flush_end), batch)
-    segment.store.sync(True)
+    segment.store.append_log((lsn_key(header.flush_end), batch) for header, batch in fetched)
     for header, _ in fetched:
         segment.link(header)
     return len(fetched)

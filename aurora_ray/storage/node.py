@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from rocksdict import Cache
 
-from aurora_ray.errors import UnknownVolumeError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, UnknownVolumeError, UsageError
 from aurora_ray.log.layout import PAGE_BYTES_MAX
 from aurora_ray.storage.damage import STORE, DamageBook, DamagedError, is_corruption
-from aurora_ray.storage.keys import META_KEY
-from aurora_ray.storage.meta import SegmentMeta
+from aurora_ray.storage.store import WriteFailedError
 from aurora_ray.storage.volume import NodeVolume, sync_directory
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.storage.config import StorageConfig
+    from aurora_ray.storage.damage import SegmentKey
     from aurora_ray.storage.segment import Segment
 
 _log = logging.getLogger(__name__)
@@ -53,20 +53,26 @@ class Node:
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
         self.disk_full = False
+        self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
         self.disk_bytes = 0
         self._free_bytes = free_bytes
         self._cache = Cache(config.block_cache_bytes)
         self._volumes_dir = config.data_dir / "volumes"
 
     def open(self) -> None:
-        """Opens all that is on disk."""
+        """Opens all that is on disk. Raises ConfigurationError if the machine does not let us (a full disk)."""
         self._volumes_dir.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._volumes_dir.iterdir()):
             if path.name.startswith("dropped-"):
                 shutil.rmtree(path)
                 continue
             volume = self._volume_at(uuid.UUID(path.name).bytes)
-            volume.open_all()
+            try:
+                volume.open_all()
+            except AuroraError:
+                raise
+            except Exception as error:  # RocksDB's errors have no common class
+                raise ConfigurationError(f"what is stored in {path} cannot be opened: {error}") from error
             if volume.segments or volume.lost:
                 self.volumes[volume.volume] = volume
                 self.index(volume)
@@ -149,6 +155,9 @@ class Node:
     def check_disk(self) -> None:
         """Notices a full disk, and one that has room again."""
         full = self._free_bytes(self.config.data_dir) < self.config.disk_reserve_bytes
+        if not full and self._to_reopen:
+            self._reopen()
+            full = bool(self._to_reopen)
         if full != self.disk_full:
             _log.warning("node %s: the disk is %s", self.config.node_id, "full" if full else "no longer full")
         self.disk_full = full
@@ -157,21 +166,39 @@ class Node:
         """Updates `disk_bytes`."""
         self.disk_bytes = await asyncio.to_thread(_tree_bytes, self.config.data_dir)
 
+    def note_failure(self, error: Exception) -> None:
+        """Sees to what an error says of our own files: damage is repaired, a failed write undone."""
+        if isinstance(error, DamagedError):
+            self.damage.report(error)
+        elif isinstance(error, WriteFailedError) and error.segment in self.segments:
+            self.reopen_after_error([self.segments[error.segment]], error)
+
     def reopen_after_error(self, segments: Sequence[Segment], error: Exception) -> None:
-        """After a failed write: what is on disk is the truth, so the segments are opened from it again."""
+        """After a failed write: what is on disk is the truth, so the segments are opened from it again.
+
+        With a full disk that may fail as well; then it is tried again at each look at the disk.
+        """
         _log.error("node %s: a write failed and its segments are reopened: %s", self.config.node_id, error)
         self.disk_full = True  # until the next look at the disk
         if is_corruption(error):
             for segment in segments:
                 self.damage.report(DamagedError((segment.volume, segment.group), STORE, str(error)))
         for segment in segments:
-            volume = self.volumes[segment.volume]
-            path = segment.store.path
             segment.close()
-            store = volume.open_store(path)
-            meta = SegmentMeta.unpack(store.get(META_KEY) or b"")
-            volume.adopt(segment.group, store, meta)
-            self.index(volume)
+            self._to_reopen[segment.volume, segment.group] = segment
+        self._reopen()
+
+    def _reopen(self) -> None:
+        for key, segment in list(self._to_reopen.items()):
+            volume = self.volumes.get(segment.volume)
+            if volume is not None and volume.segments.get(segment.group) is segment:  # not dropped or replaced since
+                try:
+                    volume.reopen(segment)
+                except Exception as error:  # RocksDB's errors have no common class
+                    _log.info("node %s: group %d cannot be opened yet: %s", self.config.node_id, key[1], error)
+                    continue
+                self.index(volume)
+            del self._to_reopen[key]
 
     def _volume_at(self, volume: bytes) -> NodeVolume:
         return NodeVolume(

@@ -27,6 +27,7 @@ from aurora_ray.log.segment_rules import annulled, read_quorum
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
 from aurora_ray.storage.rebuild import rebuild
+from aurora_ray.storage.store import WriteFailedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Repairer:
                 return await self._copy(key, damaged=True)
             async with segment.repair:
                 await self._mend_item(segment, item)
-        except (_NotNowError, grpc.aio.AioRpcError) as error:
+        except (_NotNowError, WriteFailedError, grpc.aio.AioRpcError) as error:
+            self._node.note_failure(error)
             _log.info("volume %s group %d: %s is not repaired yet: %s", key[0].hex(), key[1], item, error)
             return False
         except (AuroraError, zstandard.ZstdError) as error:
@@ -160,8 +162,7 @@ class Repairer:
                 _log.debug("batch %d from %s: %s", lsn, peer.node_id, error)
                 continue
             if batches:
-                segment.store.put_log(lsn_key(lsn), batches[0])
-                segment.store.sync(True)
+                segment.store.append_log([(lsn_key(lsn), batches[0])])
                 self._take_in(segment, lsn)
                 return
             lacking += 1

@@ -29,9 +29,8 @@ _STATUS: Final = (
 
 
 async def refuse(context: Any, node: Node, error: errors.AuroraError) -> NoReturn:
-    """Ends the call with the error's status and sentence. Damage that was met is noted down to be repaired."""
-    if isinstance(error, DamagedError):
-        node.damage.report(error)
+    """Ends the call with the error's status and sentence. What it says of our own files is seen to."""
+    node.note_failure(error)
     for kind, code, reason in _STATUS:
         if isinstance(error, kind):
             node.counters[f"refused_{reason}"] += 1

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,17 +27,19 @@ from rocksdict import (
     WriteOptions,
 )
 
-from aurora_ray.errors import UnknownVolumeError
+from aurora_ray.errors import DiskFullError, UnknownVolumeError
 from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
 from aurora_ray.storage.keys import FAMILIES, LSN_KEY, lsn_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from rocksdict import RdictIter
 
     from aurora_ray.storage.damage import SegmentKey
+
+_log = logging.getLogger(__name__)
 
 _BLOB_BYTES_MIN: Final = 512
 _WAL_BYTES_MAX: Final = 64 << 20
@@ -74,7 +77,10 @@ class SegmentStore:
             cursor.it = _Closed()
         self._handles.clear()
         for family in (self._log, self._pages, self._tables, self._db):
-            family.close()
+            try:
+                family.close()
+            except Exception as error:  # it flushes first, which fails on a full disk; what matters is synced already
+                _log.debug("closing %s: %s", self.path, error)
 
     # ---- default family
 
@@ -112,7 +118,16 @@ class SegmentStore:
 
     def batch(self) -> StoreBatch:
         """An atomic set of changes."""
-        return StoreBatch(self._db, self._handles, self._no_wal)
+        return StoreBatch(self._db, self._handles, self._no_wal, self.owner)
+
+    def append_log(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Stores batches by their keys, durably. Raises WriteFailedError. (The hot path does this by itself.)"""
+        try:
+            for key, batch in entries:
+                self.put_log(key, batch)
+            self.sync(True)
+        except Exception as error:
+            raise WriteFailedError(self.owner, error) from error
 
     async def flush_pages(self) -> None:
         """Makes page versions written so far durable."""
@@ -186,11 +201,21 @@ class _Closed:
         raise UnknownVolumeError("the segment was replaced or dropped in the middle: ask again")
 
 
-class StoreBatch:
-    """Changes that land together or not at all."""
+class WriteFailedError(DiskFullError):
+    """RocksDB could not write, mostly because the disk is full. Until the segment is opened anew it takes nothing more,
+    and only what is on disk then is true (see `Node.reopen_after_error`).
+    """
 
-    def __init__(self, db: Rdict, handles: dict[str, object], no_wal: WriteOptions) -> None:
-        self._db, self._handles, self._no_wal = db, handles, no_wal
+    def __init__(self, segment: SegmentKey, error: Exception) -> None:
+        super().__init__(f"group {segment[1]} could not be written: {error}")
+        self.segment = segment
+
+
+class StoreBatch:
+    """Changes that land together or not at all. Writing raises WriteFailedError."""
+
+    def __init__(self, db: Rdict, handles: dict[str, object], no_wal: WriteOptions, owner: SegmentKey) -> None:
+        self._db, self._handles, self._no_wal, self._owner = db, handles, no_wal, owner
         self._batch = WriteBatch(raw_mode=True)
 
     def put(self, family: str, key: bytes, value: bytes) -> None:
@@ -212,16 +237,25 @@ class StoreBatch:
 
     def write(self) -> None:
         """Applies the changes, not yet synced; the object is spent."""
-        self._db.write(self._batch)
+        try:
+            self._db.write(self._batch)
+        except Exception as error:
+            raise WriteFailedError(self._owner, error) from error
 
     def write_without_log(self) -> None:
         """Applies changes to page versions, durable only after `flush_pages`; the object is spent."""
-        self._db.write(self._batch, self._no_wal)
+        try:
+            self._db.write(self._batch, self._no_wal)
+        except Exception as error:
+            raise WriteFailedError(self._owner, error) from error
 
     def write_synced(self) -> None:
         """Applies the changes durably."""
-        self._db.write(self._batch)
-        self._db.flush_wal(True)
+        self.write()
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise WriteFailedError(self._owner, error) from error
 
 
 def _db_options(cache: Cache | None) -> Options:
@@ -256,4 +290,4 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
     return options
 
 
-__all__ = ["Cache", "SegmentStore", "StoreBatch"]
+__all__ = ["Cache", "SegmentStore", "StoreBatch", "WriteFailedError"]

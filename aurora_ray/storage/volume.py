@@ -137,6 +137,16 @@ class NodeVolume:
         self.segments[group] = segment
         return segment
 
+    def reopen(self, segment: Segment) -> None:
+        """Opens a closed segment from what is on disk. Raises whatever prevents it; then nothing has changed."""
+        store = self.open_store(segment.store.path)
+        try:
+            meta = SegmentMeta.unpack(store.get(META_KEY) or b"")
+        except BaseException:
+            store.close()
+            raise
+        self.adopt(segment.group, store, meta)
+
     def found(self, group: int) -> None:
         """A lost segment is back."""
         self.lost.discard(group)

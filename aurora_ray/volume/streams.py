@@ -86,6 +86,8 @@ class NodeStream:
         self.skipped_count = 0  # flushes left to gossip
         self.reconnect_count = 0
         self.message_count = 0
+        self._reply_count = 0
+        self._complaint: type[AuroraError] | None = None  # what the log says already of this node
         self._client = client
         self._owner = owner
         self._waiting: deque[tuple[int, bytes]] = deque()  # (flush end, serialised), not sent yet
@@ -138,7 +140,7 @@ class NodeStream:
     async def _run(self) -> None:
         backoff_s = BACKOFF_S[0]
         while True:
-            acked_before = self.message_count
+            replies_before = self._reply_count
             try:
                 if not self.installed:
                     await self._owner.prepare(self._client)
@@ -154,8 +156,11 @@ class NodeStream:
             except MalformedError:
                 logger.exception("storage node %s refuses what we send", self.node_id)
             except AuroraError as error:
-                logger.warning("append stream: %s", error)
-            if self.message_count > acked_before:
+                # Once for each state that the node is in, not once for each try.
+                level = logging.DEBUG if type(error) is self._complaint else logging.WARNING
+                logger.log(level, "append stream: %s", error)
+                self._complaint = type(error)
+            if self._reply_count > replies_before:  # a node that only refuses is not hurried
                 backoff_s = BACKOFF_S[0]
             self._rewind()
             self.reconnect_count += 1
@@ -217,6 +222,8 @@ class NodeStream:
             ends.popleft()
         if self._waiting and self._writer is not None:
             self._wake_writer()
+        self._reply_count += 1
+        self._complaint = None
         self._owner.on_ack(self.node_id, lsn)
 
     def _rewind(self) -> None:
