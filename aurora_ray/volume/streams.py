@@ -94,6 +94,7 @@ class NodeStream:
         self._sent: deque[tuple[int, bytes]] = deque()  # sent, not acknowledged
         self._message_ends: deque[int] = deque()  # flush end of each message that is not acknowledged
         self._writer: asyncio.Future[None] | None = None  # set while the writing task is idle
+        self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"append to {node_id}")
 
     # ---- in
@@ -117,10 +118,12 @@ class NodeStream:
         await self.close()
         self._rewind()
         self._client = client
+        self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"append to {self.node_id}")
 
     async def close(self) -> None:
         """Ends the stream."""
+        self._closing = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -139,7 +142,8 @@ class NodeStream:
 
     async def _run(self) -> None:
         backoff_s = BACKOFF_S[0]
-        while True:
+        # A cancellation that arrives while a call is being prepared is lost inside grpc.aio: look at the flag as well.
+        while not self._closing:
             replies_before = self._reply_count
             try:
                 if not self.installed:
