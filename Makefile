@@ -71,8 +71,9 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 	$(BIN)/ruff format .
 
 .PHONY: chaos
-chaos: $(BUILT) account ## kill, stop and cut off real processes at random and look for lost commits (ROUNDS=n)
-	AURORA_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m chaos --timeout=0 -s $(ARGS)
+chaos: $(BUILT) account ## kill, stop and cut off real processes at random and look for lost commits (ROUNDS=n SEED=s)
+	$(BIN)/pytest -m chaos --timeout=300
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: sim
 sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)

@@ -34,6 +34,19 @@ def check_transfers(session: psycopg.Connection, ledger: Ledger) -> int:
     return len(seen)
 
 
+def check_own_sums(session: psycopg.Connection) -> None:
+    """The balances are those that the transfers there make up: true at any moment, whoever asks."""
+    query = """
+        SELECT id, balance, coalesce(sum(change), 0) FROM accounts
+        LEFT JOIN (SELECT source AS id, -amount AS change FROM transfers
+                   UNION ALL SELECT target, amount FROM transfers) AS changes USING (id)
+        GROUP BY id, balance HAVING balance <> coalesce(sum(change), 0)
+    """
+    wrong = session.execute(query).fetchall()
+    if wrong:
+        raise LostError(f"balances do not match the transfers there (account, is, should be): {wrong[:10]}")
+
+
 def check_tables(session: psycopg.Connection, tables: Tables) -> None:
     """Each table of the churn has one of the contents that it may have, whole."""
     query = "SELECT relname FROM pg_class WHERE relname LIKE 'churn_%' AND relkind = 'r'"

@@ -35,9 +35,9 @@ class Ledger:
     Settled transfers are kept as sets of ids and sums, which is all that later checks need.
     """
 
-    def __init__(self, path: Path, accounts: int) -> None:
+    def __init__(self, path: Path | None, accounts: int) -> None:
         self._lock = threading.Lock()
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1) if path is not None else None
         self._next_id = 0
         self._new: dict[int, tuple[Transfer, Outcome]] = {}
         self.present: set[int] = set()
@@ -56,7 +56,9 @@ class Ledger:
         with self._lock:
             self._new[transfer.id] = (transfer, outcome)
             self.acked_count += outcome is Outcome.ACKED
-            self._file.write(f"{outcome} {transfer.id} {transfer.source} {transfer.target} {transfer.amount}\n")
+            if self._file is not None:
+                line = f"{outcome} {transfer.id} {transfer.source} {transfer.target} {transfer.amount}\n"
+                self._file.write(line)
 
     def new(self, outcome: Outcome) -> list[Transfer]:
         """Those with that outcome since the last `settle`."""
@@ -75,6 +77,14 @@ class Ledger:
                     self.absent.add(transfer.id)
             self._new.clear()
 
+    def copy(self) -> "Ledger":
+        """Another one with the same knowledge, to try something on."""
+        other = Ledger(None, len(self.balances))
+        other._next_id, other._new = self._next_id, dict(self._new)
+        other.present, other.absent, other.balances = set(self.present), set(self.absent), list(self.balances)
+        return other
+
     def close(self) -> None:
         """Lets go of the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -5,7 +5,6 @@ schedule (not its exact timing, which is the machine's).
 """
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import psycopg
 from tests.chaos.agreement import check_agreement
 from tests.chaos.checks import check_indexes, check_tables, check_transfers
 from tests.chaos.clients import SCHEMA, Load, Tables
+from tests.chaos.engine_tools import check_as_of, check_with_amcheck
 from tests.chaos.faults import FAULTS, Arena, choose_fault
 from tests.chaos.ledger import Ledger, Outcome
 from tests.support.stack import Stack
@@ -29,10 +29,11 @@ NODE_OPTIONS = {
     "idle-s": 0.5,
     "retention-s": 8,
     "retention-bytes": 8 << 20,
-    "lease-s-max": 1,
+    "lease-s-max": 5,
 }
 AGREEMENT_TIMEOUT_S = 60.0
 SETTLED_PATIENCE_S = 10.0
+AS_OF_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,10 @@ class Summary:
     failure: str = ""
     failed_round: int | None = None
     seconds: float = 0.0
+    amcheck_count: int = 0
+    as_of_count: int = 0
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, object]:
         """Totals first, then the rounds."""
         totals = {
             "seed": self.seed,
@@ -69,6 +72,8 @@ class Summary:
             "rounds": len(self.rounds),
             "failure": self.failure,
             "failed_round": self.failed_round,
+            "amchecks": self.amcheck_count,
+            "opened_as_of_some_lsn": self.as_of_count,
             "acked": sum(result.acked for result in self.rounds),
             "unknown": sum(result.unknown for result in self.rounds),
             "pages_compared": sum(result.pages_compared for result in self.rounds),
@@ -77,7 +82,7 @@ class Summary:
             "faults": dict(Counter(result.fault for result in self.rounds)),
             "seconds": round(self.seconds, 1),
         }
-        return json.dumps(totals | {"each": [asdict(result) for result in self.rounds]}, indent=1)
+        return totals | {"each": [asdict(result) for result in self.rounds]}
 
 
 class Chaos:
@@ -88,8 +93,9 @@ class Chaos:
         self.seed = seed
         self._clients = clients
         self._pause = pause
-        self._ledger = Ledger(stack.directory / "ledger", accounts=100)
-        self._tables = Tables()
+        self.ledger = Ledger(stack.directory / "ledger", accounts=100)
+        self.tables = Tables()
+        self.amcheck_count = self.as_of_count = 0
 
     def prepare(self) -> None:
         """Starts the stack and makes the schema."""
@@ -103,9 +109,9 @@ class Chaos:
         started_s = time.monotonic()
         choose = random.Random(f"{self.seed}:{number}")
         fault = fault or choose_fault(choose)
-        load = Load(self._connect, f"{self.seed}:{number}", self._ledger, self._tables, self._clients)
+        load = Load(self._connect, f"{self.seed}:{number}", self.ledger, self.tables, self._clients)
         arena = Arena(self.stack, load, choose, self._pause)
-        before = self._ledger.acked_count
+        before = self.ledger.acked_count
         load.start()
         try:
             arena.progress("before the fault")
@@ -123,20 +129,27 @@ class Chaos:
         finally:
             # With nobody to answer, clients see their connections end; a writer that lives on answers in time.
             load.stop(SETTLED_PATIENCE_S)
-        unknown = len(self._ledger.new(Outcome.UNKNOWN))
+        unknown = len(self.ledger.new(Outcome.UNKNOWN))
+        self.stack.revive_nodes()
+        if ending == "close" and number % AS_OF_EVERY == 0:
+            check_as_of(self.stack, choose, newest=True)
         open_s = self._reopen(ending)
         agreement = asyncio.run(
             check_agreement(self.stack.spec, self.stack.addresses, choose, timeout_s=AGREEMENT_TIMEOUT_S)
         )
         with self.stack.connect() as session:
-            check_transfers(session, self._ledger)
-            check_tables(session, self._tables)
+            check_transfers(session, self.ledger)
+            check_tables(session, self.tables)
             check_indexes(session)
+        self.amcheck_count += check_with_amcheck(self.stack)
+        if number % AS_OF_EVERY == 0:
+            check_as_of(self.stack, choose, newest=False)
+            self.as_of_count += 1
         return RoundResult(
             number=number,
             fault=fault,
             ending=ending,
-            acked=self._ledger.acked_count - before,
+            acked=self.ledger.acked_count - before,
             unknown=unknown,
             open_s=round(open_s, 3),
             converge_s=agreement.seconds_to_converge,
@@ -145,8 +158,7 @@ class Chaos:
         )
 
     def _reopen(self, ending: str) -> float:
-        """Everything back up; a writer that the round left alive stays as it is. Seconds that opening took."""
-        self.stack.revive_nodes()
+        """Opens the writer; one that the round left alive stays as it is. Seconds that opening took."""
         writer = self.stack.writer
         if writer.alive and ending == "as it is" and writer.accepts(self.stack):
             return 0.0
@@ -160,9 +172,14 @@ class Chaos:
     def _connect(self) -> psycopg.Connection:
         return self.stack.connect(timeout_s=2)
 
+    def finish(self) -> None:
+        """An orderly end, then a look at the checksums of all that is stored."""
+        self.stack.writer.close()
+        check_as_of(self.stack, random.Random(self.seed), newest=True)
+
     def close(self) -> None:
         """Ends everything."""
-        self._ledger.close()
+        self.ledger.close()
         self.stack.close()
 
 
@@ -191,11 +208,13 @@ def run(
             if time.monotonic() > deadline_s:
                 tell(f"the time is up after {len(summary.rounds)} of {len(rounds)} rounds")
                 break
+        chaos.finish()
     except Exception as error:  # reported with the seed
         summary.failure = f"{type(error).__name__}: {error}"
         summary.failed_round = number
     finally:
         summary.seconds = time.monotonic() - started_s
+        summary.amcheck_count, summary.as_of_count = chaos.amcheck_count, chaos.as_of_count
 
 
 def keep_evidence(directory: Path) -> str:
