@@ -48,4 +48,4 @@ def test_a_writer_ends_with_its_engine(stack: Stack) -> None:
         assert not writer.dirs.mount.exists(), "what an unclean end left was not thrown away"
         writer.open()
         with stack.connect() as session:
-            assert session.execute(f"SELECT id FROM t{round_}".encode()).fetchall() == [(1,)]
+            assert session.execute(f"TABLE t{round_}".encode()).fetchall() == [(1,)]
