@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import clusters, fleet, trace
+from aurora_ray.cli import chaos, clusters, fleet, trace
 from aurora_ray.cli.output import error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 fleet.register(app)
 clusters.register(app)
 trace.register(app)
+chaos.register(app)
 
 
 def _version(wanted: bool) -> None:

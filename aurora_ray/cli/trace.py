@@ -14,12 +14,13 @@ from aurora_ray.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
+
     from aurora_ray.telemetry.spanreader import StoredSpan
     from aurora_ray.telemetry.waterfall import Row, Summary
 
 BAR_COLUMNS = 32
 HIDDEN = ("aurora.key",)
-_LIST_WIDTHS = {"trace": 12, "when": 19, "what": 8, "took": 8, "spans": 5}
 
 app = typer.Typer(no_args_is_help=True, help="Show where the time of a failover went.", rich_markup_mode=None)
 
@@ -83,56 +84,52 @@ def _traces(data_dir: Path | None, *, every: bool) -> list[tuple[Summary, list[S
 
 
 def _print_list(summaries: list[Summary]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("trace", "when", "what", "took", "spans", "why"):
-        why = column == "why"
-        table.add_column(
-            column,
-            justify="right" if column in ("took", "spans") else "left",
-            no_wrap=True,
-            min_width=None if why else _LIST_WIDTHS[column],
-            overflow="ellipsis",
-        )
+    console = _console()
+    console.print(f"{'trace':12}  {'when':19}  {'took':>8}  {'spans':>5}  what and why" if summaries else _NOTHING)
     for one in summaries:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.start_ns / 1e9))
-        what = " ".join(word for word in (one.name, str(one.attributes.get("aurora.cluster", ""))) if word)
+        cluster = str(one.attributes.get("aurora.cluster", ""))
         why = str(one.attributes.get("aurora.why", "")) if one.whole else "(its beginning was not written)"
-        table.add_row(one.trace_id[:12], when, what, _duration(one.duration_ms), str(one.span_count), why)
-    Console(highlight=False).print(table if summaries else _NOTHING)
+        head = f"{one.trace_id[:12]}  {_when(one)}  {_duration(one.duration_ms):>8}  {one.span_count:>5}"
+        _print_cut(console, head, f"  {one.name} {cluster}  {why}")
 
 
 def _print_waterfall(summary: Summary, rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary.start_ns / 1e9))
-    console.print(
-        Text.assemble((summary.name, "bold"), f"  {when}  {_duration(summary.duration_ms)}  {summary.trace_id}")
-    )
-    console.print(Text(_words(summary.attributes), style="dim"))
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0), expand=console.is_terminal)
-    widest = max((2 * row.depth + len(row.span.name if row.span else "·") for row in rows), default=1)
-    table.add_column(no_wrap=True, min_width=widest)
-    table.add_column(justify="right", no_wrap=True, min_width=8)
-    table.add_column(justify="right", no_wrap=True, min_width=8)
-    table.add_column(no_wrap=True, min_width=BAR_COLUMNS)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    console = _console()
+    console.print(f"{summary.name}  {_when(summary)}  {_duration(summary.duration_ms)}  {summary.trace_id}")
+    console.print(_words(summary.attributes, summary.error), style="dim")
+    widest = max((2 * row.depth + len(_name(row)) for row in rows), default=0)
     total_ms = max((row.offset_ms + row.duration_ms for row in rows), default=0.0)
     for row in rows:
         span = row.span
-        failed = span is not None and span.error is not None
-        name = Text("  " * row.depth + (span.name if span is not None else "·"), style="red" if failed else "")
+        name = f"{'  ' * row.depth + _name(row):{widest}}"
+        times = f"+{_duration(row.offset_ms):>8} {_duration(row.duration_ms):>9}"
         words = "nothing recorded" if span is None else _words(span.attributes, span.error)
-        style = "dim" if span is None else "red" if failed else "cyan"
-        bar = Text(_bar(row, total_ms), style=style)
-        table.add_row(name, f"+{_duration(row.offset_ms)}", _duration(row.duration_ms), bar, Text(words, style="dim"))
-    console.print(table)
+        style = "dim" if span is None else "red" if span.error is not None else "cyan"
+        _print_cut(console, f"{name}  {times}  ", f"{_bar(row, total_ms):{BAR_COLUMNS}} ", words, style=style)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def _print_cut(console: Console, head: str, middle: str, tail: str = "", *, style: str = "") -> None:
+    """One line, cut at the terminal's edge; whole where there is no terminal."""
+    from rich.text import Text
+
+    line = Text.assemble(head, (middle, style), (tail, "dim"))
+    if console.is_terminal:
+        line.truncate(console.width, overflow="ellipsis")
+    console.print(line, soft_wrap=True)
+
+
+def _name(row: Row) -> str:
+    return row.span.name if row.span is not None else "·"
+
+
+def _when(summary: Summary) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary.start_ns / 1e9))
 
 
 def _bar(row: Row, total_ms: float) -> str:

@@ -21,8 +21,10 @@ import ray.util
 
 from aurora_ray import telemetry
 from aurora_ray.compute.instance import Instance
+from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
+from aurora_ray.rpc.partition import PARTY, Cut, instance_party, storage_party
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,11 +39,12 @@ START_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ActorInfo:
-    """Where an actor runs. `address` is a storage node's; `host` the machine as Ray names it."""
+    """Where an actor runs. `address` is a storage node's; `host` the machine as Ray names it. `ticks`: start_ticks."""
 
     pid: int
     host: str
     address: str = ""
+    ticks: int = 0
 
 
 class StorageNodeActor:
@@ -51,6 +54,7 @@ class StorageNodeActor:
         from aurora_ray.storage.server import StorageServer
 
         attributes = {"aurora.node": config.node_id, "aurora.az": config.az}
+        PARTY.name = storage_party(config.node_id)
         configure_process("storage", f"storage-{config.node_id}", Path(fleet_dir), attributes)
         self._config = config
         # Others reach it where Ray reaches this machine: 127.0.0.1 for a Ray that is on one machine only.
@@ -66,11 +70,15 @@ class StorageNodeActor:
 
     def info(self) -> ActorInfo:
         """Where it is."""
-        return ActorInfo(os.getpid(), ray.util.get_node_ip_address(), self._server.address)
+        return _info(self._server.address)
 
     def hold(self) -> None:
         """A watch: never returns while the process lives."""
         self._never.wait()
+
+    def cut(self, cut: Cut) -> None:
+        """Whom the node does not hear from now on."""
+        self._loop.call(_set_cut(cut), START_TIMEOUT_S)
 
     def stop(self, destroy: bool, grace_s: float) -> None:
         """Ends serving; with `destroy` removes the directory."""
@@ -85,6 +93,7 @@ class InstanceActor:
 
     def __init__(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         attributes = {"aurora.instance": instance_id, "aurora.az": az}
+        PARTY.name = instance_party(instance_id, os.getpid())
         configure_process("compute", f"instance-{instance_id}", choice.data_dir, attributes)
         self._directory = choice.data_dir / "instances" / instance_id
         self._instance = Instance()
@@ -94,7 +103,7 @@ class InstanceActor:
 
     def info(self) -> ActorInfo:
         """Where it is."""
-        return ActorInfo(os.getpid(), ray.util.get_node_ip_address())
+        return _info()
 
     def hold(self) -> None:
         """A watch: never returns while the process lives."""
@@ -131,6 +140,15 @@ class InstanceActor:
             shutil.rmtree(self._directory, ignore_errors=True)
         telemetry.shutdown()
         return outcome
+
+
+def _info(address: str = "") -> ActorInfo:
+    pid = os.getpid()
+    return ActorInfo(pid, ray.util.get_node_ip_address(), address, start_ticks(pid) or 0)
+
+
+async def _set_cut(cut: Cut) -> None:
+    PARTY.set_cut(cut)
 
 
 def remote_class(cls: type[Any], **options: Any) -> Any:

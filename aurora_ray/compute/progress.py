@@ -28,7 +28,7 @@ def progress_of(pid: int) -> Progress | None:
     state = state_of(pid)
     if state is None:
         return None
-    return Progress(state, sum(_cpu_ns(one) for one in (pid, *_children(pid))) / 1e9)
+    return Progress(state, sum(_cpu_ns(one) for one in (pid, *children_of(pid))) / 1e9)
 
 
 def state_of(pid: int) -> str | None:
@@ -40,7 +40,8 @@ def state_of(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[0]
 
 
-def _children(pid: int) -> Iterable[int]:
+def children_of(pid: int) -> Iterable[int]:
+    """Process ids of those that the process started and that still run."""
     with contextlib.suppress(OSError):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):

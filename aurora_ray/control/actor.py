@@ -23,12 +23,14 @@ from aurora_ray.control.ray_endpoints import RayEndpointRuntime
 from aurora_ray.control.ray_runtime import CONTROL_NAME, NAMESPACE, RayRuntime
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import FencedError
+from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONCURRENCY: Final = 64
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
+CHAOS_TIMEOUT_S: Final = 30.0
 SHUTDOWN_TIMEOUT_S: Final = 240.0
 
 
@@ -36,6 +38,7 @@ class ControlActor:
     """See the module's text. Every call raises errors of ours."""
 
     def __init__(self, config: ControlConfig) -> None:
+        PARTY.name = CONTROL_PARTY
         configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
         self._config = config
         self._loop = LoopThread("control")
@@ -79,6 +82,14 @@ class ControlActor:
     def secret(self, name: str) -> str:
         """See ControlApi.secret."""
         return self._call(self._api.secret(name), SLACK_S)
+
+    def failover(self, name: str, target: str | None, timeout_s: float) -> None:
+        """See ControlApi.failover."""
+        self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
+
+    def chaos(self, verb: str, target: str, name: str, for_s: float | None) -> list[dict[str, Any]]:
+        """See Chaos.strike."""
+        return self._call(self._plane.chaos.strike(verb, target, name, for_s), CHAOS_TIMEOUT_S)
 
     def trail(self) -> list[tuple[float, str]]:
         """See ControlApi.trail."""

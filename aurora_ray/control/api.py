@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.control import report
+from aurora_ray.control.failovers import move_writer
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
 from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.runtime import ProcessGoneError
@@ -145,6 +146,14 @@ class ControlApi:
 
         await self._plane.wait_until(gone, timeout_s, f"deleting {name}")
         report.passfile(self._plane.config.data_dir, name).unlink(missing_ok=True)
+
+    async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
+        """Moves the writer in order to a fresh process in another AZ, and waits until it is available."""
+        await self.wait_open(timeout_s)
+        if target is not None:
+            raise UsageError(f"{target} cannot be promoted: there are no readers yet; leave --target out")
+        await move_writer(self._plane, name, timeout_s)
+        await self.wait_available(name, timeout_s)
 
     # ---- reports
 

@@ -18,7 +18,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
@@ -29,8 +29,9 @@ from aurora_ray import telemetry
 from aurora_ray.control.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.heartbeats import KillInstance
 from aurora_ray.control.model import ClusterPhase
-from aurora_ray.control.reconcile import Action, OpenInstance, StartInstance
+from aurora_ray.control.reconcile import Action, InstancePhase, OpenInstance, StartInstance
 from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import Opened
@@ -128,6 +129,11 @@ class Failovers:
                 if failover.opened is not None and cluster is not None and self._plane.endpoints.serves(cluster):
                     self._flipped(instance_id, failover)
 
+    def asked(self, instance_id: str) -> None:
+        """Someone wants the writer to move: the outage begins now."""
+        now_ns = self._clock_ns()
+        self.lost(instance_id, "a failover was asked for", now_ns, now_ns)
+
     def _flipped(self, instance_id: str, failover: _Failover) -> None:
         if not failover.flipped:
             failover.flipped = True
@@ -175,3 +181,38 @@ class Failovers:
                 if declared.instance_id == instance_id:
                     return cluster, declared
         return None
+
+
+async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> None:
+    """Ends a cluster's writer in order and declares it for the next AZ whose nodes run; the loop starts it there.
+
+    Raises UsageError unless it is available.
+    """
+    declared = plane.fleet.cluster(cluster).writer()
+    instance = plane.processes.instances.get(declared.instance_id)
+    if instance is None or instance.seen.phase is not InstancePhase.AVAILABLE:
+        raise UsageError(f"the writer of {cluster} is not available: it is being recovered already")
+    az = _next_az(plane, declared.az)
+    await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
+    plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
+    instance.unseen_end = False
+    plane.failovers.asked(declared.instance_id)
+    instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
+    plane.notify()  # sessions are cut before the engine ends
+    try:
+        await instance.process.end(fast=True, destroy=False, timeout_s=timeout_s)
+    except TimeoutError:
+        await instance.process.abort()
+
+    def gone() -> bool:
+        return plane.processes.instances.get(declared.instance_id) is not instance
+
+    await plane.wait_until(gone, timeout_s, f"ending {declared.instance_id}")
+
+
+def _next_az(plane: ControlPlane, az: str) -> str:
+    """The next one, in the region's order, in which storage nodes run."""
+    azs = plane.fleet.azs
+    up = {node.az for node in plane.fleet.nodes if node.node_id in plane.processes.nodes}
+    order = azs[azs.index(az) + 1 :] + azs[: azs.index(az)] if az in azs else azs
+    return next((other for other in order if other in up), az)

@@ -136,6 +136,16 @@ class Fleet:
         """See ControlApi.delete."""
         self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
 
+    def failover(self, name: str, target: str | None, *, timeout_s: float) -> dict[str, Any]:
+        """See ControlApi.failover; the status afterwards."""
+        self._get(self._control.failover.remote(name, target, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
+        return self.status(name)
+
+    def chaos(self, verb: str, target: str, name: str, for_s: float | None) -> list[dict[str, Any]]:
+        """See Chaos.strike."""
+        struck: list[dict[str, Any]] = self._get(self._control.chaos.remote(verb, target, name, for_s), CALL_TIMEOUT_S)
+        return struck
+
     def trail(self) -> list[tuple[float, str]]:
         """What was decided and why."""
         trail: list[tuple[float, str]] = self._get(self._control.trail.remote(), CALL_TIMEOUT_S)

@@ -3,8 +3,11 @@
 An end is seen by the watches of `Processes`; a process that is there and does nothing (stopped, stuck) is not. So each
 is asked for its status now and then, and `compute.health` says what its silence means. If the control plane was itself
 delayed, the rule takes that off; if the volume has no write quorum, a new writer would not be better off, so nobody is
-replaced for that. A process that hangs is killed, never asked: the volume's seal keeps it from writing whatever it
-does, and what takes its place starts in a process of its own.
+replaced for that. A writer that has redo and cannot make it durable for `ISOLATED_AFTER_S`, while a write quorum of
+nodes answers *us*, is cut off from them and is replaced as well.
+
+A process that hangs is killed, never asked: the volume's seal keeps it from writing whatever it does, and what takes
+its place starts in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.watch import Watch, Watched
 from aurora_ray.control.placement import quorum_up
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.processes import Instance
 
 STATE_TIMEOUT_S: Final = 0.4
+ISOLATED_AFTER_S: Final = 8.0
 GONE_TIMEOUT_S: Final = 10.0
 
 
@@ -40,6 +45,29 @@ class KillInstance(Action):
     def key(self) -> str:
         """A key of its own: whatever else goes on with the instance hangs with it."""
         return f"kill:{self.instance_id}"
+
+
+class Isolation:
+    """Pure: for how long a writer has been waiting for storage that answers others. `now_s` is any monotonic time."""
+
+    def __init__(self) -> None:
+        self._vdl = -1
+        self._since_s: float | None = None
+
+    def waits(self, status: WriterStatus, now_s: float) -> float:
+        """Seconds that redo has been waiting without any of it becoming durable; 0 while all is well."""
+        waiting = status.phase is WriterPhase.AVAILABLE and status.tail_lsn > status.vdl == self._vdl
+        self._vdl = status.vdl
+        if not waiting:
+            self._since_s = None
+            return 0.0
+        if self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s
+
+    def storage_is_down(self) -> None:
+        """Others are not better off: the waiting does not count."""
+        self._since_s = None
 
 
 @dataclass(slots=True)
@@ -89,7 +117,8 @@ class Heartbeats:
             raise ProcessGoneError(f"the process of {action.instance_id} was killed and is still there") from None
 
     def _begin(self, instance_id: str, instance: Instance) -> None:
-        asked: list[asyncio.Task[object]] = []
+        asked: list[asyncio.Task[WriterStatus | None]] = []
+        isolation = Isolation()
 
         async def ask(timeout_s: float) -> bool:
             if not asked:  # one question at a time, so that they do not pile up over there
@@ -97,9 +126,12 @@ class Heartbeats:
             done, _ = await asyncio.wait(asked, timeout=timeout_s)
             if not done:
                 return False
-            error = asked.pop().exception()
+            heard = asked.pop()
+            error = heard.exception()
             if isinstance(error, ProcessGoneError):
                 return True  # that is seen elsewhere
+            if error is None:
+                await self._look_at_isolation(instance_id, isolation, heard.result())
             return error is None
 
         watched = Watched(instance_id, ask, lambda: instance.process.local_pid, self._storage_of(instance_id))
@@ -121,29 +153,51 @@ class Heartbeats:
 
         self._plane.processes.tasks.start(watch(), f"heartbeats {instance_id}")
 
+    async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: WriterStatus | None) -> None:
+        if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:
+            return
+        patient = self._patients.get(instance_id)
+        volume = self._volume_of(instance_id)
+        if patient is None or patient.hung or volume is None:
+            return
+        nodes = list(self._plane.processes.nodes)
+        answers = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
+        answering = {node_id for node_id, vdl in zip(nodes, answers, strict=True) if vdl is not None}
+        if not all(quorum_up(group, answering) for group in volume.groups):
+            isolation.storage_is_down()
+            return
+        patient.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
+        self._plane.hung(instance_id, patient.hung)
+        self._plane.notify()
+
+    def _volume_of(self, instance_id: str) -> VolumeState | None:
+        declared = ((c.volume, i) for c in self._plane.fleet.clusters for i in c.instances)
+        return next((volume for volume, instance in declared if instance.instance_id == instance_id), None)
+
     def _storage_of(self, instance_id: str) -> Callable[[], asyncio.Future[tuple[int, bool]]]:
         """The VDL as the nodes know it, and whether too few of them run for anyone to write."""
 
         async def look() -> tuple[int, bool]:
             plane = self._plane
-            volume = next(
-                (c.volume for c in plane.fleet.clusters for i in c.instances if i.instance_id == instance_id), None
-            )
+            volume = self._volume_of(instance_id)
             if volume is None:
                 return 0, False
             nodes = dict(plane.processes.nodes)
             vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
-            return max(vdls, default=0), not all(quorum_up(group, set(nodes)) for group in volume.groups)
+            return max((vdl or 0 for vdl in vdls), default=0), not all(
+                quorum_up(group, set(nodes)) for group in volume.groups
+            )
 
         return lambda: asyncio.ensure_future(look())
 
-    async def _vdl(self, node_id: str, volume: VolumeState) -> int:
+    async def _vdl(self, node_id: str, volume: VolumeState) -> int | None:
+        """None if the node does not answer."""
         node = self._plane.processes.nodes.get(node_id)
         if node is None:
-            return 0
+            return None
         try:
             reply = await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=STATE_TIMEOUT_S)
         except AuroraError:
-            return 0
+            return None
         mine = [v for v in reply.volumes if v.volume == volume.volume_id.bytes]
         return max((int(s.vdl) for v in mine for s in v.segments), default=0)

@@ -154,6 +154,12 @@ class Fleet:
             return replace(self, clusters=tuple(cluster if c.name == cluster.name else c for c in self.clusters))
         return replace(self, clusters=(*self.clusters, cluster))
 
+    def with_instance(self, name: str, instance: DBInstance) -> Fleet:
+        """The instance of that id in a cluster, with other properties."""
+        cluster = self.cluster(name)
+        changed = tuple(instance if i.instance_id == instance.instance_id else i for i in cluster.instances)
+        return self.with_cluster(replace(cluster, instances=changed))
+
     def without_cluster(self, name: str) -> Fleet:
         """Forgets the cluster; its volume goes to the list of those to drop."""
         gone = self.cluster(name)

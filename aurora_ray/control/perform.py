@@ -12,7 +12,7 @@ from uuid import uuid4
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import reconcile
-from aurora_ray.control.placement import place_group
+from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.control.store import volume_spec
@@ -96,10 +96,23 @@ async def _drop_volumes(plane: ControlPlane, action: reconcile.DropVolumes) -> N
 
 
 async def _start_instance(plane: ControlPlane, action: reconcile.StartInstance) -> None:
-    declared = _declared(plane.fleet, action.cluster, action.instance_id)
+    declared = await _placed(plane, action.cluster, _declared(plane.fleet, action.cluster, action.instance_id))
     choice = engine_choice(plane, plane.fleet.cluster(action.cluster))
     process = await plane.processes.runtime.start_instance(action.instance_id, declared.az, choice)
     await plane.processes.add_instance(action.instance_id, process)
+
+
+async def _placed(plane: ControlPlane, cluster: str, declared: DBInstance) -> DBInstance:
+    """The instance, moved to another AZ if the storage nodes of its own are gone."""
+    azs = {node.node_id: node.az for node in plane.fleet.nodes}
+    running = [azs[n] for n in plane.processes.nodes if n in azs]
+    ran_before = {azs[n] for n in plane.processes.nodes_seen if n in azs}
+    az = az_to_start(declared.az, plane.fleet.azs, running, ran_before)
+    if az == declared.az:
+        return declared
+    plane.say(f"AZ {declared.az} is gone: {declared.instance_id} moves to {az}")
+    fleet = await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
+    return _declared(fleet, cluster, declared.instance_id)
 
 
 async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) -> None:

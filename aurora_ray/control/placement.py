@@ -51,6 +51,15 @@ def place_instance(azs: Sequence[str], used_azs: Sequence[str]) -> str:
     return min(azs, key=lambda az: (load[az], azs.index(az)))
 
 
+def az_to_start(declared: str, azs: Sequence[str], running: Iterable[str], ran_before: Iterable[str]) -> str:
+    """The AZ for an instance's new process: the declared one, unless its storage nodes ran and none of them does now
+    (`running` and `ran_before` are AZs, one entry a node); then the one with the most, in the region's order."""
+    up = Counter(running)
+    if up[declared] or declared not in ran_before or not up:
+        return declared
+    return min(azs, key=lambda az: (-up[az], azs.index(az)))
+
+
 def quorum_up(group: Group, up: set[str], quorum: int = WRITE_QUORUM) -> bool:
     """Whether enough members of the group run."""
     return sum(node_id in up for node_id in group.node_ids) >= quorum

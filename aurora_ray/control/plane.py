@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aurora_ray import telemetry
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import bootstrap, reconcile
+from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.failovers import Failovers
 from aurora_ray.control.heartbeats import Heartbeats, KillInstance
@@ -72,6 +73,7 @@ class ControlPlane:
         self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
         self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
         self.failovers = Failovers(self)
+        self.chaos = Chaos(self, clock)
         self._clock = clock
         self._store: ControlStore | None = None
         self._busy: set[str] = set()
@@ -106,7 +108,7 @@ class ControlPlane:
             nodes={node_id: node.seen for node_id, node in self.processes.nodes.items()},
             instances={instance_id: instance.seen for instance_id, instance in self.processes.instances.items()},
             control_open=self._store is not None,
-            busy=frozenset(self._busy),
+            busy=frozenset(self._busy) | self.chaos.held(),
             attempts=dict(self.attempts),
         )
 

@@ -84,6 +84,7 @@ class Processes:
     ) -> None:
         self.runtime = runtime
         self.nodes: dict[str, Node] = {}
+        self.nodes_seen: set[str] = set()  # that ran at some time
         self.instances: dict[str, Instance] = {}
         self.clients = NodeClients()
         self.tasks = Tasks()
@@ -115,6 +116,7 @@ class Processes:
         reply = await self.clients.state(node_id, info.address)
         node = Node(process, NodeSeen(info.address, info.pid, info.host, segments=segments_of(reply)))
         self.nodes[node_id] = node
+        self.nodes_seen.add(node_id)
         self.tasks.start(self._watch_node(node_id, node), f"watch node {node_id}")
 
     async def _watch_node(self, node_id: str, node: Node) -> None:

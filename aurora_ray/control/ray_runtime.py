@@ -9,18 +9,18 @@ every machine. Nothing is restarted by Ray itself: restarting is a decision, and
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
 import ray.util
 
 from aurora_ray import telemetry
+from aurora_ray.compute import signals
 from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
-from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
+from aurora_ray.errors import UsageError
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model import StorageNode
     from aurora_ray.control.runtime import ControlConfig, InstanceProcess, NodeProcess
+    from aurora_ray.rpc.partition import Cut
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 NAMESPACE: Final = "aurora-ray"
@@ -49,13 +50,22 @@ def az_resource(az: str) -> str:
 class RayNode:
     """A storage node actor."""
 
-    def __init__(self, handle: Any, info: NodeInfo) -> None:
+    def __init__(self, handle: Any, found: ActorInfo) -> None:
         self._handle = handle
-        self.info = info
+        self._found = found
+        self.info = NodeInfo(found.address, found.pid, found.host)
 
     async def wait_gone(self) -> str:
         """Why it ended."""
         return await _wait_gone(self._handle)
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """To the actor's process and all below it."""
+        return await _signal(self._found, signo, resume_after_s)
+
+    async def cut(self, cut: Cut) -> None:
+        """Whom the node does not hear from now on."""
+        await result_of(self._handle.cut.remote(cut), CALL_TIMEOUT_S)
 
     async def stop(self, *, destroy: bool, timeout_s: float) -> None:
         """Ends it in order; with `destroy` its directory goes too."""
@@ -70,10 +80,10 @@ class RayInstance:
 
     def __init__(self, handle: Any, info: ActorInfo) -> None:
         self._handle = handle
+        self._found = info
         self.host = info.host
-        here = info.host == ray.util.get_node_ip_address()
-        self.local_pid = info.pid if here else None
-        self._ticks = start_ticks(info.pid) if here else None
+        self.pid = info.pid
+        self.local_pid = info.pid if _is_here(info) else None
 
     async def wait_gone(self) -> str:
         """Why it ended."""
@@ -109,11 +119,15 @@ class RayInstance:
         write: tuple[int, int] | None = await result_of(ref, timeout_s + CALL_TIMEOUT_S)
         return write
 
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """To the actor's process and all below it."""
+        return await _signal(self._found, signo, resume_after_s)
+
     async def abort(self) -> None:
         """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
-        pid = self.local_pid
-        if pid is not None and self._ticks is not None and start_ticks(pid) == self._ticks:
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(UsageError):  # it has just gone
+            if _is_here(self._found):
+                signals.send(self._found.pid, self._found.ticks, signals.KILL)
         ray.kill(self._handle)
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
@@ -145,7 +159,7 @@ class RayRuntime:
             StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir)
         )
         info = await _started(handle, handle.start.remote(), node.az, node.host)
-        return RayNode(handle, NodeInfo(info.address, info.pid, info.host))
+        return RayNode(handle, info)
 
     async def find_node(self, node_id: str) -> NodeProcess | None:
         """The actor of an earlier control plane."""
@@ -153,7 +167,7 @@ class RayRuntime:
         info = await _info(handle) if handle is not None else None
         if handle is None or info is None or not info.address:
             return None
-        return RayNode(handle, NodeInfo(info.address, info.pid, info.host))
+        return RayNode(handle, info)
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor."""
@@ -198,6 +212,20 @@ async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
             ) from None
         raise
     return info
+
+
+def _is_here(info: ActorInfo) -> bool:
+    return bool(info.host == ray.util.get_node_ip_address())
+
+
+async def _signal(info: ActorInfo, signo: int, resume_after_s: float | None) -> list[int]:
+    """Here directly, on another machine by a task of Ray's there."""
+    if _is_here(info):
+        return signals.send(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
+    there = ray.remote(signals.send).options(num_cpus=0, resources={f"node:{info.host}": CRUMB}, max_retries=0)
+    ref = there.remote(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
+    pids: list[int] = await result_of(ref, START_TIMEOUT_S)
+    return pids
 
 
 async def _find(name: str) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model import StorageNode
+    from aurora_ray.rpc.partition import Cut
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 
@@ -78,6 +79,12 @@ class NodeProcess(Protocol):
     async def wait_gone(self) -> str:
         """Waits, without a limit, until the process has ended; why."""
 
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """Signals the process and what it started (see compute.signals.send); process ids."""
+
+    async def cut(self, cut: Cut) -> None:
+        """Whom the node does not hear from now on."""
+
     async def stop(self, *, destroy: bool, timeout_s: float) -> None:
         """Ends it in order; with `destroy` its directory goes too."""
 
@@ -88,6 +95,10 @@ class InstanceProcess(Protocol):
     @property
     def host(self) -> str:
         """The machine that it runs on."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id there."""
 
     @property
     def local_pid(self) -> int | None:
@@ -113,6 +124,9 @@ class InstanceProcess(Protocol):
 
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it does not in time."""
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """Signals the process and what it started (see compute.signals.send); process ids."""
 
     async def abort(self) -> None:
         """Kills the process, even if it is stopped; does not wait for its end."""

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.rpc.partition import PARTY, Gate
 
 MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
 
@@ -39,12 +40,13 @@ _SERVER: Final = (
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to `host:port`; it connects by itself and again after losses."""
     # Plain text for now: mutual TLS goes here and into `bind`, nowhere else.
-    return grpc.aio.insecure_channel(address, options=_CLIENT)
+    agent = ("grpc.primary_user_agent", PARTY.user_agent)
+    return grpc.aio.insecure_channel(address, options=(*_CLIENT, agent))
 
 
 def make_server() -> grpc.aio.Server:
     """A server without ports or services."""
-    return grpc.aio.server(options=_SERVER)
+    return grpc.aio.server(interceptors=(Gate(),), options=_SERVER)
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

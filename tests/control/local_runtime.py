@@ -39,6 +39,10 @@ class LocalNode:
         await self._server.stop(0)
         self._gone.set()
 
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        await self.kill()
+        return [1]
+
     async def stop(self, *, destroy: bool, timeout_s: float) -> None:
         await self.kill()
 
@@ -53,6 +57,7 @@ class LocalInstance:
     def __init__(self, runtime: "LocalRuntime") -> None:
         self.host = "here"
         self.local_pid: int | None = None
+        self.pid = 1
         self.configs: list[WriterConfig] = []
         self.groups: tuple[int, ...] = (0,)
         self.free_bytes: int | None = None
@@ -93,6 +98,10 @@ class LocalInstance:
 
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         return after_ns, 1
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        self.kill()
+        return [1]
 
     async def abort(self) -> None:
         self.kill()

@@ -1,0 +1,84 @@
+"""`aurora chaos` and `aurora failover`: lose something on purpose, and move the writer on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from aurora_ray.cli import options
+from aurora_ray.cli.output import progress, write_json, write_line
+from aurora_ray.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Lose something on purpose, to see it come back.", rich_markup_mode=None)
+
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="writer, node:ID, az:NAME or control.")]
+ForS = Annotated[float | None, typer.Option("--for", metavar="S", min=0.1, max=86400, help="Undone after S seconds.")]
+Cluster = Annotated[str, typer.Option("--name", metavar="NAME", help="The cluster whose writer is meant.")]
+
+_VERBS = {
+    "kill": (
+        "SIGKILL. It comes back by itself; with --for, storage nodes stay away for S seconds.",
+        "Example: aurora chaos kill writer      aurora chaos kill az:us-east-1b --for 30",
+    ),
+    "pause": (
+        "SIGSTOP, for 10 seconds unless --for says otherwise.",
+        "Example: aurora chaos pause writer --for 20",
+    ),
+    "resume": (
+        "End a pause at once, and let storage nodes that were to stay away come back.",
+        "Example: aurora chaos resume node:us-east-1a-1",
+    ),
+    "partition": (
+        "Cut off from every storage node; until healed unless --for is given.",
+        "Example: aurora chaos partition node:us-east-1a-1 --for 20",
+    ),
+    "heal": ("End a partition.", "Example: aurora chaos heal node:us-east-1a-1"),
+}
+
+
+def register(parent: typer.Typer) -> None:
+    """Adds the commands."""
+    for verb, (words, example) in _VERBS.items():
+        app.command(verb, help=words, epilog=example)(_command(verb))
+    parent.add_typer(app, name="chaos")
+    parent.command(epilog="Example: aurora failover demo")(failover)
+
+
+def _command(verb: str) -> Callable[..., None]:
+    def run(
+        target: Target,
+        for_s: ForS = None,
+        name: Cluster = options.DEFAULT_NAME,
+        data_dir: options.DataDir = None,
+        json: options.Json = False,
+    ) -> None:
+        if for_s is not None and verb in ("resume", "heal"):
+            raise UsageError(f"{verb} takes no --for")
+        struck: list[dict[str, Any]] = options.find(data_dir).chaos(verb, target, name, for_s)
+        if json:
+            write_json(struck)
+            return
+        for one in struck:
+            more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""
+            write_line(f"{verb} {one['target']}: process {one['pid']}{more}")
+
+    return run
+
+
+def failover(
+    name: options.Name = options.DEFAULT_NAME,
+    target: Annotated[str | None, typer.Option(metavar="INSTANCE", help="The reader to promote.")] = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 60.0,
+) -> None:
+    """Move the writer to a fresh process in the next AZ, in order; wait until it accepts statements."""
+    fleet = options.find(data_dir)
+    with progress(f"failover of {name}", quiet=json):
+        result = fleet.failover(name, target, timeout_s=timeout_s)
+    if json:
+        write_json(result)
+    else:
+        write_line(f"{name} has its writer in {result['instances'][0]['az']}, epoch {result['epoch']}")

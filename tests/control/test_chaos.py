@@ -1,0 +1,88 @@
+"""Faults on purpose: what a target means, who hears whom, where a writer goes, who is cut off."""
+
+import pytest
+
+from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.control.chaos import Victims, cut_for
+from aurora_ray.control.heartbeats import ISOLATED_AFTER_S, Isolation
+from aurora_ray.control.placement import az_to_start
+from aurora_ray.errors import UsageError
+from tests.control.local_runtime import LocalRuntime
+from tests.control.test_heartbeats import runtime  # noqa: F401  (a fixture)
+from tests.control.test_plane import started
+from tests.support.polling import poll_until
+
+REFUSED = (("reader:1", "no readers yet"), ("az:x", "no AZ"), ("node:x", "no storage"), ("x", "no target"))
+
+pytestmark = pytest.mark.allowed_logs(r".*")
+
+
+async def test_targets(runtime: LocalRuntime) -> None:  # noqa: F811
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        chaos = running.plane.chaos
+        assert chaos.victims("writer", "demo") == Victims(instance_ids=("demo-1",))
+        assert chaos.victims("node:b-2", "demo") == Victims(node_ids=("b-2",))
+        assert chaos.victims("az:a", "demo") == Victims(("a-1", "a-2"), ("demo-1",))
+        assert chaos.victims("control", "demo") == Victims(control=True)
+        for wrong, words in REFUSED:
+            with pytest.raises(UsageError, match=words):
+                chaos.victims(wrong, "demo")
+
+
+async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) -> None:  # noqa: F811
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        await poll_until(lambda: len(running.plane.processes.nodes) == 6)
+        az = running.plane.fleet.cluster("demo").writer().az
+        first = runtime.instances["demo-1"]
+        assert await running.plane.chaos.strike("kill", f"az:{az}", "demo", 60.0)
+        await poll_until(lambda: runtime.instances["demo-1"] is not first, what="a new process")
+        await running.api.wait_available("demo", 20)
+        assert running.plane.fleet.cluster("demo").writer().az != az
+        assert len(running.plane.processes.nodes) == 4
+        await running.plane.chaos.strike("resume", f"az:{az}", "demo", None)
+        await poll_until(lambda: len(running.plane.processes.nodes) == 6, what="the nodes come back")
+
+
+@pytest.mark.parametrize(
+    ("running", "before", "expected"),
+    [
+        (["a", "a", "b", "b"], {"a", "b"}, "a"),
+        (["a", "b", "b"], {"a", "b"}, "a"),
+        (["b", "c", "c"], {"a", "b", "c"}, "c"),
+        (["b", "c"], {"a", "b", "c"}, "b"),
+        (["b", "b", "c"], {"b", "c"}, "a"),  # at a fleet's start its own nodes may be the last to come
+        ([], {"a"}, "a"),
+    ],
+)
+def test_where_a_writer_starts(running: list[str], before: set[str], expected: str) -> None:
+    assert az_to_start("a", ("a", "b", "c"), running, before) == expected
+
+
+def test_who_hears_whom() -> None:
+    writer, node, other = "instance-demo-1-7", "storage-a-1", "storage-b-1"
+    assert cut_for(node, []).mutes(writer) is False
+    island = frozenset({node, writer})
+    assert not cut_for(node, [island]).mutes(writer)
+    assert cut_for(node, [island]).mutes(other)
+    assert cut_for(other, [island]).mutes(node)
+    assert cut_for(other, [island]).mutes(writer)
+    assert not cut_for(other, [island]).mutes("control")
+
+
+def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
+    def status(vdl: int, tail: int) -> WriterStatus:
+        return WriterStatus(WriterPhase.AVAILABLE, vdl=vdl, tail_lsn=tail)
+
+    idle, busy, stuck = Isolation(), Isolation(), Isolation()
+    for second in range(20):
+        assert idle.waits(status(5, 5), second) == 0
+        assert busy.waits(status(second, second + 5), second) == 0
+    waits = [stuck.waits(status(5, 9), float(second)) for second in range(20)]
+    assert waits[:2] == [0, 0]
+    assert waits[-1] > ISOLATED_AFTER_S
+    stuck.storage_is_down()
+    assert stuck.waits(status(5, 9), 21.0) == 0

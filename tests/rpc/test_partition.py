@@ -1,0 +1,77 @@
+"""A server that hears nothing from some parties: running calls break, new ones wait until it is healed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from aurora_ray.rpc.channel import bind, make_server, open_channel
+from aurora_ray.rpc.partition import PARTY, Cut
+
+ECHO = "/test.Echo/Say"
+STREAM = "/test.Echo/Stream"
+
+
+async def _say(request: bytes, context: object) -> bytes:
+    return request
+
+
+async def _stream(_: object, context: Any) -> None:
+    while (message := await context.read()) is not grpc.aio.EOF:
+        await context.write(message)
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    server = make_server()
+    handlers = {
+        "Say": grpc.unary_unary_rpc_method_handler(_say),
+        "Stream": grpc.stream_stream_rpc_method_handler(_stream),
+    }
+    server.add_registered_method_handlers("test.Echo", handlers)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+    port = bind(server, "127.0.0.1", 0)
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    PARTY.set_cut(Cut())
+    await server.stop(0)
+
+
+@pytest.fixture
+def party(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(PARTY, "name", "instance-demo-1-77")
+    return PARTY.name
+
+
+async def test_a_muted_party_gets_no_answer_until_healed(address: str, party: str) -> None:
+    async with open_channel(address) as channel:
+        say: Any = channel.unary_unary(ECHO)
+        assert await say(b"a", timeout=10) == b"a"
+        PARTY.set_cut(Cut(frozenset({party})))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await say(b"b", timeout=0.3)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        waiting = asyncio.ensure_future(say(b"c", timeout=10))
+        PARTY.set_cut(Cut())
+        assert await waiting == b"c"
+
+
+async def test_running_streams_break(address: str, party: str) -> None:
+    async with open_channel(address) as channel:
+        stream: Any = channel.stream_stream(STREAM)()
+        await stream.write(b"a")
+        assert await stream.read() == b"a"
+        PARTY.set_cut(Cut(allowed=frozenset({"storage-a-1"})))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(stream.read(), 10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_others_are_heard(address: str, party: str) -> None:
+    PARTY.set_cut(Cut(frozenset({"instance-demo-1-78"})))
+    async with open_channel(address) as channel:
+        say: Any = channel.unary_unary(ECHO)
+        assert await say(b"a", timeout=10) == b"a"
