@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import FencedError, QuorumLostError, StorageError
 from aurora_ray.volume.recovery import AskState, CatchUp, Overtaken, Phase, Recovered, Recovery, Request, Seal
+from aurora_ray.volume.recovery_trace import PhaseSpans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,7 @@ class _Attempt:
         self._owner = owner
         self._deadline = deadline
         self._changed = asyncio.Event()
+        self._spans = PhaseSpans(core.phase)
 
     async def run(self) -> Recovered | Overtaken | None:
         """Until the core has an outcome; None if it stalls or the time is up."""
@@ -95,6 +97,7 @@ class _Attempt:
             except StorageError as error:
                 self.errors[node] = error
                 logger.debug("recovery: %s", error)
+            self._spans.reached(self._core.phase)
             self._wake_others()
             if self._core.request(node) == before[1]:  # no progress: it failed, or the node is not there yet
                 await asyncio.sleep(backoff_s)
