@@ -1,0 +1,149 @@
+"""Garbage sent to a storage node at work: an error for each, nothing changes, and the writer notices nothing."""
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from aurora_ray.log.record import page_full
+from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX
+from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.streams import serialize_batches
+from tests.chaos.agreement import check_agreement
+from tests.chaos.conftest import MakeStack
+from tests.chaos.test_return import file_records, write
+from tests.support.stack import Stack
+from tests.support.stack_view import counters_of, state_of
+from tests.volume.cluster import encoded_flush
+
+SERVICE = "/aurora_ray.storage.v1.StorageNode/"
+UNARY = (
+    "CreateSegments",
+    "DropVolume",
+    "ReadPages",
+    "Seal",
+    "Truncate",
+    "CatchUp",
+    "SetPeers",
+    "SetReadPoint",
+    "State",
+)
+STREAMS = ("Append", "ReadFileTable", "Subscribe", "FetchLog", "CopySegment")
+CALL_TIMEOUT_S = 10.0
+UNLIMITED = (("grpc.max_send_message_length", -1),)
+
+
+@asynccontextmanager
+async def raw_channel(address: str) -> AsyncIterator[Any]:
+    """Bytes in, bytes out, of any size."""
+    async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+        yield channel
+
+
+async def refused(call: Any) -> grpc.StatusCode:
+    """Drains a call that is to fail; with what."""
+    try:
+        while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    code: grpc.StatusCode = await call.code()
+    return code
+
+
+@pytest.fixture
+async def stack(make_stack: MakeStack) -> Stack:
+    stack = make_stack()
+    stack.start_nodes()
+    await stack.create_volume()
+    return stack
+
+
+async def test_garbage_changes_nothing(stack: Stack) -> None:
+    choose = random.Random(1)
+    volume = await Volume.open(stack.spec, stack.addresses, timeout_s=20)
+    await volume.append(file_records())
+    await write(volume, choose, 3)
+    writing = asyncio.create_task(write(volume, choose, 100))
+    node = stack.nodes["a1"].address
+    before = await state_of(node, stack.spec)
+    assert before is not None
+
+    await asyncio.to_thread(raw_bytes, node.address, choose)
+    async with raw_channel(node.address) as channel:
+        for name in UNARY:
+            for length in (1, 17, 300):
+                call = channel.unary_unary(SERVICE + name)(choose.randbytes(length), timeout=CALL_TIMEOUT_S)
+                # A few random bytes may be a message with fields that nobody knows: all its own are absent then.
+                assert await call.code() is not grpc.StatusCode.OK or name in ("State", "SetPeers", "DropVolume")
+        for name in STREAMS:
+            call = channel.stream_stream(SERVICE + name)(timeout=CALL_TIMEOUT_S)
+            await call.write(b"\x0a" + choose.randbytes(200))
+            assert await refused(call) is not grpc.StatusCode.OK
+        call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S)
+        await call.write(bytes(MESSAGE_BYTES_MAX + 1))
+        assert await refused(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        unknown = channel.unary_unary(SERVICE + "Nonsense")(b"", timeout=CALL_TIMEOUT_S)
+        assert await unknown.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    lsn = await writing
+    after = await state_of(node, stack.spec)
+    assert after is not None
+    assert (after.promised_epoch, after.installed_epoch) == (before.promised_epoch, before.installed_epoch)
+    assert volume.stats()["reconnects"] == 0
+    await check_agreement(stack.spec, stack.addresses, choose, timeout_s=20)
+    assert volume.vdl == lsn
+    await volume.close()
+
+
+def raw_bytes(address: str, choose: random.Random) -> None:
+    """What a port scanner, a browser and a broken client send."""
+    host, _, port = address.rpartition(":")
+    for content in (
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        choose.randbytes(10_000),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=CALL_TIMEOUT_S) as connection:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+
+
+async def test_mutated_batches_are_refused(stack: Stack) -> None:
+    """Any single flipped bit, any cut, any other epoch: refused and counted."""
+    choose = random.Random(2)
+    volume = await Volume.open(stack.spec, stack.addresses, timeout_s=20)
+    await volume.append(file_records())
+    lsn = await write(volume, choose, 1)
+    node = stack.nodes["b2"].address
+    _, _, [(_, batch)] = encoded_flush(volume, [page_full(1, 3, b"never")])
+    _, _, [(_, stale)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch + 1)
+    _, _, [(_, fenced)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch - 1)
+    flips = [choose.randrange(8 * len(batch)) for _ in range(60)]
+    bad = [batch[: bit // 8] + bytes([batch[bit // 8] ^ 1 << bit % 8]) + batch[bit // 8 + 1 :] for bit in flips]
+    bad += [batch[: choose.randrange(len(batch))] for _ in range(10)] + [stale, fenced]
+    codes = []
+    async with raw_channel(node.address) as channel:
+        for content in bad:
+            call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S)
+            await call.write(serialize_batches([content]))
+            codes.append(await refused(call))
+    assert grpc.StatusCode.OK not in codes
+    assert codes[-2:] == [grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION]
+    assert grpc.StatusCode.UNKNOWN not in codes, "something was not foreseen"
+    counters = await counters_of(node)
+    assert sum(count for name, count in counters.items() if name.startswith("refused_")) == len(bad)
+    state = await state_of(node, stack.spec)
+    assert isinstance(state, pb.SegmentState)
+    assert (state.scl, state.highest_lsn) == (lsn, lsn)
+    assert await write(volume, choose, 3) > lsn
+    await volume.close()
