@@ -61,8 +61,9 @@ def _command(verb: str) -> Callable[..., None]:
             write_json(struck)
             return
         for one in struck:
+            process = "" if one["pid"] is None else f": process {one['pid']}"
             more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""
-            write_line(f"{verb} {one['target']}: process {one['pid']}{more}")
+            write_line(f"{verb} {one['target']}{process}{more}")
 
     return run
 

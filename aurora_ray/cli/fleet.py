@@ -59,12 +59,15 @@ def up(  # noqa: PLR0917  (the command's options)
 def status(
     name: options.Name = options.DEFAULT_NAME,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, once a second.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="All metrics of the fleet, as Prometheus text.")] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
     """Show a cluster, its instances and the storage nodes, with their process ids."""
     fleet = options.find(data_dir)
-    if watch:
+    if metrics:
+        write_line(fleet.metrics().rstrip("\n"))
+    elif watch:
         _watch(fleet, name, json=json)
     elif json:
         write_json(fleet.status(name))

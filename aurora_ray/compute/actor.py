@@ -121,6 +121,10 @@ class InstanceActor:
         """See Instance.status."""
         return self._loop.call(self._instance.status(), START_TIMEOUT_S)
 
+    def metrics(self) -> bytes:
+        """This process's, as Prometheus text."""
+        return telemetry.exposition()
+
     def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See Instance.first_write."""
         return self._loop.call(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)

@@ -18,6 +18,7 @@ from aurora_ray.compute.actor import remote_class
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.api import ControlApi
+from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.ray_endpoints import RayEndpointRuntime
 from aurora_ray.control.ray_runtime import CONTROL_NAME, NAMESPACE, RayRuntime
@@ -90,6 +91,10 @@ class ControlActor:
     def chaos(self, verb: str, target: str, name: str, for_s: float | None) -> list[dict[str, Any]]:
         """See Chaos.strike."""
         return self._call(self._plane.chaos.strike(verb, target, name, for_s), CHAOS_TIMEOUT_S)
+
+    def metrics(self) -> bytes:
+        """See metrics.fleet_metrics."""
+        return self._call(fleet_metrics(self._plane), SLACK_S)
 
     def trail(self) -> list[tuple[float, str]]:
         """See ControlApi.trail."""

@@ -119,10 +119,11 @@ class Chaos:
             await self._plane.wait_until(gone, GONE_TIMEOUT_S, "seeing them gone")
 
     async def _partition(self, verb: str, target: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
+        inside: set[str] = set()
         if verb == "heal":
-            self._cuts.pop(target, None)
+            inside |= self._cuts.pop(target, frozenset())
         else:
-            inside = {storage_party(node_id) for node_id in victims.node_ids}
+            inside |= {storage_party(node_id) for node_id in victims.node_ids}
             instances = self._plane.processes.instances
             for instance_id in victims.instance_ids:
                 if instance_id in instances:
@@ -135,7 +136,7 @@ class Chaos:
             if for_s is not None:
                 self._plane.processes.tasks.start(self._heal_later(target, self._cuts[target], for_s), f"heal {target}")
         await self._apply_cuts()
-        return [{"target": target, "pid": os.getpid(), "processes": 1}]
+        return [{"target": party, "pid": None, "processes": 1} for party in sorted(inside)]
 
     async def _heal_later(self, target: str, inside: frozenset[str], seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -136,6 +136,11 @@ class Fleet:
         """See ControlApi.delete."""
         self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
 
+    def metrics(self) -> str:
+        """All metrics of the fleet, as Prometheus text."""
+        text: bytes = self._get(self._control.metrics.remote(), CALL_TIMEOUT_S)
+        return text.decode()
+
     def failover(self, name: str, target: str | None, *, timeout_s: float) -> dict[str, Any]:
         """See ControlApi.failover; the status afterwards."""
         self._get(self._control.failover.remote(name, target, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)

@@ -113,6 +113,11 @@ class RayInstance:
         """Another group for the volume."""
         await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
 
+    async def metrics(self, timeout_s: float) -> bytes:
+        """What the process counts, as Prometheus text."""
+        text: bytes = await result_of(self._handle.metrics.remote(), timeout_s)
+        return text
+
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See Instance.first_write."""
         ref = self._handle.first_write.remote(after_ns, timeout_s)

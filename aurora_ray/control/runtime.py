@@ -122,6 +122,9 @@ class InstanceProcess(Protocol):
     async def add_group(self, placement: GroupPlacement) -> None:
         """Another group for the volume."""
 
+    async def metrics(self, timeout_s: float) -> bytes:
+        """What the process counts, as Prometheus text."""
+
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it does not in time."""
 

@@ -96,6 +96,9 @@ class LocalInstance:
     async def add_group(self, placement: GroupPlacement) -> None:
         self.groups = (*self.groups, placement.group)
 
+    async def metrics(self, timeout_s: float) -> bytes:
+        return b""
+
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         return after_ns, 1
 

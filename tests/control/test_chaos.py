@@ -1,10 +1,12 @@
 """Faults on purpose: what a target means, who hears whom, where a writer goes, who is cut off."""
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.control.chaos import Victims, cut_for
 from aurora_ray.control.heartbeats import ISOLATED_AFTER_S, Isolation
+from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.placement import az_to_start
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
@@ -86,3 +88,15 @@ def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
     assert waits[-1] > ISOLATED_AFTER_S
     stuck.storage_is_down()
     assert stuck.waits(status(5, 9), 21.0) == 0
+
+
+async def test_all_metrics_of_the_fleet_are_one_text(runtime: LocalRuntime) -> None:  # noqa: F811
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        await poll_until(lambda: len(running.plane.processes.nodes) == 6)
+        families = {f.name: f for f in text_string_to_metric_families((await fleet_metrics(running.plane)).decode())}
+        assert [sample.value for sample in families["aurora_cluster_up"].samples] == [1.0]
+        assert sum(sample.value for sample in families["aurora_storage_up"].samples) == 6
+        assert families["aurora_storage_scl_bytes"].samples
+        assert families["aurora_storage_events"].samples
