@@ -18,7 +18,7 @@ from aurora_ray.storage.segment import Segment, VdlBox
 from aurora_ray.storage.store import SegmentStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from rocksdict import Cache
@@ -115,12 +115,7 @@ class NodeVolume:
                     f"volume {self.name} has pages of {existing.meta.page_size} bytes, not {page_size}"
                 )
             return existing
-        membership = Membership(0, tuple(members))
-        meta = SegmentMeta(page_size, SegmentEpochs(membership=membership))
-        sibling = max(self.segments.values(), key=lambda s: s.meta.epochs.installed_epoch, default=None)
-        if sibling is not None:
-            meta.epochs = replace(sibling.meta.epochs, membership=membership)
-            meta.vdl = sibling.vdl
+        meta = empty_meta(page_size, members, self.segments.values())
         segment = self.adopt(group, self.open_store(self.path / str(group)), meta)
         segment.save_meta().write_synced()
         sync_directory(self.path)
@@ -167,6 +162,17 @@ class NodeVolume:
         for segment in self.segments.values():
             segment.close()
         self.segments.clear()
+
+
+def empty_meta(page_size: int, members: Sequence[str], siblings: Iterable[Segment]) -> SegmentMeta:
+    """Of a new segment; it inherits the epochs of the volume's others on this node."""
+    membership = Membership(0, tuple(members))
+    meta = SegmentMeta(page_size, SegmentEpochs(membership=membership))
+    sibling = max(siblings, key=lambda segment: segment.meta.epochs.installed_epoch, default=None)
+    if sibling is not None:
+        meta.epochs = replace(sibling.meta.epochs, membership=membership)
+        meta.vdl = sibling.vdl
+    return meta
 
 
 def finish_replacements(path: Path) -> None:

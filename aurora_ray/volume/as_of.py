@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import QuorumLostError
 from aurora_ray.volume.node_client import NodeClient, close_all
 from aurora_ray.volume.reader import READ_TIMEOUT_S, PageReader, PageRun, check_durable
-from aurora_ray.volume.spec import NodeAddress, VolumeSpec, read_quorum
+from aurora_ray.volume.recovery import member_sets, membership_of, placement_of, told_members
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, read_quorum
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class VolumeReader:
         self.lsn = lsn
         self._clients = clients
         self._required = copies.required(lsn)
-        self._reader = PageReader(spec, spec.members, clients, copies.nodes.__contains__, az=az)
+        self._reader = PageReader(spec, copies.members, clients, copies.nodes.__contains__, az=az)
 
     async def read_pages(
         self, ranges: Sequence[tuple[int, int, int, int]], timeout_s: float = READ_TIMEOUT_S
@@ -91,7 +92,7 @@ async def _ask_copies(spec: VolumeSpec, clients: Mapping[str, NodeClient], timeo
         states = {
             node: answer for node, answer in zip(clients, answers, strict=True) if not isinstance(answer, BaseException)
         }
-        copies = current_copies(spec.members, states)
+        copies = current_copies(spec.placements, states)
         if copies is not None:
             return copies
         if time.monotonic() + pause_s >= deadline:
@@ -109,6 +110,7 @@ class Copies:
     nodes: frozenset[str]
     vdl: int
     highest: Mapping[int, int]
+    members: Mapping[int, tuple[str, ...]]  # everybody who holds a copy of a group
 
     def required(self, lsn: int) -> dict[int, int]:
         """How complete a copy of each group must be to be read as of `lsn`.
@@ -119,12 +121,17 @@ class Copies:
         return {group: min(lsn, highest) for group, highest in self.highest.items()}
 
 
-def current_copies(members: Mapping[int, Sequence[str]], states: Mapping[str, Sequence[SegmentState]]) -> Copies | None:
+def current_copies(
+    placements: Mapping[int, GroupPlacement], states: Mapping[str, Sequence[SegmentState]]
+) -> Copies | None:
     """What may be read from, going by the nodes' states; None unless 3 of 6 of every group carry the newest history
-    seen.
+    seen (of the old members and of the next ones, while they change).
 
-    A node with an older history is left out: what it has may never have happened.
+    A node with an older history is left out: what it has may never have happened. Who the members are is for the nodes
+    to say, too: `placements` may be out of date.
     """
+    known = {group: membership_of(placement) for group, placement in placements.items()}
+    members = told_members(known, (state for own in states.values() for state in own))
     newest = max((state.installed_epoch for own in states.values() for state in own), default=0)
     current = {
         node: {state.group: state for state in own}
@@ -132,10 +139,12 @@ def current_copies(members: Mapping[int, Sequence[str]], states: Mapping[str, Se
         if own and all(state.installed_epoch == newest for state in own)
     }
     highest: dict[int, int] = {}
-    for group, nodes in members.items():
-        copies = [current[node][group] for node in nodes if group in current.get(node, ())]
-        if len(copies) < read_quorum(len(nodes)):
-            return None
-        highest[group] = max(state.highest_lsn for state in copies)
+    for group, held in members.items():
+        for nodes in member_sets(held):
+            copies = [current[node][group] for node in nodes if group in current.get(node, ())]
+            if len(copies) < read_quorum(len(nodes)):
+                return None
+            highest[group] = max(highest.get(group, 0), *(state.highest_lsn for state in copies))
     vdl = max(state.vdl for own in states.values() for state in own)
-    return Copies(frozenset(current), vdl, highest)
+    everybody = {group: placement_of(group, held).all_node_ids for group, held in members.items()}
+    return Copies(frozenset(current), vdl, highest, everybody)

@@ -25,24 +25,25 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import AuroraError, FencedError, QuorumLostError, StorageError, UsageError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import GroupRecords, RecordBuilder
+from aurora_ray.volume.membership import MembershipChanges, NodeProgress, create_segments
 from aurora_ray.volume.node_client import NodeClient, close_all, set_peers
 from aurora_ray.volume.quorum import QuorumTracker
 from aurora_ray.volume.reader import READ_TIMEOUT_S, PageReader, PageRun, check_durable
-from aurora_ray.volume.recovery import Truncate
+from aurora_ray.volume.recovery import Truncate, placement_of
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, write_quorum
 from aurora_ray.volume.streams import FLUSH_BYTES_MAX, NodeStream, serialize_batches
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
+    from aurora_ray.log.segment_rules import Membership
     from aurora_ray.volume.recovery import Recovered
 
 INFLIGHT_BYTES_MAX: Final = 256 << 20  # redo that is not durable yet; callers keep below by `wait_room`
 HEARTBEAT_S: Final = 0.5
-CREATE_GRACE_S: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Volume:
         """Creates the segments of a new volume. Raises QuorumLostError if a group gets fewer than 4 of 6."""
         clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
         try:
-            await _create_segments(spec, spec.groups, clients, timeout_s)
+            await create_segments(spec, spec.groups, clients, timeout_s)
         finally:
             await close_all(clients.values())
 
@@ -99,7 +100,8 @@ class Volume:
         az: str | None,
     ) -> None:
         """Not to be called: see `open`."""
-        self.spec = spec
+        spec = spec.with_placements(placement_of(group, held) for group, held in recovered.members.items())
+        self.spec = spec  # who holds the groups may have changed since it was written down
         self.on_vdl: Callable[[int], object] | None = None
         self.epoch = recovered.epoch
         self.tail_lsn = recovered.end_lsn
@@ -111,20 +113,19 @@ class Volume:
         self._on_fenced: list[Callable[[], object]] = []
         self._failure: AuroraError | None = None
         self._fenced_nodes: set[str] = set()
-        self._quorum = QuorumTracker(spec.members, recovered.end_lsn, recovered.tails)
+        self._quorum = QuorumTracker(spec.placements, recovered.end_lsn, recovered.tails)
         self._sizes: list[tuple[int, int]] = []  # heap of (flush end, bytes) in flight
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (lsn, tie-breaker, wait)
         self._ties = count()
         self._append_lock = asyncio.Lock()
-        self._streams = {
-            node: NodeStream(node, client, self, installed=node in recovered.installed)
-            for node, client in clients.items()
-        }
+        self._streams: dict[str, NodeStream] = {}
+        self._ending: list[asyncio.Task[None]] = []  # streams to nodes that hold nothing any more
         self._members = spec.members
-        self._reader = PageReader(spec, self._members, clients, lambda node: self._streams[node].installed, az=az)
+        self._reader = PageReader(spec, self._members, clients, self._has_our_history, az=az)
+        self._changes = MembershipChanges(self, recovered)
         self._uniform: bool
         self._node_groups: dict[str, frozenset[int]]
-        self._learn_placement()
+        self._learn_placement(recovered.installed)
         self._last_submit_s = 0.0
         self._heartbeats = asyncio.create_task(self._beat(), name="volume heartbeat")
 
@@ -273,15 +274,15 @@ class Volume:
 
     async def prepare(self, client: NodeClient) -> None:
         """Installs our history on a node that was not there when we opened. Raises FencedError."""
-        recovered = self._recovered
-        order = Truncate(self.epoch, recovered.truncations, recovered.end_lsn, recovered.tails)
-        await client.truncate(order, self._owner, CALL_TIMEOUT_S)
+        await self.install(client, self._changes.members)
 
     def on_ack(self, node_id: str, lsn: int) -> None:
         """A node has all it was sent up to `lsn`."""
         self._fenced_nodes.discard(node_id)
-        if not self._quorum.ack(node_id, lsn):
-            return
+        if self._quorum.ack(node_id, lsn):
+            self._vdl_moved()
+
+    def _vdl_moved(self) -> None:
         vdl, sizes, waits = self._quorum.vdl, self._sizes, self._waits
         while sizes and sizes[0][0] <= vdl:
             self.inflight_bytes -= heapq.heappop(sizes)[1]
@@ -296,10 +297,11 @@ class Volume:
         """A node follows a higher epoch; with three in a group we are no longer the writer."""
         self._fenced_nodes.add(node_id)
         logger.info("epoch %d: %s", self.epoch, error)
-        for nodes in self._members.values():
-            if len(nodes) - len(self._fenced_nodes.intersection(nodes)) < write_quorum(len(nodes)):
-                self._end(error)
-                return
+        for placement in self.spec.groups:
+            for nodes in placement.sets:
+                if len(nodes) - len(self._fenced_nodes.intersection(nodes)) < write_quorum(len(nodes)):
+                    self._end(error)
+                    return
 
     def _end(self, error: AuroraError) -> None:
         if self._failure is not None:
@@ -349,18 +351,35 @@ class Volume:
         unknown = set(placement.node_ids) - self._clients.keys()
         if unknown:
             raise UsageError(f"no addresses known for {sorted(unknown)}: call update_nodes first")
-        spec = self.spec.with_group(placement)
-        created = await _create_segments(spec, [placement], self._clients, timeout_s)
+        spec = self.spec.with_placements([placement])
+        created = await create_segments(spec, [placement], self._clients, timeout_s)
         # The new segments must carry our history: a node that has it for the others may not have it for these.
         await asyncio.gather(
             *(self.prepare(self._clients[node]) for node in created), return_exceptions=True
         )  # a node that misses it calls itself stale at the first batch
-        self.spec = spec
-        self._members[placement.group] = placement.node_ids
-        self._quorum.add_group(placement.group, placement.node_ids)
         self.group_tails.setdefault(placement.group, 0)
-        self._learn_placement()
-        return spec
+        self._changes.add(placement)
+        return self.go_by(placement)
+
+    async def change_placement(self, placement: GroupPlacement, timeout_s: float = 30.0) -> VolumeSpec:
+        """One step of a change of a group's members (see spec.py): begin, commit or abort; the new specification.
+
+        Give the addresses of new nodes by `update_nodes` before `begin`, and persist each specification before the next
+        step. Writing and reading go on. A step that fails has changed nothing here and can be tried again; asking for
+        the placement that is in force takes a failed `begin` back. Raises UsageError for anything that is no such step,
+        NotCompleteError for a `commit` while 4 of the 6 next members lack log, QuorumLostError.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return await self._changes.step(placement, timeout_s)
+
+    async def wait_caught_up(self, node_id: str, timeout_s: float) -> None:
+        """Returns once a node's copies have all that is durable now. Raises NotCompleteError when the time is up."""
+        await self._changes.wait_caught_up(node_id, timeout_s)
+
+    async def progress(self, node_id: str, timeout_s: float = CALL_TIMEOUT_S) -> NodeProgress:
+        """How far a node's copies are. Raises StorageError if it does not answer."""
+        return await self._changes.progress(node_id, timeout_s)
 
     async def update_nodes(self, nodes: Iterable[NodeAddress]) -> None:
         """Takes in new addresses (nodes that restarted elsewhere) and new nodes."""
@@ -370,64 +389,55 @@ class Volume:
             if old is not None and old.node == node:
                 continue
             client = self._clients[node.node_id] = NodeClient(node, self.spec.volume_id.bytes)
-            if old is None:
-                self._streams[node.node_id] = NodeStream(node.node_id, client, self, installed=False)
-            else:
+            if node.node_id in self._streams:
                 await self._streams[node.node_id].use(client)
+            if old is not None:
                 replaced.append(old)
         self._learn_placement()
         await close_all(replaced)
         await set_peers(self._clients)
 
-    def _learn_placement(self) -> None:
-        self._node_groups = {node: frozenset(self.spec.groups_of(node)) for node in self._clients}
+    def go_by(self, placement: GroupPlacement) -> VolumeSpec:
+        """From now on a group has these members; the new specification. For `MembershipChanges`."""
+        moved = self._quorum.place(placement)
+        self.spec = self.spec.with_placements([placement])
+        self._members[placement.group] = placement.all_node_ids
+        self._learn_placement()
+        if moved:
+            self._vdl_moved()
+        return self.spec
+
+    async def install(self, client: NodeClient, members: Mapping[int, Membership]) -> None:
+        """Installs our history with these members on a node. For `MembershipChanges`. Raises StorageError."""
+        await client.truncate(self._history(members), self._owner, CALL_TIMEOUT_S)
+
+    @property
+    def clients(self) -> Mapping[str, NodeClient]:
+        """Every node whose address is known. For `MembershipChanges`."""
+        return self._clients
+
+    def _learn_placement(self, installed: Collection[str] = ()) -> None:
+        """Has a stream to everybody who holds anything, and to nobody else."""
+        self._node_groups = {node: frozenset(self.spec.groups_of(node)) for node in self.spec.node_ids}
+        for node in self._node_groups.keys() & self._clients.keys() - self._streams.keys():
+            self._streams[node] = NodeStream(node, self._clients[node], self, installed=node in installed)
+        for node in self._streams.keys() - self._node_groups.keys():
+            self._ending.append(asyncio.create_task(self._streams.pop(node).close(), name=f"leaving {node}"))
         everything = frozenset(self._members)
-        self._uniform = all(groups == everything for groups in self._node_groups.values())
+        self._uniform = all(self._node_groups[node] == everything for node in self._streams)
+
+    def _has_our_history(self, node: str) -> bool:
+        stream = self._streams.get(node)
+        return stream is not None and stream.installed
+
+    def _history(self, members: Mapping[int, Membership]) -> Truncate:
+        recovered = self._recovered
+        return Truncate(self.epoch, recovered.truncations, recovered.end_lsn, recovered.tails, members)
 
     async def close(self) -> None:
         """Ends the streams. Waits that are still open fail; what they wait for may become durable all the same."""
         self._end(StorageError("the volume was closed: what was not durable has an unknown outcome"))
         self._heartbeats.cancel()
-        await asyncio.gather(self._heartbeats, *(s.close() for s in self._streams.values()), return_exceptions=True)
+        streams = [stream.close() for stream in self._streams.values()]
+        await asyncio.gather(self._heartbeats, *self._ending, *streams, return_exceptions=True)
         await close_all(self._clients.values())
-
-
-async def _create_segments(
-    spec: VolumeSpec, placements: Sequence[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
-) -> set[str]:
-    """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
-
-    Nobody creates a missing segment later (an empty one in the place of a lost one would make redo vanish), so nodes
-    that are slow get a while longer when the quorum is there already.
-    """
-
-    async def create(client: NodeClient) -> None:
-        for placement in placements:
-            if client.node.node_id in placement.node_ids:
-                await client.create_segments(spec.page_size, [placement.group], placement.node_ids, timeout_s)
-
-    def short_of_quorum() -> list[int]:
-        created = {node for node, task in tasks.items() if task.done() and task.exception() is None}
-        return [
-            placement.group
-            for placement in placements
-            if len(created.intersection(placement.node_ids)) < write_quorum(len(placement.node_ids))
-        ]
-
-    tasks = {node: asyncio.create_task(create(client)) for node, client in clients.items()}
-    try:
-        deadline = time.monotonic() + timeout_s + 1
-        waiting = set(tasks.values())
-        while waiting and time.monotonic() < deadline:
-            left_s = deadline - time.monotonic()
-            _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if not short_of_quorum():
-                deadline = min(deadline, time.monotonic() + CREATE_GRACE_S)
-        if short_of_quorum():
-            errors = [str(task.exception()) for task in tasks.values() if task.done() and task.exception()]
-            raise QuorumLostError(f"too few nodes created groups {short_of_quorum()}: {errors}")
-        return {node for node, task in tasks.items() if task.done() and task.exception() is None}
-    finally:
-        for task in tasks.values():
-            task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)

@@ -21,7 +21,7 @@ from aurora_ray.errors import (
     UnknownVolumeError,
 )
 from aurora_ray.log.filetable import FileTable
-from aurora_ray.log.segment_rules import Truncation
+from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -108,11 +108,15 @@ class NodeClient:
 
     async def state(self, timeout_s: float) -> list[SegmentState]:
         """What the node has of this volume. Raises UnknownVolumeError if it has nothing."""
+        return [decode_state(segment) for segment in await self.segments(timeout_s)]
+
+    async def segments(self, timeout_s: float) -> list[pb.SegmentState]:
+        """As `state`, with all that a node tells."""
         reply = await self._call(self._stub.State(pb.StateRequest(volume=self._volume), timeout=timeout_s))
         found = [volume for volume in reply.volumes if volume.volume == self._volume]
         if not found:
             raise UnknownVolumeError(f"storage node {self.node.node_id} has no segment of this volume")
-        return [decode_state(segment) for segment in found[0].segments]
+        return list(found[0].segments)
 
     async def seal(self, epoch: int, owner: bytes, timeout_s: float) -> tuple[bool, int, list[SegmentState]]:
         """Asks for a promise. Gives whether it was made, the epoch promised, and what the node has."""
@@ -129,6 +133,10 @@ class NodeClient:
             truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
             vdl=order.vdl,
             tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(order.tails.items())],
+            members=[
+                pb.GroupMembers(group=group, number=held.number, members=held.members, next_members=held.next_members)
+                for group, held in sorted(order.members.items())
+            ],
         )
         reply = await self._call(self._stub.Truncate(request, timeout=timeout_s))
         return [decode_state(segment) for segment in reply.segments]
@@ -179,6 +187,7 @@ def decode_state(state: pb.SegmentState) -> SegmentState:
             BatchInfo(batch.epoch, batch.flush_start, batch.flush_end, tuple(batch.flush_groups))
             for batch in state.tail
         ),
+        membership=Membership(state.members_number, tuple(state.members), tuple(state.next_members)),
     )
 
 

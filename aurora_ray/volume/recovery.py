@@ -22,6 +22,12 @@ later one might not find the data for.
 **The history.** It is the one with the highest installed epoch among the answers, plus one more truncation: (epoch,
 end). Not the union of all histories: see aurora_ray/log/segment_rules.py.
 
+**Membership.** Where the members of a group are being changed, each phase needs its quorum in the old set and in the
+next one. Who the members are is for the copies to say: the caller's placement may be out of date, and is where the
+asking starts. Reading alone would be content with 3 of 6 of either set while every writer needs both; but a writer that
+has begun, committed or aborted a change may still, or already, need only one of them, and 4 of 6 of both meets it
+whichever it is.
+
 Drive it like this: ask `request(node)` what that node should be asked now (None: nothing), send it, hand the answer
 to `on_…`, until `outcome` is set. Losing, repeating and reordering answers is harmless. There is no clock and no
 randomness in here; time-outs and back-off are the shell's (takeover.py).
@@ -29,16 +35,16 @@ randomness in here; time-outs and back-off are the shell's (takeover.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from aurora_ray.errors import UsageError
-from aurora_ray.log.segment_rules import Truncation, annulled, extend_history
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.segment_rules import NO_MEMBERS, Membership, Truncation, annulled, extend_history
+from aurora_ray.volume.spec import GroupPlacement, write_quorum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
 
@@ -67,6 +73,7 @@ class SegmentState:
     vdl: int
     highest_lsn: int
     tail: tuple[BatchInfo, ...] = ()
+    membership: Membership = NO_MEMBERS
 
 
 # ---- what to ask a node for
@@ -86,12 +93,13 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Carry this history; all up to `vdl` is durable; `tails`: the last flush end of each group, if known."""
+    """Carry this history and these members; all up to `vdl` is durable; `tails`: last flush end of groups, if known."""
 
     epoch: int
     truncations: tuple[Truncation, ...]
     vdl: int
     tails: Mapping[int, int]
+    members: Mapping[int, Membership] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +117,17 @@ Request = AskState | Seal | Truncate | CatchUp
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The volume is open for `epoch` at `end_lsn`. `installed`: the nodes that carry the history already."""
+    """The volume is open for `epoch` at `end_lsn`. `installed`: the nodes that carry the history already.
+
+    `members`: who holds the groups in truth.
+    """
 
     epoch: int
     truncations: tuple[Truncation, ...]
     end_lsn: int
     tails: Mapping[int, int]
     installed: frozenset[str]
+    members: Mapping[int, Membership] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +151,18 @@ class Phase(IntEnum):
 class Recovery:
     """One attempt, with one epoch."""
 
-    def __init__(self, members: Mapping[int, Sequence[str]], min_epoch: int = 1) -> None:
+    def __init__(self, placements: Mapping[int, GroupPlacement], min_epoch: int = 1) -> None:
         self.phase = Phase.ASK
         self.epoch = 0
         self.outcome: Recovered | Overtaken | None = None
-        self._members = {group: tuple(nodes) for group, nodes in members.items()}
+        self._members = {group: membership_of(placement) for group, placement in placements.items()}
         self._min_epoch = min_epoch
         self._asked: dict[str, dict[int, SegmentState]] = {}
         self._sealed: dict[str, dict[int, SegmentState]] = {}
         self._installed: dict[
             str, dict[int, SegmentState]
         ] = {}  # node -> group -> as it was once it carried our history
-        self._complete: dict[int, set[str]] = {group: set() for group in members}
+        self._complete: dict[int, set[str]] = {group: set() for group in placements}
         self._caught_up: set[str] = set()  # say that they are complete; not confirmed
         self._published: set[str] = set()
         self._overtaken: dict[str, int] = {}  # node -> the higher epoch that it has promised
@@ -163,7 +175,7 @@ class Recovery:
 
     def request(self, node: str) -> Request | None:
         """What `node` should be asked now."""
-        if self.outcome is not None or node in self._overtaken:
+        if self.outcome is not None or node in self._overtaken or not self._groups_of(node):
             return None
         if self.phase is Phase.ASK:
             return None if node in self._asked else AskState()
@@ -204,6 +216,7 @@ class Recovery:
         if self.phase is not Phase.ASK:
             return
         self._asked[node] = {state.group: state for state in states}
+        self._learn_members(self._asked)
         if self._quorum(self._holders(self._asked)):
             promised = max(state.promised_epoch for copies in self._asked.values() for state in copies.values())
             self.epoch = max(self._min_epoch, promised + 1)
@@ -214,9 +227,11 @@ class Recovery:
         if self.phase < Phase.SEAL or epoch != self.epoch or node in self._sealed:
             return
         self._sealed[node] = {state.group: state for state in states}
-        if self.phase is Phase.SEAL and self._quorum(self._holders(self._sealed)):
-            self._decide()
-            self.phase = Phase.INSTALL
+        if self.phase is Phase.SEAL:
+            self._learn_members(self._sealed)
+            if self._quorum(self._holders(self._sealed)):
+                self._decide()
+                self.phase = Phase.INSTALL
 
     def on_refused(self, node: str, promised_epoch: int) -> None:
         """A node will not follow us: it has promised an epoch that is not ours."""
@@ -224,7 +239,7 @@ class Recovery:
             return
         self._overtaken[node] = promised_epoch
         # Before the decision nothing is lost by starting again; after it we go on as long as a quorum can follow.
-        left = {group: set(nodes) - self._overtaken.keys() for group, nodes in self._members.items()}
+        left = {group: set(_all_nodes(held)) - self._overtaken.keys() for group, held in self._members.items()}
         if self.phase is Phase.SEAL or not self._quorum(left):
             self.outcome = Overtaken(max(self._overtaken.values()))
 
@@ -265,6 +280,10 @@ class Recovery:
             if self._floor_lsn == self.end_lsn:  # nothing to publish: INSTALL has told the end as durable already
                 self._finish_if(self._installed.keys())
 
+    def _learn_members(self, answers: Mapping[str, Mapping[int, SegmentState]]) -> None:
+        """Goes by what the copies say of themselves."""
+        self._members = told_members(self._members, (state for copies in answers.values() for state in copies.values()))
+
     # ---- decisions
 
     def _decide(self) -> None:
@@ -287,31 +306,74 @@ class Recovery:
 
     def _truncate(self) -> Truncate:
         vdl = self.end_lsn if self.phase is Phase.PUBLISH else self._floor_lsn
-        return Truncate(self.epoch, self.history, vdl, dict(self._tails))
+        return Truncate(self.epoch, self.history, vdl, dict(self._tails), dict(self._members))
 
     def _finish_if(self, nodes: Iterable[str]) -> None:
         done = frozenset(nodes)
-        if self._quorum({group: done & set(members) for group, members in self._members.items()}):
+        if self._quorum(dict.fromkeys(self._members, done)):
             self.phase = Phase.DONE
-            self.outcome = Recovered(self.epoch, self.history, self.end_lsn, dict(self._tails), done)
+            self.outcome = Recovered(
+                self.epoch, self.history, self.end_lsn, dict(self._tails), done, dict(self._members)
+            )
 
-    # ---- quorums
+    # ---- members
+
+    def placements(self) -> list[GroupPlacement]:
+        """Who holds the groups, as far as is known."""
+        return [placement_of(group, held) for group, held in self._members.items()]
 
     def _groups_of(self, node: str) -> list[int]:
-        return [group for group, nodes in self._members.items() if node in nodes]
+        return [group for group, held in self._members.items() if node in held.members or node in held.next_members]
 
     def _holders(self, answers: Mapping[str, Mapping[int, SegmentState]]) -> dict[int, set[str]]:
         return {
-            group: {node for node in nodes if group in answers.get(node, ())} for group, nodes in self._members.items()
+            group: {node for node in _all_nodes(held) if group in answers.get(node, ())}
+            for group, held in self._members.items()
         }
 
     def _quorum(self, holders: Mapping[int, AbstractSet[str]]) -> bool:
-        """Whether every group has a write quorum of its members among its `holders`."""
-        return all(len(holders[group]) >= write_quorum(len(nodes)) for group, nodes in self._members.items())
+        """Whether every group has a write quorum of each set of its members among its `holders`."""
+        return all(
+            len(holders[group] & set(nodes)) >= write_quorum(len(nodes))
+            for group, held in self._members.items()
+            for nodes in member_sets(held)
+        )
+
+
+# ---- members
+
+
+def membership_of(placement: GroupPlacement, number: int = 0) -> Membership:
+    """A placement as the copies keep it."""
+    return Membership(number, placement.node_ids, placement.next_node_ids or ())
+
+
+def placement_of(group: int, held: Membership) -> GroupPlacement:
+    """The inverse of `membership_of`."""
+    return GroupPlacement(group, held.members, held.next_members or None)
+
+
+def member_sets(held: Membership) -> tuple[tuple[str, ...], ...]:
+    """The sets in each of which a quorum is needed."""
+    return (held.members, held.next_members) if held.next_members else (held.members,)
+
+
+def _all_nodes(held: Membership) -> tuple[str, ...]:
+    return (*held.members, *held.next_members)
+
+
+def told_members(known: Mapping[int, Membership], states: Iterable[SegmentState]) -> dict[int, Membership]:
+    """`known`, where no copy says otherwise; else the membership of the highest installed epoch and, in it, number."""
+    newest: dict[int, tuple[int, Membership]] = {}
+    for state in states:
+        if state.membership.members and state.group in known:
+            said = (state.installed_epoch, state.membership)
+            newest[state.group] = max(said, newest.get(state.group, said))
+    return {**known, **{group: held for group, (_, held) in newest.items()}}
 
 
 def find_end(
-    members: Mapping[int, Sequence[str]],
+    members: Collection[int],
     history: Sequence[Truncation],
     floor_lsn: int,
     states: Iterable[SegmentState],
@@ -329,7 +391,7 @@ def find_end(
     end, tails = floor_lsn, {}
     while end in found:
         whole = [batch for batch, groups in found[end].items() if groups.issuperset(batch.flush_groups)]
-        unknown = {group for batch in found[end] for group in batch.flush_groups} - members.keys()
+        unknown = {group for batch in found[end] for group in batch.flush_groups}.difference(members)
         if unknown:
             raise UsageError(f"the volume has groups {sorted(unknown)} that the specification given lacks")
         if not whole:

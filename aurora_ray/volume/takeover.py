@@ -31,7 +31,7 @@ async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: by
     deadline = time.monotonic() + timeout_s
     min_epoch, overtaken_count = 1, 0
     while True:
-        core = Recovery(spec.members, min_epoch)
+        core = Recovery(spec.placements, min_epoch)
         attempt = _Attempt(core, nodes, owner, deadline)
         outcome = await attempt.run()
         if isinstance(outcome, Recovered):

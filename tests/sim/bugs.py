@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, Truncation, extend_history, judge_append
 from aurora_ray.storage import epochs, gossip
 from aurora_ray.storage import segment as segments
-from aurora_ray.volume import quorum, recovery
+from aurora_ray.volume import change, quorum, recovery
 from aurora_ray.volume.recovery import Phase, Recovery, find_end
 from tests.sim.store import MemoryStore
 from tests.sim.writer import Stream
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from aurora_ray.log.batch import BatchHeader
+    from aurora_ray.volume.spec import GroupPlacement
 
     Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -143,8 +144,89 @@ def skip_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "_connect", connect)
 
 
-# Those that chance finds quickly. `unite_all_histories` and `count_copies_that_promised_elsewhere` need a script: see
-# test_script.py.
+# ---- membership
+
+
+def ask_the_next_members_only(patch: pytest.MonkeyPatch) -> None:
+    """While members change, only the new set must acknowledge."""
+    real = quorum.QuorumTracker.place
+
+    def place(self: quorum.QuorumTracker, placement: GroupPlacement) -> bool:
+        moved = real(self, placement)
+        self._sets[placement.group] = self._sets[placement.group][-1:]
+        return moved
+
+    patch.setattr(quorum.QuorumTracker, "place", place)
+
+
+def ask_the_old_members_only(patch: pytest.MonkeyPatch) -> None:
+    """While members change, the new set is not asked yet."""
+    real = quorum.QuorumTracker.place
+
+    def place(self: quorum.QuorumTracker, placement: GroupPlacement) -> bool:
+        moved = real(self, placement)
+        self._sets[placement.group] = self._sets[placement.group][:1]
+        return moved
+
+    patch.setattr(quorum.QuorumTracker, "place", place)
+
+
+def commit_without_looking(patch: pytest.MonkeyPatch) -> None:
+    """A commit does not look whether the new set has what was there before it came."""
+
+    def on_state(self: change.Change, node: str, _states: object, _vdl: int) -> None:
+        self._installing = True
+
+    patch.setattr(change.Change, "on_state", on_state)
+
+
+def go_by_a_step_at_once(patch: pytest.MonkeyPatch) -> None:
+    """One copy that has learnt a step is enough."""
+
+    def on_installed(self: change.Change, node: str) -> None:
+        self.done = True
+
+    patch.setattr(change.Change, "on_installed", on_installed)
+
+
+def recover_by_what_was_written_down(patch: pytest.MonkeyPatch) -> None:
+    """A recovery does not care what the copies say about who the members are."""
+    patch.setattr(recovery, "told_members", lambda known, _states: dict(known))
+
+
+def recover_on_the_next_members_only(patch: pytest.MonkeyPatch) -> None:
+    """While members change, a recovery is content with a quorum of the new set."""
+    patch.setattr(recovery, "member_sets", lambda held: (held.next_members or held.members,))
+
+
+def recover_on_the_old_members_only(patch: pytest.MonkeyPatch) -> None:
+    """While members change, a recovery is content with a quorum of the old set."""
+    patch.setattr(recovery, "member_sets", lambda held: (held.members,))
+
+
+def keep_the_members_of_the_past(patch: pytest.MonkeyPatch) -> None:
+    """An epoch that is installed leaves a copy's membership as it was, if that has the higher number."""
+    real = epochs.install
+
+    def install(held: SegmentEpochs, *args: Any) -> SegmentEpochs | None:
+        new = real(held, *args)
+        older = new is not None and new.membership.number < held.membership.number
+        return replace(new, membership=held.membership) if older else new
+
+    patch.setattr(epochs, "install", install)
+
+
+def forget_that_a_step_failed(patch: pytest.MonkeyPatch) -> None:
+    """After a step that some copies have learnt in vain, the next one goes its usual way."""
+    real = change.Change.__init__
+
+    def start(self: change.Change, *args: Any, **options: Any) -> None:
+        real(self, *args, **{**options, "after_failure": False})
+
+    patch.setattr(change.Change, "__init__", start)
+
+
+# Those that chance finds quickly. The others need a script: see test_script.py.
 PLANTS: tuple[Plant, ...] = (
     acknowledge_at_three,
     skip_the_seal,
@@ -158,4 +240,9 @@ PLANTS: tuple[Plant, ...] = (
     acknowledge_duplicates_of_the_fenced,
     append_to_a_stale_segment,
     skip_what_is_not_durable,
+    ask_the_next_members_only,
+    ask_the_old_members_only,
+    commit_without_looking,
+    recover_by_what_was_written_down,
+    recover_on_the_next_members_only,
 )

@@ -7,19 +7,22 @@ gossip's adopt_history and store_fetched). Background work (coalescing, collecti
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.storage import epochs, gossip
 from aurora_ray.storage.append import Appender
+from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.keys import META_KEY
 from aurora_ray.storage.meta import SegmentMeta
 from aurora_ray.storage.segment import Segment, VdlBox
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.storage.volume import empty_meta
 from tests.sim.store import MemoryStore, PowerLoss
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 FETCH_BATCHES_MAX = 4  # a chunk; small, so that histories can change between chunks
 
@@ -27,25 +30,29 @@ FETCH_BATCHES_MAX = 4  # a chunk; small, so that histories can change between ch
 class SimNode:
     """One node with its copies of some groups."""
 
-    def __init__(self, name: str, volume: bytes, groups: Iterable[int], rng: random.Random) -> None:
+    def __init__(self, name: str, volume: bytes, members: Mapping[int, Sequence[str]], rng: random.Random) -> None:
+        """Holds the groups of which it is a member."""
         self.name = name
         self.alive = True
+        self.config = StorageConfig(node_id=name, az="a", data_dir=Path("/nowhere"))
         self.disk_full = False
         self.counters: Counter[str] = Counter()
         self.volume = volume
-        self.stores = {group: MemoryStore() for group in groups}
+        self.stores: dict[int, MemoryStore] = {}
+        self.box = VdlBox()
         self.segments: dict[tuple[bytes, int], Segment] = {}
         self._rng = rng
         self._appender = Appender(self)  # type: ignore[arg-type]
-        for store in self.stores.values():
-            meta = store.batch()
-            meta.put("default", META_KEY, SegmentMeta(8192).pack())
-            meta.write_synced()
-        self.boot()
+        for group, nodes in members.items():
+            if name in nodes:
+                self.create_copy(group, nodes)
 
     @property
     def by_group(self) -> dict[int, Segment]:
         return {group: segment for (_, group), segment in self.segments.items()}
+
+    def check_disk(self) -> None:
+        """It is never full here."""
 
     def reopen_after_error(self, *_: object) -> None:
         raise AssertionError("the store in memory does not fail")
@@ -54,11 +61,16 @@ class SimNode:
 
     def boot(self) -> None:
         """Opens what the disk holds."""
-        box = VdlBox()
+        self.box = VdlBox()
+        self.stores = {group: store for group, store in self.stores.items() if store.get(META_KEY) is not None}
         for group, store in self.stores.items():
-            meta = SegmentMeta.unpack(store.get(META_KEY) or b"")
-            self.segments[self.volume, group] = Segment(self.volume, group, store, meta, box)  # type: ignore[arg-type]
+            self._open(group, store, SegmentMeta.unpack(store.get(META_KEY) or b""))
         self.alive = True
+
+    def _open(self, group: int, store: MemoryStore, meta: SegmentMeta) -> Segment:
+        segment = Segment(self.volume, group, store, meta, self.box)  # type: ignore[arg-type]
+        self.segments[self.volume, group] = segment
+        return segment
 
     def crash(self) -> None:
         """Power fails."""
@@ -70,7 +82,8 @@ class SimNode:
     def guarded(self, action: Callable[[], Any], *, crash: bool) -> Any:
         """Runs one handler; with `crash`, power fails in the middle of its first sync of some group."""
         if crash:
-            self._rng.choice(list(self.stores.values())).fuse = self._rng
+            for store in self._rng.sample(list(self.stores.values()), min(1, len(self.stores))):
+                store.fuse = self._rng
         try:
             return action()
         except PowerLoss:
@@ -81,6 +94,14 @@ class SimNode:
                 store.fuse = None
 
     # ---- handlers
+
+    def create_copy(self, group: int, members: Sequence[str]) -> None:
+        """An empty copy, unless there is one."""
+        if group in self.stores:
+            return
+        meta = empty_meta(8192, members, self.by_group.values())
+        self.stores[group] = MemoryStore()
+        self._open(group, self.stores[group], meta).save_meta().write_synced()
 
     def append(self, message: bytes) -> int:
         return self._appender.store(message)

@@ -13,9 +13,10 @@ from aurora_ray.log.segment_rules import annulled
 from aurora_ray.volume.spec import write_quorum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aurora_ray.log.segment_rules import Truncation
+    from aurora_ray.volume.spec import GroupPlacement
     from tests.sim.node import SimNode
     from tests.sim.store import MemoryStore
 
@@ -37,14 +38,14 @@ class Flush:
 class Oracle:
     """See the module."""
 
-    def __init__(self, members: Mapping[int, Sequence[str]], nodes: Mapping[str, SimNode]) -> None:
+    def __init__(self, placements: Mapping[int, GroupPlacement], nodes: Mapping[str, SimNode]) -> None:
         self.end_lsn = 0
         self.epochs: set[int] = set()  # that recoveries have opened
         self._checked: dict[tuple[str, int], tuple[int, ...]] = {}  # what of a copy was last looked at
-        self._members = members
+        self._placements = dict(placements)  # gone by in the highest epoch that was opened
         self._nodes = nodes
         self._submitted: dict[int, list[Flush]] = {}  # flush start -> flushes
-        self._truth: dict[int, dict[int, bytes]] = {group: {} for group in members}  # group -> flush end -> batch
+        self._truth: dict[int, dict[int, bytes]] = {group: {} for group in placements}  # group -> flush end -> batch
         self._truth_epochs: dict[int, int] = {}  # flush end -> epoch
         self._openings: list[tuple[int, int]] = []  # (epoch, end)
 
@@ -58,9 +59,21 @@ class Oracle:
     def submitted(self, flush: Flush) -> None:
         self._submitted.setdefault(flush.start, []).append(flush)
 
-    def acknowledged(self, epoch: int, flushes: Sequence[Flush]) -> None:
-        """A writer's VDL has passed these."""
+    def placed(self, epoch: int, placement: GroupPlacement) -> None:
+        """A writer goes by a placement from now on."""
+        if epoch >= max(self.epochs, default=0):
+            self._placements[placement.group] = placement
+            self.check_durability()
+
+    def acknowledged(
+        self, epoch: int, flushes: Sequence[Flush], sets: Mapping[int, Sequence[tuple[Sequence[str], int]]]
+    ) -> None:
+        """A writer's VDL has passed these. `sets`: the members that it has to ask, and from which LSN on."""
         for flush in flushes:
+            for group, batch in flush.batches.items():
+                for nodes, since in sets[group]:
+                    if flush.end > since:
+                        self._check_quorum(flush.end, group, batch, nodes, "acknowledged")
             overruled = [(other, end) for other, end in self._openings if other > epoch and end < flush.end]
             if overruled:
                 raise InvariantError(
@@ -69,7 +82,9 @@ class Oracle:
                 )
             self._make_true(flush, "acknowledged")
 
-    def opened(self, epoch: int, end_lsn: int, history: Sequence[Truncation]) -> None:
+    def opened(
+        self, epoch: int, end_lsn: int, history: Sequence[Truncation], placements: Iterable[GroupPlacement] = ()
+    ) -> None:
         """A recovery has found a quorum of copies with its history and complete up to its end."""
         if epoch in self.epochs:
             raise InvariantError(f"epoch {epoch} was opened twice")
@@ -80,6 +95,8 @@ class Oracle:
                 f"epoch {epoch} opened at {end_lsn}, but everything up to {self.end_lsn} was durable:"
                 " acknowledged redo is lost"
             )
+        if epoch > max(self.epochs, default=0):
+            self._placements.update({placement.group: placement for placement in placements})
         self.epochs.add(epoch)
         self._openings.append((epoch, end_lsn))
         while self.end_lsn < end_lsn:
@@ -98,12 +115,14 @@ class Oracle:
     def check_durability(self) -> None:
         """All that is durable is on a write quorum of disks, whatever has been truncated or crashed since."""
         for group, truth in self._truth.items():
-            nodes = self._members[group]
-            need = write_quorum(len(nodes))
-            stores = [self._nodes[node].stores[group] for node in nodes]
             for end, batch in truth.items():
-                if sum(store.has_durable(end, batch) for store in stores) < need:
-                    raise InvariantError(f"durable LSN {end} is no longer on a quorum of disks in group {group}")
+                self._check_quorum(end, group, batch, self._placements[group].node_ids, "durable")
+
+    def _check_quorum(self, end: int, group: int, batch: bytes, nodes: Sequence[str], how: str) -> None:
+        stores = [self._nodes[node].stores.get(group) for node in nodes]
+        holders = [n for n, store in zip(nodes, stores, strict=True) if store and store.has_durable(end, batch)]
+        if len(holders) < write_quorum(len(nodes)):
+            raise InvariantError(f"LSN {end} of group {group}, {how}, is on {holders} only, of {list(nodes)}")
 
     def _make_true(self, flush: Flush, how: str) -> None:
         if flush.end <= self.end_lsn:
@@ -117,10 +136,7 @@ class Oracle:
                 f"flush {flush.end}, {how}, begins at {flush.start}, but the log ends at {self.end_lsn}"
             )
         for group, batch in flush.batches.items():
-            nodes = self._members[group]
-            holders = [node for node in nodes if self._nodes[node].stores[group].has_durable(flush.end, batch)]
-            if len(holders) < write_quorum(len(nodes)):
-                raise InvariantError(f"flush {flush.end}, {how}, is on {holders} only in group {group}")
+            self._check_quorum(flush.end, group, batch, self._placements[group].node_ids, how)
             self._truth[group][flush.end] = batch
         self._truth_epochs[flush.end] = flush.epoch
         self.end_lsn = flush.end
@@ -162,8 +178,9 @@ class Oracle:
 
     def check_all_equal(self) -> None:
         """At the end, with everybody up and in touch: every copy holds the truth, all of it, and nothing else."""
-        for node in self._nodes.values():
-            for group, store in node.stores.items():
+        for group, placement in self._placements.items():
+            for name in placement.all_node_ids:
+                store = self._nodes[name].stores[group]
                 log = {end: batch for end, batch in store.by_lsn.items() if end <= self.end_lsn}
                 if log != self._truth[group]:
-                    raise InvariantError(f"{node.name} does not hold the durable log of group {group} at the end")
+                    raise InvariantError(f"{name} does not hold the durable log of group {group} at the end")

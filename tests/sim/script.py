@@ -9,6 +9,7 @@ from aurora_ray.errors import FencedError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.recovery import (
     AskState,
@@ -21,6 +22,7 @@ from aurora_ray.volume.recovery import (
     SegmentState,
     Truncate,
 )
+from aurora_ray.volume.spec import GroupPlacement
 from aurora_ray.volume.streams import serialize_batches
 from tests.sim.node import SimNode
 from tests.sim.oracle import Flush, Oracle
@@ -29,20 +31,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NODES = tuple("abcdef")
+OTHERS = tuple("uvwxyz")
 VOLUME = b"v" * 16
 
 
 class Script:
-    """Six nodes and one group. Nodes are named by letters: "abcd"."""
+    """One group on six nodes, and six others. Nodes are named by letters: "abcd"."""
 
     def __init__(self) -> None:
-        self.members = {0: NODES}
-        self.nodes = {name: SimNode(name, VOLUME, [0], random.Random(0)) for name in NODES}
-        self.oracle = Oracle(self.members, self.nodes)
+        self.placements = {0: GroupPlacement(0, NODES)}
+        self.nodes = {name: SimNode(name, VOLUME, {0: NODES}, random.Random(0)) for name in NODES + OTHERS}
+        self.oracle = Oracle(self.placements, self.nodes)
 
-    def recovery(self, min_epoch: int, who: str) -> Recovery:
-        """A recovery that has got as far as its decision, with the promises of `who`."""
-        core = Recovery(self.members, min_epoch)
+    def recovery(self, min_epoch: int, who: str, *, start: GroupPlacement | None = None) -> Recovery:
+        """A recovery that has got as far as its decision, with the promises of `who`; it knows of `start` only."""
+        core = Recovery({0: start} if start else self.placements, min_epoch)
         for _ in range(2):
             for name in who:
                 self.step(core, name)
@@ -55,22 +58,61 @@ class Script:
             before = core.phase
             self._ask(core, name, request)
             if core.phase >= Phase.PUBLISH > before:
-                self.oracle.opened(core.epoch, core.end_lsn, core.history)
+                self.oracle.opened(core.epoch, core.end_lsn, core.history, core.placements())
             self.oracle.check_node(self.nodes[name])
 
-    def open(self, min_epoch: int, who: str) -> Recovery:
+    def open(self, min_epoch: int, who: str, *, start: GroupPlacement | None = None) -> Recovery:
         """A recovery that opens, in touch with `who` only; who also gossip with each other."""
-        core = self.recovery(min_epoch, who)
+        core = self.recovery(min_epoch, who, start=start)
         for _ in range(8):
             for name in who:
                 if isinstance(core.request(name), CatchUp):
                     self.gossip(name, who)
                 self.step(core, name)
         assert isinstance(core.outcome, Recovered), core.describe()
-        order = Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails)
-        for name in set(who) - core.outcome.installed:  # what the writer's streams do first
-            self._ask(core, name, order)
+        for name in set(who) - core.outcome.installed:
+            self.tell(core, name)
         return core
+
+    def tell(self, core: Recovery, name: str) -> None:
+        """What the writer's stream to a node does first."""
+        assert isinstance(core.outcome, Recovered)
+        order = Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails, core.outcome.members)
+        if self.nodes[name].stores:
+            self._ask(core, name, order)
+
+    def members(self, core: Recovery) -> GroupMembers:
+        """Of the writer that a recovery has opened for."""
+        assert isinstance(core.outcome, Recovered)
+        return GroupMembers(core.outcome.members, core.epoch, core.end_lsn, core.outcome.tails)
+
+    def change(
+        self, core: Recovery, members: GroupMembers, wanted: GroupPlacement, who: str, *, tail: int, done: bool = True
+    ) -> None:
+        """A step of a change, in touch with `who` only; whether it is done must be as said."""
+        change = members.start(wanted)
+        assert change is not None
+        for _ in range(2):
+            for name in who:
+                self._ask_change(core, members, change, name, tail)
+        assert change.done == done, change.describe()
+        if done:
+            members.finish(change, tail, tail)
+            self.oracle.placed(core.epoch, wanted)
+
+    def _ask_change(self, core: Recovery, members: GroupMembers, change: Change, name: str, vdl: int) -> None:
+        request, node = change.request(name), self.nodes[name]
+        if isinstance(request, CreateCopy):
+            node.create_copy(0, request.members)
+            change.on_created(name)
+        elif isinstance(request, InstallMembers):
+            assert isinstance(core.outcome, Recovered)
+            held = {**members.held, 0: request.membership}
+            message = self._truncation(Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails, held))
+            node.truncate(message)
+            change.on_installed(name)
+        elif request is not None:
+            change.on_state(name, self.states(name)[name], vdl)
 
     def write(self, epoch: int, start: int, prev: int, who: str, *, vdl: int, durable: bool) -> int:
         """Brings one flush to `who`; its end. With `durable`, the writer is told so."""
@@ -96,7 +138,7 @@ class Script:
         for name in who:
             self.nodes[name].append(serialize_batches([batch]))
         if durable:
-            self.oracle.acknowledged(epoch, [flush])
+            self.oracle.acknowledged(epoch, [flush], {0: []})  # the placement in force is looked at anyway
         for name in who:
             self.oracle.check_node(self.nodes[name])
         return end
@@ -127,16 +169,23 @@ class Script:
         elif isinstance(request, CatchUp):
             core.on_caught_up(name, {group: segment.scl for group, segment in node.by_group.items()})
         else:
-            message = pb.TruncateRequest(
-                volume=VOLUME,
-                epoch=request.epoch,
-                owner=owner,
-                truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in request.truncations],
-                vdl=request.vdl,
-            )
+            message = self._truncation(request)
             try:
                 states = node.truncate(message).segments
             except FencedError:
                 core.on_refused(name, max(state.promised_epoch for state in node.state()))
             else:
                 core.on_truncated(name, request.vdl, [decode_state(state) for state in states])
+
+    def _truncation(self, order: Truncate) -> pb.TruncateRequest:
+        return pb.TruncateRequest(
+            volume=VOLUME,
+            epoch=order.epoch,
+            owner=b"%016d" % order.epoch,
+            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            vdl=order.vdl,
+            members=[
+                pb.GroupMembers(group=group, number=held.number, members=held.members, next_members=held.next_members)
+                for group, held in order.members.items()
+            ],
+        )

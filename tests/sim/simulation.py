@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aurora_ray.volume.as_of import current_copies
 from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.recovery import Recovery
+from aurora_ray.volume.spec import GroupPlacement
 from tests.sim.node import SimNode
 from tests.sim.oracle import InvariantError, Oracle
 from tests.sim.world import CALM, World
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.as_of import Copies
 
 NODES = tuple("abcdef")
+SPARES = tuple("stuvwxyz")
 STORM_S = 3.0
 PEACE_S = 20.0
 
@@ -38,7 +40,7 @@ class Simulation:
         self.world = World(seed)
         rng = self.world.rng
         self.volume = rng.getrandbits(128).to_bytes(16, "little")
-        self.members = rng.choice(
+        members = rng.choice(
             [
                 {0: NODES},
                 {0: NODES, 1: NODES},
@@ -46,25 +48,41 @@ class Simulation:
                 {0: NODES, 1: NODES, 2: NODES},
             ]
         )
-        names = sorted({node for nodes in self.members.values() for node in nodes})
-        self.nodes = {
-            name: SimNode(name, self.volume, [g for g, nodes in self.members.items() if name in nodes], rng)
-            for name in names
-        }
-        self.oracle = Oracle(self.members, self.nodes)
-        groups = tuple(self.members)
+        self.change_rate = rng.choice([0.0, 3.0, 20.0])  # of members, a second and writer
+        names = {node for nodes in members.values() for node in nodes}
+        names.update(SPARES if self.change_rate else ())
+        self.nodes = {name: SimNode(name, self.volume, members, rng) for name in sorted(names)}
+        placements = {group: GroupPlacement(group, nodes) for group, nodes in members.items()}
+        self.written = {group: [placement] for group, placement in placements.items()}  # what anybody may go from
+        self.oracle = Oracle(placements, self.nodes)
+        groups = tuple(members)
         self.group_choices = [(group,) for group in groups] + [groups[:2]] * (len(groups) > 1) + [groups]
         self.write_interval_s = rng.choice([0.005, 0.02, 0.1])
         self.log_bytes_max = 60 * 48
         self.writers: list[Writer] = []
         self._last_words: list[str] = []
-        self._calm = False
+        self.calm = False
         self._crash_rate = rng.choice([0.0, 1.0, 4.0])  # a second
         self._takeover_s = rng.choice([0.3, 0.8, 2.0])
         self._gossip_rate = rng.choice([0.05, 1.0, 5.0, 20.0])  # a node and second
 
     def make_recovery(self, min_epoch: int) -> Recovery:
-        return Recovery(self.members, min_epoch)
+        return Recovery(self.placements(), min_epoch)
+
+    def placements(self) -> dict[int, GroupPlacement]:
+        """What somebody knows who has not asked: seldom the newest."""
+        rng = self.world.rng
+        return {
+            group: written[-1] if rng.random() < 0.4 else rng.choice(written) for group, written in self.written.items()
+        }
+
+    def next_members(self, current: GroupPlacement) -> tuple[str, ...]:
+        """A set to change to: mostly one other node, sometimes all others."""
+        rng = self.world.rng
+        others = [name for name in self.nodes if name not in current.node_ids]
+        leaving = rng.sample(current.node_ids, rng.choice([1, 1, 1, 3, 6, 6]))
+        staying = [name for name in current.node_ids if name not in leaving]
+        return (*staying, *rng.sample(others, len(leaving)))
 
     # ---- the run
 
@@ -99,15 +117,15 @@ class Simulation:
             if last.quorum.inflight_count:
                 return False
         return all(
-            segment.scl >= last.quorum.group_tails[group]
-            for node in self.nodes.values()
-            for group, segment in node.by_group.items()
+            self.nodes[name].by_group[group].scl >= last.quorum.group_tails[group]
+            for group, placement in last.placements.items()
+            for name in placement.all_node_ids
         )
 
     def _make_peace(self) -> None:
         world = self.world
         world.say("peace")
-        self._calm = True
+        self.calm = True
         world.weather = CALM
         world.cut_off.clear()
         for writer in self.writers:
@@ -133,7 +151,7 @@ class Simulation:
         return answer
 
     def _new_writer(self) -> None:
-        if self._calm:
+        if self.calm:
             return
         rng = self.world.rng
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -150,7 +168,7 @@ class Simulation:
         return writer
 
     def _crash(self, node: SimNode) -> None:
-        if self._calm:
+        if self.calm:
             return
         if node.alive:
             self.world.say(f"{node.name} crashes")
@@ -166,7 +184,7 @@ class Simulation:
 
     def _partition(self) -> None:
         rng = self.world.rng
-        if self._calm:
+        if self.calm:
             return
         everybody = [*self.nodes, *(writer.name for writer in self.writers)]
         victims = rng.sample(everybody, rng.randint(1, 3))
@@ -180,7 +198,7 @@ class Simulation:
     def _gossip(self, node: SimNode) -> None:
         peers = [name for name in self.nodes if name != node.name]
         self._exchange(node, self.nodes[self.world.rng.choice(peers)])
-        self.world.after(self.world.rng.expovariate(20.0 if self._calm else self._gossip_rate), self._gossip, node)
+        self.world.after(self.world.rng.expovariate(20.0 if self.calm else self._gossip_rate), self._gossip, node)
 
     def gossip_with_all(self, node: SimNode) -> None:
         """What CatchUp does."""
@@ -224,7 +242,7 @@ class Simulation:
             for node in self.nodes.values()
             if node.alive and node.name not in self.world.cut_off and rng.random() < 0.8
         }
-        copies = current_copies(self.members, states)
+        copies = current_copies(self.placements(), states)
         if copies is not None:
             if copies.vdl > self.oracle.end_lsn:
                 raise InvariantError(f"a reader is told that {copies.vdl} is durable")
@@ -235,18 +253,21 @@ class Simulation:
             if writer.alive and writer.outcome is not None:
                 tails = writer.quorum.group_tails
                 for name, stream in writer.streams.items():
-                    self._read_from(name, tails, writer.quorum.vdl, writer.name, allowed=stream.installed)
+                    held = {group: tails[group] for group in writer.groups_of(name)}
+                    self._read_from(name, held, writer.quorum.vdl, writer.name, allowed=stream.installed)
         self.world.after(rng.expovariate(5), self._read)
 
     def _read_at(self, copies: Copies, lsn: int) -> None:
-        for name in copies.nodes:
-            self._read_from(name, copies.required(lsn), lsn, "a reader", allowed=True)
+        for name in sorted(copies.nodes):
+            required = copies.required(lsn)
+            held = {group: required[group] for group, nodes in copies.members.items() if name in nodes}
+            self._read_from(name, held, lsn, "a reader", allowed=True)
 
     def _read_from(self, name: str, required: Any, lsn: int, who: str, *, allowed: bool) -> None:
         node = self.nodes[name]
         if allowed and node.alive:
             for group, segment in node.by_group.items():
-                if segment.scl >= min(lsn, required[group]):
+                if group in required and segment.scl >= min(lsn, required[group]):
                     self.oracle.check_read(node, group, lsn, who)
 
 

@@ -9,7 +9,7 @@ from aurora_ray.storage.keys import LSN_KEY, lsn_key
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     Change = tuple[str, bytes, bytes | None]  # family, key, value (None: deleted)
 
@@ -57,6 +57,11 @@ class MemoryStore:
 
     def put_log(self, key: bytes, batch: bytes) -> None:
         self.apply([("log", key, batch)])
+
+    def append_log(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, batch in entries:
+            self.put_log(key, batch)
+        self.sync(True)
 
     def sync(self, _wait: object = True) -> None:
         if self.fuse is not None:

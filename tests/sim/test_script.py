@@ -6,9 +6,10 @@ import pytest
 
 from aurora_ray.volume.as_of import current_copies
 from aurora_ray.volume.recovery import Phase
+from aurora_ray.volume.spec import GroupPlacement
 from tests.sim import bugs
 from tests.sim.oracle import InvariantError
-from tests.sim.script import Script
+from tests.sim.script import NODES, OTHERS, Script
 
 
 def overruled_history() -> None:
@@ -57,7 +58,7 @@ def reading_a_copy_that_was_away() -> None:
     assert second.end_lsn == 0
     first = script.write(2, 0, 0, "abcde", vdl=0, durable=True)
     script.write(2, first, first, "abcde", vdl=first, durable=True)
-    copies = current_copies(script.members, script.states("abcdef"))
+    copies = current_copies(script.placements, script.states("abcdef"))
     assert copies is not None
     assert copies.vdl == first
     assert copies.nodes == frozenset("abcde")
@@ -79,3 +80,110 @@ def test_a_copy_that_caught_up_too_late_does_not_count(monkeypatch: pytest.Monke
 
 def test_a_copy_with_an_older_history_is_not_read() -> None:
     reading_a_copy_that_was_away()
+
+
+# ---- membership
+
+BOTH = GroupPlacement(0, NODES, OTHERS)
+
+
+def moved_away(begun: str = "abcdef") -> None:
+    """All members are exchanged; then somebody opens the volume who knows the first ones only."""
+    script = Script()
+    first = script.open(1, "abcdef")
+    kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
+    members = script.members(first)
+    script.change(first, members, BOTH, begun + "uvwxyz", tail=kept)
+    for name in "uvwx":
+        script.gossip(name, "abcd")
+    script.change(first, members, GroupPlacement(0, OTHERS), "uvwx", tail=kept)
+    after = script.write(1, kept, kept, "uvwx", vdl=kept, durable=True)
+    for epoch, start in ((2, GroupPlacement(0, NODES)), (3, BOTH)):
+        again = script.open(epoch, "cdefuvwxyz", start=start)
+        assert again.end_lsn == after
+        assert again.placements() == [GroupPlacement(0, OTHERS)]
+
+
+def a_commit_that_old_members_did_not_hear_of(who: str = "abcdefuvwx") -> None:
+    """Recovery starts from the placement in between."""
+    script = Script()
+    first = script.open(1, "abcdef")
+    kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
+    members = script.members(first)
+    script.change(first, members, BOTH, "abcdefuvwxyz", tail=kept)
+    for name in "uvwx":
+        script.gossip(name, "abcd")
+    script.change(first, members, GroupPlacement(0, OTHERS), "uvwx", tail=kept)
+    after = script.write(1, kept, kept, "uvwx", vdl=kept, durable=True)
+    assert script.open(2, who, start=BOTH).end_lsn == after
+
+
+def steps_of_the_past() -> None:
+    """Epoch 1 tries often and leaves a high number on one copy; epoch 2 begins to count anew."""
+    script = Script()
+    script.open(1, "abcdef")
+    first = script.open(2, "abcdef")
+    members = script.members(first)
+    elsewhere = GroupPlacement(0, NODES, tuple("abcdez"))
+    for _ in range(5):
+        script.change(first, members, elsewhere, "az", tail=0, done=False)
+    second = script.open(3, "bcdef")
+    script.tell(second, "a")
+    kept = script.write(3, 0, 0, "abcd", vdl=0, durable=True)
+    members = script.members(second)
+    script.change(second, members, BOTH, "abcdefuvwxyz", tail=kept)
+    for name in "uvwx":
+        script.gossip(name, "abcd")
+    script.change(second, members, GroupPlacement(0, OTHERS), "uvwx", tail=kept)
+    after = script.write(3, kept, kept, "uvwx", vdl=kept, durable=True)
+    assert script.open(4, "abcdzuvwxy", start=GroupPlacement(0, NODES)).end_lsn == after
+
+
+def a_commit_that_failed_and_was_aborted(aborted: str = "abcduvwx") -> None:
+    """One copy still tells the commit that never came about."""
+    script = Script()
+    first = script.open(1, "abcdef")
+    kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
+    members = script.members(first)
+    script.change(first, members, BOTH, "abcdefuvwxyz", tail=kept)
+    for name in "uvwxyz":
+        script.gossip(name, "abcd")
+    change = members.start(GroupPlacement(0, OTHERS))
+    assert change is not None
+    for name in "uvwx":
+        script._ask_change(first, members, change, name, kept)
+    script._ask_change(first, members, change, "y", kept)
+    script.change(first, members, GroupPlacement(0, NODES), aborted, tail=kept)
+    after = script.write(1, kept, kept, "abcd", vdl=kept, durable=True)
+    assert script.open(2, "yuvwabcd", start=BOTH).end_lsn == after
+
+
+def test_whoever_knows_the_first_members_finds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved_away()
+    moved_away("abcd")
+    bugs.go_by_a_step_at_once(monkeypatch)
+    with pytest.raises((InvariantError, AssertionError)):
+        moved_away("a")
+
+
+def test_during_a_change_both_sets_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_commit_that_old_members_did_not_hear_of()
+    with pytest.raises(AssertionError, match="is in phase ASK"):
+        a_commit_that_old_members_did_not_hear_of("abcdef")
+    bugs.recover_on_the_old_members_only(monkeypatch)
+    with pytest.raises(InvariantError, match=r"lost|durable"):
+        a_commit_that_old_members_did_not_hear_of("abcdef")
+
+
+def test_the_steps_of_an_epoch_that_is_over_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_of_the_past()
+    bugs.keep_the_members_of_the_past(monkeypatch)
+    with pytest.raises((InvariantError, AssertionError)):
+        steps_of_the_past()
+
+
+def test_after_a_step_that_failed_the_next_one_is_told_to_both_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_commit_that_failed_and_was_aborted()
+    bugs.forget_that_a_step_failed(monkeypatch)
+    with pytest.raises(InvariantError, match=r"lost|durable"):
+        a_commit_that_failed_and_was_aborted("abcd")

@@ -13,16 +13,29 @@ from aurora_ray.errors import AuroraError, FencedError, StaleSegmentError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.quorum import QuorumTracker
-from aurora_ray.volume.recovery import AskState, CatchUp, Overtaken, Phase, Recovered, Recovery, Seal, Truncate
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.volume.recovery import (
+    AskState,
+    CatchUp,
+    Overtaken,
+    Phase,
+    Recovered,
+    Recovery,
+    Seal,
+    Truncate,
+    placement_of,
+)
+from aurora_ray.volume.spec import GroupPlacement, write_quorum
 from aurora_ray.volume.streams import serialize_batches
 from tests.sim.oracle import Flush
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
+    from aurora_ray.log.segment_rules import Membership
+    from aurora_ray.volume.change import Request as ChangeRequest
     from aurora_ray.volume.recovery import Request
     from tests.sim.node import SimNode
     from tests.sim.simulation import Simulation
@@ -41,7 +54,7 @@ class Writer:
         self.alive = True
         self.epoch = 0
         self.outcome: Recovered | None = None
-        self.core = Recovery(sim.members)
+        self.core = Recovery({})
         self.quorum = QuorumTracker({}, 0, {})
         self.streams: dict[str, Stream] = {}
         self._attempt = 0
@@ -49,6 +62,9 @@ class Writer:
         self._tails: dict[int, int] = {}
         self._tail_lsn = 0
         self._fenced: set[str] = set()
+        self.members = GroupMembers({}, 0, 0, {})
+        self.placements: dict[int, GroupPlacement] = {}
+        self._sets: dict[int, list[tuple[tuple[str, ...], int]]] = {}  # whom to ask, from which LSN on
         self._begin(1)
 
     def die(self, why: str) -> None:
@@ -111,6 +127,10 @@ class Writer:
             owner=self.owner,
             truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
             vdl=order.vdl,
+            members=[
+                pb.GroupMembers(group=group, number=held.number, members=held.members, next_members=held.next_members)
+                for group, held in order.members.items()
+            ],
         )
 
     def _answered(self, node: str, attempt: int, request: Request, answer: Any) -> None:
@@ -122,7 +142,7 @@ class Writer:
         if core.phase >= Phase.INSTALL and self.world.chance(self.world.weather.dies_recovering):
             self.die("crash in recovery")
         if core.phase >= Phase.PUBLISH > phase:
-            self.sim.oracle.opened(core.epoch, core.end_lsn, core.history)
+            self.sim.oracle.opened(core.epoch, core.end_lsn, core.history, core.placements())
         if isinstance(core.outcome, Recovered):
             self._open(core.outcome)
         elif isinstance(core.outcome, Overtaken):
@@ -141,12 +161,118 @@ class Writer:
             return
         self.world.say(f"{self.name} opens epoch {outcome.epoch} at {outcome.end_lsn} {dict(outcome.tails)}")
         self.outcome, self.epoch = outcome, outcome.epoch
-        self.quorum = QuorumTracker(self.sim.members, outcome.end_lsn, outcome.tails)
+        self.placements = {group: placement_of(group, held) for group, held in outcome.members.items()}
+        self.members = GroupMembers(outcome.members, outcome.epoch, outcome.end_lsn, outcome.tails)
+        self.quorum = QuorumTracker(self.placements, outcome.end_lsn, outcome.tails)
         self._tail_lsn, self._tails = outcome.end_lsn, dict(outcome.tails)
-        self.streams = {
-            node.name: Stream(self, node, installed=node.name in outcome.installed) for node in self.sim.nodes.values()
+        self._sets = {
+            group: [(nodes, outcome.end_lsn) for nodes in placement.sets]
+            for group, placement in self.placements.items()
         }
+        self._learn_placement(outcome.installed)
         self._write()
+        if self.sim.change_rate:
+            self.world.after(self.world.rng.expovariate(self.sim.change_rate), self._change)
+
+    def groups_of(self, node: str) -> set[int]:
+        """What a node holds, as far as this writer goes."""
+        return {group for group, placement in self.placements.items() if node in placement.all_node_ids}
+
+    def _learn_placement(self, installed: Collection[str] = ()) -> None:
+        """A stream to everybody who holds anything."""
+        holders = {node for placement in self.placements.values() for node in placement.all_node_ids}
+        for name in sorted(holders - self.streams.keys()):
+            self.streams[name] = Stream(self, self.sim.nodes[name], installed=name in installed)
+        for name in sorted(self.streams.keys() - holders):
+            self.streams.pop(name).ended = True
+
+    # ---- changing members
+
+    def _change(self) -> None:
+        """One step of a change, begun and perhaps given up."""
+        rng = self.world.rng
+        if not self.alive or self.sim.calm:
+            return
+        current = rng.choice(list(self.placements.values()))
+        if current.next_node_ids is None:
+            wanted = GroupPlacement(current.group, current.node_ids, self.sim.next_members(current))
+        else:
+            wanted = GroupPlacement(current.group, rng.choice([current.next_node_ids] * 3 + [current.node_ids]))
+        change = self.members.start(wanted)
+        assert change is not None
+        self.world.say(f"{self.name} begins {change.step} to {wanted.sets}")
+        deadline_s = self.world.now_s + rng.choice([0.05, 0.3, 2.0])
+        for node in change.nodes:
+            self._ask_change(change, node, deadline_s)
+        self.world.after(deadline_s - self.world.now_s, self._give_up, change)
+
+    def _give_up(self, change: Change) -> None:
+        if self.alive and not change.done:
+            self.world.say(f"{self.name} gives up: {change.describe()}")
+            self.world.after(self.world.rng.expovariate(10), self._change)
+
+    def _ask_change(self, change: Change, node: str, deadline_s: float) -> None:
+        """Sends what the change wants to know of a node; again after a while."""
+        if not self.alive or change.done or self.world.now_s > deadline_s:
+            return
+        request = change.request(node)
+        if request is not None:
+            at = (self.sim.nodes[node], change, request, deadline_s)
+            self.world.send(self.name, node, self._arrive_change, *at)
+        pause_s = RETRY_S * self.world.rng.uniform(0.1, 2)
+        self.world.after(pause_s, self._ask_change, change, node, deadline_s)
+
+    def _arrive_change(self, node: SimNode, change: Change, request: ChangeRequest, deadline_s: float) -> None:
+        """At the node."""
+
+        def handle() -> Any:
+            if isinstance(request, CreateCopy):
+                node.create_copy(request.group, request.members)
+                return True
+            if isinstance(request, InstallMembers):
+                members = {**self.members.held, request.group: request.membership}
+                try:
+                    node.truncate(self.truncation(members))
+                except FencedError:
+                    return None
+                return True
+            return [decode_state(state) for state in node.state()]
+
+        answer = self.sim.at_node(node, handle)
+        if answer is not None:
+            at = (node.name, change, request, answer, deadline_s)
+            self.world.send(node.name, self.name, self._answered_change, *at)
+
+    def _answered_change(
+        self, node: str, change: Change, request: ChangeRequest, answer: Any, deadline_s: float
+    ) -> None:
+        if not self.alive or change.done or self.world.now_s > deadline_s:
+            return
+        if isinstance(request, CreateCopy):
+            change.on_created(node)
+        elif isinstance(request, InstallMembers):
+            change.on_installed(node)
+        else:
+            change.on_state(node, answer, self.quorum.vdl)
+        if change.done:
+            self._go_by(change)
+
+    def _go_by(self, change: Change) -> None:
+        group, wanted = change.group, change.wanted
+        self.world.say(f"{self.name} goes by {wanted.sets}")
+        self.members.finish(change, self._tail_lsn, self._tails[group])
+        known = dict(self._sets[group])
+        self._sets[group] = [(nodes, known.get(nodes, self._tail_lsn)) for nodes in wanted.sets]
+        self.placements[group] = wanted
+        moved = self.quorum.place(wanted)
+        self._learn_placement()
+        self.sim.oracle.placed(self.epoch, wanted)
+        if moved:
+            self._vdl_moved()
+        self.sim.written[group].append(wanted)
+        self.world.after(self.world.rng.expovariate(self.sim.change_rate), self._change)
+
+    # ---- writing, flush by flush
 
     def _write(self) -> None:
         """One flush, and another one some time later."""
@@ -188,23 +314,30 @@ class Writer:
     def on_ack(self, node: str, lsn: int) -> None:
         """A node has all it was sent up to `lsn`."""
         if self.alive and self.quorum.ack(node, lsn):
-            durable = []
-            while self._flushes and self._flushes[0].end <= self.quorum.vdl:
-                durable.append(self._flushes.popleft())
-            self.sim.oracle.acknowledged(self.epoch, durable)
+            self._vdl_moved()
+
+    def _vdl_moved(self) -> None:
+        durable = []
+        while self._flushes and self._flushes[0].end <= self.quorum.vdl:
+            durable.append(self._flushes.popleft())
+        self.sim.oracle.acknowledged(self.epoch, durable, self._sets)
 
     def on_fenced(self, node: str) -> None:
         """A node follows a higher epoch."""
         self._fenced.add(node)
-        for nodes in self.sim.members.values():
-            if len(nodes) - len(self._fenced.intersection(nodes)) < write_quorum(len(nodes)):
-                self.die("fenced")
+        for placement in self.placements.values():
+            for nodes in placement.sets:
+                if len(nodes) - len(self._fenced.intersection(nodes)) < write_quorum(len(nodes)):
+                    self.die("fenced")
 
-    def truncation(self) -> pb.TruncateRequest:
+    def truncation(self, members: Mapping[int, Membership] | None = None) -> pb.TruncateRequest:
         """Our history, for a node that lacks it."""
         outcome = self.outcome
         assert outcome is not None
-        return self._truncate_message(Truncate(self.epoch, outcome.truncations, outcome.end_lsn, outcome.tails))
+        members = self.members.held if members is None else members
+        return self._truncate_message(
+            Truncate(self.epoch, outcome.truncations, outcome.end_lsn, outcome.tails, members)
+        )
 
 
 def _tell(core: Recovery, node: str, request: Request, answer: Any) -> None:
@@ -231,10 +364,11 @@ class Stream:
     def __init__(self, writer: Writer, node: SimNode, *, installed: bool) -> None:
         self.writer, self.node, self.world = writer, node, writer.world
         self.installed = installed
+        self.ended = False  # the node holds nothing any more
         self._connection = 0
         self._connected = installed
-        self._waiting: deque[Flush] = deque()
-        self._sent: deque[Flush] = deque()
+        self._waiting: deque[tuple[int, list[bytes]]] = deque()  # flush end, the batches for this node
+        self._sent: deque[tuple[int, list[bytes]]] = deque()
         self._ends: deque[int] = deque()  # unacknowledged messages
         self._last_arrival_s = 0.0
         self._last_ack_s = 0.0
@@ -242,8 +376,10 @@ class Stream:
             self.world.after(0.001, self._connect)
 
     def push(self, flush: Flush) -> None:
-        if any(group in self.node.stores for group in flush.batches):
-            self._waiting.append(flush)
+        held = self.writer.groups_of(self.node.name)
+        batches = [batch for group, batch in flush.batches.items() if group in held]
+        if batches:
+            self._waiting.append((flush.end, batches))
             self._pump()
 
     def _pump(self) -> None:
@@ -252,11 +388,8 @@ class Stream:
         flushes = list(self._waiting)
         self._sent.extend(flushes)
         self._waiting.clear()
-        self._ends.append(flushes[-1].end)
-        held = self.node.stores
-        message = serialize_batches(
-            [batch for flush in flushes for group, batch in flush.batches.items() if group in held]
-        )
+        self._ends.append(flushes[-1][0])
+        message = serialize_batches([batch for _, batches in flushes for batch in batches])
         # In order within a connection, and reliable until it breaks.
         self._last_arrival_s = max(self._last_arrival_s, self.world.now_s + self.world.delay_s())
         self.world.after(self._last_arrival_s - self.world.now_s, self._arrive, self._connection, message)
@@ -283,10 +416,10 @@ class Stream:
 
     def _replied(self, connection: int, reply: int | AuroraError) -> None:
         """Back at the writer."""
-        if connection != self._connection or not self.writer.alive:
+        if connection != self._connection or not self.writer.alive or self.ended:
             return
         if isinstance(reply, int):
-            while self._sent and self._sent[0].end <= reply:
+            while self._sent and self._sent[0][0] <= reply:
                 self._sent.popleft()
             while self._ends and self._ends[0] <= reply:
                 self._ends.popleft()
@@ -308,7 +441,7 @@ class Stream:
             self.world.after(0.005 + self.world.rng.expovariate(50), self._connect)
 
     def _connect(self) -> None:
-        if not self.writer.alive:
+        if not self.writer.alive or self.ended:
             return
         if not self.installed:
             self.world.send(self.writer.name, self.node.name, self._truncate)
@@ -318,7 +451,7 @@ class Stream:
         self._sent.clear()
         self._ends.clear()
         if self.world.chance(0.2):  # as if the backlog had grown too long
-            while self._waiting and self._waiting[0].end <= self.writer.quorum.vdl:
+            while self._waiting and self._waiting[0][0] <= self.writer.quorum.vdl:
                 self._waiting.popleft()
         self._last_arrival_s = self._last_ack_s = 0.0
         self._connected = True

@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from aurora_ray.errors import UsageError
 from aurora_ray.volume.quorum import QuorumTracker
+from aurora_ray.volume.spec import GroupPlacement
 
 NODES = tuple("abcdef")
 
 
-def tracker(groups: int = 1) -> QuorumTracker:
-    return QuorumTracker(dict.fromkeys(range(groups), NODES), 0, {})
+def tracker(members: dict[int, tuple[str, ...]] = {0: NODES}) -> QuorumTracker:  # noqa: B006 - not changed
+    return QuorumTracker({group: GroupPlacement(group, nodes) for group, nodes in members.items()}, 0, {})
 
 
 def test_durable_at_four_of_six() -> None:
@@ -37,7 +38,7 @@ def test_an_acknowledgement_covers_all_before_it() -> None:
 
 
 def test_every_group_touched_needs_its_own_quorum() -> None:
-    quorum = QuorumTracker({0: NODES, 1: tuple("efghij")}, 0, {})
+    quorum = tracker({0: NODES, 1: tuple("efghij")})
     quorum.submit(10, (0,))
     quorum.submit(20, (0, 1))
     quorum.submit(30, (0,))
@@ -56,7 +57,7 @@ def test_a_group_that_comes_later() -> None:
     quorum = tracker()
     with pytest.raises(UsageError, match="group 1"):
         quorum.submit(10, (0, 1))
-    quorum.add_group(1, tuple("uvwxyz"))
+    quorum.place(GroupPlacement(1, tuple("uvwxyz")))
     quorum.submit(10, (1,))
     for node in "uvwx":
         quorum.ack(node, 10)
@@ -70,13 +71,77 @@ def test_flushes_go_in_order() -> None:
         quorum.submit(10, (0,))
 
 
+NEXT = tuple("abcdeg")
+
+
+def test_while_members_change_both_sets_must_have_a_flush() -> None:
+    quorum = tracker()
+    assert not quorum.place(GroupPlacement(0, NODES, NEXT))
+    quorum.submit(10, (0,))
+    for node in "abcg":
+        assert not quorum.ack(node, 10)
+    assert quorum.ack("f", 10)
+    quorum.submit(20, (0,))
+    for node in "abcf":
+        assert not quorum.ack(node, 20)
+    assert quorum.ack("g", 20)
+
+
+def test_flushes_in_flight_at_the_begin_ask_only_those_who_got_them() -> None:
+    quorum = tracker()
+    quorum.submit(10, (0,))
+    quorum.place(GroupPlacement(0, NODES, tuple("uvwxyz")))
+    quorum.submit(20, (0,))
+    for node in "uvwx":
+        quorum.ack(node, 20)
+    assert quorum.vdl == 0
+    for node in "abcd":
+        quorum.ack(node, 10)
+    assert quorum.vdl == 10
+    for node in "abcd":
+        quorum.ack(node, 20)
+    assert quorum.vdl == 20
+
+
+def test_a_commit_asks_the_new_members_only() -> None:
+    quorum = tracker()
+    quorum.place(GroupPlacement(0, NODES, NEXT))
+    quorum.submit(10, (0,))
+    for node in "abcg":
+        quorum.ack(node, 10)
+    assert quorum.vdl == 0
+    assert quorum.place(GroupPlacement(0, NEXT))
+    assert quorum.vdl == 10
+
+
+def test_an_abort_asks_the_old_members_only() -> None:
+    quorum = tracker()
+    quorum.place(GroupPlacement(0, NODES, tuple("uvwxyz")))
+    quorum.submit(10, (0,))
+    for node in "abcd":
+        quorum.ack(node, 10)
+    assert quorum.place(GroupPlacement(0, NODES))
+    assert quorum.vdl == 10
+
+
+def test_a_set_does_not_take_over_before_all_from_before_its_time_is_durable() -> None:
+    quorum = tracker()
+    quorum.submit(10, (0,))
+    quorum.place(GroupPlacement(0, NODES, NEXT))
+    with pytest.raises(UsageError, match="cannot take over"):
+        quorum.place(GroupPlacement(0, NEXT))
+    for node in "abcd":
+        quorum.ack(node, 10)
+    quorum.place(GroupPlacement(0, NEXT))
+
+
 @given(
     touched=st.lists(st.sampled_from([(0,), (1,), (0, 1)]), min_size=1, max_size=12),
     acks=st.lists(st.tuples(st.sampled_from("abcdefghi"), st.integers(1, 12)), max_size=60),
 )
 def test_the_vdl_is_what_the_definition_says(touched: list[tuple[int, ...]], acks: list[tuple[str, int]]) -> None:
     members = {0: NODES, 1: tuple("defghi")}
-    quorum = QuorumTracker(members, 0, {})
+    quorum = tracker(members)
     for index, groups in enumerate(touched, start=1):
         quorum.submit(index * 10, groups)
     acked = dict.fromkeys("abcdefghi", 0)

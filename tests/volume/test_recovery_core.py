@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aurora_ray.errors import UsageError
-from aurora_ray.log.segment_rules import Truncation
+from aurora_ray.log.segment_rules import NO_MEMBERS, Membership, Truncation
 from aurora_ray.volume.recovery import (
     AskState,
     BatchInfo,
@@ -19,9 +19,11 @@ from aurora_ray.volume.recovery import (
     Truncate,
     find_end,
 )
+from aurora_ray.volume.spec import GroupPlacement
 
 NODES = tuple("abcdef")
 MEMBERS = {0: NODES}
+HELD = {0: Membership(0, NODES)}
 
 
 def state(
@@ -33,16 +35,22 @@ def state(
     scl: int = 0,
     vdl: int = 0,
     highest: int = 0,
+    held: Membership = NO_MEMBERS,
 ) -> SegmentState:
-    return SegmentState(group, installed if promised is None else promised, installed, cuts, scl, vdl, highest, tail)
+    promised = installed if promised is None else promised
+    return SegmentState(group, promised, installed, cuts, scl, vdl, highest, tail, held)
 
 
 def flush(start: int, end: int, *groups: int, epoch: int = 1) -> BatchInfo:
     return BatchInfo(epoch, start, end, groups or (0,))
 
 
+def recovery(members: dict[int, tuple[str, ...]] = MEMBERS, min_epoch: int = 1) -> Recovery:
+    return Recovery({group: GroupPlacement(group, nodes) for group, nodes in members.items()}, min_epoch)
+
+
 def sealing(members: dict[int, tuple[str, ...]] = MEMBERS, promised: int = 1) -> Recovery:
-    core = Recovery(members)
+    core = recovery(members)
     for node in NODES[:4]:
         core.on_state(node, [state(group=group, promised=promised) for group in members])
     assert core.phase is Phase.SEAL
@@ -55,7 +63,7 @@ def promised(core: Recovery, answers: dict[str, list[SegmentState]]) -> None:
 
 
 def test_asks_all_and_goes_above_every_promise() -> None:
-    core = Recovery(MEMBERS)
+    core = recovery()
     assert {core.request(node) for node in NODES} == {AskState()}
     for node, epoch in zip("abc", (3, 7, 2), strict=True):
         core.on_state(node, [state(promised=epoch)])
@@ -77,20 +85,20 @@ def test_the_whole_way_with_a_tail_to_complete() -> None:
         },
     )
     history = (Truncation(2, 180),)
-    assert core.request("a") == Truncate(2, history, 100, {0: 180})
-    assert core.request("e") == Truncate(2, history, 100, {0: 180})
+    assert core.request("a") == Truncate(2, history, 100, {0: 180}, HELD)
+    assert core.request("e") == Truncate(2, history, 100, {0: 180}, HELD)
     for node, scl in zip("abcd", (180, 150, 100, 100), strict=True):
         core.on_truncated(node, 100, [state(installed=2, scl=scl, highest=scl)])
     assert core.request("a") is None
     assert core.request("b") == CatchUp({0: 180})
     for node in "bcd":
         core.on_caught_up(node, {0: 180})
-        assert core.request(node) == Truncate(2, history, 100, {0: 180})
+        assert core.request(node) == Truncate(2, history, 100, {0: 180}, HELD)
         core.on_truncated(node, 100, [state(installed=2, scl=180, highest=180)])
-    assert core.request("a") == Truncate(2, history, 180, {0: 180})
+    assert core.request("a") == Truncate(2, history, 180, {0: 180}, HELD)
     for node in "abcd":
         core.on_truncated(node, 180, [state(installed=2, scl=180, highest=180)])
-    assert core.outcome == Recovered(2, history, 180, {0: 180}, frozenset("abcd"))
+    assert core.outcome == Recovered(2, history, 180, {0: 180}, frozenset("abcd"), HELD)
 
 
 def test_nothing_to_complete_saves_two_rounds() -> None:
@@ -98,7 +106,7 @@ def test_nothing_to_complete_saves_two_rounds() -> None:
     promised(core, {node: [state(scl=100, vdl=100, highest=100)] for node in "abcd"})
     for node in "abcd":
         core.on_truncated(node, 100, [state(installed=2, scl=100, highest=100)])
-    assert core.outcome == Recovered(2, (Truncation(2, 100),), 100, {0: 100}, frozenset("abcd"))
+    assert core.outcome == Recovered(2, (Truncation(2, 100),), 100, {0: 100}, frozenset("abcd"), HELD)
 
 
 def test_a_copy_that_caught_up_after_promising_elsewhere_does_not_count() -> None:
@@ -149,7 +157,7 @@ def test_the_newest_history_rules_not_the_union() -> None:
             **{node: [state(kept, after, installed=3, promised=3, cuts=newer, vdl=100)] for node in "bcd"},
         },
     )
-    assert core.request("a") == Truncate(4, (Truncation(3, 150), Truncation(4, 170)), 100, {0: 170})
+    assert core.request("a") == Truncate(4, (Truncation(3, 150), Truncation(4, 170)), 100, {0: 170}, HELD)
 
 
 def test_annulled_batches_do_not_count() -> None:
@@ -174,7 +182,7 @@ def test_a_refusal_before_the_decision_starts_again_above_it() -> None:
     core = sealing()
     core.on_refused("f", 9)
     assert core.outcome == Overtaken(9)
-    again = Recovery(MEMBERS, min_epoch=10)
+    again = recovery(min_epoch=10)
     for node in NODES[:4]:
         again.on_state(node, [state()])
     assert again.request("a") == Seal(10)
@@ -205,10 +213,68 @@ def test_repeated_late_and_foreign_answers_change_nothing() -> None:
 
 def test_four_copies_of_each_group_are_needed_not_four_nodes() -> None:
     members = {0: NODES, 1: tuple("efghij")}
-    core = Recovery(members)
+    core = recovery(members)
     for node in NODES:
         core.on_state(node, [state(group=0)])
     for node in "efgh":
         assert core.phase is Phase.ASK
         core.on_state(node, [state(group=1)])
     assert core.phase is Phase.SEAL
+
+
+# ---- membership
+
+NEXT = tuple("abcdeg")
+BOTH = GroupPlacement(0, NODES, NEXT)
+
+
+def sealing_with(placement: GroupPlacement, answers: dict[str, Membership]) -> Recovery:
+    core = Recovery({0: placement})
+    for node, held in answers.items():
+        core.on_state(node, [state(held=held)])
+    return core
+
+
+def test_every_phase_needs_a_quorum_of_both_sets() -> None:
+    core = sealing_with(BOTH, dict.fromkeys("abcf", NO_MEMBERS))
+    assert core.phase is Phase.ASK
+    core.on_state("g", [state()])
+    assert core.phase is Phase.SEAL
+    sealed = [state(scl=100, vdl=100, highest=100)]
+    promised(core, dict.fromkeys("abcg", sealed))
+    assert core.phase is Phase.SEAL
+    promised(core, {"d": sealed})
+    assert core.phase is Phase.INSTALL
+    carried = [state(installed=2, scl=100, highest=100)]
+    for node in "abcf":
+        core.on_truncated(node, 100, carried)
+    assert core.phase is Phase.INSTALL
+    core.on_truncated("e", 100, carried)
+    assert core.phase is Phase.DONE
+
+
+def test_a_copy_that_tells_a_later_step_is_followed() -> None:
+    """Somebody who knows the oldest members only comes to the newest in two steps."""
+    both, after = Membership(1, NODES, NEXT), Membership(2, NEXT)
+    core = sealing_with(GroupPlacement(0, NODES), dict.fromkeys("abcd", NO_MEMBERS))
+    assert core.phase is Phase.SEAL
+    promised(core, {node: [state(held=Membership(0, NODES))] for node in "def"})
+    promised(core, {"c": [state(held=both)]})
+    assert core.phase is Phase.SEAL
+    assert core.request("g") == Seal(2)
+    promised(core, {"g": [state(held=after)]})
+    assert core.phase is Phase.INSTALL
+    assert core.request("f") is None, "it is no member any more"
+    order = core.request("b")
+    assert isinstance(order, Truncate)
+    assert order.members == {0: after}
+
+
+def test_the_membership_of_the_highest_epoch_rules_not_the_highest_number() -> None:
+    core = sealing_with(GroupPlacement(0, NODES), dict.fromkeys("abcd", NO_MEMBERS))
+    core.on_promised("a", 2, [state(installed=1, held=Membership(7, NODES, NEXT))])
+    promised(core, {node: [state(installed=3, promised=3, held=Membership(1, NODES))] for node in "bcd"})
+    assert core.phase is Phase.INSTALL
+    order = core.request("b")
+    assert isinstance(order, Truncate)
+    assert order.members == {0: Membership(1, NODES)}
