@@ -25,7 +25,7 @@ NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
 
 
 class Cluster:
-    """Nodes a1 … c2 in three zones; group 0 of the volume `spec` lives on all of them."""
+    """Nodes a1 … c2 in three zones, and others on demand; the groups of the volume `spec` live on a1 … c2."""
 
     def __init__(self, directory: Path, *, groups: int = 1, **settings: Any) -> None:
         self.nodes: dict[str, NodeAddress] = {node: NodeAddress(node, node[0], "") for node in NODES}
@@ -39,6 +39,7 @@ class Cluster:
     async def start(self, *nodes: str) -> None:
         """Starts these nodes (default: all)."""
         for node in nodes or NODES:
+            self.nodes.setdefault(node, NodeAddress(node, node[0], ""))
             config = StorageConfig(
                 node_id=node, az=node[0], data_dir=self._directory / node, disk_reserve_bytes=0, **self._settings
             )
