@@ -1,0 +1,196 @@
+"""A writer is lost in every way while clients write: it comes back by itself, nothing acknowledged is lost, and the
+trace of each failover tells what the clients saw."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from aurora_ray.compute.signals import family
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import ConfigurationError
+from tests.cli.fleet import CliFleet
+from tests.support.leaks import remove_tree
+from tests.support.polling import poll_until_blocking
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.postgres,
+    pytest.mark.timeout(300),
+    pytest.mark.allowed_leaks("process", "shm", "tmp"),
+]
+SAME_OUTAGE = 0.10  # of it, and
+SAME_OUTAGE_S = 0.6  # a client's own attempts, and the time between two of its writes
+
+
+class Clients:
+    """Three sessions that insert through the endpoint and try again for ever; what was acknowledged, and when."""
+
+    def __init__(self, dsn: str) -> None:
+        self.acknowledged: list[tuple[float, int, int]] = []
+        self._dsn = dsn
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(3)]
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        poll_until_blocking(lambda: len(self.acknowledged) > 30, 30, what="the clients write")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, number: int) -> None:
+        session, count = None, 0
+        while not self._stopping.is_set():
+            try:
+                session = session or psycopg.connect(self._dsn, autocommit=True, connect_timeout=10)
+                count += 1
+                session.execute("insert into acknowledged values (%s, %s)", (number, count))
+                self.acknowledged.append((time.time(), number, count))
+            except psycopg.Error:
+                if session is not None:
+                    session.close()
+                session = None
+            self._stopping.wait(0.01)
+        if session is not None:
+            session.close()
+
+    def outage_s(self, since_s: float) -> float:
+        """The longest time without an acknowledgement that ended after `since_s`."""
+        times = sorted(at for at, _, _ in list(self.acknowledged))
+        return max((b - a for a, b in itertools.pairwise(times) if b > since_s), default=0.0)
+
+
+@pytest.fixture(scope="module")
+def fleet(run_dir: Path) -> Iterator[CliFleet]:
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    path = run_dir / "failover"
+    cli = CliFleet(path)
+    try:
+        cli.up()
+        yield cli
+    finally:
+        cli.destroy()
+        remove_tree(path)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def newest_failover(fleet: CliFleet, known: set[str]) -> dict[str, Any]:
+    """The one that was not there before, once it is written."""
+    found: list[dict[str, Any]] = []
+
+    def written() -> bool:
+        found[:] = [t for t in fleet.json("trace", "list") if t["trace_id"] not in known and t["whole"]]
+        return bool(found)
+
+    poll_until_blocking(written, 40, interval_s=0.5, what=f"a trace of the failover\n{fleet.trail()}")
+    shown: dict[str, Any] = fleet.json("trace", "show", found[-1]["trace_id"])
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("victim", "signo", "cause"),
+    [
+        ("engine", signal.SIGKILL, "killed by signal 9"),
+        ("engine", signal.SIGSTOP, "hung"),
+        ("process", signal.SIGKILL, "process died"),
+        ("process", signal.SIGSTOP, "hung"),
+    ],
+)
+def test_a_lost_writer_comes_back_and_the_trace_tells_the_outage(
+    fleet: CliFleet, victim: str, signo: signal.Signals, cause: str
+) -> None:
+    status = fleet.up()
+    dsn = status["endpoints"]["cluster"]["dsn"]
+    fleet.execute(dsn, "drop table if exists acknowledged; create table acknowledged (client int, number int)")
+    known = {trace["trace_id"] for trace in fleet.json("trace", "list")}
+    engine = status["instances"][0]["pid"]
+    pid = engine if victim == "engine" else parent_of(engine)
+    with Clients(dsn) as clients:
+        struck_s = time.time()
+        # A stopped main process alone would let the sessions that are there go on until it is replaced.
+        for one in family(pid) if victim == "engine" and signo is signal.SIGSTOP else [pid]:
+            os.kill(one, signo)
+        poll_until_blocking(
+            lambda: clients.outage_s(struck_s) > 0.4 and time.time() - clients.acknowledged[-1][0] < 0.2,
+            40,
+            what=f"writing works again\n{fleet.trail()}",
+        )
+        shown = newest_failover(fleet, known)
+        outage_s = clients.outage_s(struck_s)
+    rows = {tuple(row) for row in fleet.execute(dsn, "select client, number from acknowledged")}
+    lost = {(number, count) for _, number, count in clients.acknowledged} - rows
+    assert not lost
+    assert cause in shown["attributes"]["aurora.why"]
+    assert shown["attributes"]["aurora.first_write"] is True
+    parts = [row for row in shown["rows"] if row["depth"] == 1]
+    names = {row["name"] for row in parts}
+    assert {"failover.detect", "failover.decide", "control.OpenInstance", "failover.first_write"} <= names
+    gaps_ms = sum(row["duration_ms"] for row in parts if row["name"] is None)
+    covered_s = (shown["duration_ms"] - gaps_ms) / 1000
+    assert covered_s == pytest.approx(outage_s, rel=SAME_OUTAGE, abs=SAME_OUTAGE_S)
+
+
+def test_a_lost_az_costs_no_commit_and_the_writer_moves(fleet: CliFleet) -> None:
+    status = fleet.up()
+    dsn = status["endpoints"]["cluster"]["dsn"]
+    fleet.execute(dsn, "drop table if exists acknowledged; create table acknowledged (client int, number int)")
+    az = status["instances"][0]["az"]
+    with Clients(dsn) as clients:
+        struck_s = time.time()
+        struck = fleet.json("chaos", "kill", f"az:{az}", "--for", "10")
+        assert len(struck) == 3
+        poll_until_blocking(
+            lambda: clients.outage_s(struck_s) > 0.4 and time.time() - clients.acknowledged[-1][0] < 0.2,
+            40,
+            what=f"writing works again\n{fleet.trail()}",
+        )
+        moved = fleet.status()
+        assert moved["instances"][0]["az"] != az
+        assert moved["epoch"] > status["epoch"]
+    rows = {tuple(row) for row in fleet.execute(dsn, "select client, number from acknowledged")}
+    assert not {(number, count) for _, number, count in clients.acknowledged} - rows
+    fleet.until(lambda s: all(n["state"] == "healthy" for n in s["storage_nodes"]), "six healthy nodes again")
+
+
+def test_a_failover_that_is_asked_for(fleet: CliFleet) -> None:
+    before = fleet.up()
+    after = fleet.json("failover")
+    assert after["epoch"] > before["epoch"]
+    assert after["instances"][0]["az"] != before["instances"][0]["az"]
+    refused = fleet.run("failover", "--target", "demo-2")
+    assert refused.returncode == 2
+    assert "no readers" in refused.stderr
+
+
+def test_what_is_no_target_is_refused(fleet: CliFleet) -> None:
+    fleet.up()
+    for target, words in (("reader:1", "no readers yet"), ("az:nowhere", "no AZ"), ("node:x", "no storage node")):
+        refused = fleet.run("chaos", "kill", target)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+
+
+def test_traces_can_be_read_while_the_fleet_is_down(fleet: CliFleet) -> None:
+    fleet.up()
+    fleet.check("down")
+    assert fleet.json("trace", "list")
+    assert "failover.detect" in fleet.check("trace", "show")
+    fleet.up()
