@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aurora_ray.errors import AuroraError, OutOfRangeError
+from aurora_ray.errors import AuroraError, StorageError
 from aurora_ray.log.filetable import FileKind, FileTable
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.node_client import NodeClient, close_all
@@ -18,7 +18,8 @@ from tests.support.stack_view import state_of
 RUN_PAGES = 32
 RUNS_PER_FILE = 3
 CALL_TIMEOUT_S = 20.0
-ATTEMPTS = 5
+ATTEMPTS = 40
+PAUSE_S = 0.5
 
 
 class DisagreementError(AssertionError):
@@ -58,9 +59,10 @@ async def check_agreement(
                 lsn = newest - round(back * (newest - oldest))
                 try:
                     files_compared, pages_compared = await _compare(clients, spec, lsn, choose, files)
-                except OutOfRangeError:  # it was collected while we were at it
+                except StorageError:  # it was collected while we were at it, or damage was met and is being repaired
                     if attempt + 1 == ATTEMPTS:
                         raise
+                    await asyncio.sleep(PAUSE_S)  # not synchronisation: bounded tries
                 else:
                     lsns.append(lsn)
                     count, pages = count + files_compared, pages + pages_compared

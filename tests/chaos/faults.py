@@ -4,20 +4,24 @@ A fault is a generator-free function of (arena): it hurts, perhaps waits for the
 returns. Bringing back what is down afterwards is the round's business.
 """
 
+import asyncio
 import os
 import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.chaos.clients import Load
-from tests.support.polling import poll_until_blocking
+from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.stack import NODES, Stack
 from tests.support.stack_process import children_of
+from tests.support.stack_view import state_of
 
 AZS = ("a", "b", "c")
 PROGRESS_COMMITS = 5
 PROGRESS_TIMEOUT_S = 20.0
+WHOLE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,46 @@ def kill_nodes_in_turn(arena: Arena) -> None:
         arena.stack.revive_nodes()
 
 
+def damage_a_node(arena: Arena) -> None:
+    """A node dies and finds some of its files cut, overwritten or gone when it comes back; its peers make it whole."""
+    (name,) = arena.some_nodes(1)
+    node = arena.stack.nodes[name]
+    node.kill()
+    segment = next((node.data_dir / "volumes").glob("*/0"))
+    files = sorted(path for path in segment.iterdir() if path.is_file() and path.name not in ("LOCK", "LOG"))
+    for path in arena.random.sample(files, min(len(files), arena.random.randrange(1, 4))):
+        _harm(path, arena.random)
+    node.start()
+    arena.progress(f"with {name}, whose files were damaged")
+    # It must be whole before the next one is hurt: that it counts for nothing until then is the point.
+    asyncio.run(_wait_whole(arena.stack, name))
+
+
+def _harm(path: Path, choose: random.Random) -> None:
+    size = path.stat().st_size
+    kind = choose.choice(("cut", "overwrite", "remove"))
+    if kind == "remove":
+        path.unlink()
+    elif kind == "cut":
+        os.truncate(path, choose.randrange(size + 1))
+    elif size:
+        with path.open("r+b") as file:
+            file.seek(choose.randrange(size))
+            file.write(choose.randbytes(16))
+
+
+async def _wait_whole(stack: Stack, name: str) -> None:
+    others = [node.address for other, node in stack.nodes.items() if other != name]
+    states = [await state_of(node, stack.spec) for node in others]
+    goal = max(state.scl for state in states if state is not None)
+
+    async def whole() -> bool:
+        state = await state_of(stack.nodes[name].address, stack.spec)
+        return state is not None and state.scl >= goal
+
+    await poll_until(whole, WHOLE_TIMEOUT_S, interval_s=0.1, what=f"{name} is whole again")
+
+
 def take_over(arena: Arena) -> None:
     """Another writer opens the volume while the first is at work: the first must end by itself."""
     other = arena.stack.add_writer(f"rival-{arena.stack.writer.report.epoch}")
@@ -225,6 +269,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
         (kill_while_opening, 3),
         (kill_nodes_in_turn, 2),
         (take_over, 3),
+        (damage_a_node, 3),
     )
 }
 
