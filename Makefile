@@ -74,6 +74,7 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 chaos: $(BUILT) account ## kill, stop and cut off real processes at random and look for lost commits (ROUNDS=n SEED=s)
 	$(BIN)/pytest -m chaos --timeout=300
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(BIN)/python -m tests.chaos.fleet --rounds $$(($(ROUNDS) / 10)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: sim
 sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)

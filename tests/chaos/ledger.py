@@ -6,6 +6,7 @@ it must show for ever.
 """
 
 import threading
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,7 @@ class Ledger:
         self.absent: set[int] = set()
         self.balances = [0] * accounts
         self.acked_count = 0
+        self._times: list[float] = []
 
     def next_id(self) -> int:
         """A transaction's id, never given twice."""
@@ -55,7 +57,9 @@ class Ledger:
         """Keeps what came of a transfer."""
         with self._lock:
             self._new[transfer.id] = (transfer, outcome)
-            self.acked_count += outcome is Outcome.ACKED
+            if outcome is Outcome.ACKED:
+                self.acked_count += 1
+                self._times.append(time.monotonic())
             if self._file is not None:
                 line = f"{outcome} {transfer.id} {transfer.source} {transfer.target} {transfer.amount}\n"
                 self._file.write(line)
@@ -64,6 +68,12 @@ class Ledger:
         """Those with that outcome since the last `settle`."""
         with self._lock:
             return [transfer for transfer, known in self._new.values() if known is outcome]
+
+    def take_times(self) -> list[float]:
+        """When the commits were acknowledged (monotonic, seconds), since the last call; ascending."""
+        with self._lock:
+            times, self._times = self._times, []
+            return times
 
     def settle(self, seen: set[int]) -> None:
         """Takes what the database shows of the new ones for good. Check it first."""
