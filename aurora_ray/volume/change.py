@@ -111,9 +111,11 @@ class Change:
         if vdl >= self._since_lsn and _is_quorum(self._complete, self.wanted.node_ids):
             self._installing = True
 
-    def on_installed(self, node: str) -> None:
-        """A node has learnt the placement."""
-        self._installed.add(node)
+    def on_installed(self, node: str, states: Iterable[SegmentState]) -> None:
+        """What a node has after it was told. One that has no copy of the group has learnt nothing."""
+        said = (self.group, self._epoch, self.membership)
+        if any((state.group, state.installed_epoch, state.membership) == said for state in states):
+            self._installed.add(node)
         self.done = all(_is_quorum(self._installed, nodes) for nodes in self._sets)
 
     def describe(self) -> str:

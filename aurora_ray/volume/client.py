@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
     from aurora_ray.log.segment_rules import Membership
-    from aurora_ray.volume.recovery import Recovered
+    from aurora_ray.volume.recovery import Recovered, SegmentState
 
 INFLIGHT_BYTES_MAX: Final = 256 << 20  # redo that is not durable yet; callers keep below by `wait_room`
 HEARTBEAT_S: Final = 0.5
@@ -407,9 +407,9 @@ class Volume:
             self._vdl_moved()
         return self.spec
 
-    async def install(self, client: NodeClient, members: Mapping[int, Membership]) -> None:
-        """Installs our history with these members on a node. For `MembershipChanges`. Raises StorageError."""
-        await client.truncate(self._history(members), self._owner, CALL_TIMEOUT_S)
+    async def install(self, client: NodeClient, members: Mapping[int, Membership]) -> list[SegmentState]:
+        """Installs our history with these members on a node; what it has then. Raises StorageError."""
+        return await client.truncate(self._history(members), self._owner, CALL_TIMEOUT_S)
 
     @property
     def clients(self) -> Mapping[str, NodeClient]:

@@ -118,8 +118,7 @@ class MembershipChanges:
             await client.create_segments(volume.spec.page_size, [request.group], request.members, CALL_TIMEOUT_S)
             change.on_created(node)
         elif isinstance(request, InstallMembers):
-            await volume.install(client, {**self.members, request.group: request.membership})
-            change.on_installed(node)
+            change.on_installed(node, await volume.install(client, {**self.members, request.group: request.membership}))
         else:
             change.on_state(node, await client.state(CALL_TIMEOUT_S), volume.vdl)
 

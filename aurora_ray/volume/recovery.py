@@ -164,7 +164,7 @@ class Recovery:
         ] = {}  # node -> group -> as it was once it carried our history
         self._complete: dict[int, set[str]] = {group: set() for group in placements}
         self._caught_up: set[str] = set()  # say that they are complete; not confirmed
-        self._published: set[str] = set()
+        self._published: dict[str, dict[int, SegmentState]] = {}
         self._overtaken: dict[str, int] = {}  # node -> the higher epoch that it has promised
         self.history: tuple[Truncation, ...] = ()  # once decided
         self._floor_lsn = 0
@@ -202,8 +202,8 @@ class Recovery:
             Phase.SEAL: self._sealed.keys(),
             Phase.INSTALL: self._installed.keys(),
             Phase.CATCH_UP: set.intersection(*self._complete.values()) if self._complete else set(),
-            Phase.PUBLISH: self._published,
-            Phase.DONE: self._published,
+            Phase.PUBLISH: self._published.keys(),
+            Phase.DONE: self._published.keys(),
         }
         return (
             f"recovery at epoch {self.epoch} is in phase {self.phase.name} with answers from {sorted(have[self.phase])}"
@@ -257,7 +257,7 @@ class Recovery:
         if self.phase is Phase.CATCH_UP:
             self._count_complete()
         if self.phase is Phase.PUBLISH and vdl == self.end_lsn:
-            self._published.add(node)
+            self._published[node] = self._installed[node]
             self._finish_if(self._published)
 
     def on_caught_up(self, node: str, scls: Mapping[int, int]) -> None:
@@ -278,7 +278,7 @@ class Recovery:
         if self._quorum(self._complete):
             self.phase = Phase.PUBLISH
             if self._floor_lsn == self.end_lsn:  # nothing to publish: INSTALL has told the end as durable already
-                self._finish_if(self._installed.keys())
+                self._finish_if(self._installed)
 
     def _learn_members(self, answers: Mapping[str, Mapping[int, SegmentState]]) -> None:
         """Goes by what the copies say of themselves."""
@@ -308,9 +308,9 @@ class Recovery:
         vdl = self.end_lsn if self.phase is Phase.PUBLISH else self._floor_lsn
         return Truncate(self.epoch, self.history, vdl, dict(self._tails), dict(self._members))
 
-    def _finish_if(self, nodes: Iterable[str]) -> None:
-        done = frozenset(nodes)
-        if self._quorum(dict.fromkeys(self._members, done)):
+    def _finish_if(self, answers: Mapping[str, Mapping[int, SegmentState]]) -> None:
+        if self._quorum(self._holders(answers)):
+            done = frozenset(answers)
             self.phase = Phase.DONE
             self.outcome = Recovered(
                 self.epoch, self.history, self.end_lsn, dict(self._tails), done, dict(self._members)

@@ -183,7 +183,7 @@ def commit_without_looking(patch: pytest.MonkeyPatch) -> None:
 def go_by_a_step_at_once(patch: pytest.MonkeyPatch) -> None:
     """One copy that has learnt a step is enough."""
 
-    def on_installed(self: change.Change, node: str) -> None:
+    def on_installed(self: change.Change, node: str, _states: object) -> None:
         self.done = True
 
     patch.setattr(change.Change, "on_installed", on_installed)

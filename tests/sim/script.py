@@ -109,8 +109,7 @@ class Script:
             assert isinstance(core.outcome, Recovered)
             held = {**members.held, 0: request.membership}
             message = self._truncation(Truncate(core.epoch, core.history, core.end_lsn, core.outcome.tails, held))
-            node.truncate(message)
-            change.on_installed(name)
+            change.on_installed(name, [decode_state(state) for state in node.truncate(message).segments])
         elif request is not None:
             change.on_state(name, self.states(name)[name], vdl)
 

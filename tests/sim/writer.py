@@ -232,10 +232,9 @@ class Writer:
             if isinstance(request, InstallMembers):
                 members = {**self.members.held, request.group: request.membership}
                 try:
-                    node.truncate(self.truncation(members))
+                    return [decode_state(state) for state in node.truncate(self.truncation(members)).segments]
                 except FencedError:
                     return None
-                return True
             return [decode_state(state) for state in node.state()]
 
         answer = self.sim.at_node(node, handle)
@@ -251,7 +250,7 @@ class Writer:
         if isinstance(request, CreateCopy):
             change.on_created(node)
         elif isinstance(request, InstallMembers):
-            change.on_installed(node)
+            change.on_installed(node, answer)
         else:
             change.on_state(node, answer, self.quorum.vdl)
         if change.done:

@@ -222,6 +222,39 @@ def test_four_copies_of_each_group_are_needed_not_four_nodes() -> None:
     assert core.phase is Phase.SEAL
 
 
+def test_a_copy_that_is_not_there_has_installed_nothing() -> None:
+    """Each node has one of its two copies; "e" and "f" have lost that of group 1."""
+    members = {0: NODES, 1: NODES}
+    core = sealing(members)
+    both = [state(vdl=100, scl=100, highest=100), state(group=1, vdl=100, scl=100, highest=100)]
+    promised(core, dict.fromkeys("abcd", both))
+    carried = [state(group=group, installed=2, scl=100, highest=100) for group in members]
+    for node in "abc":
+        core.on_truncated(node, 100, carried)
+    for node in "ef":
+        core.on_truncated(node, 100, carried[:1])
+    assert core.outcome is None
+    core.on_truncated("d", 100, carried)
+    assert isinstance(core.outcome, Recovered)
+
+
+def test_an_end_is_published_where_it_is_held() -> None:
+    members = {0: NODES, 1: NODES}
+    core = sealing(members)
+    tail = flush(100, 150)
+    promised(core, {node: [state(tail, vdl=100, scl=150, highest=150), state(group=1, vdl=100)] for node in "abcd"})
+    carried = [state(installed=2, scl=150, highest=150), state(group=1, installed=2)]
+    for node in "abcd":
+        core.on_truncated(node, 100, carried)
+    assert core.phase is Phase.PUBLISH
+    for node in "abc":
+        core.on_truncated(node, 150, carried)
+    core.on_truncated("e", 150, carried[:1])
+    assert core.outcome is None
+    core.on_truncated("f", 150, carried)
+    assert isinstance(core.outcome, Recovered)
+
+
 # ---- membership
 
 NEXT = tuple("abcdeg")
