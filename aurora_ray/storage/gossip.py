@@ -63,19 +63,31 @@ class Gossip:
         await asyncio.gather(*(self.exchange(node_id) for node_id in asked))
 
     async def catch_up(self, volume: NodeVolume, tails: Mapping[int, int], timeout_s: float) -> None:
-        """Rounds with every peer until each group reaches its tail or the time is over."""
+        """Asks every peer again and again until each group reaches its tail or the time is over.
+
+        A recovery waits for this: a peer that hangs must not keep it from what the others have.
+        """
+
+        def behind() -> bool:
+            return any(volume.segment(group).scl < lsn for group, lsn in tails.items())
+
         deadline_s = time.monotonic() + timeout_s
-        while True:
-            behind = [group for group, lsn in tails.items() if volume.segment(group).scl < lsn]
-            if not behind or time.monotonic() >= deadline_s:
-                return
-            try:
-                async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
-                    await asyncio.gather(*(self.exchange(node_id) for node_id in sorted(self._node.peers)))
-            except TimeoutError:
-                return
-            if any(volume.segment(group).scl < lsn for group, lsn in tails.items()):
-                await asyncio.sleep(_CATCH_UP_PAUSE_S)
+        running: dict[str, asyncio.Task[None]] = {}
+        try:
+            while behind():
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or not self._node.peers:
+                    return
+                for node_id in sorted(self._node.peers):
+                    if node_id not in running or running[node_id].done():
+                        running[node_id] = asyncio.create_task(self.exchange(node_id))
+                _, hanging = await asyncio.wait(running.values(), timeout=min(left_s, _CATCH_UP_PAUSE_S))
+                if not hanging and behind():
+                    await asyncio.sleep(_CATCH_UP_PAUSE_S)
+        finally:
+            for exchange in running.values():
+                exchange.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
 
     async def exchange(self, node_id: str) -> None:
         """Learns one peer's state and repairs from it."""
@@ -118,11 +130,20 @@ class Gossip:
         )
         call = stub.FetchLog(request, timeout=_FETCH_TIMEOUT_S)
         try:
-            async for chunk in call:
+            while True:
+                # Others may have it too: a peer that hangs must not hold the segment's repair for long.
+                async with asyncio.timeout(self._node.config.peer_timeout_s):
+                    chunk = await call.read()
+                if chunk is grpc.aio.EOF:  # type: ignore[attr-defined]
+                    return
                 stored = store_fetched(segment, chunk.batches)
                 self._node.counters["repaired_batches"] += stored
                 if not stored:
                     return
+        except TimeoutError:
+            _log.info(
+                "volume %s group %d: a peer stopped in the middle of its log", segment.volume.hex(), segment.group
+            )
         finally:
             call.cancel()
 

@@ -78,13 +78,16 @@ class Volume:
         """
         clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
         owner = uuid.uuid4().bytes
+        telling = asyncio.create_task(set_peers(clients), name="tell the nodes of each other")
         try:
-            await set_peers(clients)
             recovered = await take_over(spec, clients, owner, timeout_s)
         except BaseException:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
             await close_all(clients.values())
             raise
         volume = cls(spec, clients, owner, recovered, az=az)
+        volume._see_to(telling)  # goes on: nodes that hang are not waited for
         volume.on_vdl = on_vdl
         if on_fenced is not None:
             volume.add_fenced_callback(on_fenced)
@@ -120,6 +123,7 @@ class Volume:
         self._append_lock = asyncio.Lock()
         self._streams: dict[str, NodeStream] = {}
         self._ending: list[asyncio.Task[None]] = []  # streams to nodes that hold nothing any more
+        self._telling: set[asyncio.Task[None]] = set()  # where the others are; nobody waits for it
         self._members = spec.members
         self._reader = PageReader(spec, self._members, clients, self._has_our_history, az=az)
         self._changes = MembershipChanges(self, recovered)
@@ -395,7 +399,11 @@ class Volume:
                 replaced.append(old)
         self._learn_placement()
         await close_all(replaced)
-        await set_peers(self._clients)
+        self._see_to(asyncio.create_task(set_peers(dict(self._clients)), name="tell the nodes of each other"))
+
+    def _see_to(self, telling: asyncio.Task[None]) -> None:
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def go_by(self, placement: GroupPlacement) -> VolumeSpec:
         """From now on a group has these members; the new specification. For `MembershipChanges`."""
@@ -438,6 +446,8 @@ class Volume:
         """Ends the streams. Waits that are still open fail; what they wait for may become durable all the same."""
         self._end(StorageError("the volume was closed: what was not durable has an unknown outcome"))
         self._heartbeats.cancel()
+        for telling in self._telling:
+            telling.cancel()
         streams = [stream.close() for stream in self._streams.values()]
-        await asyncio.gather(self._heartbeats, *self._ending, *streams, return_exceptions=True)
+        await asyncio.gather(self._heartbeats, *self._telling, *self._ending, *streams, return_exceptions=True)
         await close_all(self._clients.values())

@@ -73,3 +73,28 @@ async def test_a_node_that_stands_still_delays_nobody_and_catches_up(processes: 
         assert (await volume.progress("b1")).complete
     finally:
         await volume.close()
+
+
+async def test_opening_does_not_wait_for_a_node_that_stands_still(processes: dict[str, StorageProcess]) -> None:
+    """Not even where it is a peer that somebody who has to catch up could ask."""
+    spec = VolumeSpec(uuid.uuid4(), PAGE, 10 << 30, (GroupPlacement(0, NODES),))
+    addresses = [process.address for process in processes.values()]
+    await Volume.create(spec, addresses, timeout_s=30)
+    volume = await Volume.open(spec, addresses, timeout_s=30)
+    await commit(volume, FIRST)
+    processes["c2"].kill()
+    await commit(volume, COMMITS)
+    for node in ("a2", "b2", "c1"):
+        await volume.wait_caught_up(node, timeout_s=scaled(30))
+    await volume.close()
+    processes["a1"].kill()
+    processes["b1"].stop()
+    processes["c2"].start()
+    begun_s = time.perf_counter()
+    again = await Volume.open(spec, addresses, timeout_s=30)  # on a2, b2, c1 and c2, which lacks most of the log
+    took_s = time.perf_counter() - begun_s
+    try:
+        assert took_s < scaled(0.7)
+        assert again.vdl == volume.vdl
+    finally:
+        await again.close()
