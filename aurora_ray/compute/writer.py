@@ -113,6 +113,7 @@ class Writer:
             _describe({"aurora.bytes.cached": int(mounted.stats()["cached_bytes"])})
         with self._stage("engine", WriterPhase.STARTING):
             self._engine = engine
+            mounted.trace_reads()
             await engine.start(
                 dirs.mount,
                 env=mounted.engine_environment(),

@@ -9,6 +9,7 @@ import grpc.aio
 
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.rpc.partition import PARTY, Gate
+from aurora_ray.rpc.tracing import ServerSpans
 
 MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
 
@@ -46,7 +47,7 @@ def open_channel(address: str) -> grpc.aio.Channel:
 
 def make_server() -> grpc.aio.Server:
     """A server without ports or services."""
-    return grpc.aio.server(interceptors=(Gate(),), options=_SERVER)
+    return grpc.aio.server(interceptors=(Gate(), ServerSpans()), options=_SERVER)
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

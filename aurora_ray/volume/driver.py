@@ -100,9 +100,13 @@ class Driver:
         """Begins to listen to the bell, and to the volume."""
         self._volume.on_vdl = self._on_vdl
         self._volume.add_fenced_callback(self._on_fenced)
-        asyncio.get_running_loop().add_reader(self._region.bell_fd, self._on_bell)
+        self.listen()
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._on_idle)
         self._spawn(self._evictor.run())
+
+    def listen(self) -> None:
+        """Answers the bell. Called anew under a span: pages that are missed while it lasts belong to its trace."""
+        asyncio.get_running_loop().add_reader(self._region.bell_fd, self._on_bell)
 
     async def stop(self) -> None:
         """Stops listening; what was not sent is lost, as it should be: nobody was told that it is durable."""

@@ -135,6 +135,10 @@ class MountedVolume:
         """The descriptors that the engine must inherit."""
         return self._region.pass_fds
 
+    def trace_reads(self) -> None:
+        """Pages that the engine misses belong to the trace of the current span for as long as it is not ended."""
+        self._driver.listen()
+
     async def wait_failed(self) -> Exception:
         """Returns when the mount cannot go on, with the reason."""
         return await asyncio.shield(self._driver.failed)

@@ -23,6 +23,7 @@ from aurora_ray.errors import (
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.tracing import trace_metadata
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.recovery import BatchInfo, SegmentState
@@ -112,7 +113,9 @@ class NodeClient:
 
     async def segments(self, timeout_s: float) -> list[pb.SegmentState]:
         """As `state`, with all that a node tells."""
-        reply = await self._call(self._stub.State(pb.StateRequest(volume=self._volume), timeout=timeout_s))
+        reply = await self._call(
+            self._stub.State(pb.StateRequest(volume=self._volume), timeout=timeout_s, metadata=trace_metadata())
+        )
         found = [volume for volume in reply.volumes if volume.volume == self._volume]
         if not found:
             raise UnknownVolumeError(f"storage node {self.node.node_id} has no segment of this volume")
@@ -121,7 +124,7 @@ class NodeClient:
     async def seal(self, epoch: int, owner: bytes, timeout_s: float) -> tuple[bool, int, list[SegmentState]]:
         """Asks for a promise. Gives whether it was made, the epoch promised, and what the node has."""
         request = pb.SealRequest(volume=self._volume, epoch=epoch, owner=owner)
-        reply = await self._call(self._stub.Seal(request, timeout=timeout_s))
+        reply = await self._call(self._stub.Seal(request, timeout=timeout_s, metadata=trace_metadata()))
         return reply.promised, reply.promised_epoch, [decode_state(segment) for segment in reply.segments]
 
     async def truncate(self, order: Truncate, owner: bytes, timeout_s: float) -> list[SegmentState]:
@@ -138,7 +141,7 @@ class NodeClient:
                 for group, held in sorted(order.members.items())
             ],
         )
-        reply = await self._call(self._stub.Truncate(request, timeout=timeout_s))
+        reply = await self._call(self._stub.Truncate(request, timeout=timeout_s, metadata=trace_metadata()))
         return [decode_state(segment) for segment in reply.segments]
 
     async def catch_up(self, tails: Mapping[int, int], timeout_s: float) -> dict[int, int]:
@@ -148,18 +151,22 @@ class NodeClient:
             tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(tails.items())],
             timeout_ms=int(timeout_s * 1000),
         )
-        reply = await self._call(self._stub.CatchUp(request, timeout=timeout_s + 0.5))
+        reply = await self._call(self._stub.CatchUp(request, timeout=timeout_s + 0.5, metadata=trace_metadata()))
         return {tail.group: tail.lsn for tail in reply.scls}
 
     async def read_pages(self, request: pb.ReadPagesRequest, timeout_s: float) -> pb.ReadPagesReply:
         """Pages as of an LSN."""
-        reply: pb.ReadPagesReply = await self._call(self._stub.ReadPages(request, timeout=timeout_s))
+        reply: pb.ReadPagesReply = await self._call(
+            self._stub.ReadPages(request, timeout=timeout_s, metadata=trace_metadata())
+        )
         return reply
 
     async def read_file_table(self, lsn: int, required_scl: int, timeout_s: float) -> FileTable:
         """The file table as of an LSN."""
         request = pb.ReadFileTableRequest(volume=self._volume, lsn=lsn, required_scl=required_scl)
-        chunks: AsyncIterator[pb.FileTableChunk] = self._stub.ReadFileTable(request, timeout=timeout_s)
+        chunks: AsyncIterator[pb.FileTableChunk] = self._stub.ReadFileTable(
+            request, timeout=timeout_s, metadata=trace_metadata()
+        )
         try:
             packed = b"".join([chunk.data async for chunk in chunks])
         except grpc.aio.AioRpcError as error:
