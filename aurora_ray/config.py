@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     )
     listen_host: str = Field("127.0.0.1", description="The address that endpoints and engines listen on.")
 
+    metrics_port: int | None = Field(
+        None,
+        description="Of the metrics, on loopback; 0: none. Default: the first free one from 15400.",
+        ge=0,
+        le=65535,
+    )
+
     region: str = Field("us-east-1", description="The region, one of the files in regions/, that this cluster is in.")
     regions_dir: Path | None = Field(None, description="A directory of region files to use instead of the shipped one.")
 

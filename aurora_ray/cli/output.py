@@ -78,6 +78,7 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         f"  {status['region']}  epoch {status['epoch']}  VDL {status['vdl']:,}  "
         f"{_bytes(volume['bytes'])} in {volume['protection_groups']} protection group(s)\n",
         (endpoint["dsn"], "cyan"),
+        (f"\nmetrics {status['metrics']}" if status["metrics"] else "", "dim"),
     )
     instances = _table("instance", "role", "AZ", "state", "pid", "port")
     for i in status["instances"]:

@@ -107,7 +107,9 @@ class ControlActor:
 
 async def _make(config: ControlConfig) -> ControlPlane:
     """On the loop that it is going to live on. (Not a method: a coroutine method would make this an asyncio actor.)"""
-    return ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
+    plane = ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
+    await plane.metrics_port.open(config.metrics_port)
+    return plane
 
 
 async def _run(plane: ControlPlane) -> None:

@@ -197,8 +197,8 @@ class ControlApi:
             endpoints=report.report_endpoints(
                 cluster, plane.config.data_dir, addresses, await plane.endpoints.states(LOOK_TIMEOUT_S)
             ),
-            notes=plane.notes,
-        )
+            notes=(*plane.notes, *plane.metrics_port.notes),
+        ) | {"metrics": plane.metrics_port.url}
 
     async def secret(self, name: str) -> str:
         """The superuser's password, for the passfile on the caller's machine."""

@@ -228,6 +228,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         listen_host=settings.listen_host,
         engine_user=settings.engine_user,
         hung_after_s=settings.hung_after_s,
+        metrics_port=settings.metrics_port,
     )
 
 

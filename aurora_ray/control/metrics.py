@@ -1,10 +1,11 @@
-"""All metrics of a fleet as one Prometheus text: what storage nodes tell of themselves, and what processes count."""
+"""All metrics of a fleet as one Prometheus text: what processes count, what storage nodes and endpoints tell."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.control.runtime import ProcessGoneError
@@ -14,26 +15,50 @@ from aurora_ray.telemetry.fleet_metrics import family, merge
 if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
     from aurora_ray.control.processes import Instance
+    from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
 
 LOOK_TIMEOUT_S: Final = 2.0
+REFUSED: Final = "refused_"  # how a storage node's counters of refusals begin
 
 Sample = tuple[Mapping[str, str], float]
+
+_ENDPOINT_FAMILIES: Final = (
+    ("open", "gauge", "Sessions that are relayed"),
+    ("held", "gauge", "Connections that wait for a target"),
+    ("accepted", "counter", "Connections accepted"),
+    ("refused", "counter", "Connections refused, as there were too many"),
+    ("expired", "counter", "Connections that waited too long for a target"),
+    ("cut", "counter", "Sessions reset because their target was withdrawn"),
+)
+_SEGMENT_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
+    ("aurora_storage_scl_bytes", "Segment complete LSN", lambda segment: segment.scl),
+    ("aurora_storage_vdl_bytes", "The highest volume durable LSN that a copy knows", lambda segment: segment.vdl),
+    ("aurora_storage_promised_epoch", "Lower ones cannot append", lambda segment: segment.promised_epoch),
+    ("aurora_storage_installed_epoch", "Whose history a copy has", lambda segment: segment.installed_epoch),
+    ("aurora_storage_damaged_items", "Found damaged and not yet repaired", lambda segment: segment.damaged_items),
+)
+_COPY_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
+    ("aurora_storage_repair_running", "1 while a copy is being made from peers", lambda copy: copy.running),
+    ("aurora_storage_repair_copied_bytes", "Of the last or running copy from peers", lambda copy: copy.bytes_copied),
+    ("aurora_storage_repair_total_bytes", "Size of the last or running copy", lambda copy: copy.bytes_total),
+)
 
 
 async def fleet_metrics(plane: ControlPlane) -> bytes:
     """Whoever does not answer in time is left out."""
     instances, nodes = dict(plane.processes.instances), dict(plane.processes.nodes)
-    texts = await asyncio.gather(*(_of_instance(instance) for instance in instances.values()))
-    states = await asyncio.gather(*(_state(plane, node_id) for node_id in nodes))
+    texts, states, endpoints = await asyncio.gather(
+        asyncio.gather(*(_of_instance(instance) for instance in instances.values())),
+        asyncio.gather(*(_state(plane, node_id) for node_id in nodes)),
+        plane.endpoints.states(LOOK_TIMEOUT_S),
+    )
     expositions: list[tuple[Mapping[str, str], bytes]] = [({"process": "control"}, telemetry.exposition())]
     expositions += [({"process": name}, text) for name, text in zip(instances, texts, strict=True)]
     known = {node_id: state for node_id, state in zip(nodes, states, strict=True) if state is not None}
-    return (
-        merge(expositions)
-        + b"".join(_clusters(plane))
-        + b"".join(_storage(known, [n.node_id for n in plane.fleet.nodes]))
-    )
+    declared = [node.node_id for node in plane.fleet.nodes]
+    parts = (_clusters(plane), _endpoints(endpoints), _storage(known, declared), _segments(known))
+    return merge(expositions) + b"".join(chain.from_iterable(parts))
 
 
 async def _of_instance(instance: Instance) -> bytes:
@@ -70,35 +95,47 @@ def _clusters(plane: ControlPlane) -> Iterable[bytes]:
     yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
 
 
+def _endpoints(states: Mapping[str, EndpointState]) -> Iterable[bytes]:
+    for name, kind, words in _ENDPOINT_FAMILIES:
+        samples = [({"endpoint": one.name}, float(getattr(one.stats, name))) for one in states.values()]
+        suffix = "_total" if kind == "counter" else ""
+        yield family(f"aurora_endpoint_sessions_{name}{suffix}", kind, words, samples)
+
+
 def _storage(states: Mapping[str, pb.StateReply], declared: Iterable[str]) -> Iterable[bytes]:
     up = [({"node": node_id}, float(node_id in states)) for node_id in declared]
     yield family("aurora_storage_up", "gauge", "1 for a storage node that answers", up)
-    scl: list[Sample] = []
-    copied: list[Sample] = []
-    to_copy: list[Sample] = []
-    damaged: list[Sample] = []
-    for node_id, state in states.items():
-        for volume in state.volumes:
-            for segment in volume.segments:
-                labels = {"node": node_id, "volume": volume.volume.hex(), "group": str(segment.group)}
-                scl.append((labels, float(segment.scl)))
-                damaged.append((labels, float(segment.damaged_items)))
-                if segment.HasField("copy"):
-                    copied.append((labels, float(segment.copy.bytes_copied)))
-                    to_copy.append((labels, float(segment.copy.bytes_total)))
-    yield family("aurora_storage_scl_bytes", "gauge", "Segment complete LSN", scl)
-    yield family("aurora_storage_damaged_items", "gauge", "Found damaged and not yet repaired", damaged)
-    yield family("aurora_storage_repair_copied_bytes", "gauge", "Of the last or running copy from peers", copied)
-    yield family("aurora_storage_repair_total_bytes", "gauge", "Size of the last or running copy from peers", to_copy)
     disk = [({"node": node_id}, float(state.disk_bytes)) for node_id, state in states.items()]
     yield family("aurora_storage_disk_bytes", "gauge", "On a node's disk", disk)
-    refused, events = "refused_", []
-    refusals: list[Sample] = []
+    refused: list[Sample] = []
+    events: list[Sample] = []
     for node_id, state in states.items():
         for name, count in sorted(state.counters.items()):
-            if name.startswith(refused):
-                refusals.append(({"node": node_id, "reason": name.removeprefix(refused)}, float(count)))
+            reason = name.removeprefix(REFUSED)
+            if reason != name:
+                refused.append(({"node": node_id, "reason": reason}, float(count)))
             else:
-                events.append(({"node": node_id, "what": name}, float(count)))
-    yield family("aurora_storage_refused_total", "counter", "Requests that were refused, and why", refusals)
-    yield family("aurora_storage_events_total", "counter", "What nodes count, since they started", events)
+                events.append(({"node": node_id, "event": name}, float(count)))
+    yield family("aurora_storage_refused_total", "counter", "Appends and other calls refused, by reason", refused)
+    yield family("aurora_storage_events_total", "counter", "Everything else that storage nodes count", events)
+
+
+def _segments(states: Mapping[str, pb.StateReply]) -> Iterable[bytes]:
+    """A sample a copy of a protection group."""
+    held = [
+        ({"node": node_id, "volume": volume.volume.hex(), "group": str(segment.group)}, segment)
+        for node_id, state in states.items()
+        for volume in state.volumes
+        for segment in volume.segments
+    ]
+    ends: dict[tuple[str, str], int] = {}  # of what any copy has
+    for labels, segment in held:
+        key = labels["volume"], labels["group"]
+        ends[key] = max(ends.get(key, 0), segment.scl)
+    for name, words, value in _SEGMENT_FAMILIES:
+        yield family(name, "gauge", words, [(labels, float(value(segment))) for labels, segment in held])
+    lag = [(labels, float(ends[labels["volume"], labels["group"]] - segment.scl)) for labels, segment in held]
+    yield family("aurora_storage_lag_bytes", "gauge", "Of log that another copy has and this one lacks", lag)
+    copies = [(labels, segment.copy) for labels, segment in held if segment.HasField("copy")]
+    for name, words, progress in _COPY_FAMILIES:
+        yield family(name, "gauge", words, [(labels, float(progress(copy))) for labels, copy in copies])

@@ -26,6 +26,7 @@ from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.failovers import Failovers
 from aurora_ray.control.heartbeats import Heartbeats, KillInstance
+from aurora_ray.control.metrics_port import MetricsPort
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
@@ -74,6 +75,7 @@ class ControlPlane:
         self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
         self.failovers = Failovers(self)
         self.chaos = Chaos(self, clock)
+        self.metrics_port = MetricsPort(self)
         self._clock = clock
         self._store: ControlStore | None = None
         self._busy: set[str] = set()
@@ -270,6 +272,7 @@ class ControlPlane:
         self._wake.set()
         self.say("everything is asked to stop")
         processes = self.processes
+        self.metrics_port.close()
         await processes.tasks.cancel()
         await _all([self.endpoints.end()])
         instances, processes.instances = processes.instances, {}

@@ -49,6 +49,7 @@ class ControlConfig:
     listen_host: str = "127.0.0.1"
     engine_user: str = "aurora-ray"
     hung_after_s: float = 2.5
+    metrics_port: int | None = None  # see control.metrics_port
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -9,7 +9,7 @@ no-op that costs well under a microsecond, so library code never has to ask whet
     with telemetry.stage_span("volume.flush.encode"): ...                                  # only below a recorded one
 """
 
-from aurora_ray.telemetry.exposition import serve_metrics
+from aurora_ray.telemetry.exposition import Rendered, serve_metrics
 from aurora_ray.telemetry.metrics import REGISTRY, counter, exposition, gauge, histogram
 from aurora_ray.telemetry.propagation import attached, extract_dict, extract_metadata, inject_dict, inject_metadata
 from aurora_ray.telemetry.tracing import (
@@ -28,6 +28,7 @@ from aurora_ray.telemetry.tracing import (
 __all__ = [
     "REGISTRY",
     "Attributes",
+    "Rendered",
     "attached",
     "configure",
     "counter",

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import stat
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
@@ -68,6 +70,21 @@ def test_status_tells_what_there_is(fleet: CliFleet) -> None:
     for node in nodes:
         assert Path(f"/proc/{node['pid']}").exists()
     assert set(status["volume"]) >= {"bytes", "protection_groups", "limit_bytes"}
+
+
+def test_metrics_are_there_for_a_scraper(fleet: CliFleet) -> None:
+    url = fleet.status()["metrics"]
+    assert url.startswith("http://127.0.0.1:")
+    assert url in fleet.check("status")
+    fleet.sql("create table if not exists scraped (n int)")  # so that there is a commit to count
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  (our own server)
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    latency = families["aurora_quorum_seconds"]
+    assert latency.type == "histogram"
+    assert max(s.value for s in latency.samples if s.name.endswith("_count")) > 0
+    assert families["aurora_cluster_vdl_bytes"].samples[0].value > 0
+    assert len(families["aurora_storage_lag_bytes"].samples) == 12, "two volumes on six nodes"
+    assert families["aurora_endpoint_sessions_accepted"].samples
 
 
 def test_for_people_too(fleet: CliFleet) -> None:

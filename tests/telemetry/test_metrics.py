@@ -74,3 +74,29 @@ async def test_the_endpoint_serves_metrics_and_nothing_else() -> None:
 async def test_a_port_in_use_is_a_clear_error(free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)), pytest.raises(ConfigurationError, match=f":{free_port} "):
         await telemetry.serve_metrics(port=free_port)
+
+
+async def test_what_is_dear_is_rendered_once_for_all_who_ask() -> None:
+    count = 0
+
+    async def dear() -> bytes:
+        nonlocal count
+        count += 1
+        await asyncio.sleep(0)
+        return b"dear %d" % count
+
+    kept, fresh = telemetry.Rendered(dear, kept_s=60), telemetry.Rendered(dear, kept_s=0)
+    assert set(await asyncio.gather(*(kept() for _ in range(5)))) == {b"dear 1"}
+    assert await fresh() != await fresh()
+
+
+@pytest.mark.allowed_logs("could not be rendered")
+async def test_what_cannot_be_rendered_is_an_error() -> None:
+    async def broken() -> bytes:
+        raise ConnectionError("no luck")
+
+    async with await telemetry.serve_metrics(render=broken) as server:
+        port = server.sockets[0].getsockname()[1]
+        answer = await request(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert b" 500 " in answer
+        assert b"no luck" not in answer
