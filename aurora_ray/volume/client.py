@@ -19,12 +19,14 @@ import heapq
 import logging
 import time
 import uuid
+from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, FencedError, QuorumLostError, StorageError, UsageError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import GroupRecords, RecordBuilder
+from aurora_ray.volume.deferral import Deferral
 from aurora_ray.volume.membership import MembershipChanges, NodeProgress, create_segments
 from aurora_ray.volume.node_client import NodeClient, close_all, set_peers
 from aurora_ray.volume.quorum import QuorumTracker
@@ -117,7 +119,7 @@ class Volume:
         self._failure: AuroraError | None = None
         self._fenced_nodes: set[str] = set()
         self._quorum = QuorumTracker(spec.placements, recovered.end_lsn, recovered.tails)
-        self._sizes: list[tuple[int, int]] = []  # heap of (flush end, bytes) in flight
+        self._in_flight: deque[tuple[int, int, float]] = deque()  # flushes: end, bytes, when submitted (monotonic)
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (lsn, tie-breaker, wait)
         self._ties = count()
         self._append_lock = asyncio.Lock()
@@ -125,8 +127,9 @@ class Volume:
         self._ending: list[asyncio.Task[None]] = []  # streams to nodes that hold nothing any more
         self._telling: set[asyncio.Task[None]] = set()  # where the others are; nobody waits for it
         self._members = spec.members
-        self._reader = PageReader(spec, self._members, clients, self._has_our_history, az=az)
+        self._reader = PageReader(spec, self._members, clients, self._has_our_history, self._quorum.acked, az=az)
         self._changes = MembershipChanges(self, recovered)
+        self._deferral = Deferral()
         self._uniform: bool
         self._node_groups: dict[str, frozenset[int]]
         self._learn_placement(recovered.installed)
@@ -158,6 +161,7 @@ class Volume:
             "inflight_bytes": self.inflight_bytes,
             "messages": sum(stream.message_count for stream in streams),
             "reconnects": sum(stream.reconnect_count for stream in streams),
+            "hedged_flushes": self._deferral.hedged_count,
             "skipped_flushes": sum(stream.skipped_count for stream in streams),
             "reads": self._reader.read_count,
             "hedged_reads": self._reader.hedged_count,
@@ -184,12 +188,14 @@ class Volume:
         for group in groups:
             self.group_tails[group] = flush_end
         self.inflight_bytes += nbytes
-        heapq.heappush(self._sizes, (flush_end, nbytes))
-        self._last_submit_s = time.monotonic()
+        self._last_submit_s = now_s = time.monotonic()
+        self._in_flight.append((flush_end, nbytes, now_s))
         if self._uniform:
             message = serialize_batches([batch for _, batch in batches])
-            for stream in self._streams.values():
-                stream.push(flush_end, message)
+            held = self._deferral.held
+            for node, stream in self._streams.items():
+                stream.push(flush_end, message, hold=node in held)
+            self._deferral.on_submit(self._in_flight[0])
         else:
             self._push_by_node(flush_end, batches)
 
@@ -212,8 +218,8 @@ class Volume:
     async def wait_room(self, nbytes: int, timeout_s: float) -> None:
         """Returns once `nbytes` more may be submitted. Raises as `wait_durable`."""
         deadline = time.monotonic() + timeout_s
-        while self.inflight_bytes + nbytes > INFLIGHT_BYTES_MAX and self._sizes:
-            await self.wait_durable(self._sizes[0][0], max(0.0, deadline - time.monotonic()))
+        while self.inflight_bytes + nbytes > INFLIGHT_BYTES_MAX and self._in_flight:
+            await self.wait_durable(self._in_flight[0][0], max(0.0, deadline - time.monotonic()))
 
     async def append(self, records: Sequence[Record], timeout_s: float = 30.0) -> int:
         """Encodes records (their LSNs are assigned here), submits them as one flush, and waits until it is durable.
@@ -287,9 +293,11 @@ class Volume:
             self._vdl_moved()
 
     def _vdl_moved(self) -> None:
-        vdl, sizes, waits = self._quorum.vdl, self._sizes, self._waits
-        while sizes and sizes[0][0] <= vdl:
-            self.inflight_bytes -= heapq.heappop(sizes)[1]
+        vdl, in_flight, waits = self._quorum.vdl, self._in_flight, self._waits
+        while in_flight and in_flight[0][0] <= vdl:
+            _, nbytes, submitted_s = in_flight.popleft()
+            self.inflight_bytes -= nbytes
+            self._deferral.on_durable(time.monotonic() - submitted_s, in_flight[0] if in_flight else None)
         while waits and waits[0][0] <= vdl:
             wait = heapq.heappop(waits)[2]
             if not wait.done():
@@ -433,6 +441,10 @@ class Volume:
             self._ending.append(asyncio.create_task(self._streams.pop(node).close(), name=f"leaving {node}"))
         everything = frozenset(self._members)
         self._uniform = all(self._node_groups[node] == everything for node in self._streams)
+        # While members change, a write needs a quorum of two sets: everybody gets everything at once.
+        steady = self._uniform and all(len(placement.sets) == 1 for placement in self.spec.groups)
+        azs = {node: self._clients[node].node.az for node in self._streams}
+        self._deferral.arrange(self._streams, azs, write_quorum(len(self._node_groups)) if steady else None)
 
     def _has_our_history(self, node: str) -> bool:
         stream = self._streams.get(node)
@@ -446,6 +458,7 @@ class Volume:
         """Ends the streams. Waits that are still open fail; what they wait for may become durable all the same."""
         self._end(StorageError("the volume was closed: what was not durable has an unknown outcome"))
         self._heartbeats.cancel()
+        self._deferral.close()
         for telling in self._telling:
             telling.cancel()
         streams = [stream.close() for stream in self._streams.values()]

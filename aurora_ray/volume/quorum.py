@@ -77,6 +77,10 @@ class QuorumTracker:
                 raise UsageError(f"flush {flush_end} touches group {group}, which the volume does not have")
         self._inflight.append((flush_end, groups))
 
+    def acked(self, node: str) -> int:
+        """Up to where a node has acknowledged, in this epoch."""
+        return self._acked.get(node, 0)
+
     def ack(self, node: str, lsn: int) -> bool:
         """A node has all that its stream carried up to `lsn`. True if the VDL moved."""
         if lsn <= self._acked[node]:

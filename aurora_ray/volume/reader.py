@@ -4,7 +4,8 @@ One node is enough for a read, because the client knows what a copy must have: t
 the read point, so "complete up to `required`" (SCL >= required) is all that a node has to check. Only nodes that are
 known to carry the current history are asked; on others a chain may look complete with batches that never happened.
 
-The order of preference is the measured latency, with a handicap for other Availability Zones. A request that takes
+The order of preference is the measured latency, with a handicap for other Availability Zones; copies that have not
+acknowledged what is required come after those that have. A request that takes
 longer than it usually would (mean plus four deviations) is asked of the next node as well, then, after twice that time,
 of a third, and so on; the first answer counts.
 """
@@ -80,7 +81,11 @@ class _Latency:
 
 
 class PageReader:
-    """Reads from the copies of a volume. `eligible` says which nodes are known to carry the current history."""
+    """Reads from the copies of a volume.
+
+    `eligible` says which nodes are known to carry the current history, `acked` up to where each has acknowledged (a
+    hint: they may have more).
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class PageReader:
         members: Mapping[int, Sequence[str]],
         clients: Mapping[str, NodeClient],
         eligible: Callable[[str], bool],
+        acked: Callable[[str], int] = lambda _: 0,
         *,
         az: str | None = None,
     ) -> None:
@@ -98,6 +104,7 @@ class PageReader:
         self._members = members
         self._clients = clients
         self._eligible = eligible
+        self._acked = acked
         self._az = az
         self._latencies: dict[str, _Latency] = {}
 
@@ -131,7 +138,7 @@ class PageReader:
         def ask(client: NodeClient) -> Awaitable[FileTable]:
             return client.read_file_table(lsn, required, timeout_s)
 
-        return await self._from_any(0, ask, timeout_s, hedge=False)
+        return await self._from_any(0, required, ask, timeout_s, hedge=False)
 
     def _chunks(self, indices: Sequence[int], ranges: Sequence[PageRange]) -> list[list[int]]:
         """Splits what is asked of one group, so that no answer exceeds REQUEST_BYTES_MAX (or it is a single range)."""
@@ -157,7 +164,7 @@ class PageReader:
         def ask(client: NodeClient) -> Awaitable[pb.ReadPagesReply]:
             return client.read_pages(request, min(CALL_TIMEOUT_S, timeout_s))
 
-        reply = await self._from_any(group, ask, timeout_s, hedge=True)
+        reply = await self._from_any(group, required, ask, timeout_s, hedge=True)
         return self._split(ranges, reply.kinds, reply.pages)
 
     def _split(self, ranges: Sequence[PageRange], kinds: bytes, pages: bytes) -> list[PageRun]:
@@ -176,20 +183,27 @@ class PageReader:
 
     # ---- which copy
 
-    def _order(self, group: int) -> list[str]:
+    def _order(self, group: int, required: int) -> list[str]:
         """The eligible copies of a group, best first."""
         now = time.monotonic()
 
-        def cost(node: str) -> tuple[bool, float]:
+        def cost(node: str) -> tuple[bool, bool, float]:
             latency = self._latencies.setdefault(node, _Latency())
             near = self._az is None or self._clients[node].node.az == self._az
-            return latency.shunned_until_s > now, latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
+            mean_s = latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
+            return latency.shunned_until_s > now, self._acked(node) < required, mean_s
 
         nodes = [node for node in self._members[group] if node in self._clients and self._eligible(node)]
         return sorted(nodes, key=cost)
 
     async def _from_any(
-        self, group: int, ask: Callable[[NodeClient], Awaitable[_Answer]], timeout_s: float, *, hedge: bool
+        self,
+        group: int,
+        required: int,
+        ask: Callable[[NodeClient], Awaitable[_Answer]],
+        timeout_s: float,
+        *,
+        hedge: bool,
     ) -> _Answer:
         """Rounds over the copies, best first, until one answers."""
         self.read_count += 1
@@ -197,7 +211,7 @@ class PageReader:
         pause_s = ROUND_PAUSE_S[0]
         while True:
             errors: list[AuroraError] = []
-            found = await self._cascade(self._order(group), ask, errors, hedge=hedge)
+            found = await self._cascade(self._order(group, required), ask, errors, hedge=hedge)
             if found is not None:
                 return found
             if errors and all(isinstance(error, OutOfRangeError) for error in errors):

@@ -3,7 +3,7 @@
 `push` takes a flush that is serialised already (the same bytes object for all six nodes). If the node is idle it goes
 out at once; while WINDOW messages are unacknowledged, or one is still being sent, flushes wait and then travel
 together as one message: a protobuf message of repeated fields is just its pieces one after the other. So messages
-grow with load.
+grow with load. A stream may also be asked to hold flushes until `release` (see deferral.py).
 
 What has not been acknowledged is kept and sent again after a reconnect. The backlog of a node that is away or slow is
 bounded by giving up flushes that are durable already, oldest first (gossip brings them to the node); flushes that are
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -86,27 +88,50 @@ class NodeStream:
         self.skipped_count = 0  # flushes left to gossip
         self.reconnect_count = 0
         self.message_count = 0
+        self.acked_lsn = 0
+        self._smoothed_s = 0.0
         self._reply_count = 0
         self._complaint: type[AuroraError] | None = None  # what the log says already of this node
         self._client = client
         self._owner = owner
         self._waiting: deque[tuple[int, bytes]] = deque()  # (flush end, serialised), not sent yet
         self._sent: deque[tuple[int, bytes]] = deque()  # sent, not acknowledged
-        self._message_ends: deque[int] = deque()  # flush end of each message that is not acknowledged
+        self._messages: deque[tuple[int, float]] = deque()  # not acknowledged: flush end, and when it was sent
+        self._held = False  # what waits is to stay until it is released
         self._writer: asyncio.Future[None] | None = None  # set while the writing task is idle
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"append to {node_id}")
 
+    @property
+    def latency_s(self) -> float:
+        """From sending a message to its acknowledgement, smoothed; at least what the oldest one on its way has taken.
+
+        Infinite after the stream broke, until a message is acknowledged again.
+        """
+        if not self._messages:
+            return self._smoothed_s
+        return max(self._smoothed_s, time.monotonic() - self._messages[0][1])
+
     # ---- in
 
-    def push(self, flush_end: int, message: bytes) -> None:
-        """Queues a flush. Never blocks; in LSN order."""
+    def push(self, flush_end: int, message: bytes, *, hold: bool = False) -> None:
+        """Queues a flush. Never blocks; in LSN order.
+
+        `hold`: it may wait for the next flush without, or for `release`. Flushes before it are not held up by that.
+        """
+        self._held = hold and (self._held or not self._waiting)
         self._waiting.append((flush_end, message))
         self.backlog_bytes += len(message)
-        if self._writer is not None and len(self._message_ends) < WINDOW:
+        if self._writer is not None and not self._held and len(self._messages) < WINDOW:
             self._wake_writer()
         if self.backlog_bytes > BACKLOG_BYTES_MAX:
             self._shed(self._owner.vdl)
+
+    def release(self) -> None:
+        """Sends what was held back."""
+        self._held = False
+        if self._waiting and self._writer is not None and len(self._messages) < WINDOW:
+            self._wake_writer()
 
     def heartbeat(self, lsn: int, message: bytes) -> None:
         """Sends a message without redo, unless there is other work for the node anyway."""
@@ -164,6 +189,7 @@ class NodeStream:
                 level = logging.DEBUG if type(error) is self._complaint else logging.WARNING
                 logger.log(level, "append stream: %s", error)
                 self._complaint = type(error)
+            self._smoothed_s = math.inf
             if self._reply_count > replies_before:  # a node that only refuses is not hurried
                 backoff_s = BACKOFF_S[0]
             self._rewind()
@@ -188,10 +214,10 @@ class NodeStream:
             await asyncio.gather(writing, return_exceptions=True)
 
     async def _write(self, call: AppendCall) -> None:
-        waiting, ends = self._waiting, self._message_ends
+        waiting, messages = self._waiting, self._messages
         try:
             while True:
-                if not waiting or len(ends) >= WINDOW:
+                if not waiting or self._held or len(messages) >= WINDOW:
                     self._writer = asyncio.get_running_loop().create_future()
                     await self._writer
                     continue
@@ -214,25 +240,31 @@ class NodeStream:
                 end = entry[0]
                 nbytes += len(entry[1])
             message = b"".join(parts)
-        self._message_ends.append(end)
+        self._messages.append((end, time.monotonic()))
         self.message_count += 1
         return message
 
     def _on_reply(self, lsn: int) -> None:
-        sent, ends = self._sent, self._message_ends
+        sent, messages = self._sent, self._messages
         while sent and sent[0][0] <= lsn:
             self.backlog_bytes -= len(sent.popleft()[1])
-        while ends and ends[0] <= lsn:
-            ends.popleft()
-        if self._waiting and self._writer is not None:
+        while messages and messages[0][0] <= lsn:
+            self._observe(time.monotonic() - messages.popleft()[1])
+        if self._waiting and not self._held and self._writer is not None:
             self._wake_writer()
+        self.acked_lsn = lsn
         self._reply_count += 1
         self._complaint = None
         self._owner.on_ack(self.node_id, lsn)
 
+    def _observe(self, took_s: float) -> None:
+        known_s = self._smoothed_s
+        self._smoothed_s = known_s + (took_s - known_s) / 16 if 0 < known_s < math.inf else took_s
+
     def _rewind(self) -> None:
         """What was not acknowledged waits again."""
         self._writer = None
-        self._message_ends.clear()
+        self._held = False
+        self._messages.clear()
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()

@@ -133,7 +133,7 @@ async def test_all_members_are_replaced_at_once(twelve: Cluster) -> None:
     await cluster.stop(*NODES[1:])
     lsn = await volume.append(pages((7, b"elsewhere")))
     assert (await volume.read_pages([(0, 1, 7, 1)]))[0].pages.rstrip(b"\0") == b"elsewhere"
-    assert {cluster.segment(node).scl for node in OTHERS[:4]} == {lsn}
+    await identical(cluster, OTHERS, lsn)
     cluster.spec = volume.spec
     assert (await cluster.open()).vdl == lsn
 
