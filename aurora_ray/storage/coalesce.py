@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import zstandard
 
 from aurora_ray.errors import MalformedError
-from aurora_ray.log.pages import PageMerger, apply_delta, fits
+from aurora_ray.log.pages import apply_delta, fits, merge_changes
 from aurora_ray.storage.keys import (
     CUT_VALUE,
     DELTA,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aurora_ray.log.filetable import FileTable
-    from aurora_ray.storage.layers import Change, LayerIndex
+    from aurora_ray.log.pages import Change
+    from aurora_ray.storage.layers import LayerIndex
     from aurora_ray.storage.segment import Cut, Segment
 
 CHAIN_DELTAS_MAX: Final = 16
@@ -96,7 +97,6 @@ class _LayerWriter:
         self._segment, self._index = segment, index
         self._page_size = segment.meta.page_size
         self._versions = Versions(segment)
-        self._merger = PageMerger(self._page_size)
         self._changes = segment.store.batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
 
@@ -109,7 +109,7 @@ class _LayerWriter:
             cuts = index.cuts.get(file_id)
             changes = index.pages.get(key, ())
             if cuts is None:
-                self._page(file_id, page, [(buf, at) for _, buf, at in changes], base_is_zeros=False)
+                self._page(file_id, page, changes, base_is_zeros=False)
             else:
                 self._page_with_cuts(file_id, page, changes, cuts)
             if self._changes.nbytes >= _WRITE_BYTES:
@@ -166,29 +166,29 @@ class _LayerWriter:
             until = lsns[number + 1] if number + 1 < len(lsns) else None
             here = [keep for cut_lsn, keep in partial if cut_lsn > lsn and (until is None or cut_lsn < until)]
             zero_from.append(min(here, default=size))
-        sources = [(buf, at) for _, buf, at in live]
-        self._page(file_id, page, sources, base_is_zeros=bool(gone_lsn), zero_from=zero_from)
+        self._page(file_id, page, live, base_is_zeros=bool(gone_lsn), zero_from=zero_from)
 
     def _page(
         self,
         file_id: int,
         page: int,
-        changes: list[tuple[bytes, int]],
+        changes: Sequence[Change],
         *,
         base_is_zeros: bool,
-        zero_from: Sequence[int] = (),
+        zero_from: Sequence[int] | None = None,
     ) -> None:
         """Merges and writes one page's version at the end of the layer."""
         start_lsn = self._index.start_lsn
         base = None if base_is_zeros else self._versions.newest(file_id, page, start_lsn)
         try:
-            merged = self._merger.merge(changes, base_is_zeros=base is None, zero_from=zero_from)
+            merged = merge_changes(changes, self._page_size, base_is_zeros=base is None, zero_from=zero_from)
         except MalformedError:
-            kept = [number for number, (buf, at) in enumerate(changes) if fits(buf, at, self._page_size)]
+            kept = [number for number, (_, buf, at) in enumerate(changes) if fits(buf, at, self._page_size)]
             if not kept:
                 return
             changes = [changes[number] for number in kept]
-            merged = self._merger.merge(changes, base_is_zeros=base is None, zero_from=_thinned(zero_from, kept))
+            zero_from = None if zero_from is None else _thinned(zero_from, kept)
+            merged = merge_changes(changes, self._page_size, base_is_zeros=base is None, zero_from=zero_from)
         key = page_key(file_id, page, self._index.end_lsn)
         if merged.is_image or base is None:
             self._put_image(file_id, page, key, merged.data, has_older=base is not None)
@@ -213,7 +213,5 @@ class _LayerWriter:
 
 def _thinned(zero_from: Sequence[int], kept: Sequence[int]) -> list[int]:
     """`zero_from` for only the `kept` changes: a cut after a change that is left out falls to the one before."""
-    if not zero_from:
-        return []
     bounds = [0, *(number + 1 for number in kept), len(zero_from)]
     return [min(zero_from[bounds[i] : bounds[i + 1]]) for i in range(len(bounds) - 1)]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, OutOfRangeError
 from aurora_ray.log.batch import inflate, payload, verify
-from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, SIZE_BODY, RecordType
+from aurora_ray.log.layout import RECORD_HEADER_BYTES, SIZE_BODY, RecordType
+from aurora_ray.log.pages import Change, scan
 from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.segment import Cut
@@ -23,9 +24,6 @@ from aurora_ray.storage.segment import Cut
 if TYPE_CHECKING:
     from aurora_ray.storage.segment import Segment
 
-Change = tuple[int, bytes, int]  # LSN, batch, offset of the PAGE record in it
-
-_PAGE: Final = int(RecordType.PAGE)
 _TRUNCATE: Final = int(RecordType.TRUNCATE)
 _DROP: Final = int(RecordType.DROP)
 
@@ -59,26 +57,15 @@ class LayerIndex:
         return True
 
     def _scan(self, batch: bytes, group: int) -> None:
-        unpack, pages = RECORD_HEADER.unpack_from, self.pages
-        at, end = len(batch) - len(payload(batch)), len(batch)
-        while at < end:
-            length, kind, _, _, lsn, file_id, _, page = unpack(batch, at)
-            if kind == _PAGE:
-                key = file_id << 32 | page
-                changes = pages.get(key)
-                if changes is None:
-                    pages[key] = [(lsn, batch, at)]
-                else:
-                    changes.append((lsn, batch, at))
-            else:
-                if group == 0:
-                    self.table.append((lsn, batch, at))
-                if kind == _TRUNCATE and length >= RECORD_HEADER_BYTES + SIZE_BODY.size:
-                    new_size = SIZE_BODY.unpack_from(batch, at + RECORD_HEADER_BYTES)[0]
-                    self.cuts.setdefault(file_id, []).append(Cut(lsn, new_size, dropped=False))
-                elif kind == _DROP:
-                    self.cuts.setdefault(file_id, []).append(Cut(lsn, 0, dropped=True))
-            at += length
+        begin = len(batch) - len(payload(batch))
+        for kind, lsn, file_id, at, length in scan(batch, begin, self.pages):
+            if group == 0:
+                self.table.append((lsn, batch, at))
+            if kind == _TRUNCATE and length >= RECORD_HEADER_BYTES + SIZE_BODY.size:
+                new_size = SIZE_BODY.unpack_from(batch, at + RECORD_HEADER_BYTES)[0]
+                self.cuts.setdefault(file_id, []).append(Cut(lsn, new_size, dropped=False))
+            elif kind == _DROP:
+                self.cuts.setdefault(file_id, []).append(Cut(lsn, 0, dropped=True))
 
 
 class LayerCache:

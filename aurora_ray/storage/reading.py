@@ -18,9 +18,10 @@ from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.versions import Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from aurora_ray.storage.layers import Change, LayerIndex
+    from aurora_ray.log.pages import Change
+    from aurora_ray.storage.layers import LayerIndex
     from aurora_ray.storage.segment import Cut, Segment
 
 _FULL = int(RecordFlag.FULL)
@@ -34,18 +35,20 @@ def require_complete(segment: Segment, required_scl: int) -> None:
         )
 
 
-async def read_pages(
-    segment: Segment, lsn: int, file_id: int, first_page: int, *, count: int
-) -> list[bytearray | None]:
-    """`count` pages as of `lsn`; None for one never written. Raises OutOfRangeError or DamagedError."""
+async def read_pages(segment: Segment, lsn: int, ranges: Iterable[tuple[int, int, int]]) -> list[bytearray | None]:
+    """The pages of (file id, first page, count), range after range, as of `lsn`; None for one never written.
+
+    Raises OutOfRangeError or DamagedError.
+    """
     view = await View.of(segment, lsn)
     pacer = Pacer()
     pages = []
-    for page in range(first_page, first_page + count):
-        if pacer.due:
-            await pacer.rest()
-            view = await View.of(segment, lsn)
-        pages.append(view.page(file_id, page))
+    for file_id, first_page, count in ranges:
+        for page in range(first_page, first_page + count):
+            if pacer.due:
+                await pacer.rest()
+                view = await View.of(segment, lsn)
+            pages.append(view.page(file_id, page))
     return pages
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record as rec
 from aurora_ray.log.batch import check_records, compress, encode_batch, inflate, payload, verify
-from aurora_ray.log.pages import PageMerger, apply_delta, fits
+from aurora_ray.log.pages import apply_delta, fits, merge_changes, scan
 from aurora_ray.log.record import Record, RecordBuilder
 
 PAGE = 512
@@ -136,11 +136,11 @@ def test_every_flipped_bit_is_refused(record):
 
 @given(st.lists(PAGES, min_size=1, max_size=8), st.binary(min_size=PAGE, max_size=PAGE), st.booleans())
 def test_a_merged_change_equals_its_parts(records, base, base_is_zeros):
-    changes = [(rec.encode(record), 0) for record in records]
+    changes = [(record.lsn, rec.encode(record), 0) for record in records]
     expected = bytearray(PAGE) if base_is_zeros else bytearray(base)
     for record in records:
         rec.apply_page(record, expected)
-    merged = PageMerger(PAGE).merge(changes, base_is_zeros=base_is_zeros)
+    merged = merge_changes(changes, PAGE, base_is_zeros=base_is_zeros)
     if merged.is_image:
         assert merged.data.ljust(PAGE, b"\0") == expected
     else:
@@ -155,13 +155,63 @@ def test_a_page_record_with_any_body_is_applied_or_refused(body, flags, count):
     encoded = rec.encode(record)
     page = bytearray(64)
     if not fits(encoded, 0, 64):
-        merger = PageMerger(64)
         with pytest.raises(MalformedError):
-            merger.merge([(encoded, 0)], base_is_zeros=True)
-        good = (rec.encode(rec.page_delta(1, 0, [(60, b"x")])), 0)
-        assert len(merger.merge([good], base_is_zeros=True).data) == 61, "the scratch page is sound again"
+            merge_changes([(8, encoded, 0)], 64, base_is_zeros=True)
+        good = (8, rec.encode(rec.page_delta(1, 0, [(60, b"x")])), 0)
+        assert len(merge_changes([good], 64, base_is_zeros=True).data) == 61, "nothing is left of the bad one"
     else:
-        PageMerger(64).merge([(encoded, 0)], base_is_zeros=True)
+        merge_changes([(8, encoded, 0)], 64, base_is_zeros=True)
+    assert len(page) == 64
+
+
+@given(st.lists(PAGES, min_size=1, max_size=5), st.lists(st.integers(0, PAGE), min_size=6, max_size=6), st.booleans())
+def test_cuts_between_changes_leave_zeros(records, cuts, base_is_zeros):
+    changes = [(record.lsn, rec.encode(record), 0) for record in records]
+    cuts = cuts[: len(records) + 1]
+    base = bytearray(PAGE) if base_is_zeros else bytearray(b"b" * PAGE)
+    expected = bytearray(base)
+    expected[cuts[0] :] = bytes(PAGE - cuts[0])
+    for record, cut in zip(records, cuts[1:], strict=True):
+        rec.apply_page(record, expected)
+        expected[cut:] = bytes(PAGE - cut)
+    merged = merge_changes(changes, PAGE, base_is_zeros=base_is_zeros, zero_from=cuts)
+    if merged.is_image:
+        base = bytearray(merged.data.ljust(PAGE, b"\0"))
+    else:
+        apply_delta(merged.data, base)
+    assert base == expected
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=12))
+def test_a_scan_finds_every_record(records):
+    for batch in batches(records):
+        begin = len(batch) - len(payload(batch))
+        pages: dict[int, list[tuple[int, bytes, int]]] = {}
+        others = scan(batch, begin, pages)
+        expected: dict[int, list[int]] = {}
+        rest = []
+        at = begin
+        for record in rec.iter_records(payload(batch)):
+            if record.type == rec.RecordType.PAGE:
+                expected.setdefault(record.file_id << 32 | record.page, []).append(at)
+            else:
+                rest.append((int(record.type), record.lsn, record.file_id, at, record.encoded_bytes))
+            at += record.encoded_bytes
+        assert {key: [at for _, _, at in changes] for key, changes in pages.items()} == expected
+        assert others == rest
+
+
+@given(st.binary(max_size=200), st.integers(0, 40))
+def test_a_scan_of_arbitrary_bytes_ends_or_is_refused(data, at):
+    with contextlib.suppress(MalformedError):
+        scan(data, at, {})
+
+
+@given(st.binary(max_size=80))
+def test_an_arbitrary_delta_is_applied_or_refused(data):
+    page = bytearray(64)
+    with contextlib.suppress(MalformedError):
+        apply_delta(data, page)
     assert len(page) == 64
 
 
