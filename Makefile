@@ -83,12 +83,24 @@ sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
 ##### Measuring
 
 .PHONY: bench-quick
-bench-quick: $(BUILT) account ## the main figures, in a few minutes
+bench-quick: $(BUILT) account ## the main figures beside stock PostgreSQL, in five minutes
 	$(BIN)/python -m benchmarks run quick $(ARGS)
 
+.PHONY: bench-standard
+bench-standard: $(BUILT) account bench-tools ## all main workloads, in half an hour (ARGS=--resume: go on with a run)
+	$(BIN)/python -m benchmarks run standard $(ARGS)
+
 .PHONY: bench
-bench: $(BUILT) account ## the whole suite, in hours
+bench: $(BUILT) account bench-tools ## the whole suite, in hours (ARGS=--resume: go on with a run)
 	$(BIN)/python -m benchmarks run full $(ARGS)
+
+.PHONY: bench-report
+bench-report: $(BUILT) ## write benchmarks/RESULTS.md and its charts from the results in benchmarks/results
+	$(BIN)/python -m benchmarks report $(ARGS)
+
+.PHONY: bench-tools
+bench-tools: ## install sysbench if root; otherwise say how (without it, its workloads are left out)
+	@deploy/prepare-machine --benchmarks
 
 ##### Building
 

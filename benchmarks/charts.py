@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Final
 
 import matplotlib as mpl
-from hdrh.histogram import HdrHistogram
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from benchmarks.derived import STAGES, cpu_ms_per_transaction
-from benchmarks.load import DIGITS, HIGHEST_US
+from benchmarks.histograms import percentiles
 from benchmarks.results import Result
 from benchmarks.statistics import spread
-from benchmarks.tables import workload_title
+from benchmarks.workloads import workload_title
 
 _COLOURS: Final = {"aurora": "#1f6feb", "standbys": "#d29922", "stock": "#8b949e", "nosync": "#c9d1d9"}
 _STAGE_COLOURS: Final = {"engine": "#8b949e", "driver": "#1f6feb", "copies": "#79c0ff", "client": "#e6e6e6"}
@@ -68,10 +67,9 @@ def _latency(axes: Axes, result: Result, workload: str) -> None:
     """Percentiles at the largest number of clients, all rounds in one histogram."""
     clients = _clients(result, workload)[-1]
     for system in result.systems(workload, clients):
-        histogram = HdrHistogram(1, HIGHEST_US, DIGITS)
-        for sample in result.rounds(workload, clients, system).values():
-            histogram.decode_and_add(sample.histogram)
-        values = [histogram.get_value_at_percentile(each) / 1000 for each in _PERCENTILES]
+        samples = result.rounds(workload, clients, system).values()
+        found = percentiles([sample.histogram for sample in samples], _PERCENTILES)
+        values = [found[f"p{each:g}"] / 1000 for each in _PERCENTILES]
         axes.plot(range(len(_PERCENTILES)), values, label=result.title(system), color=_COLOURS.get(system), marker=".")
     axes.set_xticks(range(len(_PERCENTILES)), [f"{each:g}" for each in _PERCENTILES])
     axes.set_yscale("log")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.results import Sample
+from benchmarks.workloads import reads_only
 
-READ_ONLY: Final = ("select",)
 STAGES: Final = ("engine", "driver", "copies", "client")
 Derived = float | None
 
@@ -63,10 +63,38 @@ def redo_bytes_per_transaction(sample: Sample) -> Derived:
     return _ratio(counters.get("flush_bytes", counters.get("wal_bytes", 0.0)), sample.transactions)
 
 
-def messages_per_transaction(sample: Sample) -> Derived:
-    """gRPC messages to all six nodes together; not counted for other systems."""
-    messages = sample.counters.get("messages")
-    return None if messages is None else _ratio(messages, sample.transactions)
+def database_ios_per_transaction(sample: Sample) -> Derived:
+    """Sends to the copies and writes to the engine's own disk: the measure of Table 1 of the paper on Aurora (2017).
+
+    Of the node that the database runs on, six-fold sends included; what the copies do with it is theirs.
+    """
+    counters = sample.counters
+    names = ("network_writes", "wal_writes", "page_writes")
+    found = [counters[name] for name in names if name in counters]
+    return _ratio(sum(found), sample.transactions) if found else None
+
+
+def disk_bytes_per_redo_byte(sample: Sample) -> Derived:
+    """What reached the disk, of all copies together, for each byte of redo (sent to each copy, or of WAL)."""
+    counters = sample.counters
+    return _ratio(sample.device_bytes_settled, counters.get("flush_bytes", counters.get("wal_bytes", 0.0)))
+
+
+def memory_mib(sample: Sample, name: str | None = None) -> Derived:
+    """Proportional set size, of one stage or of all; of the copies, the mean of one."""
+    values = [size for component, size in sample.memory_bytes.items() if name in (None, stage(component))]
+    if not values:
+        return None
+    return sum(values) / (len(values) if name == "copies" else 1) / 2**20
+
+
+def counted(name: str) -> Callable[[Sample], Derived]:
+    """One of the system's own counters, per transaction; None for systems that do not count it."""
+
+    def get(sample: Sample) -> Derived:
+        return _ratio(sample.counters[name], sample.transactions) if name in sample.counters else None
+
+    return get
 
 
 def foreign_share(sample: Sample) -> Derived:
@@ -94,7 +122,12 @@ COLUMNS: Final = (
         "transactions_per_flush", "tx per flush", "", lambda s: _ratio(s.transactions, flushes(s)), 1, of_writes=True
     ),
     Column("redo_bytes", "redo sent", "B/tx", redo_bytes_per_transaction, 0, of_writes=True),
-    Column("messages", "messages", "1/tx", messages_per_transaction, of_writes=True),
+    Column("images", "page images in the WAL", "1/tx", counted("wal_full_images"), of_writes=True),
+    Column("messages", "gRPC messages to six nodes", "1/tx", counted("messages"), of_writes=True),
+    Column("network", "sends to the copies", "1/tx", counted("network_writes"), of_writes=True),
+    Column("wal_writes", "own disk: WAL writes", "1/tx", counted("wal_writes"), of_writes=True),
+    Column("page_writes", "own disk: page writes", "1/tx", counted("page_writes"), of_writes=True),
+    Column("ios", "I/Os of the database node", "1/tx", database_ios_per_transaction, of_writes=True),
     Column("packets", "loopback packets", "1/tx", lambda s: _ratio(s.loopback_packets, s.transactions), 1),
     Column("cpu", "CPU, all", "ms/tx", cpu_ms_per_transaction),
     Column("cpu_engine", "engine", "ms/tx", lambda s: cpu_ms_per_transaction(s, "engine")),
@@ -105,14 +138,18 @@ COLUMNS: Final = (
     Column("flush_driver", "driver", "ms/flush", lambda s: cpu_ms_per_flush(s, "driver"), of_writes=True),
     Column("flush_copies", "six copies", "ms/flush", lambda s: cpu_ms_per_flush(s, "copies"), of_writes=True),
     Column("device", "written to disk", "KiB/tx", lambda s: _ratio(s.device_bytes_settled / 1024, s.transactions), 1),
-    Column("memory", "memory", "MiB", lambda s: sum(s.memory_bytes.values()) / 2**20 if s.memory_bytes else None, 0),
+    Column("amplification", "written to disk / redo", "", disk_bytes_per_redo_byte, 1, of_writes=True),
+    Column("memory", "memory, all", "MiB", memory_mib, 0),
+    Column("memory_engine", "memory, engine", "MiB", lambda s: memory_mib(s, "engine"), 0),
+    Column("memory_driver", "memory, driver", "MiB", lambda s: memory_mib(s, "driver"), 0),
+    Column("memory_copy", "memory, one copy", "MiB", lambda s: memory_mib(s, "copies"), 0),
     Column("foreign", "disturbed", "%", lambda s: _percent(foreign_share(s)), 0),
 )
 
 
 def columns(workload: str) -> list[Column]:
     """Those that mean something for a workload: what is per flush or per redo says nothing of one that only reads."""
-    return [column for column in COLUMNS if not (column.of_writes and workload in READ_ONLY)]
+    return [column for column in COLUMNS if not (column.of_writes and reads_only(workload))]
 
 
 def _percent(share: Derived) -> Derived:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.load import Load, run_load
+from benchmarks.histograms import encode, percentiles
+from benchmarks.load import run_load
+from benchmarks.loads import Load
 from benchmarks.procfs import Usage, device_written_bytes, loopback, machine_cpu_s, memory_bytes, usage
 from benchmarks.results import Sample
 from benchmarks.systems.base import System, wait_sessions_ended
+from benchmarks.workloads import Checkpoint
 
 QUIET_CORES: Final = 0.25  # less than this counts as idle: heartbeats, gossip, a checkpoint that is spread thin
 _QUIET_POLL_S: Final = 0.25
@@ -80,20 +83,23 @@ class Slot:
     round: int
     load: Load
     warm_s: float
+    checkpoint: Checkpoint
 
 
 def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
     """Warms up, runs the load, lets the system settle."""
     system = meter.system
     memory = _warm_up(meter, slot)
+    system.before_load(slot.checkpoint)
     counted = system.counters()
     before = meter.snapshot()
     result = run_load(system.dsn, slot.load, system.site.bin_dir)
     after = meter.snapshot()
     wait_sessions_ended(system.dsn)
-    counters = {name: value - counted[name] for name, value in system.counters().items() if name not in _GAUGES}
+    counters = _since(system.counters(), counted)
     settle()
     settled = meter.snapshot()
+    histogram = encode(result.counts)
     used = {name: each.since(before.used[name]) for name, each in after.used.items()}
     deferred = [each.since(after.used[name]).cpu_s for name, each in settled.used.items()]
     return Sample(
@@ -105,8 +111,8 @@ def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
         transactions=result.transactions,
         failed=result.failed,
         tps=result.tps,
-        latency_us=result.latency_us,
-        histogram=result.histogram,
+        latency_us=percentiles([histogram]),
+        histogram=histogram,
         client_cpu_s=result.client_cpu_s,
         cpu_s={name: each.cpu_s for name, each in used.items()},
         dirtied_bytes={name: each.written_bytes for name, each in used.items()},
@@ -119,6 +125,11 @@ def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
         loopback_packets=after.loopback_packets - before.loopback_packets,
         loopback_bytes=after.loopback_bytes - before.loopback_bytes,
     )
+
+
+def _since(counters: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    """What was counted in between."""
+    return {name: value - before[name] for name, value in counters.items() if name not in _GAUGES and name in before}
 
 
 def _warm_up(meter: Meter, slot: Slot) -> dict[str, int]:

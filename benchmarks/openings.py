@@ -26,6 +26,7 @@ _DATABASES: Final = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"
 _TABLE: Final = "SELECT pg_relation_size('pgbench_accounts')"
 _SCAN: Final = "SELECT count(*), sum(abalance) FROM pgbench_accounts"
 _POINT: Final = "SELECT abalance FROM pgbench_accounts WHERE aid = {aid}"
+COLD_SCAN: Final = "scan, cold"  # the last figure of a round
 Report = Callable[[Figure], None]
 
 
@@ -81,7 +82,7 @@ def _cold_reads(system: System, number: int, report: Report) -> None:
         query(system.dsn, _SCAN)
     value = round(nbytes / elapsed_s() / 1e6, 1)
     size = {"table_bytes": nbytes}
-    report(Figure(name="scan, cold", system=system.name, round=number, value=value, unit="MB/s", facts=size))
+    report(Figure(name=COLD_SCAN, system=system.name, round=number, value=value, unit="MB/s", facts=size))
 
 
 @contextlib.contextmanager

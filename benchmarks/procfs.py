@@ -88,6 +88,19 @@ def device_written_bytes(path: Path) -> int:
     return int(fields[6]) * _SECTOR_BYTES
 
 
+def socket_inodes(pid: int) -> set[int]:
+    """Of the sockets that a process has open."""
+    found = set()
+    for descriptor in (_PROC / str(pid) / "fd").iterdir():
+        try:
+            kind, _, inode = os.readlink(descriptor).partition(":[")
+        except OSError:  # closed meanwhile
+            continue
+        if kind == "socket":
+            found.add(int(inode[:-1]))
+    return found
+
+
 def _descendants(roots: Iterable[int]) -> list[int]:
     children: dict[int, list[int]] = defaultdict(list)
     for entry in os.listdir(_PROC):

@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from benchmarks.load import Load, LoadResult, run_load
+from benchmarks.load import run_load
+from benchmarks.loads import Load, LoadResult
 from benchmarks.systems.aurora import Aurora
 
 RATE_HZ: Final = 200

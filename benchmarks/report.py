@@ -18,8 +18,8 @@ from benchmarks.tables import (
     ratio_to,
     remarks,
     warnings,
-    workload_title,
 )
+from benchmarks.workloads import workload_title
 
 _INTRODUCTION = """\
 # Results

@@ -71,6 +71,8 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    finished: bool = True  # False while it runs, and in the file of a run that was interrupted
+    resumed: list[str] = field(default_factory=list)  # when, RFC 3339, UTC
     timeline: list[list[Any]] = field(default_factory=list)  # [seconds since the start, step that began then]
     seconds: float = 0.0
     format: int = FORMAT
@@ -91,6 +93,15 @@ class Result:
         values["samples"] = [Sample(**each) for each in values["samples"]]
         values["figures"] = [Figure(**each) for each in values["figures"]]
         return cls(**values)
+
+    def has_sample(self, workload: str, clients: int, system: str, number: int) -> bool:
+        """Whether this turn was measured."""
+        key = (workload, clients, system, number)
+        return any((each.workload, each.clients, each.system, each.round) == key for each in self.samples)
+
+    def has_figure(self, name: str, system: str, number: int) -> bool:
+        """Whether this figure was taken."""
+        return any((each.name, each.system, each.round) == (name, system, number) for each in self.figures)
 
     def groups(self) -> list[tuple[str, int]]:
         """(workload, clients) in the order measured."""

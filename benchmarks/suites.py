@@ -1,30 +1,31 @@
-"""The suites: what is measured on which systems, how long, how often."""
+"""The suites: which workloads, on how much data, how long, how often."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
+from benchmarks.data import DataSpec
 from benchmarks.systems.base import Sizes
+from benchmarks.workloads import ALL, CATALOGUE, Workload
 
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
-ALL: Final = ("aurora", "standbys", "stock", "nosync")
-READS: Final = ("aurora", "stock")
+# What a turn takes besides its load: connecting, a checkpoint, settling. Only for estimates.
+_TURN_EXTRA_S: Final = 3.0
+_COPY_BYTES_PER_S: Final = 40 * MIB
+_OPENING_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """One kind of transaction. `systems` are those it tells something about."""
+class Turns:
+    """A workload with its numbers of clients and seconds."""
 
-    name: str
-    title: str
-    script: str
+    workload: Workload
     clients: tuple[int, ...]
-    systems: tuple[str, ...]
     warm_s: float
     run_s: float
-    log_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,62 +33,92 @@ class Suite:
     """A whole run. `settle_s_max` bounds each wait for quiet, `first_settle_s_max` the one after loading the data."""
 
     name: str
-    scale: int
+    systems: tuple[str, ...]
+    data: DataSpec
     sizes: Sizes
-    workloads: tuple[Workload, ...]
+    turns: tuple[Turns, ...]
     rounds: int
     opening_rounds: int
     copy_bytes: int
+    copy_rounds: int
     settle_s_max: float
     first_settle_s_max: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def estimate_s(self, names: Sequence[str]) -> float:
+        """About how long it takes on a small machine, without preparing the data."""
+        seconds = 0.0
+        for each in self.turns:
+            systems = len([name for name in names if name in each.workload.systems])
+            turn_s = each.warm_s + each.run_s + _TURN_EXTRA_S
+            seconds += self.rounds * systems * len(each.clients) * turn_s
+        seconds += self.copy_rounds * len(names) * self.copy_bytes / _COPY_BYTES_PER_S
+        return seconds + self.opening_rounds * _OPENING_S * (("aurora" in names) + ("stock" in names))
+
+    def described(self) -> dict[str, Any]:
+        """Plain values, for the result."""
+        return {**asdict(self), "scale": self.data.scale}
 
 
-def _workloads(
-    clients: tuple[int, ...], tpcb_s: tuple[float, float], select_s: tuple[float, float]
-) -> tuple[Workload, ...]:
-    return (
-        Workload(
-            name="tpcb",
-            title="pgbench TPC-B",
-            script="tpcb-like",
-            clients=clients,
-            systems=ALL,
-            warm_s=tpcb_s[0],
-            run_s=tpcb_s[1],
-        ),
-        Workload(
-            name="select",
-            title="pgbench select-only, warm cache",
-            script="select-only",
-            clients=clients,
-            systems=READS,
-            warm_s=select_s[0],
-            run_s=select_s[1],
-            log_share=0.1,
-        ),
-    )
+def _turns(name: str, clients: tuple[int, ...], warm_s: float, run_s: float) -> Turns:
+    return Turns(workload=CATALOGUE[name], clients=clients, warm_s=warm_s, run_s=run_s)
 
 
+_SIZES: Final = Sizes(shared_buffers_bytes=GIB, standby_buffers_bytes=256 * MIB, cache_bytes=8 * GIB)
 QUICK: Final = Suite(
     name="quick",
-    scale=60,
-    sizes=Sizes(shared_buffers_bytes=1536 * MIB, standby_buffers_bytes=256 * MIB, cache_bytes=4 * GIB),
-    workloads=_workloads((32,), (2, 6), (1, 4)),
+    systems=("aurora", "standbys", "stock"),
+    data=DataSpec(scale=50),
+    sizes=_SIZES,
+    turns=(_turns("tpcb-warm", (32,), 1, 4), _turns("select", (32,), 1, 3), _turns("tpcb", (32,), 1, 4)),
+    rounds=3,
+    opening_rounds=1,
+    copy_bytes=0,
+    copy_rounds=0,
+    settle_s_max=2,
+    first_settle_s_max=10,
+)
+STANDARD: Final = Suite(
+    name="standard",
+    systems=ALL,
+    data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=100_000),
+    sizes=_SIZES,
+    turns=(
+        _turns("tpcb-warm", (32, 64), 2, 8),
+        _turns("tpcb-warm", (1,), 1, 5),
+        _turns("sysbench-write", (32,), 2, 8),
+        _turns("sysbench-point", (32,), 1, 4),
+        _turns("select", (32,), 1, 4),
+        _turns("tpcb", (32, 64), 2, 8),
+        _turns("tpcb", (1,), 1, 5),
+    ),
     rounds=3,
     opening_rounds=2,
-    copy_bytes=0,
-    settle_s_max=3,
-    first_settle_s_max=15,
+    copy_bytes=256 * MIB,
+    copy_rounds=2,
+    settle_s_max=2,
+    first_settle_s_max=60,
 )
 FULL: Final = Suite(
     name="full",
-    scale=60,
-    sizes=Sizes(shared_buffers_bytes=1536 * MIB, standby_buffers_bytes=256 * MIB, cache_bytes=8 * GIB),
-    workloads=_workloads((1, 8, 32, 64), (10, 60), (5, 30)),
+    systems=ALL,
+    data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=250_000, tpcc_warehouses=10),
+    sizes=_SIZES,
+    turns=(
+        _turns("tpcb-warm", (1, 8, 32, 64), 10, 60),
+        _turns("sysbench-write", (1, 8, 32, 64), 10, 60),
+        _turns("sysbench-rw", (1, 8, 32, 64), 10, 60),
+        _turns("sysbench-point", (1, 8, 32, 64), 5, 30),
+        _turns("tpcc", (8, 32), 10, 60),
+        _turns("select", (1, 8, 32, 64), 5, 30),
+        _turns("tpcb", (1, 8, 32, 64), 10, 60),
+        _turns("tpcb-rate", (32,), 10, 60),
+    ),
     rounds=5,
     opening_rounds=5,
     copy_bytes=GIB,
+    copy_rounds=5,
     settle_s_max=30,
     first_settle_s_max=180,
 )
-SUITES: Final = {suite.name: suite for suite in (QUICK, FULL)}
+SUITES: Final = {suite.name: suite for suite in (QUICK, STANDARD, FULL)}

@@ -8,7 +8,7 @@ from rich.table import Table
 from benchmarks.derived import COLUMNS, Column, columns
 from benchmarks.results import Figure, Result, Sample
 from benchmarks.statistics import Comparison, compare, spread
-from benchmarks.suites import SUITES
+from benchmarks.workloads import workload_title
 
 OURS = "aurora"
 
@@ -37,15 +37,6 @@ def heading(result: Result) -> str:
     )
 
 
-def workload_title(name: str) -> str:
-    """What people call it."""
-    for suite in SUITES.values():
-        for workload in suite.workloads:
-            if workload.name == name:
-                return workload.title
-    return name
-
-
 def ratio_to(result: Result, workload: str, clients: int, system: str) -> Comparison:
     """aurora-ray's throughput as a multiple of another's."""
     ours, theirs = (result.rounds(workload, clients, name) for name in (OURS, system))
@@ -63,6 +54,8 @@ def warnings(result: Result) -> list[str]:
             f"in {disturbed} of {len(shares)} turns other processes took more than 10 % of the machine's busy time "
             f"(at most {max(shares):.0f} %): the figures are for debugging only"
         )
+    if not result.finished:
+        found.append("the run was interrupted: `--resume` goes on with it")
     if failed := sum(sample.failed for sample in result.samples):
         found.append(f"{failed} transactions failed")
     if result.commit.get("modified"):

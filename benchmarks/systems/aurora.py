@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from aurora_ray.engine.postgres_image import PAGE_BYTES
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from benchmarks.machine import ROOT
-from benchmarks.procfs import Component
+from benchmarks.procfs import Component, socket_inodes
 from benchmarks.stack import StackConfig
-from benchmarks.systems.base import System, wal_counters
+from benchmarks.systems.base import System, engine_counters, segments_out
 from benchmarks.systems.server import template
 
 ZONES: Final = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c", "c2": "c"}
@@ -105,22 +104,30 @@ class Aurora(System):
     title = "aurora-ray"
 
     def start(self) -> None:
-        """A new volume, with a copy of the template as its content."""
-        directory = self._directory = self.site.directory(self.name)
-        self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        """A new volume, with a copy of the template as its content; or the one that was kept."""
+        directory = self._directory = self.open_directory()
         self.nodes = {node: self._spawn_node(node, zone) for node, zone in ZONES.items()}
         self._addresses = [
             NodeAddress(node, ZONES[node], _first_line(child, directory / f"{node}.log"))
             for node, child in self.nodes.items()
         ]
-        self.volume = self.new_volume()
-        source = template(self.site)
-        self._open(create=False, import_from=source).close()
+        kept = directory / "volume.json"
+        if self.from_kept_data:
+            self.volume = VolumeSpec.from_dict(json.loads(kept.read_text()))
+        else:
+            self.volume = self.new_volume()
+            kept.write_text(json.dumps(self.volume.to_dict()))
+            self._open(create=False, import_from=template(self.site)).close()
         self.writer = self._open(create=False)
         self._cleanup.callback(self._close_writer)
+        self.data_is_there()
 
     def _close_writer(self) -> None:
-        self.writer.close()  # the one of that time, not the first
+        """The writer of that time, not the first; in order if what it has written is kept."""
+        if self.site.keep:
+            with contextlib.suppress(RuntimeError, OSError, subprocess.TimeoutExpired):
+                self.writer.stop()
+        self.writer.close()
 
     def _spawn_node(self, node: str, zone: str) -> subprocess.Popen[str]:
         data_dir = self._directory / node
@@ -147,7 +154,7 @@ class Aurora(System):
             shared_buffers_bytes=site.sizes.shared_buffers_bytes,
             cache_bytes=site.sizes.cache_bytes,
             max_connections=site.sizes.max_connections,
-            parameters={},
+            parameters=self.parameters,
             create=create,
             import_from=None if import_from is None else str(import_from),
         )
@@ -173,8 +180,17 @@ class Aurora(System):
         return [engine, Component("driver", (self.writer.pid,)), *nodes]
 
     def counters(self) -> dict[str, float]:
-        """The driver's and the WAL's."""
-        return {**wal_counters(self.dsn, self.site.install.major), **self.writer.ask("stats")}
+        """The engine's, the driver's, and what the driver sends to the nodes.
+
+        Without the engine's calls that write to files: those only fill the local cache, nothing waits for a disk.
+        """
+        engine = engine_counters(self.dsn, self.site.install.major)
+        cached = ("wal_writes", "page_writes")
+        kept = {name: value for name, value in engine.items() if name not in cached}
+        ports = {int(node.address.rpartition(":")[2]) for node in self._addresses}
+        own = socket_inodes(self.writer.pid)
+        sent = segments_out(lambda each: each.remote in ports and each.inode in own)
+        return {**kept, **self.writer.ask("stats"), **sent}
 
     def data_dirs(self) -> list[Path]:
         """The nodes'; the mount is a cache."""

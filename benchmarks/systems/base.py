@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import subprocess
+import shutil
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -16,11 +18,24 @@ import psycopg
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.postgres_image import PreparedImage
+from benchmarks.data import DataSpec, fill_pgbench
 from benchmarks.procfs import Component
+from benchmarks.segments import Connection, connections
+from benchmarks.workloads import Checkpoint
 
-LOAD_TIMEOUT_S: Final = 1800.0
+_READY: Final = "ready.json"
 _QUIET_POLL_S: Final = 0.02
 _GONE_TIMEOUT_S: Final = 3.0
+# Each user's index: (table, its first column, whether it is the primary key). A scan of an index that asks for xmin
+# must look into the table as well.
+_INDEXES: Final = """
+    SELECT indrelid::regclass::text, quote_ident(attname), indisprimary
+    FROM pg_index JOIN pg_class ON pg_class.oid = indrelid
+    JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+    WHERE relkind = 'r' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace,
+                                                 'information_schema'::regnamespace)
+    ORDER BY indisprimary DESC, 1"""
+_BY_INDEX: Final = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +50,25 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One binary, one account, one disk."""
+    """One binary, one account, one disk.
+
+    With `keep`, what the systems have stored stays below `work_dir`, and the next run finds it there. `parameters` are
+    settings for engines that come on top of a system's own, by the system's name.
+    """
 
     work_dir: Path
     install: EngineInstall
     account: EngineAccount
     image: PreparedImage
     sizes: Sizes
-    scale: int
+    data: DataSpec
+    keep: bool = False
+    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> int:
+        """pgbench's."""
+        return self.data.scale
 
     @property
     def bin_dir(self) -> str:
@@ -65,9 +91,11 @@ class System(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    writes_images: ClassVar[bool] = False  # of whole pages, into the WAL, at a page's first change after a checkpoint
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.from_kept_data = False
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -83,7 +111,33 @@ class System(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Starts it on a copy of the template: the same data, page by page, for all."""
+        """Starts it on a copy of the template: the same data, page by page, for all; or on what was kept."""
+
+    def open_directory(self) -> Path:
+        """The system's directory: empty, or with what an earlier run has kept of the same data and version."""
+        directory = self.site.directory(self.name)
+        try:
+            self.from_kept_data = json.loads((directory / _READY).read_text()) == self._identity()
+        except (OSError, ValueError):
+            self.from_kept_data = False
+        if not self.from_kept_data:
+            shutil.rmtree(directory)
+            self.site.directory(self.name)
+        if not self.site.keep:
+            self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def data_is_there(self) -> None:
+        """To be called when the data is complete: from now on it can be kept."""
+        (self.site.directory(self.name) / _READY).write_text(json.dumps(self._identity()))
+
+    def _identity(self) -> dict[str, str]:
+        return {"data": self.site.data.name, "postgres": self.site.install.version}
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What was asked for this system's engine beyond its own settings."""
+        return dict(self.site.parameters.get(self.name, {}))
 
     @property
     @abstractmethod
@@ -112,13 +166,22 @@ class System(ABC):
         hidden = ("port", "data_directory", "hba_file", "unix_socket_directories", "primary_conninfo")
         return {name: value for name, value in rows if name not in hidden}
 
+    def begin(self, checkpoint: Checkpoint) -> None:  # noqa: B027  (a system may have nothing to prepare)
+        """Prepares for some workloads whose last checkpoint is to be long ago, or that each begin with one."""
+
+    def before_load(self, checkpoint: Checkpoint) -> None:
+        """Right before a measured load, after its warm-up."""
+        if self.writes_images and checkpoint == Checkpoint.JUST_BEFORE:
+            execute(self.dsn, "CHECKPOINT")
+
     def warm_up(self) -> None:
-        """Brings pgbench's tables and their indexes into the buffers, by way of the index."""
-        execute(
-            self.dsn,
-            "SET enable_seqscan = off; SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0; "
-            "SELECT sum(abalance) FROM pgbench_accounts WHERE aid > 0; CHECKPOINT",
-        )
+        """Brings all tables and indexes into the buffers, tables by way of their first index."""
+        indexes = query(self.dsn, _INDEXES)
+        statements = [
+            f"SELECT count({'xmin' if is_primary else '*'}) FROM {table} WHERE {column} IS NOT NULL"  # noqa: S608
+            for table, column, is_primary in indexes
+        ]
+        execute(self.dsn, "; ".join([_BY_INDEX, *statements, "CHECKPOINT"]))
 
 
 def execute(dsn: str, statements: str) -> None:
@@ -164,21 +227,28 @@ def touch_pages(dsn: str) -> None:
     )
 
 
-def wal_counters(dsn: str, major: int) -> dict[str, float]:
-    """The engine's own WAL: bytes, full page images, and how often it was flushed."""
-    syncs = (
-        "(SELECT sum(fsyncs) FROM pg_stat_io WHERE object = 'wal')" if major >= 18 else "wal_sync"
-    )  # moved in PostgreSQL 18
-    row = query(dsn, f"SELECT wal_records, wal_fpi, wal_bytes, {syncs} FROM pg_stat_wal")[0]  # noqa: S608
-    return dict(zip(("wal_records", "wal_full_images", "wal_bytes", "wal_syncs"), map(float, row), strict=True))
+def engine_counters(dsn: str, major: int) -> dict[str, float]:
+    """The engine's own WAL (bytes, images of pages, flushes) and its calls that write to files, WAL and pages."""
+    wal_io = "(SELECT sum({}) FROM pg_stat_io WHERE object = 'wal')"  # there since PostgreSQL 18, which has no other
+    syncs, writes = (wal_io.format("fsyncs"), wal_io.format("writes")) if major >= 18 else ("wal_sync", "wal_write")
+    pages = "(SELECT sum(writes) FROM pg_stat_io WHERE object = 'relation')"
+    names = ("wal_records", "wal_full_images", "wal_bytes", "wal_syncs", "wal_writes", "page_writes")
+    values = f"wal_records, wal_fpi, wal_bytes, {syncs}, {writes}, {pages}"
+    row = query(dsn, f"SELECT {values} FROM pg_stat_wal")[0]  # noqa: S608
+    return {name: float(value or 0) for name, value in zip(names, row, strict=True)}
+
+
+def segments_out(chosen: Callable[[Connection], bool]) -> dict[str, float]:
+    """TCP segments with data that the chosen connections have sent; nothing where the kernel does not say."""
+    try:
+        return {"network_writes": float(sum(each.data_segments_out for each in connections() if chosen(each)))}
+    except OSError:
+        return {}
 
 
 def fill(dsn: str, bin_dir: str, scale: int) -> None:
-    """pgbench's tables. Takes the client-side way, which is what everybody uses."""
-    command = [f"{bin_dir}/pgbench", "-i", "-q", "-s", str(scale), dsn]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LOAD_TIMEOUT_S)
-    if done.returncode != 0:
-        raise RuntimeError(f"pgbench -i failed: {done.stderr.strip()[-800:]}")
+    """pgbench's tables. Raises RuntimeError."""
+    fill_pgbench(dsn, bin_dir, scale)
 
 
 def disk_bytes(directories: list[Path]) -> int:

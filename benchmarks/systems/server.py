@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,9 @@ from typing import Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.network import claim_port
-from benchmarks.systems.base import Site, fill
+from benchmarks.data import fill_all
+from benchmarks.systems.base import Site
+from benchmarks.workloads import Checkpoint
 
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 120.0
@@ -23,16 +26,14 @@ _POLL_S: Final = 0.02
 _STATUS_LINE: Final = 7  # of postmaster.pid, from 0
 _HBA: Final = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 
-# What a careful administrator sets for this load. Checkpoints are rare, because each one makes the next change of every
-# page write a full image, and the images are compressed; a long measurement pays for some all the same.
+# What a careful administrator sets for this load. What has to do with checkpoints is in a file: it changes
+# between workloads, and what is on the command line could not.
 SETTINGS: Final[Mapping[str, str]] = {
     "wal_sync_method": "fdatasync",
     "full_page_writes": "on",
     "wal_compression": "pglz",
     "wal_level": "replica",
     "wal_buffers": "16MB",
-    "max_wal_size": "4GB",
-    "checkpoint_timeout": "15min",
     "checkpoint_completion_target": "0.9",
     "huge_pages": "try",
     "jit": "off",
@@ -41,6 +42,13 @@ SETTINGS: Final[Mapping[str, str]] = {
     "max_wal_senders": "16",
     "wal_keep_size": "4GB",
 }
+# PostgreSQL's own interval, with room for the WAL of that long; or none for as long as anybody measures.
+_CHECKPOINTS: Final = {
+    Checkpoint.JUST_BEFORE: {"checkpoint_timeout": "5min", "max_wal_size": "8GB"},
+    Checkpoint.LONG_AGO: {"checkpoint_timeout": "1d", "max_wal_size": "64GB"},
+}
+_CHECKPOINTS_FILE: Final = "checkpoints.conf"
+_INCLUDE: Final = f"\ninclude_if_exists = '{_CHECKPOINTS_FILE}'\n"
 
 
 class Server:
@@ -66,6 +74,11 @@ class Server:
     def start(self) -> None:
         """Returns when it is ready, or follows a primary. Belongs into the main thread: it ends with its thread."""
         self.port = claim_port("127.0.0.1", 0)
+        configuration = self.data_dir / "postgresql.conf"
+        if _INCLUDE not in configuration.read_text():
+            with configuration.open("a") as file:
+                file.write(_INCLUDE)
+        self._write_checkpoints(Checkpoint.JUST_BEFORE)
         hba = self.data_dir.parent / "hba.conf"
         hba.write_text(_HBA)
         fixed = {
@@ -88,6 +101,15 @@ class Server:
                 cwd="/",
             )
         self._wait_ready()
+
+    def set_checkpoints(self, checkpoint: Checkpoint) -> None:
+        """When checkpoints come by themselves from now on: as usual, or so rarely that the last one stays long ago."""
+        self._write_checkpoints(checkpoint)
+        self._running().send_signal(signal.SIGHUP)
+
+    def _write_checkpoints(self, checkpoint: Checkpoint) -> None:
+        lines = [f"{name} = '{value}'\n" for name, value in _CHECKPOINTS[checkpoint].items()]
+        (self.data_dir / _CHECKPOINTS_FILE).write_text("".join(lines))
 
     def stop(self, signo: signal.Signals = signal.SIGINT) -> None:
         """SIGINT shuts it down in order, SIGQUIT at once. Rougher if it does not obey in time."""
@@ -135,18 +157,19 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def template(site: Site) -> Path:
-    """A data directory, shut down in order, with pgbench's tables at the site's scale; made once for all systems."""
-    target = site.directory("template") / f"scale-{site.scale}"
+    """A data directory, shut down in order, with the site's data; made once for all systems."""
+    target = site.directory("template") / site.data.name
     if target.exists():
         return target
     building = target.with_name(f"{target.name}-building")
+    shutil.rmtree(building, ignore_errors=True)
     copy_tree(site.image.tree, building)
-    if site.scale > 0:
-        unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+    if site.data.nbytes > 0:
+        unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_wal_size": "64GB"}
         server = Server(site, building, site.sizes.shared_buffers_bytes, unsafe)
         try:
             server.start()
-            fill(server.dsn, site.bin_dir, site.scale)
+            fill_all(server.dsn, site.bin_dir, site.data)
         finally:
             server.stop()
         _tidy(site, building)
@@ -155,9 +178,11 @@ def template(site: Site) -> Path:
 
 
 def _tidy(site: Site, data_dir: Path) -> None:
-    """Without what a server makes anew, and without the WAL of the load: one new, nearly empty segment."""
+    """Without what a server makes anew, our settings, and the WAL of the load: one new, nearly empty segment."""
     command = [f"{site.bin_dir}/pg_resetwal", "-f", "-D", str(data_dir)]
     subprocess.run(site.account.command(command), check=True, timeout=60, cwd="/", stdout=subprocess.DEVNULL)
-    for pattern in ("**/pg_internal.init*", "postmaster.*"):
+    configuration = data_dir / "postgresql.conf"
+    configuration.write_text(configuration.read_text().replace(_INCLUDE, ""))
+    for pattern in ("**/pg_internal.init*", "postmaster.*", _CHECKPOINTS_FILE):
         for path in data_dir.glob(pattern):
             path.unlink()

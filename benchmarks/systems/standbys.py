@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import time
@@ -10,8 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.procfs import Component
-from benchmarks.systems.base import System, execute, query, touch_pages, wal_counters
+from benchmarks.systems.base import (
+    System,
+    engine_counters,
+    execute,
+    query,
+    segments_out,
+    touch_pages,
+)
 from benchmarks.systems.server import Server, copy_tree, template
+from benchmarks.workloads import Checkpoint
 
 STANDBYS: Final = 6
 REQUIRED: Final = 4
@@ -24,24 +31,27 @@ class Standbys(System):
     """A primary and six standbys made by pg_basebackup, streaming over loopback."""
 
     name = "standbys"
+    writes_images = True
     title = f"stock, ANY {REQUIRED} of {STANDBYS} standbys"
 
     def start(self) -> None:
         """From a copy of the template; copies are taken two at a time."""
         site = self.site
-        self._directory = site.directory(self.name)
-        self._cleanup.callback(shutil.rmtree, self._directory, ignore_errors=True)
-        copy_tree(template(site), self._directory / "primary")
-        self.primary = Server(site, self._directory / "primary", site.sizes.shared_buffers_bytes, {})
-        self._cleanup.callback(lambda: self.primary.stop(signal.SIGQUIT))
+        self._directory = self.open_directory()
+        if not self.from_kept_data:
+            copy_tree(template(site), self._directory / "primary")
+        buffers_bytes = site.sizes.shared_buffers_bytes
+        self.primary = Server(site, self._directory / "primary", buffers_bytes, self.parameters)
+        self._cleanup.callback(lambda: self.primary.stop(self._end_signal))
         self.primary.start()
         names = [f"s{number}" for number in range(1, STANDBYS + 1)]
-        self._prepare(names)
-        for pair in zip(names[::2], names[1::2], strict=True):
-            self._back_up(pair)
+        if not self.from_kept_data:
+            self._prepare(names)
+            for pair in zip(names[::2], names[1::2], strict=True):
+                self._back_up(pair)
         self.standbys = [self._standby(name) for name in names]
         for standby in self.standbys:
-            self._cleanup.callback(standby.stop, signal.SIGQUIT)
+            self._cleanup.callback(standby.stop, self._end_signal)
             standby.start()
         self._wait_streaming()
         execute(
@@ -49,6 +59,11 @@ class Standbys(System):
             f"ALTER SYSTEM SET synchronous_standby_names = 'ANY {REQUIRED} ({', '.join(names)})'; "
             "SELECT pg_reload_conf()",
         )
+        self.data_is_there()
+
+    @property
+    def _end_signal(self) -> signal.Signals:
+        return signal.SIGINT if self.site.keep else signal.SIGQUIT
 
     def _prepare(self, names: list[str]) -> None:
         for name in names:
@@ -88,10 +103,12 @@ class Standbys(System):
             f"not all of the {STANDBYS} standbys follow the primary; their logs are in {self._directory}"
         )
 
-    def warm_up(self) -> None:
-        """As the others, with the full page images of a checkpoint behind it."""
-        super().warm_up()
-        touch_pages(self.dsn)
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Long ago: no checkpoint from now on, and the images since the last one are written."""
+        for server in (self.primary, *self.standbys):
+            server.set_checkpoints(checkpoint)
+        if checkpoint == Checkpoint.LONG_AGO:
+            touch_pages(self.dsn)
 
     @property
     def dsn(self) -> str:
@@ -107,8 +124,10 @@ class Standbys(System):
         return [Component("engine", (self.primary.pid,), tree=True), *standbys]
 
     def counters(self) -> dict[str, float]:
-        """The primary's WAL."""
-        return wal_counters(self.dsn, self.site.install.major)
+        """The primary's own, and what it sends to its standbys."""
+        ports = {row[0] for row in query(self.dsn, "SELECT client_port FROM pg_stat_replication")}
+        sent = segments_out(lambda each: each.local == self.primary.port and each.remote in ports)
+        return {**engine_counters(self.dsn, self.site.install.major), **sent}
 
     def data_dirs(self) -> list[Path]:
         """All seven."""

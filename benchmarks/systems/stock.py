@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.procfs import Component
-from benchmarks.systems.base import System, touch_pages, wal_counters
+from benchmarks.systems.base import System, engine_counters, touch_pages
 from benchmarks.systems.server import Server, copy_tree, template
+from benchmarks.workloads import Checkpoint
 
 
 class Stock(System):
@@ -18,21 +18,24 @@ class Stock(System):
 
     name = "stock"
     title = "stock, local disk"
-    parameters: ClassVar[Mapping[str, str]] = {}
+    writes_images = True
+    own_parameters: ClassVar[Mapping[str, str]] = {}
 
     def start(self) -> None:
         """From a copy of the template."""
-        directory = self.site.directory(self.name)
-        self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        copy_tree(template(self.site), directory / "data")
-        self.server = Server(self.site, directory / "data", self.site.sizes.shared_buffers_bytes, self.parameters)
-        self._cleanup.callback(lambda: self.server.stop(signal.SIGQUIT))
+        directory = self.open_directory()
+        if not self.from_kept_data:
+            copy_tree(template(self.site), directory / "data")
+        parameters = {**self.own_parameters, **self.parameters}
+        self.server = Server(self.site, directory / "data", self.site.sizes.shared_buffers_bytes, parameters)
+        self._cleanup.callback(lambda: self.server.stop(signal.SIGINT if self.site.keep else signal.SIGQUIT))
         self.server.start()
+        self.data_is_there()
 
-    def warm_up(self) -> None:
-        """As the others, with the full page images of a checkpoint behind it where there are any."""
-        super().warm_up()
-        if self.parameters.get("full_page_writes") != "off":
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Long ago: no checkpoint from now on, and the images since the last one are written."""
+        self.server.set_checkpoints(checkpoint)
+        if checkpoint == Checkpoint.LONG_AGO and self.writes_images:
             touch_pages(self.dsn)
 
     @property
@@ -45,8 +48,8 @@ class Stock(System):
         return [Component("engine", (self.server.pid,), tree=True)]
 
     def counters(self) -> dict[str, float]:
-        """The WAL's."""
-        return wal_counters(self.dsn, self.site.install.major)
+        """The engine's."""
+        return engine_counters(self.dsn, self.site.install.major)
 
     def data_dirs(self) -> list[Path]:
         """The data directory."""
@@ -58,4 +61,5 @@ class StockNoSync(Stock):
 
     name = "nosync"
     title = "stock, fsync=off"
-    parameters: ClassVar[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
+    writes_images = False
+    own_parameters: ClassVar[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}

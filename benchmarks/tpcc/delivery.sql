@@ -1,0 +1,2 @@
+\set w random(1, :scale)
+SELECT tpcc.delivery(:w);
