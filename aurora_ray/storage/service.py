@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
@@ -57,12 +58,10 @@ class StorageService:
         if sum(r.count for r in request.ranges) * volume.page_size > _READ_BYTES_MAX:
             raise UsageError(f"more than {_READ_BYTES_MAX} bytes of pages asked for at once")
         kinds, carried = bytearray(), []
-        for wanted in request.ranges:
-            segment = volume.segment(wanted.group)
+        for group, ranges in groupby(request.ranges, lambda wanted: wanted.group):
+            segment = volume.segment(group)
             require_complete(segment, request.required_scl)
-            pages = await read_pages(
-                segment, request.lsn, wanted.file_id, first_page=wanted.first_page, count=wanted.count
-            )
+            pages = await read_pages(segment, request.lsn, [(r.file_id, r.first_page, r.count) for r in ranges])
             kinds += bytes(page is not None for page in pages)
             carried += [page for page in pages if page is not None]
         self._node.counters["read_pages"] += len(kinds)

@@ -117,6 +117,7 @@ class Driver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._fetcher.stop()
         self._local.close()
         self.failed.cancel()
 

@@ -1,11 +1,17 @@
-"""Brings absent pages into the local files: on demand, ahead of sequential readers, or whole files at once."""
+"""Brings absent pages into the local files: on demand, ahead of sequential readers, or whole files at once.
+
+A page costs little to read and a message costs much, so what is asked for while some reads are on their way is gathered
+and goes out together: a single miss is read at once, and an engine that recovers, which asks for thousands of scattered
+pages one by one, far ahead, gets them by the dozen.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 from array import array
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aurora_ray.interposer import native
@@ -13,7 +19,7 @@ from aurora_ray.log.layout import NO_GROUP
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from aurora_ray.interposer.region import Region
     from aurora_ray.volume.client import Volume
@@ -23,6 +29,8 @@ _LEAF_EXTENTS = 64  # how many extents the region keeps together
 _PAGES_A_READ = 128  # pages asked of one node at once
 _AHEAD_MIN, _AHEAD_MAX = 16, 1024
 _READS_AT_ONCE = 8
+_READS_HURRIED = 2  # with fewer reads than these on their way, whatever is wanted goes out at once;
+_PAGES_WORTH_IT = 32  # with more, only so many together
 _NO_EXTENTS: array[int] = array("I")
 
 
@@ -34,6 +42,18 @@ class _Reader:
     ahead: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Wanted:
+    """A run of absent pages of one file. When `arrived` is done, `error` is an errno or 0, or `failure` is raised."""
+
+    slot: int
+    first: int
+    count: int
+    arrived: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    error: int = 0
+    failure: BaseException | None = None
+
+
 class Fetcher:
     """Fetches pages for one region. A page on its way is not asked for twice."""
 
@@ -43,10 +63,20 @@ class Fetcher:
         self._local = local
         self._extents: dict[int, array[int]] = {}
         self._readers: dict[int, _Reader] = {}
-        self._coming: dict[tuple[int, int], asyncio.Future[None]] = {}  # (slot, page) -> when it has arrived
-        self._permits = asyncio.Semaphore(_READS_AT_ONCE)
+        self._coming: dict[tuple[int, int], _Wanted] = {}  # by slot and page
+        self._queue: deque[_Wanted] = deque()
+        self._queued_pages = 0
+        self._reading = 0
+        self._start_is_due = False
         self._background: set[asyncio.Task[None]] = set()
         self.pages_fetched = 0
+
+    async def stop(self) -> None:
+        """Ends all reads; whoever waits for one is not answered any more."""
+        self._queue.clear()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     def know(self, slot: int, extents: array[int]) -> None:
         """The protection groups of a mounted file's extents; the region is told when it asks."""
@@ -84,33 +114,63 @@ class Fetcher:
         reader.ahead = min(max(_AHEAD_MIN, reader.ahead * 2), _AHEAD_MAX) if sequential else 0
         reader.expected = end + reader.ahead
         if reader.ahead:
-            task = asyncio.create_task(self._ahead(slot, end, end + reader.ahead))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._spawn(self._ahead(slot, end, end + reader.ahead))
 
     async def _ahead(self, slot: int, first: int, end: int) -> None:
         await self._bring(slot, first, end)
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     # ---- how it comes
 
     async def _bring(self, slot: int, first: int, end: int) -> int:
-        waits: list[asyncio.Future[None]] = []
-        reads = []
-        for start, count in self._runs(slot, first, end, waits):
+        """Fetches what is absent of these pages; 0 or an errno."""
+        others: dict[_Wanted, None] = {}
+        mine: list[_Wanted] = []
+        for start, count in self._runs(slot, first, end, others):
             for at in range(start, start + count, _PAGES_A_READ):
                 n = min(_PAGES_A_READ, start + count - at)
-                done = asyncio.get_running_loop().create_future()
-                self._coming.update(dict.fromkeys(((slot, page) for page in range(at, at + n)), done))
-                reads.append(self._read(slot, at, n, done))
-        error = 0
-        for result in await asyncio.gather(*reads):
-            error = error or result
-        for wait in waits:
-            await wait
-        return error
+                wanted = _Wanted(slot, at, n)
+                self._coming.update(dict.fromkeys(((slot, page) for page in range(at, at + n)), wanted))
+                self._queue.append(wanted)
+                self._queued_pages += n
+                mine.append(wanted)
+        if mine and not self._start_is_due:
+            self._start_is_due = True
+            asyncio.get_running_loop().call_soon(self._start)  # others may be about to ask for something as well
+        waits = {wanted.arrived for wanted in (*others, *mine)}
+        if waits:
+            await asyncio.wait(waits)
+        for wanted in mine:
+            if wanted.failure is not None:
+                raise wanted.failure
+        return next((wanted.error for wanted in mine if wanted.error), 0)
 
-    def _runs(self, slot: int, first: int, end: int, waits: list[asyncio.Future[None]]) -> Iterator[tuple[int, int]]:
-        """Runs of absent pages that nobody fetches yet; the arrival of the others goes into `waits`."""
+    def _start(self) -> None:
+        """Sends what waits, as far as it shall go now."""
+        self._start_is_due = False
+        while self._queue and self._reading < _READS_AT_ONCE:
+            if self._reading >= _READS_HURRIED and self._queued_pages < _PAGES_WORTH_IT:
+                return
+            self._reading += 1
+            self._spawn(self._read(self._gather()))
+
+    def _gather(self) -> list[_Wanted]:
+        """What goes out together."""
+        queue = self._queue
+        together = [queue.popleft()]
+        pages = together[0].count
+        while queue and pages + queue[0].count <= _PAGES_A_READ:
+            together.append(queue.popleft())
+            pages += together[-1].count
+        self._queued_pages -= pages
+        return together
+
+    def _runs(self, slot: int, first: int, end: int, others: dict[_Wanted, None]) -> Iterator[tuple[int, int]]:
+        """Runs of absent pages that nobody fetches yet; what is on its way already goes into `others`."""
         while True:
             start, count = self._region.absent_run(slot, first, end)
             if not count:
@@ -121,41 +181,53 @@ class Fetcher:
                 coming = self._coming.get((slot, page))
                 if coming is None:
                     continue
-                if not waits or waits[-1] is not coming:
-                    waits.append(coming)
+                others[coming] = None
                 if page > run:
                     yield run, page - run
                 run = page + 1
             if first > run:
                 yield run, first - run
 
-    async def _read(self, slot: int, first: int, count: int, done: asyncio.Future[None]) -> int:
+    async def _read(self, together: list[_Wanted]) -> None:
         try:
-            async with self._permits:
-                return await self._read_now(slot, first, count)
+            await self._read_now(together)
+        except BaseException as error:
+            for wanted in together:
+                wanted.failure = error
+            if not isinstance(error, Exception):
+                raise
         finally:
-            for page in range(first, first + count):
-                del self._coming[slot, page]
-            done.set_result(None)
+            self._reading -= 1
+            for wanted in together:
+                for page in range(wanted.first, wanted.first + wanted.count):
+                    del self._coming[wanted.slot, page]
+                wanted.arrived.set_result(None)
+            self._start()
 
-    async def _read_now(self, slot: int, first: int, count: int) -> int:
-        view = self._region.slot(slot)
-        first_extent, end_extent = first // EXTENT_PAGES, (first + count - 1) // EXTENT_PAGES + 1
-        leaf = first_extent - first_extent % _LEAF_EXTENTS
-        self.tell_extents(slot, leaf, -(-(end_extent - leaf) // _LEAF_EXTENTS) * _LEAF_EXTENTS)
-        placed, error = [], 0
-        for group, at, n in self._by_group(slot, first, count):
-            if group is None:
-                error = error or self._fill(slot, view.file_id, at, bytes(n), b"")
-            else:
-                placed.append((group, view.file_id, at, n))
-        # An unlinked file that is still open is read as it was before its DROP, once that is durable itself.
-        lsn = min(view.drop_lsn, self._volume.vdl) if view.drop_lsn else None
-        answers = await self._volume.read_pages(placed, lsn) if placed else ()
-        for (_, _, at, _), answer in zip(placed, answers, strict=True):
-            error = error or self._fill(slot, view.file_id, at, answer.kinds, answer.pages)
-        self.pages_fetched += count
-        return error
+    async def _read_now(self, together: list[_Wanted]) -> None:
+        by_lsn: dict[int, list[tuple[_Wanted, tuple[int, int, int, int]]]] = {}
+        vdl = self._volume.vdl
+        for wanted in together:
+            view = self._region.slot(wanted.slot)
+            # An unlinked file that is still open is read as it was before its DROP, once that is durable itself. One
+            # that is unlinked after this look has a DROP above `vdl`.
+            lsn = min(view.drop_lsn, vdl) if view.drop_lsn else vdl
+            self._learn_extents(wanted)
+            for group, at, n in self._by_group(wanted.slot, wanted.first, wanted.count):
+                if group is None:
+                    wanted.error = wanted.error or self._fill(wanted.slot, view.file_id, at, bytes(n), b"")
+                else:
+                    by_lsn.setdefault(lsn, []).append((wanted, (group, view.file_id, at, n)))
+        for lsn, placed in by_lsn.items():  # nearly always one
+            answers = await self._volume.read_pages([place for _, place in placed], lsn)
+            for (wanted, (_, file_id, at, _)), answer in zip(placed, answers, strict=True):
+                wanted.error = wanted.error or self._fill(wanted.slot, file_id, at, answer.kinds, answer.pages)
+        self.pages_fetched += sum(wanted.count for wanted in together)
+
+    def _learn_extents(self, wanted: _Wanted) -> None:
+        first, end = wanted.first // EXTENT_PAGES, (wanted.first + wanted.count - 1) // EXTENT_PAGES + 1
+        leaf = first - first % _LEAF_EXTENTS
+        self.tell_extents(wanted.slot, leaf, -(-(end - leaf) // _LEAF_EXTENTS) * _LEAF_EXTENTS)
 
     def _fill(self, slot: int, file_id: int, first: int, kinds: bytes, pages: bytes) -> int:
         if self._region.slot(slot).file_id != file_id:

@@ -186,3 +186,41 @@ async def test_volatile_paths_stay_out(nodes: Cluster, tmp_path: Path) -> None:
     assert [entry.paths[0] for entry in table.entries()] == [b"", b"tmp", b"kept"]
     await mounted.close()
     await volume.close()
+
+
+PAGES = 2000
+WRITE_PAGES = f"""
+import os
+fd = os.open("f", os.O_CREAT | os.O_RDWR)
+for page in range({PAGES}):
+    os.pwrite(fd, page.to_bytes(4, "little") * {PAGE_BYTES // 4}, page * {PAGE_BYTES})
+os.fsync(fd)
+"""
+# As an engine that recovers: scattered pages, announced well ahead of being read.
+READ_SCATTERED = f"""
+import os
+fd = os.open("f", os.O_RDONLY)
+pages = [page * 701 % {PAGES} for page in range({PAGES})]
+for page in pages[:64]:
+    os.posix_fadvise(fd, page * {PAGE_BYTES}, {PAGE_BYTES}, os.POSIX_FADV_WILLNEED)
+for page, ahead in zip(pages, pages[64:] + [0] * 64):
+    os.posix_fadvise(fd, ahead * {PAGE_BYTES}, {PAGE_BYTES}, os.POSIX_FADV_WILLNEED)
+    assert os.pread(fd, 4, page * {PAGE_BYTES}) == page.to_bytes(4, "little")
+"""
+
+
+async def test_scattered_pages_that_are_wanted_at_once_come_together(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    await finish(await spawn(mounted, "-c", WRITE_PAGES))
+    await mounted.close()
+    await volume.close()
+
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "two")
+    before = volume.stats()["reads"]
+    await finish(await spawn(mounted, "-c", READ_SCATTERED))
+    assert mounted.stats()["pages_fetched"] >= PAGES
+    assert volume.stats()["reads"] - before < PAGES / 4
+    await mounted.close()
+    await volume.close()
