@@ -263,7 +263,7 @@ class Writer:
             )
         self._engine = None
         if mounted is not None:
-            await self._try("discard the mount", lambda: mounted.close(discard=True), _CLOSE_TIMEOUT_S)
+            await self._try("discard the mount", lambda: mounted.close(later=not asked), _CLOSE_TIMEOUT_S)
         self._mounted = None
         if volume is not None:
             await self._try("close the volume", volume.close, _CLOSE_TIMEOUT_S)

@@ -25,6 +25,7 @@ from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
 from aurora_ray.log.filetable import Entry, FileKind, FileTable
 from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.volume import discarding
 from aurora_ray.volume.driver import Driver
 from aurora_ray.volume.spec import EXTENT_PAGES
 
@@ -63,6 +64,7 @@ class MountedVolume:
         self.mount_dir = mount_dir
         self._region = region
         self._driver = driver
+        self._sweep: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
@@ -114,6 +116,7 @@ class MountedVolume:
         except BaseException:
             region.close()
             raise
+        mounted._sweep = asyncio.create_task(discarding.sweep(mount_dir), name="sweep old mounts")
         return mounted
 
     def engine_environment(self) -> dict[str, str]:
@@ -157,15 +160,23 @@ class MountedVolume:
         """Counters since mounting, and how full the volume and the local cache are; empty once it is being closed."""
         return {} if self._closed else self._driver.stats()  # the region's memory goes before the directory does
 
-    async def close(self, discard: bool = True) -> None:
-        """Ends the driver and every engine process that is still at work, and removes the directory."""
+    async def close(self, discard: bool = True, *, later: bool = False) -> None:
+        """Ends the driver and every engine process that is still at work, and removes the directory.
+
+        `later`: somebody waits for the next mount, so that one shall see to the removal.
+        """
         if self._closed:
             return
         self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
         await self._driver.stop()
         self._region.close()
         if discard:
-            await asyncio.to_thread(shutil.rmtree, self.mount_dir, ignore_errors=True)
+            old = await asyncio.to_thread(discarding.set_aside, self.mount_dir)
+            if old is not None and not later:
+                await asyncio.to_thread(discarding.remove, old)
             _library_copy(self.mount_dir).unlink(missing_ok=True)
 
 
@@ -207,10 +218,9 @@ def _eager_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Seq
 
 def _make_tree(table: FileTable, mount_dir: Path, uid: int | None, gid: int | None) -> LocalTree:
     """Makes directories, symbolic links and empty files of the right sizes."""
-    if mount_dir.exists():
-        shutil.rmtree(mount_dir)
     tree = LocalTree()
     try:
+        discarding.set_aside(mount_dir)
         mount_dir.mkdir(parents=True, mode=0o700)
         root = os.fsencode(mount_dir)
         for entry in table.entries():
