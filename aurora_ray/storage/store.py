@@ -5,7 +5,8 @@
 * Background: page versions skip the write-ahead log, so that the foreground's syncs do not carry them; `flush_pages`
   makes them durable before the metadata that relies on them is written. A crash in between leaves versions that are
   correct at their LSN and harmless.
-* The log's values live in blob files: compaction moves keys only, and log that is collected is never copied.
+* The log's values and page images live in blob files: compaction moves keys and small deltas only, log that is
+  collected is never copied, and a look at which versions a page has reads no images.
 """
 
 from __future__ import annotations
@@ -279,10 +280,11 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
     options.set_write_buffer_size(write_buffer_bytes)
     options.set_max_write_buffer_number(3)
     options.set_compression_type(DBCompressionType.lz4() if name == "pages" else DBCompressionType.none())
-    if name == "log":
+    if name in ("log", "pages"):
         options.set_enable_blob_files(True)
         options.set_min_blob_size(_BLOB_BYTES_MIN)
-        options.set_blob_compression_type(DBCompressionType.none())
+        options.set_blob_compression_type(DBCompressionType.none() if name == "log" else DBCompressionType.lz4())
+        options.set_enable_blob_gc(name == "pages")
     table = BlockBasedOptions()
     if cache is not None:
         table.set_block_cache(cache)
