@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         2.5, description="A writer that neither answers nor moves for so long is replaced.", ge=1, le=3600
     )
 
+    replace_after_s: float = Field(
+        300.0, description="A storage node that is away for so long is replaced by a new one.", ge=1
+    )
+    replace_empty_after_s: float = Field(10.0, description="The same for one that has lost its data.", ge=1)
+
     commit_span_every: int = Field(256, description="One in this many commit batches is traced.", ge=1)
 
     @field_validator("data_dir", "regions_dir", "postgres_bin_dir")

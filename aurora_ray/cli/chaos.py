@@ -18,10 +18,6 @@ ForS = Annotated[float | None, typer.Option("--for", metavar="S", min=0.1, max=8
 Cluster = Annotated[str, typer.Option("--name", metavar="NAME", help="The cluster whose writer is meant.")]
 
 _VERBS = {
-    "kill": (
-        "SIGKILL. It comes back by itself; with --for, storage nodes stay away for S seconds.",
-        "Example: aurora chaos kill writer      aurora chaos kill az:us-east-1b --for 30",
-    ),
     "pause": (
         "SIGSTOP, for 10 seconds unless --for says otherwise.",
         "Example: aurora chaos pause writer --for 20",
@@ -40,10 +36,31 @@ _VERBS = {
 
 def register(parent: typer.Typer) -> None:
     """Adds the commands."""
+    app.command(
+        epilog="Example: aurora chaos kill writer      aurora chaos kill az:us-east-1b --for 30      "
+        "aurora chaos kill node:us-east-1a-1 --for-good"
+    )(kill)
     for verb, (words, example) in _VERBS.items():
         app.command(verb, help=words, epilog=example)(_command(verb))
     parent.add_typer(app, name="chaos")
     parent.command(epilog="Example: aurora failover demo")(failover)
+
+
+def kill(  # noqa: PLR0917  (the command's options)
+    target: Target,
+    for_s: ForS = None,
+    for_good: Annotated[
+        bool, typer.Option("--for-good", help="Remove the storage node's data too: another one takes its place.")
+    ] = False,
+    name: Cluster = options.DEFAULT_NAME,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """SIGKILL. It comes back by itself; with --for, storage nodes stay away for S seconds."""
+    if for_good and for_s is not None:
+        raise UsageError("--for-good takes no --for: that node does not come back")
+    struck = options.find(data_dir).chaos("kill", target, name, for_s, for_good=for_good)
+    _tell("kill", struck, json=json)
 
 
 def _command(verb: str) -> Callable[..., None]:
@@ -56,16 +73,19 @@ def _command(verb: str) -> Callable[..., None]:
     ) -> None:
         if for_s is not None and verb in ("resume", "heal"):
             raise UsageError(f"{verb} takes no --for")
-        struck: list[dict[str, Any]] = options.find(data_dir).chaos(verb, target, name, for_s)
-        if json:
-            write_json(struck)
-            return
-        for one in struck:
-            process = "" if one["pid"] is None else f": process {one['pid']}"
-            more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""
-            write_line(f"{verb} {one['target']}{process}{more}")
+        _tell(verb, options.find(data_dir).chaos(verb, target, name, for_s), json=json)
 
     return run
+
+
+def _tell(verb: str, struck: list[dict[str, Any]], *, json: bool) -> None:
+    if json:
+        write_json(struck)
+        return
+    for one in struck:
+        process = "" if one["pid"] is None else f": process {one['pid']}"
+        more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""
+        write_line(f"{verb} {one['target']}{process}{more}")
 
 
 def failover(

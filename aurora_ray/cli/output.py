@@ -88,8 +88,16 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         behind = _bytes(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
         row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}", behind)
         nodes.add_row(*row, _bytes(n["disk_bytes"]))
-    reasons = [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
+    reasons = [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
+    reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
+
+
+def _replacement(node: dict[str, Any]) -> str:
+    copy = node["copy"]
+    filled = f": {_bytes(copy['bytes_copied'])} of {_bytes(copy['bytes_total'])} copied" if copy else ""
+    speed = f", {copy['mb_per_s']} MB/s" if copy and copy["running"] else ""
+    return f"{node['id']} takes the place of {node['replaces']}{filled}{speed}"
 
 
 def print_clusters(clusters: list[dict[str, Any]]) -> None:

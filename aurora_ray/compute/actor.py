@@ -137,6 +137,10 @@ class InstanceActor:
         """See Instance.add_group."""
         self._loop.call(self._instance.add_group(placement), START_TIMEOUT_S)
 
+    def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See Instance.change_members."""
+        return self._loop.call(self._instance.change_members(placement, filled), START_TIMEOUT_S)
+
     def stop(self, fast: bool, destroy: bool) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""
         outcome = self._loop.call(self._instance.stop(fast=fast))

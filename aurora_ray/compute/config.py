@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.errors import AuroraError
-from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
 CACHE_BYTES_DEFAULT = 4 << 30
 OPEN_TIMEOUT_S = 120.0
@@ -134,3 +134,4 @@ class WriterStatus:
     free_bytes: int | None = None
     reason: str = ""
     stats: dict[str, int | float] = field(default_factory=dict)
+    placements: tuple[GroupPlacement, ...] = ()  # who holds the groups in truth

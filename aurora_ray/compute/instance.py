@@ -63,6 +63,12 @@ class Instance:
         if self._writer is not None:
             await self._writer.add_group(placement)
 
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See volume.membership.change_members. Raises UsageError while it is not open."""
+        if self._writer is None:
+            raise UsageError("there is no writer to change the members of a group")
+        return await self._writer.change_members(placement, filled)
+
     async def stop(self, *, fast: bool) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once."""
         if self._writer is None:

@@ -33,6 +33,7 @@ from aurora_ray.compute.watch import engine_watch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.mount import MountedVolume
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ class Writer:
             free_bytes=int(stats["free_bytes"]) if "free_bytes" in stats else None,
             reason=reason,
             stats=stats,
+            placements=volume.spec.groups,
         )
 
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
@@ -229,6 +231,11 @@ class Writer:
         if placement.group not in {known.group for known in volume.spec.groups}:
             await volume.add_group(placement)
             mounted.add_group(placement)
+
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See volume.membership.change_members."""
+        volume, _, _ = self._require_open()
+        return await change_members(volume, placement, filled)
 
     # ---- ending
 

@@ -88,9 +88,9 @@ class ControlActor:
         """See ControlApi.failover."""
         self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
 
-    def chaos(self, verb: str, target: str, name: str, for_s: float | None) -> list[dict[str, Any]]:
+    def chaos(self, verb: str, target: str, name: str, for_s: float | None, for_good: bool) -> list[dict[str, Any]]:
         """See Chaos.strike."""
-        return self._call(self._plane.chaos.strike(verb, target, name, for_s), CHAOS_TIMEOUT_S)
+        return self._call(self._plane.chaos.strike(verb, target, name, for_s, for_good=for_good), CHAOS_TIMEOUT_S)
 
     def metrics(self) -> bytes:
         """See metrics.fleet_metrics."""

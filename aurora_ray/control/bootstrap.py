@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.control.placement import default_nodes, place_group
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import ConfigurationError, UsageError
 
 FILE_NAME = "fleet.toml"
 CONTROL_PAGE_SIZE = 8192
@@ -52,7 +52,11 @@ def load(data_dir: Path) -> Fleet | None:
         document = tomllib.loads(text)
         nodes = tuple(StorageNode(str(n["id"]), str(n["az"]), str(n.get("host", ""))) for n in document["nodes"])
         volume = document["control_volume"]
-        group = Group(0, tuple(map(str, volume["members"])), tuple(map(str, volume["created_on"])))
+        members, created_on, following = (
+            tuple(map(str, volume.get(key, ()))) for key in ("members", "created_on", "next_members")
+        )
+        group = Group(0, members, created_on, following)
+        _ = group.placement  # raises UsageError for what cannot be
         control = VolumeState(
             UUID(volume["id"]),
             int(volume["page_size"]),
@@ -62,7 +66,7 @@ def load(data_dir: Path) -> Fleet | None:
         )
         azs = tuple(str(az) for az in document["azs"])
         return Fleet(UUID(document["fleet_id"]), str(document["region"]), azs, nodes, control)
-    except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
         raise ConfigurationError(f"{path} is damaged ({error}); restore it from a copy.") from error
 
 
@@ -106,6 +110,8 @@ def render(fleet: Fleet) -> str:
         f"members = {json.dumps(list(group.node_ids))}",
         f"created_on = {json.dumps(sorted(group.created_on))}",
     ]
+    if group.next_node_ids:
+        lines.append(f"next_members = {json.dumps(list(group.next_node_ids))}")
     for node in fleet.nodes:
         lines += ["", "[[nodes]]", f"id = {json.dumps(node.node_id)}", f"az = {json.dumps(node.az)}"]
         if node.host:

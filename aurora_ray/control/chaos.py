@@ -6,12 +6,12 @@
     control        the control plane itself; Ray starts the next one
 
 A partition is made in the storage nodes, which then do not hear some of those who call (see rpc.partition): a node that
-is cut off hears nobody and is heard by no other node; a writer that is cut off is heard by no node. A node that starts
-again in the meantime hears everyone.
+is cut off hears nobody and is heard by no other node; a writer that is cut off is heard by no node. It lasts until it
+is healed or its time is over, whoever is started again meanwhile: what is in force is kept in a file (see faults.py).
 
 What is killed comes back by the ordinary loop, as after any other end; a storage node that shall stay away for a while
-is not started before its time is over. What is paused goes on by itself after its time, even if the control plane does
-not live to see it.
+is not started before its time is over, and one that is killed for good loses its directory as well and is replaced by
+another. What is paused goes on by itself after its time, even if the control plane does not live to see it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute import signals
 from aurora_ray.compute.leftovers import start_ticks
+from aurora_ray.control.faults import Faults, Island
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.rpc.partition import CONTROL_PARTY, Cut, instance_party, storage_party
 
 if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.runtime import NodeProcess
 
 PAUSE_S: Final = 10.0
+WIPE_S: Final = 30.0
 GONE_TIMEOUT_S: Final = 1.0
 SIGNALS: Final = {"kill": signals.KILL, "pause": signals.STOP, "resume": signals.CONTINUE}
 TARGETS: Final = "writer, node:ID, az:NAME, control"
@@ -48,19 +52,44 @@ class Victims:
 
 
 class Chaos:
-    """Belongs to the control plane's event loop."""
+    """Belongs to the control plane's event loop. `clock` gives Unix time in seconds."""
 
-    def __init__(self, plane: ControlPlane, clock: Callable[[], float]) -> None:
+    def __init__(self, plane: ControlPlane, clock: Callable[[], float] = time.time) -> None:
         self._plane = plane
         self._clock = clock
-        self._away_until_s: dict[str, float] = {}
-        self._cuts: dict[str, frozenset[str]] = {}  # by target: the parties on its side of the partition
+        self._faults = Faults.load(plane.config.data_dir)
+
+    async def adopt(self) -> None:
+        """Goes on with the faults of an earlier control plane."""
+        for target, island in list(self._faults.islands.items()):
+            self._plane.say(f"chaos: {target} is still cut off")
+            self._heal_in_time(target, island)
+        if self._faults.islands:
+            await self._apply_cuts()
+
+    async def cut_off(self, node_id: str, process: NodeProcess) -> None:
+        """A storage node was started: the partitions that are in force hold for it too."""
+        if self._faults.islands:
+            await process.cut(self._cut_for(node_id))
+
+    def end(self) -> None:
+        """The fleet stops, and with it all that was cut off or kept away."""
+        self._faults.clear()
 
     def held(self) -> frozenset[str]:
         """Keys of actions that must not be taken now: nodes that stay away."""
         now_s = self._clock()
-        self._away_until_s = {node: until for node, until in self._away_until_s.items() if until > now_s}
-        return frozenset(f"node:{node}" for node in self._away_until_s)
+        return frozenset(f"node:{node}" for node, until_s in self._faults.away_until_s.items() if until_s > now_s)
+
+    def _keep_away(self, node_id: str, seconds: float) -> None:
+        now_s = self._clock()
+        away = {node: until_s for node, until_s in self._faults.away_until_s.items() if until_s > now_s}
+        if seconds > 0:
+            away[node_id] = now_s + seconds
+        else:
+            away.pop(node_id, None)
+        self._faults.away_until_s = away
+        self._faults.save()
 
     def victims(self, target: str, cluster: str) -> Victims:
         """Raises UsageError for what there is not."""
@@ -81,22 +110,38 @@ class Chaos:
             return Victims(tuple(n.node_id for n in fleet.nodes if n.az == name), instances)
         raise UsageError(f"{target!r} is no target: the targets are {TARGETS}")
 
-    async def strike(self, verb: str, target: str, cluster: str, for_s: float | None) -> list[dict[str, Any]]:
+    async def strike(
+        self, verb: str, target: str, cluster: str, for_s: float | None, *, for_good: bool = False
+    ) -> list[dict[str, Any]]:
         """Does it; what was struck, with process ids. Raises UsageError if nothing of the target runs."""
+        how = " for good" if for_good else f" for {for_s:g} s" if for_s is not None else ""
+        self._plane.say(f"chaos: {verb} {target}{how}")
+        if verb == "heal" and target in self._faults.islands:  # whatever it stands for by now
+            return await self._heal(target)
         victims = self.victims(target, cluster)
-        self._plane.say(f"chaos: {verb} {target}" + (f" for {for_s:g} s" if for_s is not None else ""))
-        if verb in ("partition", "heal"):
-            return await self._partition(verb, target, victims, for_s)
+        if for_good:
+            return await self._kill_for_good(verb, target, victims)
+        if verb == "heal":
+            return []  # its time was over already
+        if verb == "partition":
+            return await self._partition(target, victims, for_s)
         if victims.control:
             return self._strike_control(verb, for_s)
+        struck = await self._signal(verb, victims, for_s)
+        if not struck and verb != "resume":
+            raise UsageError(f"nothing of {target} runs at the moment")
+        self._plane.notify()
+        return struck
+
+    async def _signal(self, verb: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
         struck: list[dict[str, Any]] = []
         if verb == "resume":
             for node_id in victims.node_ids:
-                self._away_until_s.pop(node_id, None)
+                self._keep_away(node_id, 0)
         # Nodes before the writer: who looks after the lost writer shall see that its AZ is gone.
         for node_id in victims.node_ids:
             if verb == "kill" and for_s is not None:
-                self._away_until_s[node_id] = self._clock() + for_s
+                self._keep_away(node_id, for_s)
             node = self._plane.processes.nodes.get(node_id)
             if node is not None:
                 struck += await self._send(f"node:{node_id}", node.process.signal, verb, for_s)
@@ -106,9 +151,6 @@ class Chaos:
             instance = self._plane.processes.instances.get(instance_id)
             if instance is not None:
                 struck += await self._send(instance_id, instance.process.signal, verb, for_s)
-        if not struck and verb != "resume":
-            raise UsageError(f"nothing of {target} runs at the moment")
-        self._plane.notify()
         return struck
 
     async def _until_seen_gone(self, node_ids: Sequence[str]) -> None:
@@ -118,39 +160,67 @@ class Chaos:
         with contextlib.suppress(QuorumLostError):
             await self._plane.wait_until(gone, GONE_TIMEOUT_S, "seeing them gone")
 
-    async def _partition(self, verb: str, target: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
-        inside: set[str] = set()
-        if verb == "heal":
-            inside |= self._cuts.pop(target, frozenset())
-        else:
-            inside |= {storage_party(node_id) for node_id in victims.node_ids}
-            instances = self._plane.processes.instances
-            for instance_id in victims.instance_ids:
-                if instance_id in instances:
-                    inside.add(instance_party(instance_id, instances[instance_id].process.pid))
-            if victims.control:
-                inside.add(CONTROL_PARTY)
-            if not inside:
-                raise UsageError(f"nothing of {target} runs at the moment")
-            self._cuts[target] = frozenset(inside)
-            if for_s is not None:
-                self._plane.processes.tasks.start(self._heal_later(target, self._cuts[target], for_s), f"heal {target}")
-        await self._apply_cuts()
-        return [{"target": party, "pid": None, "processes": 1} for party in sorted(inside)]
+    async def _kill_for_good(self, verb: str, target: str, victims: Victims) -> list[dict[str, Any]]:
+        """Ends a storage node's process and removes its directory, before it can be started again."""
+        if verb != "kill" or not target.startswith("node:"):
+            raise UsageError("for good is for one storage node: kill node:ID --for-good")
+        (node_id,) = victims.node_ids
+        processes = self._plane.processes
+        self._keep_away(node_id, WIPE_S)
+        try:
+            node = processes.nodes.get(node_id)
+            struck = await self._send(target, node.process.signal, verb, None) if node is not None else []
+            await self._until_seen_gone([node_id])
+            await processes.runtime.wipe_node(self._plane.fleet.node(node_id), self._plane.config)
+        finally:
+            self._keep_away(node_id, 0)
+            self._plane.notify()
+        return struck or [{"target": target, "pid": None, "processes": 0}]
 
-    async def _heal_later(self, target: str, inside: frozenset[str], seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        if self._cuts.get(target) is inside:
-            del self._cuts[target]
-            self._plane.say(f"chaos: the partition of {target} is over")
-            await self._apply_cuts()
+    # ---- partitions
+
+    async def _partition(self, target: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
+        inside = {storage_party(node_id) for node_id in victims.node_ids}
+        instances = self._plane.processes.instances
+        for instance_id in victims.instance_ids:
+            if instance_id in instances:
+                inside.add(instance_party(instance_id, instances[instance_id].process.pid))
+        if victims.control:
+            inside.add(CONTROL_PARTY)
+        if not inside:
+            raise UsageError(f"nothing of {target} runs at the moment")
+        island = Island(frozenset(inside), None if for_s is None else self._clock() + for_s)
+        self._faults.islands[target] = island
+        self._faults.save()
+        self._heal_in_time(target, island)
+        await self._apply_cuts()
+        return _told(island)
+
+    async def _heal(self, target: str) -> list[dict[str, Any]]:
+        island = self._faults.islands.pop(target)
+        self._faults.save()
+        await self._apply_cuts()
+        return _told(island)
+
+    def _heal_in_time(self, target: str, island: Island) -> None:
+        async def heal_later(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            if self._faults.islands.get(target) is island:
+                self._plane.say(f"chaos: the partition of {target} is over")
+                await self._heal(target)
+
+        if island.until_s is not None:
+            left_s = max(0.0, island.until_s - self._clock())
+            self._plane.processes.tasks.start(heal_later(left_s), f"heal {target}")
 
     async def _apply_cuts(self) -> None:
         """Every running node is told; one that cannot be is on its way out."""
         nodes = dict(self._plane.processes.nodes)
-        islands = list(self._cuts.values())
-        orders = (node.process.cut(cut_for(storage_party(node_id), islands)) for node_id, node in nodes.items())
+        orders = (node.process.cut(self._cut_for(node_id)) for node_id, node in nodes.items())
         await asyncio.gather(*orders, return_exceptions=True)
+
+    def _cut_for(self, node_id: str) -> Cut:
+        return cut_for(storage_party(node_id), [island.parties for island in self._faults.islands.values()])
 
     async def _send(self, what: str, send: Any, verb: str, for_s: float | None) -> list[dict[str, Any]]:
         pause_s = (for_s if for_s is not None else PAUSE_S) if verb == "pause" else None
@@ -171,6 +241,10 @@ class Chaos:
             work = _soon(lambda: signals.send(pid, ticks, signals.STOP, resume_after_s=pause_s + 0.2))
             self._plane.processes.tasks.start(work, "chaos")
         return [{"target": "control", "pid": pid, "processes": 1}]
+
+
+def _told(island: Island) -> list[dict[str, Any]]:
+    return [{"target": party, "pid": None, "processes": 1} for party in sorted(island.parties)]
 
 
 def cut_for(party: str, islands: Iterable[frozenset[str]]) -> Cut:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
-from aurora_ray.control import bootstrap, local_ray
+from aurora_ray.control import bootstrap, faults, local_ray
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
@@ -32,7 +32,14 @@ UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 260.0
 PROGRESS_EVERY_S: Final = 0.3
 OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
-OUR_FILES: Final = (bootstrap.FILE_NAME, local_ray.FILE_NAME, local_ray.TOKEN_NAME, JOINED_NAME, LOCK_NAME)
+OUR_FILES: Final = (
+    bootstrap.FILE_NAME,
+    local_ray.FILE_NAME,
+    local_ray.TOKEN_NAME,
+    JOINED_NAME,
+    LOCK_NAME,
+    faults.FILE_NAME,
+)
 
 Progress = Callable[[str], None]
 
@@ -146,9 +153,12 @@ class Fleet:
         self._get(self._control.failover.remote(name, target, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
         return self.status(name)
 
-    def chaos(self, verb: str, target: str, name: str, for_s: float | None) -> list[dict[str, Any]]:
+    def chaos(
+        self, verb: str, target: str, name: str, for_s: float | None, *, for_good: bool = False
+    ) -> list[dict[str, Any]]:
         """See Chaos.strike."""
-        struck: list[dict[str, Any]] = self._get(self._control.chaos.remote(verb, target, name, for_s), CALL_TIMEOUT_S)
+        ref = self._control.chaos.remote(verb, target, name, for_s, for_good)
+        struck: list[dict[str, Any]] = self._get(ref, CALL_TIMEOUT_S)
         return struck
 
     def trail(self) -> list[tuple[float, str]]:
@@ -229,6 +239,8 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         engine_user=settings.engine_user,
         hung_after_s=settings.hung_after_s,
         metrics_port=settings.metrics_port,
+        replace_after_s=settings.replace_after_s,
+        replace_empty_after_s=settings.replace_empty_after_s,
     )
 
 

@@ -12,6 +12,7 @@ added field with a default needs no new format.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -20,8 +21,10 @@ from uuid import UUID
 import msgpack  # type: ignore[import-untyped]
 
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+from aurora_ray.volume.spec import GroupPlacement
 
 FORMAT = 1
+FIRST_NODES_PER_AZ = 2
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
 CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")
@@ -43,21 +46,42 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StorageNode:
-    """A storage node. `host` pins it to the machine that has its directory; empty until it ran once."""
+    """A storage node. `host` pins it to the machine that has its directory; empty until it ran once.
+
+    `replaces`: the node whose copies it takes over, until it has them all. `leaving`: nothing is placed on it any more,
+    and it is removed when it holds nothing.
+    """
 
     node_id: str
     az: str
     host: str = ""
+    replaces: str = ""
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Six copies of one protection group. `created_on` are the members that have (or had) the segment: a member that is
-    in it and comes back without the segment has lost data and must be repaired, never given an empty one."""
+    """Six copies of one protection group, and the six that shall follow while its members change (else none).
+
+    `created_on` are the members that have (or had) the segment: a member that is in it and comes back without the
+    segment has lost data and must be repaired or replaced, never given an empty one.
+    """
 
     group: int
     node_ids: tuple[str, ...]
     created_on: tuple[str, ...] = ()
+    next_node_ids: tuple[str, ...] = ()
+
+    @property
+    def placement(self) -> GroupPlacement:
+        """As the volume client takes it."""
+        return GroupPlacement(self.group, self.node_ids, self.next_node_ids or None)
+
+    def placed(self, placement: GroupPlacement) -> Group:
+        """After a step of a change: a node that came in by it has made its copy."""
+        before = self.placement.all_node_ids
+        created_on = tuple(n for n in placement.all_node_ids if n in self.created_on or n not in before)
+        return Group(self.group, placement.node_ids, created_on, placement.next_node_ids or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +134,11 @@ class DBCluster:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All that one control plane is responsible for. `revision` counts the saved changes."""
+    """All that one control plane is responsible for. `revision` counts the saved changes.
+
+    `last_node_number`: the highest number in a storage node's name so far. No name is used twice: whatever carries the
+    old one may still be somewhere.
+    """
 
     fleet_id: UUID
     region: str
@@ -120,6 +148,7 @@ class Fleet:
     clusters: tuple[DBCluster, ...] = ()
     dropped_volumes: tuple[VolumeState, ...] = ()  # to be forgotten by nodes that have not done so yet
     revision: int = 0
+    last_node_number: int = FIRST_NODES_PER_AZ
 
     def node(self, node_id: str) -> StorageNode:
         """The node of that id. Raises UsageError."""
@@ -142,7 +171,51 @@ class Fleet:
         """Every volume that must exist, the control volume first."""
         return (self.control_volume, *(cluster.volume for cluster in self.clusters))
 
+    def replacements(self) -> dict[str, str]:
+        """Old node -> the one that takes over its copies."""
+        return {node.replaces: node.node_id for node in self.nodes if node.replaces}
+
+    def holds(self, node_id: str) -> bool:
+        """Whether any volume has copies on that node, or is getting them."""
+        groups = (group for volume in self.volumes() for group in volume.groups)
+        return any(node_id in group.placement.all_node_ids for group in groups)
+
+    def is_done_with(self, node: StorageNode) -> bool:
+        """Whether the node was to give away all that it holds, and has."""
+        going = node.leaving or any(other.replaces == node.node_id for other in self.nodes)
+        return going and not self.holds(node.node_id)
+
     # ---- changes: each returns the next state
+
+    def with_replacement(self, node_id: str) -> Fleet:
+        """Declares a new node in the AZ of `node_id` that shall take over its copies."""
+        old, number = self.node(node_id), self.last_node_number + 1
+        fresh = StorageNode(f"{old.az}-{number}", old.az, replaces=node_id)
+        return replace(self, nodes=(*self.nodes, fresh), last_node_number=number)
+
+    def without_replacement(self, node_id: str) -> Fleet:
+        """That node takes nothing over any more; it leaves, unless it is the sole holder of copies by now."""
+        groups = [group for volume in self.volumes() for group in volume.groups]
+        needed = any(node_id in group.node_ids for group in groups)
+        return self.with_node(replace(self.node(node_id), replaces="", leaving=not needed))
+
+    def without_node(self, node_id: str) -> Fleet:
+        """Forgets a node that holds nothing; whoever took over its copies is an ordinary node from now on."""
+        fleet = self.without_dropped(node_id, {volume.volume_id for volume in self.dropped_volumes})
+        nodes = tuple(replace(n, replaces="") if n.replaces == node_id else n for n in fleet.nodes)
+        return replace(fleet, nodes=tuple(node for node in nodes if node.node_id != node_id))
+
+    def with_placements(self, volume_id: UUID, placements: Iterable[GroupPlacement]) -> Fleet:
+        """Notes who holds these groups of a volume. Whoever turns out to be a member stays."""
+        placed = {placement.group: placement for placement in placements}
+        fleet = self
+        for volume in self.volumes():
+            if volume.volume_id == volume_id:
+                groups = tuple(g.placed(placed[g.group]) if g.group in placed else g for g in volume.groups)
+                fleet = fleet.with_volume(replace(volume, groups=groups))
+        members = {node_id for placement in placed.values() for node_id in placement.node_ids}
+        nodes = tuple(replace(n, leaving=False) if n.node_id in members else n for n in fleet.nodes)
+        return replace(fleet, nodes=nodes)
 
     def with_node(self, node: StorageNode) -> Fleet:
         """The same node id with other properties."""
@@ -263,7 +336,8 @@ def _known(cls: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 def _group(plain: dict[str, Any]) -> Group:
     known = _known(Group, plain)
-    return Group(**{**known, "node_ids": tuple(known["node_ids"]), "created_on": tuple(known.get("created_on", ()))})
+    nodes = {name: tuple(known.get(name, ())) for name in ("created_on", "next_node_ids")}
+    return Group(**{**known, **nodes, "node_ids": tuple(known["node_ids"])})
 
 
 def _volume(plain: dict[str, Any]) -> VolumeState:

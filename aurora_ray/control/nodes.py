@@ -99,3 +99,8 @@ async def _call(node_id: str, what: str, ignored: grpc.StatusCode | None = None)
 def segments_of(reply: pb.StateReply) -> frozenset[tuple[UUID, int]]:
     """The segments that a node has."""
     return frozenset((UUID(bytes=v.volume), segment.group) for v in reply.volumes for segment in v.segments)
+
+
+def lost_segments_of(reply: pb.StateReply) -> frozenset[tuple[UUID, int]]:
+    """The segments that a node has lost and is getting back from its peers."""
+    return frozenset((UUID(bytes=v.volume), group) for v in reply.volumes for group in v.lost_groups)

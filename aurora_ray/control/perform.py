@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from uuid import uuid4
 
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import reconcile
+from aurora_ray.control import reconcile, replacement
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.control.store import volume_spec
+from aurora_ray.errors import AuroraError
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
 
 END_TIMEOUT_S: Final = 90.0
+REMOVE_TIMEOUT_S: Final = 10.0
 
 
 async def perform(plane: ControlPlane, action: reconcile.Action) -> None:
@@ -47,6 +50,7 @@ async def _start_node(plane: ControlPlane, action: reconcile.StartNode) -> None:
     node_id = action.node_id
     node = plane.fleet.node(node_id)
     process = await plane.processes.runtime.start_node(node, plane.config)
+    await plane.chaos.cut_off(node_id, process)
     await plane.processes.add_node(node_id, process)
     host = process.info.host
     if node.host != host:
@@ -54,6 +58,9 @@ async def _start_node(plane: ControlPlane, action: reconcile.StartNode) -> None:
 
 
 async def _tell_nodes(plane: ControlPlane, action: reconcile.TellNodes) -> None:
+    if plane.store is not None:
+        await plane.store.update_nodes(plane.addresses())
+
     async def tell(node_id: str) -> None:
         node = plane.processes.nodes.get(node_id)
         if node is not None:
@@ -90,6 +97,50 @@ async def _drop_volumes(plane: ControlPlane, action: reconcile.DropVolumes) -> N
     gone = set(action.volume_ids)
     node.seen = replace(node.seen, segments=frozenset(s for s in node.seen.segments if s[0] not in gone))
     await plane.commit(lambda fleet: fleet.without_dropped(action.node_id, gone))
+
+
+# ---- replacing storage nodes
+
+
+async def _replace_node(plane: ControlPlane, action: replacement.ReplaceNode) -> None:
+    def change(fleet: Fleet) -> Fleet:
+        return fleet if fleet.replacements() else fleet.with_replacement(action.node_id)
+
+    fleet = await plane.commit(change)
+    plane.say(f"{fleet.replacements()[action.node_id]} takes the place of storage node {action.node_id}")
+
+
+async def _cancel_replacement(plane: ControlPlane, action: replacement.CancelReplacement) -> None:
+    await plane.commit(lambda fleet: fleet.without_replacement(action.node_id))
+
+
+async def _change_members(plane: ControlPlane, action: replacement.ChangeMembers) -> None:
+    instance = plane.processes.instances.get(action.instance_id)
+    if instance is not None:
+        placements = await instance.process.change_members(action.placement, action.filled)
+        instance.seen = replace(instance.seen, placements=placements)
+    elif not action.instance_id and plane.store is not None:
+        await plane.store.update_nodes(plane.addresses())
+        await plane.store.change_members(action.placement, action.filled)
+    if (
+        action.placement.next_node_ids is not None
+    ):  # new members have their copies: that shall be known before it is noted
+        await asyncio.gather(*(plane.processes.look_at_node(n) for n in action.placement.next_node_ids))
+
+
+async def _note_placements(plane: ControlPlane, action: replacement.NotePlacements) -> None:
+    await plane.commit(lambda fleet: fleet.with_placements(action.volume_id, action.placements))
+
+
+async def _remove_node(plane: ControlPlane, action: replacement.RemoveNode) -> None:
+    node_id = action.node_id
+    running = plane.processes.nodes.get(node_id)
+    if running is not None:
+        with contextlib.suppress(AuroraError, TimeoutError):  # then it is killed
+            await running.process.stop(destroy=True, timeout_s=REMOVE_TIMEOUT_S)
+    with contextlib.suppress(AuroraError, TimeoutError):  # a machine that is gone has taken the directory along
+        await plane.processes.runtime.wipe_node(plane.fleet.node(node_id), plane.config)
+    await plane.commit(lambda fleet: fleet.without_node(node_id))
 
 
 # ---- instances
@@ -237,4 +288,9 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.AllocateGroup: _allocate_group,
     reconcile.AddGroup: _add_group,
     reconcile.ForgetCluster: _forget_cluster,
+    replacement.ReplaceNode: _replace_node,
+    replacement.CancelReplacement: _cancel_replacement,
+    replacement.ChangeMembers: _change_members,
+    replacement.NotePlacements: _note_placements,
+    replacement.RemoveNode: _remove_node,
 }

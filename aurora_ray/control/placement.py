@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from aurora_ray.control.model import Group, StorageNode, VolumeState
+from aurora_ray.control.model import FIRST_NODES_PER_AZ, Group, StorageNode, VolumeState
 from aurora_ray.errors import ConfigurationError
 
-COPIES_PER_AZ = 2
+COPIES_PER_AZ = FIRST_NODES_PER_AZ
 AZ_COUNT = 3
 COPIES = COPIES_PER_AZ * AZ_COUNT
 WRITE_QUORUM = 4
@@ -31,14 +31,19 @@ def default_nodes(azs: Sequence[str]) -> tuple[StorageNode, ...]:
 
 
 def place_group(group: int, azs: Sequence[str], nodes: Sequence[StorageNode], volumes: Iterable[VolumeState]) -> Group:
-    """Six members for a new group. Raises ConfigurationError when an AZ has too few nodes."""
+    """Six members for a new group. Raises ConfigurationError when an AZ has too few nodes.
+
+    Nodes that are being replaced, or that leave, get nothing new.
+    """
+    replaced = {node.replaces for node in nodes}
+    staying = [node for node in nodes if not node.leaving and node.node_id not in replaced]
     load: Counter[str] = Counter()
     for volume in volumes:
         for existing in volume.groups:
             load.update(existing.node_ids)
     members: list[str] = []
     for az in azs:
-        candidates = sorted((n.node_id for n in nodes if n.az == az), key=lambda node_id: (load[node_id], node_id))
+        candidates = sorted((n.node_id for n in staying if n.az == az), key=lambda node_id: (load[node_id], node_id))
         if len(candidates) < COPIES_PER_AZ:
             raise ConfigurationError(f"AZ {az} has {len(candidates)} storage nodes, {COPIES_PER_AZ} are needed.")
         members.extend(candidates[:COPIES_PER_AZ])
@@ -61,5 +66,5 @@ def az_to_start(declared: str, azs: Sequence[str], running: Iterable[str], ran_b
 
 
 def quorum_up(group: Group, up: set[str], quorum: int = WRITE_QUORUM) -> bool:
-    """Whether enough members of the group run."""
-    return sum(node_id in up for node_id in group.node_ids) >= quorum
+    """Whether enough members of the group run; of both sets while they change."""
+    return all(sum(node_id in up for node_id in nodes) >= quorum for nodes in group.placement.sets)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import bootstrap, reconcile
+from aurora_ray.control import bootstrap, reconcile, replacement
+from aurora_ray.control.ailing import Sickbed
 from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.failovers import Failovers
@@ -30,6 +31,7 @@ from aurora_ray.control.metrics_port import MetricsPort
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
+from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.store import ControlStore
 from aurora_ray.errors import AuroraError, FencedError, QuorumLostError
 from aurora_ray.volume.spec import NodeAddress
@@ -43,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
 STATUS_EVERY_S: Final = 1.0
+LOOK_AT_NODES_EVERY_S: Final = 2.0
 OPEN_CONTROL_TIMEOUT_S: Final = 30.0
 SETTLED_AFTER_S: Final = 5.0  # an instance that ends sooner counts as a failed attempt, so that it cannot spin
 TRAIL_SENTENCES: Final = 500
@@ -74,8 +77,10 @@ class ControlPlane:
         self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
         self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
         self.failovers = Failovers(self)
-        self.chaos = Chaos(self, clock)
         self.metrics_port = MetricsPort(self)
+        self.chaos = Chaos(self)
+        self._rules = ReplaceRules(config.replace_after_s, config.replace_empty_after_s)
+        self._sickbed = Sickbed()
         self._clock = clock
         self._store: ControlStore | None = None
         self._busy: set[str] = set()
@@ -86,6 +91,7 @@ class ControlPlane:
         self._fenced = asyncio.Event()
         self._plan = reconcile.Plan((), ())
         self._looked_at_s = 0.0
+        self._looked_at_nodes_s = 0.0
 
     # ---- what it knows
 
@@ -100,18 +106,27 @@ class ControlPlane:
         return self._store.epoch if self._store is not None else 0
 
     @property
+    def store(self) -> ControlStore | None:
+        """The control volume, once it is open."""
+        return self._store
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the last cycle said has to wait."""
         return self._plan.notes
 
     def observe(self) -> Observed:
         """A consistent picture for one decision."""
+        nodes = {node_id: node.seen for node_id, node in self.processes.nodes.items()}
         return Observed(
-            nodes={node_id: node.seen for node_id, node in self.processes.nodes.items()},
+            nodes=nodes,
             instances={instance_id: instance.seen for instance_id, instance in self.processes.instances.items()},
             control_open=self._store is not None,
-            busy=frozenset(self._busy) | self.chaos.held(),
+            busy=frozenset(self._busy),
+            held=self.chaos.held(),
             attempts=dict(self.attempts),
+            control_placements=self._store.placements if self._store is not None else (),
+            ailing=self._sickbed.look(self.fleet, nodes, self._clock()),
         )
 
     def addresses(self) -> tuple[NodeAddress, ...]:
@@ -132,6 +147,7 @@ class ControlPlane:
         bootstrap.save(self.config.data_dir, self.fleet)
         await self.processes.adopt(self.fleet.nodes)
         await self.endpoints.adopt()
+        await self.chaos.adopt()
         while not self._stopping:
             if self._fenced.is_set():
                 await self.processes.tasks.cancel()
@@ -144,12 +160,13 @@ class ControlPlane:
 
     def _cycle(self) -> None:
         now_s = self._clock()
-        instances = self.processes.instances
+        instances, observed = self.processes.instances, self.observe()
         further = chain(
+            replacement.wanted(self.fleet, observed, now_s, self._rules),
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )
-        plan = reconcile.decide(self.fleet, self.observe(), now_s, further=further)
+        plan = reconcile.decide(self.fleet, observed, now_s, further=further)
         for note in plan.notes:
             if note not in self._plan.notes:
                 self.say(note)
@@ -157,11 +174,19 @@ class ControlPlane:
         for action in plan.actions:
             self.say(f"{type(action).__name__} {action.key.partition(':')[2]}: {action.why}".replace(" :", ":"))
             self._start(action.key, self._carry_out(action))
+        self._look_around(now_s)
+
+    def _look_around(self, now_s: float) -> None:
         if now_s - self._looked_at_s >= STATUS_EVERY_S:
             self._looked_at_s = now_s
             for instance_id, instance in self.processes.instances.items():
                 if instance.seen.phase is InstancePhase.AVAILABLE and f"look:{instance_id}" not in self._busy:
                     self._start(f"look:{instance_id}", self.processes.refresh(instance_id))
+        if now_s - self._looked_at_nodes_s >= LOOK_AT_NODES_EVERY_S:
+            self._looked_at_nodes_s = now_s
+            for node_id in self.processes.nodes:
+                if f"look:{node_id}" not in self._busy:
+                    self._start(f"look:{node_id}", self.processes.look_at_node(node_id))
 
     def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
         self._busy.add(key)
@@ -274,6 +299,7 @@ class ControlPlane:
         processes = self.processes
         self.metrics_port.close()
         await processes.tasks.cancel()
+        self.chaos.end()
         await _all([self.endpoints.end()])
         instances, processes.instances = processes.instances, {}
         await _all(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
-from aurora_ray.control.nodes import NodeClients, segments_of
+from aurora_ray.control.nodes import NodeClients, lost_segments_of, segments_of
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
 from aurora_ray.errors import AuroraError
@@ -114,10 +114,32 @@ class Processes:
         """A node that answers: what it has is asked, its end is watched."""
         info = process.info
         reply = await self.clients.state(node_id, info.address)
-        node = Node(process, NodeSeen(info.address, info.pid, info.host, segments=segments_of(reply)))
+        held, refilling = segments_of(reply), lost_segments_of(reply)
+        node = Node(process, NodeSeen(info.address, info.pid, info.host, segments=held, refilling=refilling))
         self.nodes[node_id] = node
         self.nodes_seen.add(node_id)
         self.tasks.start(self._watch_node(node_id, node), f"watch node {node_id}")
+
+    async def look_at_node(self, node_id: str) -> None:
+        """Looks at what a running node has; one that does not answer is noted as silent."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            return
+        before = node.seen
+        try:
+            reply = await self.clients.state(node_id, before.address, timeout_s=STATUS_TIMEOUT_S)
+        except AuroraError:
+            seen = replace(node.seen, silent=True)
+        else:
+            held, refilling = segments_of(reply), lost_segments_of(reply)
+            if node.seen.segments != before.segments:  # something was done meanwhile: the answer may be older
+                held, refilling = node.seen.segments, node.seen.refilling
+            seen = replace(node.seen, silent=False, segments=held, refilling=refilling)
+        if self.nodes.get(node_id) is node and seen != node.seen:
+            if seen.silent != before.silent:
+                self._say(f"storage node {node_id} " + ("does not answer" if seen.silent else "answers again"))
+            node.seen = seen
+            self._on_change()
 
     async def _watch_node(self, node_id: str, node: Node) -> None:
         why = await node.process.wait_gone()
@@ -161,6 +183,7 @@ class Processes:
             reason="",
             groups=frozenset(status.groups),
             free_bytes=status.free_bytes,
+            placements=status.placements,
         )
         self.tasks.start(self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 
@@ -174,8 +197,15 @@ class Processes:
                 status = await instance.process.status()
             if status is None or instance.seen.phase is not InstancePhase.AVAILABLE:
                 return
+            if instance.status is not None and status.epoch < instance.status.epoch:
+                return  # of the incarnation before
             instance.status, before = status, instance.seen
-            instance.seen = replace(before, groups=frozenset(status.groups), free_bytes=status.free_bytes)
+            instance.seen = replace(
+                before,
+                groups=frozenset(status.groups),
+                free_bytes=status.free_bytes,
+                placements=status.placements,
+            )
             if before != instance.seen:
                 self._on_change()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -25,6 +26,7 @@ from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model import StorageNode
@@ -40,6 +42,7 @@ CRUMB: Final = 0.001
 START_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
 CHANGE_TIMEOUT_S: Final = 60.0
+WIPE_TIMEOUT_S: Final = 10.0
 
 
 def az_resource(az: str) -> str:
@@ -113,6 +116,12 @@ class RayInstance:
         """Another group for the volume."""
         await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
 
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See volume.membership.change_members."""
+        ref = self._handle.change_members.remote(placement, filled)
+        placements: tuple[GroupPlacement, ...] = await result_of(ref, CHANGE_TIMEOUT_S)
+        return placements
+
     async def metrics(self, timeout_s: float) -> bytes:
         """What the process counts, as Prometheus text."""
         text: bytes = await result_of(self._handle.metrics.remote(), timeout_s)
@@ -153,7 +162,7 @@ class RayRuntime:
         storage = StorageConfig(
             node_id=node.node_id,
             az=node.az,
-            data_dir=config.data_dir / "nodes" / node.node_id,
+            data_dir=_node_dir(node, config),
             retention_s=config.retention_s,
             retention_bytes=config.retention_bytes,
         )
@@ -173,6 +182,20 @@ class RayRuntime:
         if handle is None or info is None or not info.address:
             return None
         return RayNode(handle, info)
+
+    async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
+        """Here directly, on another machine by a task of Ray's there."""
+        path = _node_dir(node, config)
+        if node.host in ("", ray.util.get_node_ip_address()):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            return
+        there = ray.remote(shutil.rmtree).options(num_cpus=0, resources={f"node:{node.host}": CRUMB}, max_retries=0)
+        ref = there.remote(path, ignore_errors=True)
+        try:
+            await result_of(ref, WIPE_TIMEOUT_S)
+        except TimeoutError:
+            ray.cancel(ref)
+            raise NoPlaceError(f"machine {node.host} does not remove {path}: is it there?") from None
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor."""
@@ -194,6 +217,10 @@ class RayRuntime:
                 if info is not None:
                     found[name.removeprefix(INSTANCE_PREFIX)] = RayInstance(handle, info)
         return found
+
+
+def _node_dir(node: StorageNode, config: ControlConfig) -> Path:
+    return config.data_dir / "nodes" / node.node_id
 
 
 def _create(cls: type[Any], name: str, az: str, host: str, *arguments: Any) -> Any:

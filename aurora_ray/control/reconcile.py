@@ -30,6 +30,7 @@ from uuid import UUID
 
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
 from aurora_ray.control.placement import WRITE_QUORUM, quorum_up
+from aurora_ray.volume.spec import GroupPlacement
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 10.0
@@ -53,13 +54,32 @@ Addresses = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class NodeSeen:
-    """A storage node that runs. `told` are the addresses it was last given, `segments` the groups it has."""
+    """A storage node that runs. `told` are the addresses it was last given, `segments` the groups it has, `refilling`
+    those that it had lost and is getting back from its peers. `silent`: it does not answer."""
 
     address: str
     pid: int
     host: str
     told: Addresses = ()
     segments: frozenset[tuple[UUID, int]] = frozenset()
+    refilling: frozenset[tuple[UUID, int]] = frozenset()
+    silent: bool = False
+
+
+class Ailment(StrEnum):
+    """Why a storage node is not what it shall be."""
+
+    UNREACHABLE = "unreachable"  # it has no process, or one that does not answer
+    DATA_GONE = "without its data"  # it runs, lacks copies that it had, and is not getting them back
+
+
+@dataclass(frozen=True, slots=True)
+class Ailing:
+    """A storage node that is not well, or was not a moment ago (`over`); `since_s` by the clock of `decide`."""
+
+    ailment: Ailment
+    since_s: float
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +91,7 @@ class InstanceSeen:
     told: Addresses = ()
     groups: frozenset[int] = frozenset()
     free_bytes: int | None = None  # of the groups it has; None: not known
+    placements: tuple[GroupPlacement, ...] = ()  # who holds them, as the writer goes by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +119,19 @@ class Observed:
     instances: Mapping[str, InstanceSeen] = field(default_factory=dict)
     control_open: bool = False
     busy: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()  # keys of what must not be done now, although nothing of the kind goes on
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
+    control_placements: tuple[GroupPlacement, ...] = ()  # of the control volume, while it is open
+    ailing: Mapping[str, Ailing] = field(default_factory=dict)  # by storage node
 
     def addresses(self) -> Addresses:
         """Where the running storage nodes answer."""
         return tuple(sorted((node_id, node.address) for node_id, node in self.nodes.items()))
+
+    def holders(self, volume: VolumeState, group: Group) -> set[str]:
+        """The nodes that run and have their copy of the group: one that lost it is none of them."""
+        key = (volume.volume_id, group.group)
+        return {n for n in group.created_on if n in self.nodes and key in self.nodes[n].segments}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +326,7 @@ def decide(fleet: Fleet, observed: Observed, now_s: float, *, further: Iterable[
             notes.append(item)
             continue
         attempt = observed.attempts.get(item.key)
-        if item.key in observed.busy or any(item.key == other.key for other in actions):
+        if item.key in observed.busy | observed.held or any(item.key == other.key for other in actions):
             continue
         if attempt is not None and attempt.not_before_s > now_s:
             notes.append(f"{item.key} waits for its next attempt: {attempt.error}")
@@ -330,11 +359,12 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
     for node in fleet.nodes:
         seen = observed.nodes.get(node.node_id)
         if seen is None:
-            yield StartNode(f"storage node {node.node_id} does not run", node.node_id)
+            if not fleet.is_done_with(node):
+                yield StartNode(f"storage node {node.node_id} does not run", node.node_id)
             continue
         orders, lost = _segments(fleet, node.node_id, seen)
         if lost:
-            yield f"storage node {node.node_id} lost its segments of {lost} groups and must be repaired from its peers"
+            yield f"storage node {node.node_id} lacks its copies of {lost} groups"
         if orders:
             count = sum(len(order.groups) for order in orders)
             yield CreateSegments(f"{node.node_id} shall hold {count} more segments", node.node_id, orders)
@@ -347,21 +377,22 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
 def _segments(fleet: Fleet, node_id: str, seen: NodeSeen) -> tuple[tuple[SegmentOrder, ...], int]:
     """The segments to create on a node, and how many it had once and has no longer."""
     orders: list[SegmentOrder] = []
-    lost = 0
     for volume in fleet.volumes():
-        missing = [
-            g for g in volume.groups if node_id in g.node_ids and (volume.volume_id, g.group) not in seen.segments
-        ]
-        lost += sum(node_id in group.created_on for group in missing)
         by_members: dict[tuple[str, ...], list[int]] = {}
-        for group in missing:
-            if node_id not in group.created_on:
+        for group in volume.groups:
+            if node_id in group.node_ids and node_id not in group.created_on:
                 by_members.setdefault(group.node_ids, []).append(group.group)
         orders.extend(
             SegmentOrder(volume.volume_id, volume.page_size, tuple(groups), members)
             for members, groups in by_members.items()
         )
-    return tuple(orders), lost
+    return tuple(orders), len(lacking(fleet, node_id, seen))
+
+
+def lacking(fleet: Fleet, node_id: str, seen: NodeSeen) -> frozenset[tuple[UUID, int]]:
+    """The groups (volume, number) whose copies a running node had and has no longer."""
+    had = {(v.volume_id, g.group) for v in fleet.volumes() for g in v.groups if node_id in g.created_on}
+    return frozenset(had - seen.segments)
 
 
 def _control(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
@@ -372,11 +403,11 @@ def _control(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
 def _waits_for(volume: VolumeState, observed: Observed) -> str:
     """Why the volume cannot be opened yet, or an empty string."""
     for group in volume.groups:
-        ready = {n for n in group.created_on if n in observed.nodes}
+        ready = observed.holders(volume, group)
         if not quorum_up(group, ready):
             return (
-                f"volume {volume.volume_id} waits: {len(ready)} of the 6 copies of group {group.group} run, "
-                f"{WRITE_QUORUM} are needed"
+                f"volume {volume.volume_id} waits: {len(ready)} of the {len(group.placement.all_node_ids)} copies "
+                f"of group {group.group} run, {WRITE_QUORUM} are needed"
             )
     return ""
 
@@ -413,7 +444,7 @@ def _growth(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
     for group in cluster.volume.groups:
         if group.group in seen.groups:
             continue
-        if not quorum_up(group, {n for n in group.created_on if n in observed.nodes}):
+        if not quorum_up(group, observed.holders(cluster.volume, group)):
             yield f"group {group.group} of {cluster.name} waits for {WRITE_QUORUM} nodes that have its segments"
             return
         why = f"{writer.instance_id} does not use group {group.group} yet"

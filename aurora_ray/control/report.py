@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
-from uuid import UUID
 
 from aurora_ray.compute.engines import SUPERUSERS
 from aurora_ray.control.endpoints import address_of, cluster_endpoint, reader_endpoint
-from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role
+from aurora_ray.control.model import (
+    ClusterPhase,
+    DBCluster,
+    DBInstance,
+    Fleet,
+    Group,
+    Role,
+    StorageNode,
+    VolumeState,
+)
 from aurora_ray.control.reconcile import InstancePhase
 
 if TYPE_CHECKING:
@@ -67,8 +75,10 @@ def report_cluster(
     """The whole of `aurora status NAME --json`."""
     status = statuses.get(cluster.writer().instance_id)
     volume_id = cluster.volume.volume_id
+    pairs = fleet.replacements()
     storage = [
-        _node(node.node_id, node.az, nodes.get(node.node_id), node_states.get(node.node_id), volume_id)
+        _node(node, cluster.volume, nodes.get(node.node_id), node_states.get(node.node_id))
+        | {"replaces": node.replaces or None, "replaced_by": pairs.get(node.node_id)}
         for node in fleet.nodes
     ]
     return {
@@ -144,17 +154,50 @@ def _instance(
     }
 
 
-def _node(node_id: str, az: str, node: Node | None, state: pb.StateReply | None, volume_id: UUID) -> dict[str, Any]:
-    """`scl`: the highest of its groups' (equal to the VDL on a node that misses nothing of the latest writes)."""
-    segments = [s for v in state.volumes if v.volume == volume_id.bytes for s in v.segments] if state else []
+def _node(declared: StorageNode, volume: VolumeState, node: Node | None, state: pb.StateReply | None) -> dict[str, Any]:
+    """`scl`: the highest of its groups' (equal to the VDL on a node that misses nothing of the latest writes). `copy`:
+    how far the last or running copies from peers are, null if there were none."""
+    of_volume = [v for v in state.volumes if v.volume == volume.volume_id.bytes] if state is not None else []
+    segments = [segment for v in of_volume for segment in v.segments]
+    copies = [segment.copy for segment in segments if segment.HasField("copy")]
     return {
-        "id": node_id,
-        "az": az,
-        "state": "no process" if node is None else "healthy" if state is not None else "silent",
+        "id": declared.node_id,
+        "az": declared.az,
+        "state": _node_state(declared, volume, node, None if state is None else {s.group for s in segments}),
         "pid": node.seen.pid if node is not None else None,
         "address": node.seen.address if node is not None else None,
         "scl": max((int(s.scl) for s in segments), default=0),
         "vdl": max((int(s.vdl) for s in segments), default=0),
         "segments": {str(s.group): int(s.scl) for s in segments},
         "disk_bytes": int(state.disk_bytes) if state is not None else 0,
+        "copy": _progress(copies) if copies else None,
+    }
+
+
+def _node_state(declared: StorageNode, volume: VolumeState, node: Node | None, held: set[int] | None) -> str:
+    """One word: healthy, filling (it is new, and not a member of all its groups yet), incomplete (it lacks copies that
+    it shall have), silent, no process, leaving."""
+    if node is None:
+        return "no process"
+    if held is None:
+        return "silent"
+    if declared.leaving:
+        return "leaving"
+    if declared.replaces or any(_is_coming(declared.node_id, group) for group in volume.groups):
+        return "filling"
+    shall_have = {group.group for group in volume.groups if declared.node_id in group.created_on}
+    return "healthy" if shall_have <= held else "incomplete"
+
+
+def _is_coming(node_id: str, group: Group) -> bool:
+    return node_id in group.next_node_ids and node_id not in group.node_ids
+
+
+def _progress(copies: Sequence[Any]) -> dict[str, Any]:
+    """Of copies from peers; `bytes_total` is an estimate while they run."""
+    return {
+        "running": any(copy.running for copy in copies),
+        "bytes_copied": sum(int(copy.bytes_copied) for copy in copies),
+        "bytes_total": sum(int(copy.bytes_total) for copy in copies),
+        "mb_per_s": round(sum(float(copy.mb_per_s) for copy in copies), 1),
     }

@@ -50,6 +50,8 @@ class ControlConfig:
     engine_user: str = "aurora-ray"
     hung_after_s: float = 2.5
     metrics_port: int | None = None  # see control.metrics_port
+    replace_after_s: float = 300.0
+    replace_empty_after_s: float = 10.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -123,6 +125,9 @@ class InstanceProcess(Protocol):
     async def add_group(self, placement: GroupPlacement) -> None:
         """Another group for the volume."""
 
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See volume.membership.change_members."""
+
     async def metrics(self, timeout_s: float) -> bytes:
         """What the process counts, as Prometheus text."""
 
@@ -147,6 +152,9 @@ class Runtime(Protocol):
 
     async def find_node(self, node_id: str) -> NodeProcess | None:
         """The process of that node, if an earlier control plane started one that still runs."""
+
+    async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
+        """Removes the directory of a node that does not run. Raises NoPlaceError if its machine is away."""
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """Starts an instance's empty process in an AZ; it answers, and gets its engine ready meanwhile."""

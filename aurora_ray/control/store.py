@@ -22,6 +22,7 @@ from aurora_ray.control.model import Fleet, VolumeState, pack, unpack
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record, create, extent, page_full, size, truncate
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.spec import EXTENT_PAGES, GroupPlacement, NodeAddress, VolumeSpec
 
 HEADER: Final = struct.Struct("<IIQ")
@@ -36,7 +37,7 @@ assert HEADER.size == 16  # noqa: S101
 
 def volume_spec(volume: VolumeState) -> VolumeSpec:
     """The declared volume as the volume client takes it."""
-    groups = tuple(GroupPlacement(group.group, group.node_ids) for group in volume.groups)
+    groups = tuple(group.placement for group in volume.groups)
     return VolumeSpec(volume.volume_id, volume.page_size, volume.group_bytes, groups)
 
 
@@ -101,9 +102,18 @@ class ControlStore:
         self._saved = pages
         return lsn
 
+    @property
+    def placements(self) -> tuple[GroupPlacement, ...]:
+        """Who holds the control volume in truth."""
+        return self._volume.spec.groups
+
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""
         await self._volume.update_nodes(nodes)
+
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See membership.change_members."""
+        return await change_members(self._volume, placement, filled)
 
     async def close(self) -> None:
         """Closes the volume; what was saved is durable already, so streams that do not end in time are left behind."""

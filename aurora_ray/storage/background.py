@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.errors import ConfigurationError
 from aurora_ray.storage.coalesce import coalesce
 from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
@@ -40,7 +41,7 @@ class Background:
             now_s = time.monotonic()
             if now_s - checked_s >= _DISK_CHECK_S:
                 checked_s = now_s
-                self._node.check_disk()
+                self._check()
             if now_s - measured_s >= _DISK_MEASURE_S:
                 measured_s = now_s
                 await self._node.measure_disk()
@@ -48,6 +49,14 @@ class Background:
                 for segment in list(volume.segments.values()):
                     await self._tend(volume, segment)
             await asyncio.sleep(self._config.background_interval_s)
+
+    def _check(self) -> None:
+        try:
+            self._node.check_files()
+            self._node.check_disk()
+        except (OSError, ConfigurationError) as error:  # the next look tries again
+            self._node.counters["background_errors"] += 1
+            _log.warning("node %s: its directory cannot be looked after: %s", self._config.node_id, error)
 
     async def _tend(self, volume: NodeVolume, segment: Segment) -> None:
         key = (segment.volume, segment.group)

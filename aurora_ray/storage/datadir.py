@@ -40,18 +40,31 @@ class DataDir:
     def __init__(self, path: Path, node_id: str) -> None:
         """Raises ConfigurationError, with what to do, if the directory cannot be this node's."""
         self.path = path
+        self._node_id = node_id
+        self._lock_fd = -1
+        self._hold()
+
+    def _hold(self) -> None:
+        path = self.path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_names(path)
             self._lock_fd = _lock(path)
         except OSError as error:
             raise ConfigurationError(f"the data directory {path} cannot be used: {error.strerror}") from error
         try:
-            _check_owner(path, node_id)
+            _check_owner(path, self._node_id)
             _drop_bad_hints(path)
         except BaseException:
             self.release()
             raise
+
+    def reclaim(self) -> None:
+        """Takes hold of the directory anew if somebody has removed it. Raises ConfigurationError."""
+        lock = self.path / _LOCK
+        if not lock.exists() or lock.stat().st_ino != os.fstat(self._lock_fd).st_ino:
+            self.release()
+            self._hold()
 
     def release(self) -> None:
         """Lets another process have it."""

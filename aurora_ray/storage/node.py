@@ -53,6 +53,7 @@ class Node:
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
         self.disk_full = False
+        self.reclaim: Callable[[], None] = lambda: None  # makes sure that the directory is still this node's
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
         self.disk_bytes = 0
         self._free_bytes = free_bytes
@@ -161,6 +162,18 @@ class Node:
         if full != self.disk_full:
             _log.warning("node %s: the disk is %s", self.config.node_id, "full" if full else "no longer full")
         self.disk_full = full
+
+    def check_files(self) -> None:
+        """Notices segments whose files were taken away: they are lost, and come back from the peers.
+
+        What is acknowledged until then stands on files without a name, so it counts as one copy that was lost.
+        """
+        gone = [key for key, segment in self.segments.items() if not segment.closed and not segment.store.has_files]
+        for key in gone:
+            del self.segments[key]
+            self.volumes[key[0]].lose(key[1], "its files were removed")
+        if gone:
+            self.reclaim()
 
     async def measure_disk(self) -> None:
         """Updates `disk_bytes`."""

@@ -66,6 +66,7 @@ class StorageServer:
         if self._server is not None:
             raise UsageError("the storage server has been started already")
         self._data_dir = DataDir(self._config.data_dir, self._config.node_id)
+        self.node.reclaim = self._data_dir.reclaim
         server = make_server()
         try:
             self.node.open()

@@ -153,6 +153,7 @@ class StorageService:
                 volume=volume.volume,
                 page_size=volume.page_size,
                 segments=[self._segment_state(volume, segment) for segment in volume.segments.values()],
+                lost_groups=sorted(volume.lost),
             )
             for volume in volumes
         ]

@@ -83,6 +83,11 @@ class SegmentStore:
             except Exception as error:  # it flushes first, which fails on a full disk; what matters is synced already
                 _log.debug("closing %s: %s", self.path, error)
 
+    @property
+    def has_files(self) -> bool:
+        """Whether the directory is still there. RocksDB itself would go on with the files that it has open."""
+        return (self.path / "CURRENT").exists()  # always there, it is replaced by renaming
+
     # ---- default family
 
     def get(self, key: bytes) -> bytes | None:

@@ -34,8 +34,8 @@ LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a c
 class NodeVolume:
     """Opens, creates and holds segments; directory `<volumes>/<uuid>/<group>`.
 
-    A segment whose files are too damaged to open is *lost*: the node does not have it, takes no part in any quorum of
-    it, and gets it back from its peers (`rebuild.py`).
+    A segment whose files are too damaged to open, or were taken away, is *lost*: the node does not have it, takes no
+    part in any quorum of it, and gets it back from its peers (`rebuild.py`).
     """
 
     def __init__(self, volume: bytes, path: Path, config: StorageConfig, cache: Cache, damage: DamageBook) -> None:
@@ -100,9 +100,16 @@ class NodeVolume:
         if path.exists():
             shutil.rmtree(lost, ignore_errors=True)
             path.rename(lost)
-            sync_directory(self.path)
+        lost.mkdir(parents=True, exist_ok=True)  # so that it is known to be lost after a restart as well
+        sync_directory(self.path)
         self.lost.add(group)
         self._damage.report(DamagedError((self.volume, group), STORE, str(error)))
+
+    def lose(self, group: int, why: str) -> None:
+        """An open segment has nothing to stand on any more."""
+        segment = self.segments.pop(group)
+        segment.close()
+        self._lose(segment.store.path, MalformedError(why))
 
     def create(self, group: int, page_size: int, members: Sequence[str]) -> Segment:
         """A new, empty segment; one that exists is returned as it is. A new one inherits its siblings' epochs."""

@@ -394,9 +394,12 @@ class Volume:
         return await self._changes.progress(node_id, timeout_s)
 
     async def update_nodes(self, nodes: Iterable[NodeAddress]) -> None:
-        """Takes in new addresses (nodes that restarted elsewhere) and new nodes."""
-        replaced = []
-        for node in nodes:
+        """Takes in new addresses (nodes that restarted elsewhere) and new nodes; forgets who is not among them and
+        holds nothing."""
+        known = {node.node_id: node for node in nodes}
+        gone = self._clients.keys() - known.keys() - self._node_groups.keys() if not self._changes.going_on else ()
+        replaced = [self._clients.pop(node_id) for node_id in gone]
+        for node in known.values():
             old = self._clients.get(node.node_id)
             if old is not None and old.node == node:
                 continue

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CREATE_GRACE_S: Final = 2.0  # for slow nodes, when enough have created their copies
 POLL_S: Final = (0.02, 0.5)
+STEP_TIMEOUT_S: Final = 20.0
+FILL_WAIT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class MembershipChanges:
         self._volume = volume
         self._members = GroupMembers(recovered.members, recovered.epoch, recovered.end_lsn, recovered.tails)
         self._lock = asyncio.Lock()
+
+    @property
+    def going_on(self) -> bool:
+        """Whether a step is being taken."""
+        return self._lock.locked()
 
     @property
     def members(self) -> Mapping[int, Membership]:
@@ -168,6 +175,20 @@ class MembershipChanges:
                 raise NotCompleteError(f"node {node_id} did not catch up within {timeout_s:g} s: {seen}")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, POLL_S[1])
+
+
+async def change_members(volume: Volume, placement: GroupPlacement, filled: str = "") -> tuple[GroupPlacement, ...]:
+    """One step of a change for somebody who asks again and again; who holds the volume's groups then.
+
+    With `filled`, the step waits until that node has all of its copies, and is not taken if that lasts too long. Raises
+    what `Volume.change_placement` does.
+    """
+    try:
+        if filled:
+            await volume.wait_caught_up(filled, FILL_WAIT_S)
+    except NotCompleteError:
+        return volume.spec.groups
+    return (await volume.change_placement(placement, STEP_TIMEOUT_S)).groups
 
 
 # ---- making copies

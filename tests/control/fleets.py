@@ -7,6 +7,7 @@ from aurora_ray.control.bootstrap import new_fleet
 from aurora_ray.control.model import DBCluster, DBInstance, Fleet, Group, Role, VolumeState
 from aurora_ray.control.placement import place_group
 from aurora_ray.control.reconcile import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.volume.spec import GroupPlacement
 
 AZS = ("a", "b", "c")
 NODES = ("a-1", "a-2", "b-1", "b-2", "c-1", "c-2")
@@ -33,7 +34,7 @@ def running_fleet() -> Fleet:
 
 
 def addresses(nodes: tuple[str, ...] = NODES) -> Addresses:
-    return tuple((node, f"127.0.0.1:{9000 + NODES.index(node)}") for node in sorted(nodes))
+    return tuple((node, f"127.0.0.1:9{ord(node[0])}{node[2:]}") for node in sorted(nodes))
 
 
 def observed(
@@ -53,8 +54,16 @@ def observed(
     seen = {node: NodeSeen(dict(told)[node], 100, "host", told, segments[node]) for node in nodes}
     if instance is None:
         instance = InstanceSeen(InstancePhase.AVAILABLE, told=told, groups=frozenset({0}), free_bytes=GROUP_BYTES)
+        if fleet.clusters:
+            instance = replace(instance, placements=placements(fleet.clusters[0].volume))
     instances = {"demo-1": instance}
+    more = {"control_placements": placements(fleet.control_volume), **more}
     return Observed(nodes=seen, instances=instances, control_open=control_open, **more)  # type: ignore[arg-type]
+
+
+def placements(volume: VolumeState) -> tuple[GroupPlacement, ...]:
+    """As the volume's writer tells them when nothing has changed."""
+    return tuple(group.placement for group in volume.groups)
 
 
 def without_instance(state: Observed) -> Observed:

@@ -1,7 +1,8 @@
 """Processes for the control plane without processes: storage nodes are real servers in this event loop, instances obey
-a script. Anything can be made to vanish as if it had been killed."""
+a script, or open their volume for real. Anything can be made to vanish as if it had been killed."""
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,11 @@ from aurora_ray.compute.config import (
 from aurora_ray.control.model import StorageNode
 from aurora_ray.control.runtime import ControlConfig, NodeInfo, ProcessGoneError
 from aurora_ray.errors import AuroraError
+from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
+from aurora_ray.volume.client import Volume
+from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 
@@ -28,7 +32,8 @@ class LocalNode:
 
     def __init__(self, server: StorageServer, address: str) -> None:
         self.info = NodeInfo(address, 1, "here")
-        self._server = server
+        self.server = server
+        self.cuts: list[Cut] = []
         self._gone = asyncio.Event()
 
     async def wait_gone(self) -> str:
@@ -36,15 +41,20 @@ class LocalNode:
         return "it was killed"
 
     async def kill(self) -> None:
-        await self._server.stop(0)
+        await self.server.stop(0)
         self._gone.set()
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         await self.kill()
         return [1]
 
+    async def cut(self, cut: Cut) -> None:
+        self.cuts.append(cut)
+
     async def stop(self, *, destroy: bool, timeout_s: float) -> None:
         await self.kill()
+        if destroy:
+            shutil.rmtree(self.server.node.config.data_dir, ignore_errors=True)
 
     @property
     def alive(self) -> bool:
@@ -62,6 +72,7 @@ class LocalInstance:
         self.groups: tuple[int, ...] = (0,)
         self.free_bytes: int | None = None
         self.addresses: tuple[NodeAddress, ...] = ()
+        self.volume: Volume | None = None  # if the runtime opens volumes
         self._runtime = runtime
         self._gone = asyncio.Event()
         self._ended: asyncio.Future[Outcome] | None = None
@@ -76,6 +87,10 @@ class LocalInstance:
         if self._runtime.errors:
             raise self._runtime.errors.pop(0)
         self.groups = tuple(placement.group for placement in config.volume.groups)
+        if self._runtime.opens_volumes:
+            await self._close_volume()
+            self.volume = await Volume.open(config.volume, config.nodes, timeout_s=20)
+            self._runtime.volumes.append(self.volume)
         self._ended = asyncio.get_running_loop().create_future()
         return Opened(len(self.configs), 0, 1, config.port, {})
 
@@ -88,10 +103,33 @@ class LocalInstance:
         if self._ended is None:
             return None
         phase = WriterPhase.ENDED if self._ended.done() else WriterPhase.AVAILABLE
-        return WriterStatus(phase, groups=self.groups, free_bytes=self.free_bytes, pid=1)
+        volume = self.volume
+        return WriterStatus(
+            phase,
+            epoch=volume.epoch if volume is not None else 0,
+            vdl=volume.vdl if volume is not None else 0,
+            groups=self.groups,
+            free_bytes=self.free_bytes,
+            pid=1,
+            placements=volume.spec.groups if volume is not None else (),
+        )
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         self.addresses = tuple(nodes)
+        if self.volume is not None:
+            await self.volume.update_nodes(nodes)
+
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        self._check()
+        assert self.volume is not None
+        placements = await change_members(self.volume, placement, filled)
+        if self._runtime.answers_to_changes is not None:
+            await self._runtime.answers_to_changes.wait()
+        return placements
+
+    async def _close_volume(self) -> None:
+        if self.volume is not None:
+            await self.volume.close()
 
     async def add_group(self, placement: GroupPlacement) -> None:
         self.groups = (*self.groups, placement.group)
@@ -137,10 +175,16 @@ class LocalRuntime:
     instances: dict[str, LocalInstance] = field(default_factory=dict)
     errors: list[AuroraError] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
+    opens_volumes: bool = False
+    volumes: list[Volume] = field(default_factory=list)
+    answers_to_changes: asyncio.Event | None = None  # a change of members is answered only after this, if it is given
+    broken: set[str] = field(default_factory=set)  # storage nodes that do not start
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> LocalNode:
         self.started.append(node.node_id)
-        data_dir = self.directory / "nodes" / node.node_id
+        if node.node_id in self.broken:
+            raise ProcessGoneError(f"{node.node_id} does not start")
+        data_dir = self._data_dir(node.node_id)
         server = StorageServer(
             StorageConfig(
                 node_id=node.node_id, az=node.az, data_dir=data_dir, disk_reserve_bytes=0, gossip_interval_s=0.05
@@ -153,6 +197,12 @@ class LocalRuntime:
         node = self.nodes.get(node_id)
         return node if node is not None and node.alive else None
 
+    async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
+        shutil.rmtree(self._data_dir(node.node_id), ignore_errors=True)
+
+    def _data_dir(self, node_id: str) -> Path:
+        return self.directory / "nodes" / node_id
+
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> LocalInstance:
         self.started.append(instance_id)
         self.instances[instance_id] = LocalInstance(self)
@@ -162,6 +212,8 @@ class LocalRuntime:
         return {instance_id: instance for instance_id, instance in self.instances.items() if instance.alive}
 
     async def close(self) -> None:
+        for volume in self.volumes:
+            await volume.close()
         for node in self.nodes.values():
             await node.kill()
 

@@ -1,17 +1,20 @@
 """Faults on purpose: what a target means, who hears whom, where a writer goes, who is cut off."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.control.chaos import Victims, cut_for
+from aurora_ray.control.faults import FILE_NAME, Faults, Island
 from aurora_ray.control.heartbeats import ISOLATED_AFTER_S, Isolation
 from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.placement import az_to_start
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_heartbeats import runtime  # noqa: F401  (a fixture)
-from tests.control.test_plane import started
+from tests.control.test_plane import Running, new_plane, started
 from tests.support.polling import poll_until
 
 REFUSED = (("reader:1", "no readers yet"), ("az:x", "no AZ"), ("node:x", "no storage"), ("x", "no target"))
@@ -73,6 +76,71 @@ def test_who_hears_whom() -> None:
     assert cut_for(other, [island]).mutes(node)
     assert cut_for(other, [island]).mutes(writer)
     assert not cut_for(other, [island]).mutes("control")
+
+
+async def test_a_partition_outlives_a_control_plane_and_a_node_that_restarts(runtime: LocalRuntime) -> None:  # noqa: F811
+    def cut(node: str) -> bool:
+        cuts = runtime.nodes[node].cuts
+        return bool(cuts) and cuts[-1].mutes("storage-b-1")
+
+    first = Running(new_plane(runtime))
+    await first.api.create("demo", timeout_s=20)
+    await first.api.wait_available("demo", 20)
+    await poll_until(lambda: len(first.plane.processes.nodes) == 6)
+    struck = await first.plane.chaos.strike("partition", "node:b-1", "demo", None)
+    assert [one["target"] for one in struck] == ["storage-b-1"]
+    await first.plane.chaos.strike("partition", "node:c-1", "demo", 1.0)
+    assert cut("a-1")
+    await first.vanish()
+    for node in runtime.nodes.values():
+        node.cuts.clear()
+    async with started(runtime) as second:
+        await poll_until(lambda: cut("a-1") and not cut("b-1"), what="the next one goes on with it")
+        await runtime.nodes["a-2"].kill()
+        await poll_until(lambda: runtime.nodes["a-2"].alive and cut("a-2"), what="a node that restarts is told")
+        await poll_until(
+            lambda: not runtime.nodes["a-1"].cuts[-1].mutes("storage-c-1"), what="the other one ends in time"
+        )
+        assert cut("a-1")
+        healed = await second.plane.chaos.strike("heal", "node:b-1", "demo", None)
+        assert [one["target"] for one in healed] == ["storage-b-1"]
+        assert not any(cut(node) for node in runtime.nodes)
+        assert not (runtime.directory / FILE_NAME).exists()
+        assert await second.plane.chaos.strike("heal", "node:b-1", "demo", None) == []
+        await second.plane.chaos.strike("partition", "node:b-1", "demo", None)
+    assert not (runtime.directory / FILE_NAME).exists(), "it ends with the fleet"
+    await first.plane.processes.clients.close()
+    assert first.plane.store is not None
+    await first.plane.store.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"islands": {"x": {}}, "away": {}}', '{"islands": {}, "away": {"a": "b"}}']
+)
+def test_a_file_of_faults_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE_NAME).write_text(text)
+    faults = Faults.load(tmp_path)
+    assert (faults.islands, faults.away_until_s) == ({}, {})
+
+
+def test_faults_are_kept_as_they_are(tmp_path: Path) -> None:
+    faults = Faults.load(tmp_path)
+    faults.islands["az:a"] = Island(frozenset({"storage-a-1", "storage-a-2"}), 12.5)
+    faults.islands["control"] = Island(frozenset({"control"}))
+    faults.away_until_s["a-1"] = 99.0
+    faults.save()
+    again = Faults.load(tmp_path)
+    assert (again.islands, again.away_until_s) == (faults.islands, faults.away_until_s)
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
+
+
+async def test_for_good_is_for_one_storage_node(runtime: LocalRuntime) -> None:  # noqa: F811
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        for verb, target in (("kill", "writer"), ("kill", "az:a"), ("kill", "control"), ("pause", "node:a-1")):
+            with pytest.raises(UsageError, match="for good is for one storage node"):
+                await running.plane.chaos.strike(verb, target, "demo", None, for_good=True)
 
 
 def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:

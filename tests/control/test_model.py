@@ -96,6 +96,20 @@ def test_bootstrap_file_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / bootstrap.FILE_NAME).stat().st_mode & 0o777 == 0o600
 
 
+def test_bootstrap_file_knows_a_change_of_members_that_is_under_way(tmp_path: Path) -> None:
+    fleet = created(running_fleet()).with_replacement("b-1")
+    placement = replace(
+        fleet.control_volume.groups[0].placement, next_node_ids=("a-1", "a-2", "b-3", "b-2", *NODES[4:])
+    )
+    fleet = fleet.with_placements(fleet.control_volume.volume_id, [placement])
+    bootstrap.save(tmp_path, fleet)
+    loaded = bootstrap.load(tmp_path)
+    assert loaded is not None
+    assert loaded.control_volume.groups[0].placement == placement
+    assert [node.node_id for node in loaded.nodes] == [*NODES, "b-3"]
+    assert unpack(pack(fleet)) == fleet
+
+
 def test_bootstrap_file_is_absent_or_whole(tmp_path: Path) -> None:
     assert bootstrap.load(tmp_path) is None
     assert not bootstrap.exists(tmp_path)

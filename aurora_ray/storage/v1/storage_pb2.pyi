@@ -410,14 +410,16 @@ class StateRequest(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
 
 class VolumeState(_message.Message):
-    __slots__ = ("volume", "page_size", "segments")
+    __slots__ = ("volume", "page_size", "segments", "lost_groups")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_GROUPS_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     page_size: int
     segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
-    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ...) -> None: ...
+    lost_groups: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StateReply(_message.Message):
     __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes")
