@@ -15,7 +15,7 @@ from benchmarks.loads import Load
 from benchmarks.machine import ROOT
 from benchmarks.programs import LoadError
 from benchmarks.results import Result
-from benchmarks.runner import OUT, SEED_DEFAULT, Request, console_for, run_suite
+from benchmarks.runner import OUT, SEED_DEFAULT, Request, console_for, prepare_data, run_suite
 from benchmarks.site import prepared
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS
@@ -80,6 +80,19 @@ def run(
     result, path = run_suite(request, console)
     show_result(result, console)
     console.print(f"Raw figures: {os.path.relpath(path)}", highlight=False)
+
+
+@app.command()
+def prepare(
+    suite: Annotated[str, typer.Argument(help=f"one of: {', '.join(SUITES)}")],
+    *,
+    data: Annotated[Path, typer.Option(help="where to keep it; give the same to `run`")],
+    scale: Annotated[int | None, typer.Option(help="pgbench's scale factor")] = None,
+    systems: Annotated[str | None, typer.Option(help="which; default: the suite's")] = None,
+) -> None:
+    """Make the data of a suite, so that `run` begins at once. Example: python -m benchmarks prepare full --data D."""
+    request = Request(suite=suite, scale=scale, systems=systems, keep_in=data)
+    prepare_data(request, console_for())
 
 
 @app.command()

@@ -10,14 +10,16 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from benchmarks.derived import STAGES, cpu_ms_per_transaction
+from benchmarks.derived import COLUMNS, STAGES, cpu_ms_per_transaction
 from benchmarks.histograms import percentiles
 from benchmarks.results import Result
 from benchmarks.statistics import spread
-from benchmarks.workloads import workload_title
+from benchmarks.tables import median_of
+from benchmarks.workloads import reads_only, workload_title
 
 _COLOURS: Final = {"aurora": "#1f6feb", "standbys": "#d29922", "stock": "#8b949e", "nosync": "#c9d1d9"}
 _STAGE_COLOURS: Final = {"engine": "#8b949e", "driver": "#1f6feb", "copies": "#79c0ff", "client": "#e6e6e6"}
+_IO_COLOURS: Final = {"network": "#1f6feb", "wal_writes": "#8b949e", "page_writes": "#d29922"}
 _PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.99)
 _SIZE: Final = (8, 4.2)
 
@@ -28,6 +30,8 @@ def draw(result: Result, stem: str, directory: Path) -> list[Path]:
     drawn = []
     for workload in dict.fromkeys(name for name, _ in result.groups()):
         for kind, paint in _KINDS.items():
+            if kind == "ios" and reads_only(workload):
+                continue
             canvas = Canvas(figsize=_SIZE, layout="constrained")
             paint(canvas.subplots(), result, workload)
             drawn.append(_save(canvas, directory / f"{stem}-{workload}-{kind}"))
@@ -42,22 +46,28 @@ def _save(canvas: Canvas, path: Path) -> Path:
 
 
 def _clients(result: Result, workload: str) -> list[int]:
-    return [clients for name, clients in result.groups() if name == workload]
+    return sorted(clients for name, clients in result.groups() if name == workload)
+
+
+def _clients_text(clients: int) -> str:
+    return f"{clients} client{'s' if clients > 1 else ''}"
 
 
 def _throughput(axes: Axes, result: Result, workload: str) -> None:
     """Bars by number of clients; the median, with lines from the lowest to the highest."""
     groups = _clients(result, workload)
-    systems = result.systems(workload, groups[0])
+    systems = list(dict.fromkeys(name for clients in groups for name in result.systems(workload, clients)))
     width = 0.8 / len(systems)
     for index, system in enumerate(systems):
-        spreads = [spread(s.tps for s in result.rounds(workload, each, system).values()) for each in groups]
-        places = [group + (index - (len(systems) - 1) / 2) * width for group in range(len(groups))]
+        rounds = [list(result.rounds(workload, each, system).values()) for each in groups]
+        measured = [group for group, samples in enumerate(rounds) if samples]
+        spreads = [spread(sample.tps for sample in rounds[group]) for group in measured]
+        places = [group + (index - (len(systems) - 1) / 2) * width for group in measured]
         medians = [each.median for each in spreads]
         errors = [[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]]
         title = result.title(system)
         axes.bar(places, medians, width, yerr=errors, label=title, color=_COLOURS.get(system), capsize=2)
-    axes.set_xticks(range(len(groups)), [f"{each} clients" for each in groups])
+    axes.set_xticks(range(len(groups)), [_clients_text(each) for each in groups])
     axes.set_ylabel("transactions per second")
     axes.set_title(f"{workload_title(workload)} (median, lowest to highest round)")
     axes.legend(frameon=False)
@@ -75,7 +85,7 @@ def _latency(axes: Axes, result: Result, workload: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("percentile")
     axes.set_ylabel("latency, ms")
-    axes.set_title(f"{workload_title(workload)}, {clients} clients: latency")
+    axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: latency")
     axes.legend(frameon=False)
 
 
@@ -94,7 +104,24 @@ def _cpu(axes: Axes, result: Result, workload: str) -> None:
         bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
     axes.set_xticks(range(len(systems)), [result.title(system) for system in systems])
     axes.set_ylabel("CPU ms per transaction")
-    axes.set_title(f"{workload_title(workload)}, {clients} clients: where the CPU goes")
+    axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: where the CPU goes")
+    axes.legend(frameon=False)
+
+
+def _ios(axes: Axes, result: Result, workload: str) -> None:
+    """I/Os of the database node per transaction by kind, stacked, at the largest number of clients."""
+    clients = _clients(result, workload)[-1]
+    systems = result.systems(workload, clients)
+    bottoms = [0.0] * len(systems)
+    for key, colour in _IO_COLOURS.items():
+        column = next(each for each in COLUMNS if each.key == key)
+        rounds = [list(result.rounds(workload, clients, system).values()) for system in systems]
+        heights = [median_of(samples, column) or 0.0 for samples in rounds]
+        axes.bar(range(len(systems)), heights, 0.6, bottom=bottoms, label=column.heading, color=colour)
+        bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
+    axes.set_xticks(range(len(systems)), [result.title(system) for system in systems])
+    axes.set_ylabel("per transaction")
+    axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: I/Os of the database node")
     axes.legend(frameon=False)
 
 
@@ -102,4 +129,5 @@ _KINDS: Final[dict[str, Callable[[Axes, Result, str], None]]] = {
     "tps": _throughput,
     "latency": _latency,
     "cpu": _cpu,
+    "ios": _ios,
 }

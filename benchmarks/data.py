@@ -50,6 +50,7 @@ def fill_all(dsn: str, bin_dir: str, spec: DataSpec) -> None:
         fill_pgbench(dsn, bin_dir, spec.scale)
     if spec.has_sysbench:
         sysbench.fill_sysbench(dsn, spec.sysbench_tables, spec.sysbench_rows)
+        _run([f"{bin_dir}/psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", "VACUUM ANALYZE", dsn])
     if spec.tpcc_warehouses > 0:
         for name in _TPCC_FILES:
             setting = f"warehouses={spec.tpcc_warehouses}"

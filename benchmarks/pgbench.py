@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.histograms import rounded
@@ -13,13 +13,13 @@ from benchmarks.loads import Load, LoadResult
 from benchmarks.programs import GRACE_S, find, run_program
 
 
-def run_pgbench(dsn: str, load: Load, bin_dir: str, env: Mapping[str, str] | None = None) -> LoadResult:
+def run_pgbench(dsn: str, load: Load, bin_dir: str) -> LoadResult:
     """Runs pgbench from `bin_dir` against `dsn`. Raises LoadError with what it said."""
     with tempfile.TemporaryDirectory(prefix="load-") as directory:
         prefix = Path(directory, "latency")
         started_s = time.monotonic()
         command = _command(dsn, load, bin_dir, prefix)
-        output, cpu_s = run_program(command, timeout_s=load.seconds + GRACE_S, env=env)
+        output, cpu_s = run_program(command, timeout_s=load.seconds + GRACE_S)
         elapsed_s = time.monotonic() - started_s
         counts = _read_latencies(prefix.parent.glob("latency.*"))
     transactions = int(find(r"number of transactions actually processed: (\d+)", output))

@@ -7,7 +7,7 @@ import re
 import select
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 GRACE_S: Final = 60.0  # for connecting, and for the transactions that are under way when the time is up
@@ -18,13 +18,11 @@ class LoadError(Exception):
     """The load could not be run, or did not run to its end."""
 
 
-def run_program(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> tuple[str, float]:
+def run_program(command: Sequence[str], *, timeout_s: float) -> tuple[str, float]:
     """(what it printed, CPU seconds). Raises LoadError if it fails, or does not end in time: it is killed then."""
     with tempfile.TemporaryFile("w+") as output:
         try:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
-            )
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         except OSError as error:
             raise LoadError(f"cannot run {command[0]}: {error.strerror}") from error
         try:

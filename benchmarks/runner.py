@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.schedule import Run, out_path
 from benchmarks.site import DISK, prepared, require_room
 from benchmarks.suites import SUITES, Suite
 from benchmarks.systems import SYSTEMS
+from benchmarks.systems.server import template
 
 OUT: Final = machine.ROOT / "benchmarks" / "out"
 SEED_DEFAULT: Final = 1
@@ -103,6 +105,25 @@ def run_suite(request: Request, console: Console) -> tuple[Result, Path]:
             result = run(site)
         progress.update(task, completed=steps, description="done")
     return result, path or request.out or out_path(OUT, result)
+
+
+def prepare_data(request: Request, console: Console) -> None:
+    """Makes the data of all systems below `request.keep_in`, one after the other; what is there already stays."""
+    suite = tailored(request)
+    names = list(suite.systems) if request.systems is None else _names(request.systems)
+    if request.keep_in is None:
+        raise UsageError("say with --data where the data is to be kept")
+    require_room(request.keep_in, suite.data, names)
+    with prepared(data=suite.data, sizes=suite.sizes, version=request.postgres, keep_in=request.keep_in) as site:
+        for name in ("template", *names):
+            started_s = time.monotonic()
+            with console.status(f"{name} ({suite.data.nbytes / 1e9:.1f} GB)"):
+                if name == "template":
+                    template(site)
+                else:
+                    with SYSTEMS[name](site):
+                        pass
+            console.print(f"{name}: {time.monotonic() - started_s:.0f} s", highlight=False)
 
 
 def tailored(request: Request) -> Suite:

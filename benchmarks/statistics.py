@@ -50,6 +50,11 @@ class Comparison:
         straddles = ratio.low < 1 < ratio.high
         return not (straddles and ratio.noise > abs(ratio.median - 1))
 
+    @property
+    def value(self) -> float | None:
+        """The median of the ratios, if it may be spoken of."""
+        return self.ratio.median if self.ratio is not None and self.measurable else None
+
     def __str__(self) -> str:
         if self.ratio is None:
             return "no round in common"

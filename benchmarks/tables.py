@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +27,38 @@ def show(result: Result, console: Console) -> None:
         console.print(f"NOT RUN: {line}", style="bold yellow", highlight=False)
     for line in warnings(result):
         console.print(f"CAUTION: {line}", style="bold yellow", highlight=False)
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Medians and ratios for programs; a ratio that noise does not allow is null, and says why."""
+    groups = []
+    for workload, clients in result.groups():
+        for system in result.systems(workload, clients):
+            samples = list(result.rounds(workload, clients, system).values())
+            tps = spread(sample.tps for sample in samples)
+            ratio = ratio_to(result, workload, clients, system)
+            compared = {} if system == OURS else {"ratio": ratio.value, "comparison": str(ratio)}
+            medians = {p: spread(sample.latency_us[p] for sample in samples).median for p in ("p50", "p99", "p99.9")}
+            groups.append(
+                {
+                    "workload": workload,
+                    "clients": clients,
+                    "system": system,
+                    "rounds": tps.count,
+                    "tps": {"median": tps.median, "low": tps.low, "high": tps.high},
+                    "latency_us": medians,
+                    **compared,
+                }
+            )
+    return {
+        "suite": result.suite,
+        "started": result.started,
+        "commit": result.commit,
+        "finished": result.finished,
+        "groups": groups,
+        "warnings": warnings(result),
+        "not_run": result.not_run,
+    }
 
 
 def heading(result: Result) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import chaos, clusters, fleet, trace
+from aurora_ray.cli import bench, chaos, clusters, fleet, trace
 from aurora_ray.cli.output import error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -30,6 +30,7 @@ fleet.register(app)
 clusters.register(app)
 trace.register(app)
 chaos.register(app)
+bench.register(app)
 
 
 def _version(wanted: bool) -> None:

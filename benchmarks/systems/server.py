@@ -40,12 +40,22 @@ SETTINGS: Final[Mapping[str, str]] = {
     "wal_sender_timeout": "0",
     "wal_receiver_timeout": "0",
     "max_wal_senders": "16",
-    "wal_keep_size": "4GB",
+    "wal_keep_size": "1GB",
 }
 # PostgreSQL's own interval, with room for the WAL of that long; or none for as long as anybody measures.
 _CHECKPOINTS: Final = {
     Checkpoint.JUST_BEFORE: {"checkpoint_timeout": "5min", "max_wal_size": "8GB"},
     Checkpoint.LONG_AGO: {"checkpoint_timeout": "1d", "max_wal_size": "64GB"},
+}
+# For making the data: what is written into a new table in the transaction that made it needs no WAL at all.
+_LOADING: Final[Mapping[str, str]] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "64GB",
+    "maintenance_work_mem": "512MB",
+    "autovacuum": "off",
 }
 _CHECKPOINTS_FILE: Final = "checkpoints.conf"
 _INCLUDE: Final = f"\ninclude_if_exists = '{_CHECKPOINTS_FILE}'\n"
@@ -165,8 +175,7 @@ def template(site: Site) -> Path:
     shutil.rmtree(building, ignore_errors=True)
     copy_tree(site.image.tree, building)
     if site.data.nbytes > 0:
-        unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_wal_size": "64GB"}
-        server = Server(site, building, site.sizes.shared_buffers_bytes, unsafe)
+        server = Server(site, building, site.sizes.shared_buffers_bytes, _LOADING)
         try:
             server.start()
             fill_all(server.dsn, site.bin_dir, site.data)
