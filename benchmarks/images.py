@@ -55,5 +55,6 @@ def images(result: Result) -> list[Images]:
 
 def _images(result: Result, workload: str, clients: int, system: str) -> float | None:
     samples = result.rounds(workload, clients, system).values()
-    values = [s.counters["wal_full_images"] / s.transactions for s in samples if s.transactions]
+    counted = [each for each in samples if "wal_full_images" in each.counters and each.transactions]
+    values = [each.counters["wal_full_images"] / each.transactions for each in counted]
     return spread(values).median if values else None

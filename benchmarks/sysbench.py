@@ -102,5 +102,5 @@ def password_from_file(parameters: dict[str, Any]) -> str:
     for line in path.read_text().splitlines():
         fields = line.split(":", 4)
         if len(fields) == 5 and all(field in ("*", value) for field, value in zip(fields, wanted, strict=False)):
-            return fields[4]
+            return re.sub(r"\\(.)", r"\1", fields[4])  # libpq's escapes
     return ""
