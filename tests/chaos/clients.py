@@ -133,9 +133,12 @@ class Tables:
 class ChurnClient(Client):
     """Makes, fills, empties and drops tables, vacuums and checkpoints: all that moves files rather than pages."""
 
-    def __init__(self, name: str, connect: Connect, seed: str, tables: Tables) -> None:
+    def __init__(
+        self, name: str, connect: Connect, seed: str, tables: Tables, upkeep: tuple[bytes, ...] | None = None
+    ) -> None:
         super().__init__(name, connect, seed)
         self._tables = tables
+        self._upkeep = upkeep or _UPKEEP
         self._prefix = "churn_" + "".join(self.random.choices("abcdefghijklmnop", k=12))
         self._made = 0
 
@@ -161,7 +164,7 @@ class ChurnClient(Client):
             rows = choose.randrange(1, 500)
             self._do(session, name, rows, f"TRUNCATE {name}", f"INSERT INTO {name} {_rows(rows)}")
         else:
-            session.execute(choose.choice(_UPKEEP))
+            session.execute(choose.choice(self._upkeep))
 
     def _do(self, session: psycopg.Connection, name: str, rows: int | None, *statements: str) -> None:
         before = self._tables.possible.get(name, {None})

@@ -205,14 +205,18 @@ def damage_a_node(arena: Arena) -> None:
     (name,) = arena.some_nodes(1)
     node = arena.stack.nodes[name]
     node.kill()
-    segment = next((node.data_dir / "volumes").glob("*/0"))
-    files = sorted(path for path in segment.iterdir() if path.is_file() and path.name not in ("LOCK", "LOG"))
-    for path in arena.random.sample(files, min(len(files), arena.random.randrange(1, 4))):
-        _harm(path, arena.random)
+    harm_segment(next((node.data_dir / "volumes").glob("*/0")), arena.random)
     node.start()
     arena.progress(f"with {name}, whose files were damaged")
     # It must be whole before the next one is hurt: that it counts for nothing until then is the point.
     asyncio.run(_wait_whole(arena.stack, name))
+
+
+def harm_segment(directory: Path, choose: random.Random) -> None:
+    """Harms some files of a segment whose node does not run."""
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name not in ("LOCK", "LOG"))
+    for path in choose.sample(files, min(len(files), choose.randrange(1, 4))):
+        _harm(path, choose)
 
 
 def _harm(path: Path, choose: random.Random) -> None:

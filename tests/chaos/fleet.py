@@ -1,48 +1,53 @@
-"""`python -m tests.chaos.fleet --rounds 10 --seed S`: kill rounds against a fleet as `aurora up` starts it, on Ray.
+"""`python -m tests.chaos.fleet --rounds 10 --seed S`: fault rounds against a fleet as `aurora up` starts it, on Ray.
 
-Clients work through the cluster endpoint and try again; nobody but the fleet itself repairs anything. After each fault
-commits must go on by themselves, and everything that was acknowledged must be there. Progress goes to stderr, a JSON
-summary to stdout; the exit code is 1 if something that must hold did not.
+Clients work through the cluster endpoint and try again; nobody but the fleet itself repairs anything. What they saw is
+written down as a history of each round, and some serial order that agrees with the clock must explain it; what earlier
+rounds left must stay. After each fault writes must go on by themselves.
+
+Progress goes to stderr, a JSON summary to stdout; the exit code is 1 if something that must hold did not. The faults of
+a round and what clients do come from the seed and the round's number alone, so `--seed S --first-round N --rounds 1`
+repeats round N (not its exact timing, which is the machine's); the history of a round that failed is kept.
 """
 
 import argparse
-import itertools
 import json
 import random
+import shutil
 import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
-from tests.chaos.checks import check_indexes, check_tables, check_transfers
-from tests.chaos.clients import ACCOUNTS, SCHEMA, Load, Tables
-from tests.chaos.fleet_faults import FLEET_FAULTS, FleetArena, choose_fleet_fault
-from tests.chaos.ledger import Ledger, Outcome
+from tests.chaos.checks import check_tables
+from tests.chaos.clients import ChurnClient, Tables
+from tests.chaos.fleet_faults import FLEET_FAULTS, FleetArena, fault_of_round
+from tests.chaos.history_round import HistoryRound, Memory, Verdict
+from tests.chaos.workload import SCHEMA, SESSION_OPTIONS, UPKEEP
 from tests.cli.fleet import CliFleet
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
-PROGRESS_COMMITS = 20
 PROGRESS_TIMEOUT_S = 90.0
-HEALTHY_TIMEOUT_S = 90.0
+HEALTHY_TIMEOUT_S = 120.0
 PATIENCE_S = 20.0
+UNKNOWN_ROUNDS_MIN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class FleetRound:
-    """One round that passed. `outage_s` is the longest time without an acknowledgement."""
+    """One round that passed. `outage_s` in it is the longest time without an acknowledged write."""
 
     number: int
     fault: str
-    acked: int
-    unknown: int
-    outage_s: float
+    verdict: Verdict
     seconds: float
 
 
@@ -53,16 +58,33 @@ class FleetSummary:
     seed: int
     rounds: list[FleetRound] = field(default_factory=list)
     failure: str = ""
+    failed_round: int | None = None
+
+    @property
+    def unknown(self) -> tuple[int, int]:
+        """Of the transactions whose outcome nobody told: how many turned out to have happened, and how many not."""
+        unknown = [each.verdict.unknown for each in self.rounds]
+        return sum(each.happened for each in unknown), sum(each.absent for each in unknown)
+
+    def one_sided(self) -> str:
+        """A complaint if a long run has seen one outcome of unknown transactions only; else it is empty."""
+        if len(self.rounds) < UNKNOWN_ROUNDS_MIN or all(self.unknown):
+            return ""
+        happened, absent = self.unknown
+        return (
+            f"of the unknown transactions {happened} happened and {absent} did not: both must occur in so many rounds"
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Totals first, then the rounds."""
-        outages = sorted(each.outage_s for each in self.rounds)
+        outages = sorted(each.verdict.outage_s for each in self.rounds)
         return {
             "seed": self.seed,
             "rounds": len(self.rounds),
             "failure": self.failure,
-            "acked": sum(each.acked for each in self.rounds),
-            "unknown": sum(each.unknown for each in self.rounds),
+            "transactions": sum(each.verdict.ok for each in self.rounds),
+            "unknown_happened": self.unknown[0],
+            "unknown_did_not_happen": self.unknown[1],
             "outage_s_median": round(statistics.median(outages), 2) if outages else None,
             "outage_s_max": outages[-1] if outages else None,
             "each": [asdict(each) for each in self.rounds],
@@ -72,13 +94,13 @@ class FleetSummary:
 class FleetChaos:
     """A fleet that goes through rounds."""
 
-    def __init__(self, directory: Path, seed: int, *, clients: int, pause: Callable[[float], None]) -> None:
+    def __init__(self, directory: Path, seed: int, *, pause: Callable[[float], None]) -> None:
         self.fleet = CliFleet(directory / "fleet")
         self.seed = seed
-        self._clients = clients
+        self._directory = directory
         self._pause = pause
         self._dsn = ""
-        self._ledger = Ledger(directory / "ledger", ACCOUNTS)
+        self._memory = Memory()
         self._tables = Tables()
 
     def prepare(self) -> None:
@@ -90,79 +112,78 @@ class FleetChaos:
     def run_round(self, number: int, fault: str | None) -> FleetRound:
         """One round. Raises AssertionError when something that must hold does not."""
         started_s = time.monotonic()
+        fault = fault or fault_of_round(self.seed, number)
+        status = self._settled()
+        path = self._directory / f"history-{number}.jsonl"
+        history = HistoryRound(self._connect, path, seed=self.seed, number=number, fault=fault, memory=self._memory)
+        self._until_works(history.prepare)
         choose = random.Random(f"fleet {self.seed}:{number}")
-        fault = fault or choose_fleet_fault(choose)
-        arena = FleetArena(self.fleet, self._settled(), choose, self._pause)
-        load = Load(self._connect, f"{self.seed}:{number}", self._ledger, self._tables, self._clients)
-        before = self._ledger.acked_count
-        load.start()
+        arena = FleetArena(self.fleet, status, choose, self._pause, history.recorder)
+        churn = ChurnClient("churn", self._connect, f"{self.seed}:{number} churn", self._tables, UPKEEP)
+        history.start()
+        churn.start()
         try:
-            self._progress("before the fault")
+            arena.writes_go_on("before the fault", PROGRESS_TIMEOUT_S)
             self._pause(choose.uniform(0.1, 1.0))
-            FLEET_FAULTS[fault][0](arena)
-            self._progress(f"after {fault}")
+            history.recorder.note("fault", name=fault)
+            FLEET_FAULTS[fault](arena)
+            history.recorder.note("fault is over", name=fault)
+            arena.writes_go_on(f"after {fault}", PROGRESS_TIMEOUT_S)
+            churn.ask_to_stop()
+            history.stop(PATIENCE_S)
+            churn.join(PATIENCE_S)
+            verdict = history.judge()
         finally:
-            load.stop(PATIENCE_S)
-        times = self._ledger.take_times()
-        outage_s = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
-        unknown = len(self._ledger.new(Outcome.UNKNOWN))
-        poll_until_blocking(self._checks_pass, PROGRESS_TIMEOUT_S, interval_s=0.2, what="a session to check with")
-        return FleetRound(
-            number=number,
-            fault=fault,
-            acked=self._ledger.acked_count - before,
-            unknown=unknown,
-            outage_s=round(outage_s, 2),
-            seconds=round(time.monotonic() - started_s, 1),
-        )
+            churn.ask_to_stop()
+            history.close()
+        self._until_works(lambda session: check_tables(session, self._tables))
+        path.unlink()
+        return FleetRound(number, fault, verdict, round(time.monotonic() - started_s, 1))
 
-    def _settled(self) -> dict[str, object]:
-        """The status once everything is well again, by itself."""
-        return self.fleet.until(
-            lambda status: (
-                status["state"] == "available"
-                and [node["state"] for node in status["storage_nodes"]] == ["healthy"] * 6
-            ),
-            "the fleet is healthy",
-            HEALTHY_TIMEOUT_S,
-        )
+    def finish(self) -> int:
+        """What all rounds left is there; how many lists, accounts and registers that are."""
+        with self._connect() as session:
+            return self._memory.check(session, everything=True)
 
-    def _progress(self, what: str) -> None:
-        goal = self._ledger.acked_count + PROGRESS_COMMITS
-        poll_until_blocking(
-            lambda: self._ledger.acked_count >= goal,
-            PROGRESS_TIMEOUT_S,
-            what=f"commits go on {what}\n{self.fleet.trail()}",
-        )
+    def _settled(self) -> dict[str, Any]:
+        """The status once everything is well again, by itself: no node lacks anything that any other has had."""
+        goal = 0
 
-    def _checks_pass(self) -> bool:
-        """False if the session was lost (the fleet may still be at work); what is wrong raises LostError."""
-        try:
-            with self._connect() as session, session.transaction():
-                check_transfers(session, self._ledger)
-                check_tables(session, self._tables)
-                check_indexes(session)
-        except psycopg.OperationalError:
+        def settled(status: dict[str, Any]) -> bool:
+            nonlocal goal
+            nodes = status["storage_nodes"]
+            goal = goal or max(node["scl"] for node in nodes)
+            whole = all(node["state"] == "healthy" and node["scl"] >= goal for node in nodes)
+            return bool(status["state"] == "available" and whole)
+
+        return self.fleet.until(settled, "the fleet is healthy and all copies are whole", HEALTHY_TIMEOUT_S)
+
+    def _until_works(self, work: Callable[[psycopg.Connection], object]) -> None:
+        """In a session of its own, again if that is lost: the fleet may still be at work."""
+
+        def works() -> bool:
+            with suppress(psycopg.OperationalError), self._connect() as session:
+                work(session)
+                return True
             return False
-        return True
+
+        poll_until_blocking(works, PROGRESS_TIMEOUT_S, interval_s=0.2, what="a session that lasts")
 
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(self._dsn, connect_timeout=5, autocommit=True)
+        return psycopg.connect(self._dsn, connect_timeout=5, autocommit=True, options=SESSION_OPTIONS)
 
     def close(self) -> None:
         """`aurora down --destroy`."""
-        self._ledger.close()
         self.fleet.destroy()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.fleet", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=22)
     parser.add_argument("--first-round", type=int, default=1)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--minutes", type=float, help="no new round after this long (default: one a round)")
+    parser.add_argument("--minutes", type=float, help="no new round after this long (default: half a minute each)")
     parser.add_argument("--fault", choices=sorted(FLEET_FAULTS), help="this one every time")
-    parser.add_argument("--clients", type=int, default=4)
     return parser.parse_args()
 
 
@@ -175,34 +196,47 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="aurora-fleet-"))
     directory.chmod(0o711)
     summary = FleetSummary(seed)
-    # not synchronisation: load runs meanwhile
-    chaos = FleetChaos(directory, seed, clients=arguments.clients, pause=time.sleep)
-    deadline_s = time.monotonic() + 60 * (arguments.minutes or arguments.rounds + 2)
+    chaos = FleetChaos(directory, seed, pause=time.sleep)  # not synchronisation: load runs meanwhile
+    try:
+        _run(chaos, summary, arguments)
+    finally:
+        if summary.failure:
+            _tell(f"FAILED in {summary.failure}")
+            again = f"--seed {seed} --first-round {summary.failed_round} --rounds 1"
+            _tell(f"again: python -m tests.chaos.fleet {again}")
+            shutil.copytree(chaos.fleet.data_dir / "logs", directory / "logs", dirs_exist_ok=True)
+            _tell(f"the history and the logs: {directory}")
+        chaos.close()
+        if not summary.failure:
+            remove_tree(directory)
+    sys.stdout.write(json.dumps(summary.to_dict(), indent=1) + "\n")
+    return 1 if summary.failure else 0
+
+
+def _run(chaos: FleetChaos, summary: FleetSummary, arguments: argparse.Namespace) -> None:
+    """Rounds until one fails or the time is up; fills in the summary."""
+    deadline_s = time.monotonic() + 60 * (arguments.minutes or 2 + arguments.rounds / 2)
     number = arguments.first_round
     try:
         chaos.prepare()
         for number in range(arguments.first_round, arguments.first_round + arguments.rounds):
             result = chaos.run_round(number, arguments.fault)
             summary.rounds.append(result)
+            verdict, unknown = result.verdict, result.verdict.unknown
             _tell(
-                f"round {number:4d}  {result.fault:24s} {result.acked:6d} acked {result.unknown:3d} unknown  "
-                f"outage {result.outage_s:6.2f} s  ({result.seconds} s)"
+                f"round {number:4d}  {result.fault:30s} {verdict.ok:6d} ok {verdict.failed:5d} failed  unknown: "
+                f"{unknown.happened} happened, {unknown.absent} did not, {unknown.open} open  "
+                f"outage {verdict.outage_s:5.2f} s  ({result.seconds} s)"
             )
             if time.monotonic() > deadline_s:
                 _tell(f"the time is up after {len(summary.rounds)} of {arguments.rounds} rounds")
                 break
+        _tell(f"{chaos.finish()} lists, accounts and registers of all rounds are as they were left")
+        _tell(f"unknown outcomes: {summary.unknown[0]} happened, {summary.unknown[1]} did not")
+        summary.failure = summary.one_sided()
     except Exception as error:  # reported with the seed
+        summary.failed_round = number
         summary.failure = f"round {number}: {type(error).__name__}: {error}"
-    finally:
-        if summary.failure:
-            _tell(f"FAILED in {summary.failure}")
-            _tell(f"again: python -m tests.chaos.fleet --seed {seed} --first-round {number} --rounds 1")
-            _tell(f"logs: {directory}")
-        chaos.close()
-        if not summary.failure:
-            remove_tree(directory)
-    sys.stdout.write(json.dumps(summary.to_dict(), indent=1) + "\n")
-    return 1 if summary.failure else 0
 
 
 def _tell(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults of a whole fleet on Ray, by the process ids that `aurora status --json` shows."""
+"""Faults of a whole fleet on Ray: signals to the process ids that `aurora status --json` shows, and `aurora chaos`."""
 
 import json
 import os
@@ -10,31 +10,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aurora_ray.compute.signals import family
+from tests.chaos.faults import harm_segment
+from tests.chaos.recorder import Recorder
 from tests.cli.fleet import CliFleet, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
 from tests.support.stack_process import children_of
 
 CONTROL, INSTANCE = "ray::ControlActor", "ray::InstanceActor"
+PROGRESS_WRITES = 20
+NEXT_WRITER_TIMEOUT_S = 60.0
+READS = 15
+READS_TIMEOUT_S = 20.0
+GONE_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class FleetArena:
-    """What a fault acts on; `status` is from before it."""
+    """What a fault acts on, under load; `status` is from before it."""
 
     fleet: CliFleet
     status: dict[str, Any]
     random: random.Random
     pause: Callable[[float], None]
+    recorder: Recorder
+
+    @property
+    def writer(self) -> dict[str, Any]:
+        """The instance that is the writer."""
+        instances: list[dict[str, Any]] = self.status["instances"]
+        return next(each for each in instances if each["role"] == "writer")
 
     @property
     def engine_pid(self) -> int:
         """The writer's."""
-        writer = next(each for each in self.status["instances"] if each["role"] == "writer")
-        return int(writer["pid"])
+        return int(self.writer["pid"])
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """The storage nodes."""
+        nodes: list[dict[str, Any]] = self.status["storage_nodes"]
+        return nodes
 
     def node_pids(self, count: int) -> list[int]:
         """Of some storage nodes."""
-        return [int(node["pid"]) for node in self.random.sample(self.status["storage_nodes"], count)]
+        return [int(node["pid"]) for node in self.random.sample(self.nodes, count)]
+
+    def an_az(self, *, but: str = "") -> str:
+        """Any."""
+        return self.random.choice(sorted({str(node["az"]) for node in self.nodes} - {but}))
+
+    def writes_go_on(self, what: str, timeout_s: float = NEXT_WRITER_TIMEOUT_S, count: int = PROGRESS_WRITES) -> None:
+        """Waits for some more acknowledged writes."""
+        goal = self.recorder.ok["writes"] + count
+        poll_until_blocking(
+            lambda: self.recorder.ok["writes"] >= goal, timeout_s, what=f"writes go on {what}\n{self.fleet.trail()}"
+        )
+
+    def chaos(self, *arguments: str) -> None:
+        """`aurora chaos …`."""
+        self.fleet.check("chaos", *arguments)
 
 
 FleetFault = Callable[[FleetArena], None]
@@ -44,6 +79,24 @@ def _kill(*pids: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _hang(arena: FleetArena, pids: list[int], seconds: float) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    arena.pause(seconds)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _instance(arena: FleetArena) -> list[int]:
+    return pids_titled(INSTANCE, arena.fleet.data_dir)
+
+
+def _control(arena: FleetArena) -> list[int]:
+    return pids_titled(CONTROL, arena.fleet.data_dir)
 
 
 def kill_engine(arena: FleetArena) -> None:
@@ -58,7 +111,104 @@ def kill_backend(arena: FleetArena) -> None:
 
 def kill_instance(arena: FleetArena) -> None:
     """The process that drives the volume, with the engine in its care."""
-    _kill(*pids_titled(INSTANCE, arena.fleet.data_dir))
+    _kill(*_instance(arena))
+
+
+def hang_engine(arena: FleetArena) -> None:
+    """All of the engine's processes hang for longer than it takes to notice, and whoever is left goes on then."""
+    _hang(arena, family(arena.engine_pid), arena.random.uniform(3.0, 8.0))
+
+
+def hang_instance(arena: FleetArena) -> None:
+    """The process that drives the volume does, while the engine wants to go on."""
+    _hang(arena, _instance(arena), arena.random.uniform(4.0, 10.0))
+
+
+def hang_instance_for_a_moment(arena: FleetArena) -> None:
+    """About as long as it takes to notice: it may be replaced or not."""
+    _hang(arena, _instance(arena), arena.random.uniform(1.0, 3.5))
+
+
+def hang_writer_and_control(arena: FleetArena) -> None:
+    """Both hang; the control plane wakes up first, with no idea of the time, and then the writer that it suspects."""
+    control = _control(arena)
+    for pid in control:
+        os.kill(pid, signal.SIGSTOP)
+    instance = _instance(arena)
+    for pid in instance:
+        os.kill(pid, signal.SIGSTOP)
+    arena.pause(arena.random.uniform(3.0, 6.0))
+    for pid in control:
+        os.kill(pid, signal.SIGCONT)
+    arena.pause(arena.random.uniform(0.0, 4.0))
+    for pid in instance:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def cut_writer_from_nodes(arena: FleetArena) -> None:
+    """No storage node hears the writer; it cannot make anything durable, and is replaced."""
+    arena.chaos("partition", "writer", "--for", "20")
+    arena.writes_go_on("with a writer that the nodes hear")
+
+
+def cut_control_from_nodes(arena: FleetArena) -> None:
+    """No storage node hears the control plane, which must not take that for the writer's fault; nor can it save
+    anything, and the engine dies meanwhile."""
+    arena.chaos("partition", "control", "--for", "8")
+    arena.writes_go_on("without a control plane", 10)
+    _kill(arena.engine_pid)
+
+
+def hang_control(arena: FleetArena) -> None:
+    """Nobody looks after the writer, which needs nobody; then its engine dies, and nobody notices for a while."""
+    control = _control(arena)
+    for pid in control:
+        os.kill(pid, signal.SIGSTOP)
+    arena.writes_go_on("without a control plane", 10)
+    _kill(arena.engine_pid)
+    arena.pause(arena.random.uniform(1.0, 4.0))
+    for pid in control:
+        os.kill(pid, signal.SIGCONT)
+
+
+def kill_control(arena: FleetArena) -> None:
+    """It alone: no client notices."""
+    _kill(*_control(arena))
+    arena.writes_go_on("without a control plane", 10)
+
+
+def kill_control_and_engine(arena: FleetArena) -> None:
+    """The control plane, in the middle of what it does about a dead engine."""
+    _kill(arena.engine_pid)
+    arena.pause(arena.random.uniform(0, 1.5))
+    _kill(*_control(arena))
+
+
+def kill_control_and_instance(arena: FleetArena) -> None:
+    """The same with a dead process, for which a new one must be started."""
+    _kill(*_instance(arena))
+    arena.pause(arena.random.uniform(0, 2.5))
+    _kill(*_control(arena))
+
+
+def kill_twice(arena: FleetArena) -> None:
+    """The engine, and while the next one comes up its process as well."""
+    _kill(arena.engine_pid)
+    arena.pause(arena.random.uniform(0, 2.0))
+    _kill(*_instance(arena))
+
+
+def fail_over_twice(arena: FleetArena) -> None:
+    """A second writer is lost as soon as it has acknowledged something."""
+    _kill(arena.engine_pid)
+    arena.writes_go_on("with the second writer", count=1)
+    _kill(*_instance(arena))
+
+
+def ask_for_failover(arena: FleetArena) -> None:
+    """An orderly one, by the command."""
+    arena.fleet.run("failover", "demo")
 
 
 def kill_two_nodes(arena: FleetArena) -> None:
@@ -71,41 +221,48 @@ def kill_four_nodes(arena: FleetArena) -> None:
     _kill(*arena.node_pids(4))
 
 
-def kill_zone(arena: FleetArena) -> None:
-    """Everything of one zone, the writer too if it is there."""
-    az = arena.random.choice(sorted({node["az"] for node in arena.status["storage_nodes"]}))
-    _kill(*(int(node["pid"]) for node in arena.status["storage_nodes"] if node["az"] == az))
-    _kill(*(int(each["pid"]) for each in arena.status["instances"] if each["az"] == az and each["pid"]))
+def lose_zone(arena: FleetArena) -> None:
+    """Everything of one zone for a while, the writer too if it is there: writes go on without it."""
+    az = arena.an_az()
+    arena.chaos("kill", f"az:{az}", "--for", "25")
+    arena.writes_go_on(f"without {az}", 20)
+    arena.chaos("resume", f"az:{az}")
 
 
-def kill_control_and_engine(arena: FleetArena) -> None:
-    """The control plane, in the middle of what it does about a dead engine."""
-    _kill(arena.engine_pid)
-    arena.pause(arena.random.uniform(0, 1.5))
-    _kill(*pids_titled(CONTROL, arena.fleet.data_dir))
+def lose_zone_and_node(arena: FleetArena) -> None:
+    """A zone (not the writer's) and one more node: with three copies left, reads go on and no write is acknowledged."""
+    az = arena.an_az(but=arena.writer["az"])
+    node = arena.random.choice([node for node in arena.nodes if node["az"] != az])
+    pids = [int(each["pid"]) for each in arena.nodes if each["az"] == az or each is node]
+    arena.chaos("kill", f"az:{az}", "--for", "60")
+    arena.chaos("kill", f"node:{node['id']}", "--for", "60")
+    poll_until_blocking(lambda: not any(map(_runs, pids)), GONE_TIMEOUT_S, what="three nodes are gone")
+    arena.pause(1.0)  # whose acknowledgement was on its way has got it
+    ok = dict(arena.recorder.ok)
+    poll_until_blocking(
+        lambda: arena.recorder.ok["reads"] >= ok["reads"] + READS, READS_TIMEOUT_S, what="reads go on with three copies"
+    )
+    acknowledged = arena.recorder.ok["writes"] - ok["writes"]
+    assert not acknowledged, f"{acknowledged} writes were acknowledged with three copies"
+    arena.chaos("resume", f"node:{node['id']}")
+    arena.writes_go_on(f"without {az}")
+    arena.chaos("resume", f"az:{az}")
 
 
-def kill_twice(arena: FleetArena) -> None:
-    """The engine, and while the next one comes up its process as well."""
-    _kill(arena.engine_pid)
-    arena.pause(arena.random.uniform(0, 2.0))
-    _kill(*pids_titled(INSTANCE, arena.fleet.data_dir))
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").exists()
 
 
-def hang_instance(arena: FleetArena) -> None:
-    """The writer hangs for longer than it takes to notice, and then goes on as if nothing had been."""
-    pids = pids_titled(INSTANCE, arena.fleet.data_dir)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    arena.pause(arena.random.uniform(1.0, 12.0))
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def ask_for_failover(arena: FleetArena) -> None:
-    """An orderly one, by the command."""
-    arena.fleet.run("failover", "demo")
+def fail_over_during_repair(arena: FleetArena) -> None:
+    """A node comes back with damaged files, and the writer is lost while the peers make it whole."""
+    node = arena.random.choice(arena.nodes)
+    arena.chaos("kill", f"node:{node['id']}", "--for", "60")
+    poll_until_blocking(lambda: not _runs(int(node["pid"])), GONE_TIMEOUT_S, what="the node is gone")
+    volume = arena.status["volume"]["id"]
+    harm_segment(arena.fleet.data_dir / "nodes" / node["id"] / "volumes" / volume / "0", arena.random)
+    arena.chaos("resume", f"node:{node['id']}")
+    arena.pause(arena.random.uniform(0.0, 2.5))
+    _kill(arena.engine_pid if arena.random.random() < 0.5 else _instance(arena)[0])
 
 
 def power_cut(arena: FleetArena) -> None:
@@ -113,28 +270,42 @@ def power_cut(arena: FleetArena) -> None:
     host = json.loads((arena.fleet.data_dir / "ray.json").read_text())["pid"]
     victims = {host, arena.engine_pid, *arena.node_pids(6), *pids_of_fleet(arena.fleet.data_dir)}
     _kill(*victims)
-    poll_until_blocking(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in victims), 20, what="all are dead")
+    poll_until_blocking(lambda: not any(map(_runs, victims)), GONE_TIMEOUT_S, what="all are dead")
     arena.fleet.up()
 
 
-FLEET_FAULTS: dict[str, tuple[FleetFault, int]] = {
-    fault.__name__: (fault, weight)
-    for fault, weight in (
-        (kill_engine, 3),
-        (kill_backend, 2),
-        (kill_instance, 3),
-        (kill_two_nodes, 2),
-        (kill_four_nodes, 2),
-        (kill_zone, 2),
-        (kill_control_and_engine, 3),
-        (kill_twice, 2),
-        (hang_instance, 2),
-        (ask_for_failover, 2),
-        (power_cut, 1),
+FLEET_FAULTS: dict[str, FleetFault] = {
+    fault.__name__: fault
+    for fault in (
+        kill_engine,
+        kill_backend,
+        kill_instance,
+        hang_engine,
+        hang_instance,
+        hang_instance_for_a_moment,
+        hang_writer_and_control,
+        cut_writer_from_nodes,
+        cut_control_from_nodes,
+        hang_control,
+        kill_control,
+        kill_control_and_engine,
+        kill_control_and_instance,
+        kill_twice,
+        fail_over_twice,
+        ask_for_failover,
+        kill_two_nodes,
+        kill_four_nodes,
+        lose_zone,
+        lose_zone_and_node,
+        fail_over_during_repair,
+        power_cut,
     )
 }
 
 
-def choose_fleet_fault(choose: random.Random) -> str:
-    """The name of a fault."""
-    return choose.choices(list(FLEET_FAULTS), [weight for _, weight in FLEET_FAULTS.values()])[0]
+def fault_of_round(seed: int, number: int) -> str:
+    """Rounds go through all faults in a random order before one comes again."""
+    turn, place = divmod(number - 1, len(FLEET_FAULTS))
+    order = sorted(FLEET_FAULTS)
+    random.Random(f"faults {seed}:{turn}").shuffle(order)
+    return order[place]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tests.histories.bank import check_bank
 from tests.histories.lists import check_lists, understand
-from tests.histories.model import Anomaly, Append, History, Outcome, ReadList
+from tests.histories.model import Anomaly, Append, History, Outcome, Read, ReadList, Txn, Write
 from tests.histories.registers import check_registers
 
 
@@ -36,9 +36,21 @@ def settle(history: History) -> Unknown:
         for op in txn.ops
         if isinstance(op, ReadList) and op.values is not None
     }
+    found = _found_in_registers(history)
     happened = absent = 0
     for place in unknown:
-        keys = {op.key for op in history.txns[place].ops if isinstance(op, Append)}
-        happened += lists.happened[place]
-        absent += bool(keys) and not lists.happened[place] and keys <= read_since
+        txn = history.txns[place]
+        keys = {op.key for op in txn.ops if isinstance(op, Append)}
+        happens = lists.happened[place] or _is_found(txn, found)
+        happened += happens
+        absent += bool(keys) and not happens and keys <= read_since
     return Unknown(happened, absent, len(unknown) - happened - absent)
+
+
+def _found_in_registers(history: History) -> set[tuple[str, int | None]]:
+    reads = (op for txn in history.txns if txn.outcome is Outcome.OK for op in txn.ops if isinstance(op, Read))
+    return {(op.key, op.value) for op in reads}
+
+
+def _is_found(txn: Txn, found: set[tuple[str, int | None]]) -> bool:
+    return any((op.key, op.value) in found for op in txn.ops if isinstance(op, Write))

@@ -78,5 +78,6 @@ def test_the_command(tmp_path: Path, events: list[dict[str, object]], code: int,
 
 
 def test_unknown_outcomes_are_settled_by_a_later_read() -> None:
-    text = "1 0- info x+1\n2 1- info x+2\n3 2- info y+3\n4 3- info x[]\n5 20-30 ok x[1]"
-    assert settle(history(text)) == Unknown(happened=1, absent=1, open=2)
+    text = "1 0- info x+1\n2 1- info x+2\n3 2- info y+3\n4 3- info x[]\n5 4- info r:=5\n6 4- info r:=6\n"
+    text += "7 20-30 ok x[1]\n8 20-30 ok r?5"
+    assert settle(history(text)) == Unknown(happened=2, absent=1, open=3)
