@@ -19,8 +19,10 @@ C_FILES := $(wildcard aurora_ray/*/src/*.[ch])
 PROTOS := $(sort $(shell find proto -name '*.proto'))
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
-# How much is done by `make chaos` (kill rounds) and `make sim` (seeds); a failure prints the seed that repeats it.
+# How much is done by `make chaos` (rounds against processes, and against a fleet on Ray) and `make sim` (seeds); a failure
+# prints the seed that repeats it.
 ROUNDS ?= 200
+FLEET_ROUNDS ?= $(ROUNDS)
 SEEDS ?= 5000
 
 .PHONY: help
@@ -71,10 +73,10 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 	$(BIN)/ruff format .
 
 .PHONY: chaos
-chaos: $(BUILT) account ## kill, stop and cut off real processes at random and look for lost commits (ROUNDS=n SEED=s)
+chaos: $(BUILT) account ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s)
 	$(BIN)/pytest -m chaos --timeout=300
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
-	$(BIN)/python -m tests.chaos.fleet --rounds $$(($(ROUNDS) / 10)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: sim
 sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
