@@ -1,4 +1,4 @@
-"""What every actor's process sets up for itself: a log file, and telemetry."""
+"""What every actor's process sets up for itself: a log file, telemetry, and a garbage collector that keeps quiet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from aurora_ray import telemetry
+from aurora_ray.rpc.process import expect_long_service
 
 LOG_BYTES_MAX: Final = 8 << 20
 LOG_FILES: Final = 2
@@ -27,3 +28,4 @@ def configure_process(service: str, name: str, data_dir: Path, attributes: telem
     logger.addHandler(handler)
     logger.propagate = False  # Ray has its own ideas about the root logger
     telemetry.configure(f"aurora-{service}", attributes, span_dir=data_dir / "telemetry")
+    expect_long_service()

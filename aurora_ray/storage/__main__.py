@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from aurora_ray.errors import AuroraError
+from aurora_ray.rpc.process import expect_long_service
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 
@@ -47,6 +48,7 @@ def main() -> None:
     """Serves until told to end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = StorageConfig(**vars(_arguments()))
+    expect_long_service()
     try:
         asyncio.run(_serve(config))
     except AuroraError as error:
