@@ -1,7 +1,10 @@
-"""Measurements: aurora-ray beside what users would pick instead. `python -m benchmarks --help`.
+"""Measurements: aurora-ray beside what users would pick instead. `python -m benchmarks --help`, `aurora bench --help`.
 
-suites -> schedule -> workloads -> load        what is measured, in which order, by what
-systems                                        what it is measured on, each a context manager
-procfs, machine                                what the kernel says meanwhile
-results -> statistics -> tables, report        raw figures in JSON; everything shown is computed from them
+workloads, suites                    what is measured, on how much data, how long
+runner -> schedule -> meter -> load  in which order; what it did, what it used; by which program
+data, systems                        what everybody begins with; what it is measured on, each a context manager
+procfs, segments, machine            what the kernel says meanwhile
+results -> statistics -> derived     raw figures in JSON; everything shown is computed from them
+tables, report, charts               on the terminal, in RESULTS.md
+generator, distributed               load from many places at once on clusters that run already
 """

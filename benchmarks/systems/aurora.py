@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks.systems.base import System, engine_counters, segments_out
 from benchmarks.systems.server import template
 
 ZONES: Final = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c", "c2": "c"}
+STORED_BY: Final = ("storage", "log")
 GROUP_BYTES: Final = 10 << 30
 _STOP_TIMEOUT_S: Final = 30.0
 
@@ -121,6 +123,13 @@ class Aurora(System):
         self.writer = self._open(create=False)
         self._cleanup.callback(self._close_writer)
         self.data_is_there()
+
+    def identity(self) -> dict[str, str]:
+        """With the code that decides what storage nodes write: another one may write it differently."""
+        digest = hashlib.sha256()
+        for path in sorted(path for area in STORED_BY for path in (ROOT / "aurora_ray" / area).rglob("*.py")):
+            digest.update(path.read_bytes())
+        return {**super().identity(), "code": digest.hexdigest()}
 
     def _close_writer(self) -> None:
         """The writer of that time, not the first; in order if what it has written is kept."""

@@ -114,10 +114,10 @@ class System(ABC):
         """Starts it on a copy of the template: the same data, page by page, for all; or on what was kept."""
 
     def open_directory(self) -> Path:
-        """The system's directory: empty, or with what an earlier run has kept of the same data and version."""
+        """The system's directory: empty, or with what an earlier run has kept of the same data and versions."""
         directory = self.site.directory(self.name)
         try:
-            self.from_kept_data = json.loads((directory / _READY).read_text()) == self._identity()
+            self.from_kept_data = json.loads((directory / _READY).read_text()) == self.identity()
         except (OSError, ValueError):
             self.from_kept_data = False
         if not self.from_kept_data:
@@ -129,9 +129,10 @@ class System(ABC):
 
     def data_is_there(self) -> None:
         """To be called when the data is complete: from now on it can be kept."""
-        (self.site.directory(self.name) / _READY).write_text(json.dumps(self._identity()))
+        (self.site.directory(self.name) / _READY).write_text(json.dumps(self.identity()))
 
-    def _identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """What kept data must agree with."""
         return {"data": self.site.data.name, "postgres": self.site.install.version}
 
     @property
