@@ -83,7 +83,7 @@ class ControlPlane:
         self._sickbed = Sickbed()
         self._clock = clock
         self._store: ControlStore | None = None
-        self._busy: set[str] = set()
+        self._busy: dict[str, asyncio.Task[None]] = {}
         self._saving = asyncio.Lock()
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -189,9 +189,12 @@ class ControlPlane:
                     self._start(f"look:{node_id}", self.processes.look_at_node(node_id))
 
     def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
-        self._busy.add(key)
-        task = self.processes.tasks.start(work, key)
-        task.add_done_callback(lambda _: self._busy.discard(key))
+        def ended(task: asyncio.Task[None]) -> None:
+            if self._busy.get(key) is task:  # else the next one of the key has begun already
+                del self._busy[key]
+
+        self._busy[key] = self.processes.tasks.start(work, key)
+        self._busy[key].add_done_callback(ended)
 
     def notify(self) -> None:
         """Something changed: decide anew, and let those who wait for a state look again."""
@@ -231,7 +234,7 @@ class ControlPlane:
         else:
             self.attempts.pop(action.key, None)
         finally:
-            self._busy.discard(action.key)
+            self._busy.pop(action.key, None)
             self.notify()
 
     def _failed(self, key: str, error: Exception) -> None:

@@ -213,6 +213,25 @@ async def test_wrong_use_is_refused(runtime: LocalRuntime) -> None:
             await running.plane.wait_until(lambda: False, 0.01, "waiting for nothing")
 
 
+async def test_of_one_key_one_action_runs_even_when_one_begins_as_the_other_ends(runtime: LocalRuntime) -> None:
+    plane = new_plane(runtime)
+    release = asyncio.Event()
+
+    async def second() -> None:
+        await release.wait()
+
+    async def first() -> None:
+        plane._busy.pop("key")  # as an action does at its end, whereupon the loop starts the next one
+        plane._start("key", second())
+
+    plane._start("key", first())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert "key" in plane.observe().busy
+    release.set()
+    await poll_until(lambda: not plane.observe().busy, what="the second one ends")
+
+
 class _Broken:
     """A machine on which no storage node starts."""
 
