@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import reconcile, replacement
+from aurora_ray.control.model import StorageNode
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
@@ -135,11 +137,16 @@ async def _note_placements(plane: ControlPlane, action: replacement.NotePlacemen
 async def _remove_node(plane: ControlPlane, action: replacement.RemoveNode) -> None:
     node_id = action.node_id
     running = plane.processes.nodes.get(node_id)
+    node = next((n for n in plane.fleet.nodes if n.node_id == node_id), StorageNode(node_id, ""))
     if running is not None:
-        with contextlib.suppress(AuroraError, TimeoutError):  # then it is killed
+        node = replace(node, host=running.process.info.host)
+        try:
             await running.process.stop(destroy=True, timeout_s=REMOVE_TIMEOUT_S)
+        except (AuroraError, TimeoutError):
+            with contextlib.suppress(AuroraError, TimeoutError):  # one that stands still has not heard of it
+                await running.process.signal(signals.KILL, None)
     with contextlib.suppress(AuroraError, TimeoutError):  # a machine that is gone has taken the directory along
-        await plane.processes.runtime.wipe_node(plane.fleet.node(node_id), plane.config)
+        await plane.processes.runtime.wipe_node(node, plane.config)
     await plane.commit(lambda fleet: fleet.without_node(node_id))
 
 

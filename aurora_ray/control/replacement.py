@@ -259,3 +259,7 @@ def _removals(fleet: Fleet, observed: Observed) -> Iterator[Action]:
     for node in fleet.nodes:
         if fleet.is_done_with(node) and f"node:{node.node_id}" not in observed.busy:
             yield RemoveNode(f"storage node {node.node_id} holds nothing any more", node.node_id)
+    declared = {node.node_id for node in fleet.nodes}
+    for node_id in observed.nodes:
+        if node_id not in declared:  # it was started by somebody who did not know yet
+            yield RemoveNode(f"storage node {node_id} is not declared", node_id)

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from aurora_ray.control import ailing
 from aurora_ray.control.model import Fleet
+from aurora_ray.control.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig, Runtime
 from aurora_ray.log.record import page_full
@@ -301,6 +302,26 @@ async def test_an_old_node_that_comes_back_in_time_stays(runtime: LocalRuntime, 
         assert any("b-1 is well again" in sentence for _, sentence in planes.now.plane.trail)
         await clients.check()
         assert {node.node_id for node in planes.fleet.nodes} == {"a-1", "a-2", "b-1", "b-2", "c-1", "c-2"}
+        await identical(runtime, planes.fleet)
+
+
+async def test_a_node_that_answers_nobody_is_replaced_and_ended(
+    runtime: LocalRuntime, load: Callable[[], Load], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = NodeClients.state
+
+    async def deaf(clients: NodeClients, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
+        if node_id == "b-1":
+            raise NodeCallError("Storage node b-1 could not tell its state: it is cut off.")
+        return await look(clients, node_id, *arguments, **options)
+
+    async with running(runtime) as planes:
+        clients = load()
+        monkeypatch.setattr(NodeClients, "state", deaf)
+        await planes.until(lambda f: healed(f) and not any(n.node_id == "b-1" for n in f.nodes), "it is replaced")
+        assert not runtime.nodes["b-1"].alive
+        assert not (runtime.directory / "nodes" / "b-1").exists()
+        await clients.check()
         await identical(runtime, planes.fleet)
 
 

@@ -188,6 +188,13 @@ def test_what_holds_nothing_any_more_is_removed_and_all_is_as_before() -> None:
     assert fleet.cluster("demo").volume.groups[0].node_ids == NEXT
 
 
+def test_a_process_of_a_node_that_was_forgotten_is_ended() -> None:
+    fleet = running_fleet()
+    state = observed(fleet, (*NODES, NEW))
+    assert only(fleet, state) == RemoveNode(f"storage node {NEW} is not declared", NEW)
+    assert wanted(fleet, replace(state, control_open=False)) == []
+
+
 def test_a_volume_without_a_writer_waits_and_keeps_the_old_node() -> None:
     fleet = moved(moved(replacing(), BEGUN), DONE, CONTROL_VOLUME_ID)
     state = replace(away(fleet), instances={"demo-1": InstanceSeen(InstancePhase.ENDED)})

@@ -1,0 +1,49 @@
+"""What `aurora status` shows people."""
+
+from typing import Any
+
+from rich.console import Console
+
+from aurora_ray.cli.output import render_status
+
+
+def node(name: str, state: str = "healthy", **more: Any) -> dict[str, Any]:
+    facts = {"id": name, "az": "a", "state": state, "pid": 7, "scl": 5, "disk_bytes": 0, "copy": None}
+    return {**facts, "replaces": None, "replaced_by": None, **more}
+
+
+def shown(*nodes: dict[str, Any]) -> str:
+    status = {
+        "cluster": "demo",
+        "engine": "postgres",
+        "engine_version": "18",
+        "state": "available",
+        "region": "r",
+        "epoch": 1,
+        "vdl": 5,
+        "volume": {"bytes": 0, "protection_groups": 1},
+        "endpoints": {"cluster": {"dsn": "postgresql://"}},
+        "instances": [],
+        "storage_nodes": list(nodes),
+        "metrics": None,
+        "notes": [],
+    }
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(render_status(status))
+    return captured.get()
+
+
+def test_a_replacement_and_how_far_it_is() -> None:
+    copy = {"running": True, "bytes_copied": 3 << 20, "bytes_total": 12 << 20, "mb_per_s": 40.5}
+    text = shown(node("a-1", "no process", replaced_by="a-3"), node("a-3", "filling", replaces="a-1", copy=copy))
+    assert "filling" in text
+    assert "a-3 takes the place of a-1: 3.0 MiB of 12.0 MiB copied, 40.5 MB/s" in text
+
+
+def test_before_anything_is_copied_and_when_all_is_well() -> None:
+    assert "a-3 takes the place of a-1\n" in "\n".join(
+        line.rstrip() + "\n" for line in shown(node("a-3", "filling", replaces="a-1")).splitlines()
+    )
+    done = {"running": False, "bytes_copied": 1, "bytes_total": 1, "mb_per_s": 1.0}
+    assert "takes the place" not in shown(node("a-3", copy=done))
