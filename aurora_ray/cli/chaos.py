@@ -27,7 +27,7 @@ _VERBS = {
         "Example: aurora chaos resume node:us-east-1a-1",
     ),
     "partition": (
-        "Cut off from every storage node; until healed unless --for is given.",
+        "Cut off from every storage node (control: and from the writers); until healed unless --for is given.",
         "Example: aurora chaos partition node:us-east-1a-1 --for 20",
     ),
     "heal": ("End a partition.", "Example: aurora chaos heal node:us-east-1a-1"),

@@ -6,8 +6,9 @@
     control        the control plane itself; Ray starts the next one
 
 A partition is made in the storage nodes, which then do not hear some of those who call (see rpc.partition): a node that
-is cut off hears nobody and is heard by no other node; a writer that is cut off is heard by no node. It lasts until it
-is healed or its time is over, whoever is started again meanwhile: what is in force is kept in a file (see faults.py).
+is cut off hears nobody and is heard by no other node; a writer that is cut off is heard by no node; a control plane
+that is cut off reaches no instance either (see reach.py). It lasts until it is healed or its time is over, whoever is
+started again meanwhile: what is in force is kept in a file (see faults.py).
 
 What is killed comes back by the ordinary loop, as after any other end; a storage node that shall stay away for a while
 is not started before its time is over, and one that is killed for good loses its directory as well and is replaced by
@@ -215,6 +216,9 @@ class Chaos:
 
     async def _apply_cuts(self) -> None:
         """Every running node is told; one that cannot be is on its way out."""
+        cut_off = any(CONTROL_PARTY in island.parties for island in self._faults.islands.values())
+        for instance in self._plane.processes.instances.values():
+            instance.process.cut(off=cut_off)
         nodes = dict(self._plane.processes.nodes)
         orders = (node.process.cut(self._cut_for(node_id)) for node_id, node in nodes.items())
         await asyncio.gather(*orders, return_exceptions=True)

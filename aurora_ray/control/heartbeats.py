@@ -184,9 +184,10 @@ class Heartbeats:
                 return 0, False
             nodes = dict(plane.processes.nodes)
             vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
-            return max((vdl or 0 for vdl in vdls), default=0), not all(
-                quorum_up(group, set(nodes)) for group in volume.groups
-            )
+            # Whoever hears nobody at all is cut off itself, and knows nothing of others.
+            deaf = all(vdl is None for vdl in vdls)
+            stalled = deaf or not all(quorum_up(group, set(nodes)) for group in volume.groups)
+            return max((vdl or 0 for vdl in vdls), default=0), stalled
 
         return lambda: asyncio.ensure_future(look())
 

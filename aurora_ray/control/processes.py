@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
 from aurora_ray.control.nodes import NodeClients, lost_segments_of, segments_of
+from aurora_ray.control.reach import Reachable
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
 from aurora_ray.errors import AuroraError
@@ -39,7 +40,7 @@ class Node:
 class Instance:
     """An instance whose process runs. `status` and `opened` are those of its present or last incarnation."""
 
-    process: InstanceProcess
+    process: Reachable
     seen: InstanceSeen
     status: WriterStatus | None = None
     opened: Opened | None = None
@@ -157,7 +158,7 @@ class Processes:
 
     async def add_instance(self, instance_id: str, process: InstanceProcess) -> Instance:
         """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
-        instance = Instance(process, InstanceSeen(InstancePhase.IDLE))
+        instance = Instance(Reachable(process), InstanceSeen(InstancePhase.IDLE))
         self.instances[instance_id] = instance
         self.tasks.start(self._watch_process(instance_id, instance), f"watch process {instance_id}")
         with contextlib.suppress(ProcessGoneError):

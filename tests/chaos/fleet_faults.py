@@ -152,11 +152,13 @@ def cut_writer_from_nodes(arena: FleetArena) -> None:
     arena.writes_go_on("with a writer that the nodes hear")
 
 
-def cut_control_from_nodes(arena: FleetArena) -> None:
-    """No storage node hears the control plane, which must not take that for the writer's fault; nor can it save
-    anything, and the engine dies meanwhile."""
-    arena.chaos("partition", "control", "--for", "8")
+def cut_control_off(arena: FleetArena) -> None:
+    """The control plane reaches neither the writer nor any storage node for longer than it takes to notice that a
+    writer hangs, and must not take that for the writer's fault; in the end the engine dies, of which it hears later."""
+    arena.chaos("partition", "control", "--for", "9")
+    arena.pause(arena.random.uniform(4.0, 7.0))
     arena.writes_go_on("without a control plane", 10)
+    assert _runs(arena.engine_pid), f"the writer was replaced for nothing\n{arena.fleet.trail()}"
     _kill(arena.engine_pid)
 
 
@@ -265,6 +267,14 @@ def fail_over_during_repair(arena: FleetArena) -> None:
     _kill(arena.engine_pid if arena.random.random() < 0.5 else _instance(arena)[0])
 
 
+def fail_over_during_replacement(arena: FleetArena) -> None:
+    """A node is lost with its data, and the writer while another node takes its place."""
+    node = arena.random.choice(arena.nodes)
+    arena.chaos("kill", f"node:{node['id']}", "--for-good")
+    arena.pause(arena.random.uniform(0.0, 6.0))
+    _kill(arena.engine_pid if arena.random.random() < 0.5 else _instance(arena)[0])
+
+
 def power_cut(arena: FleetArena) -> None:
     """Every process of the fleet and of its Ray; then `aurora up`."""
     host = json.loads((arena.fleet.data_dir / "ray.json").read_text())["pid"]
@@ -285,7 +295,7 @@ FLEET_FAULTS: dict[str, FleetFault] = {
         hang_instance_for_a_moment,
         hang_writer_and_control,
         cut_writer_from_nodes,
-        cut_control_from_nodes,
+        cut_control_off,
         hang_control,
         kill_control,
         kill_control_and_engine,
@@ -298,6 +308,7 @@ FLEET_FAULTS: dict[str, FleetFault] = {
         lose_zone,
         lose_zone_and_node,
         fail_over_during_repair,
+        fail_over_during_replacement,
         power_cut,
     )
 }

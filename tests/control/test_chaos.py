@@ -1,5 +1,6 @@
 """Faults on purpose: what a target means, who hears whom, where a writer goes, who is cut off."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,24 @@ async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) 
         assert len(running.plane.processes.nodes) == 4
         await running.plane.chaos.strike("resume", f"az:{az}", "demo", None)
         await poll_until(lambda: len(running.plane.processes.nodes) == 6, what="the nodes come back")
+
+
+async def test_a_control_plane_that_is_cut_off_hears_of_nothing(runtime: LocalRuntime) -> None:  # noqa: F811
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        first = runtime.instances["demo-1"]
+        seen = running.plane.processes.instances["demo-1"]
+        struck = await running.plane.chaos.strike("partition", "control", "demo", None)
+        assert [one["target"] for one in struck] == ["control"]
+        first.kill()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await seen.process.status()
+        assert running.plane.processes.instances["demo-1"] is seen
+        await running.plane.chaos.strike("heal", "control", "demo", None)
+        await poll_until(lambda: runtime.instances["demo-1"] is not first, what="a new process")
+        await running.api.wait_available("demo", 20)
 
 
 @pytest.mark.parametrize(
