@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from benchmarks.workloads import Checkpoint
 Progress = Callable[[str], None]  # called when a step begins
 Save = Callable[[Result], None]  # called when there is something new in the result
 COPY = "bulk load, COPY"
+_SEEDS = 1_000_000_000  # below the limits of all load generators
 NO_READERS = "mixed reads on readers: aurora-ray has no readers yet"
 
 
@@ -176,12 +178,20 @@ class Run:
             scale=data.tpcc_warehouses if workload.name == "tpcc" else data.scale,
             tables=data.sysbench_tables,
             rows=data.sysbench_rows,
-            seed=self._seed + turn.round,
+            seed=self._seed_of(turn),
         )
         self._progress(f"{workload.name}, {turn.clients} clients, round {turn.round + 1}: {turn.system}")
         slot = Slot(workload.name, turn.round, load, turns.warm_s, workload.checkpoint)
         self.result.samples.append(measure(self._meters[turn.system], slot, self._settle))
         self._keep()
+
+    def _seed_of(self, turn: Turn) -> int:
+        """The same for all systems, another one for each round of each workload.
+
+        Were it the same for two workloads, the second would change rows that the first has put side by side.
+        """
+        words = f"{self._seed} {turn.turns.workload.name} {turn.clients} {turn.round}"
+        return zlib.crc32(words.encode()) % _SEEDS
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         self._progress(f"prepare for workloads whose last checkpoint was {checkpoint}")

@@ -13,8 +13,8 @@ from benchmarks.workloads import ALL, CATALOGUE, Workload
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
 # What a turn takes besides its load: connecting, a checkpoint, settling. Only for estimates.
-_TURN_EXTRA_S: Final = 3.0
-_COPY_BYTES_PER_S: Final = 40 * MIB
+_TURN_EXTRA_S: Final = 2.5
+_COPY_BYTES_PER_S: Final = 30 * MIB
 _OPENING_S: Final = 15.0
 
 
@@ -84,15 +84,15 @@ STANDARD: Final = Suite(
     data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=100_000),
     sizes=_SIZES,
     turns=(
-        _turns("tpcb-warm", (32, 64), 2, 8),
+        _turns("tpcb-warm", (32, 64), 2, 6),
         _turns("tpcb-warm", (1,), 1, 5),
-        _turns("sysbench-write", (32,), 2, 8),
+        _turns("sysbench-write", (32,), 2, 6),
         _turns("sysbench-point", (32,), 1, 4),
         _turns("select", (32,), 1, 4),
-        _turns("tpcb", (32, 64), 2, 8),
+        _turns("tpcb", (32, 64), 2, 6),
         _turns("tpcb", (1,), 1, 5),
     ),
-    rounds=3,
+    rounds=4,
     opening_rounds=2,
     copy_bytes=256 * MIB,
     copy_rounds=2,
