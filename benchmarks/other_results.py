@@ -1,21 +1,24 @@
 """Results of benchmarks that are not suites (failover, repair, tracing), for the report.
 
-Each is a JSON file whose "suite" names the module that wrote it. Where that module can show its result (a `show(result,
-console)` beside it), this is what the report has; otherwise the file's own figures, as they are.
+Each is a JSON file whose "suite" names the module that wrote it: `benchmarks.repair` has a dataclass RepairResult, and
+it or `benchmarks.repair_report` a function `show(result, console)`, perhaps also `draw(result, stem, directory)`. Of a
+file without such a module the report has the figures as they are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.util
 import os
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from benchmarks.markdown import Page, table
 
-# suite: (module and class that load the file, module with `show` and perhaps `draw`)
-_SHOWN: Final = {"failover": ("benchmarks.failover", "FailoverResult", "benchmarks.failover_report")}
 _PLAIN = (str, int, float, bool)
 
 
@@ -23,16 +26,38 @@ def other_section(values: Mapping[str, Any], path: Path, charts_dir: Path, base:
     """Markdown lines."""
     source = os.path.relpath(path, base)
     lines = [f"## {path.stem}", "", f"{_heading(values)}Raw figures: [{source}]({source}).", ""]
-    shown = _SHOWN.get(str(values.get("suite")))
-    if shown is None:
+    suite = str(values.get("suite", ""))
+    module = _module(suite)
+    kind = getattr(module, f"{suite.capitalize()}Result", None)
+    reporting = _module(f"{suite}_report") or module
+    if kind is None or not hasattr(reporting, "show"):
         return [*lines, *_as_it_is(values)]
-    loader, name, shower = shown
-    result = getattr(importlib.import_module(loader), name).load(path)
+    result = restored(kind, values)
     page = Page()
-    reporting = importlib.import_module(shower)
     reporting.show(result, page)
     charts = reporting.draw(result, path.stem, charts_dir) if hasattr(reporting, "draw") else []
     return [*lines, *page.lines, *(f"![{chart.stem}]({os.path.relpath(chart, base)})\n" for chart in charts)]
+
+
+def restored(kind: Any, value: Any) -> Any:
+    """The inverse of dataclasses.asdict, from JSON, for lists, optional values and dataclasses within each other."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        kinds = typing.get_type_hints(kind)
+        known = {name: restored(kinds[name], each) for name, each in value.items() if name in kinds}
+        return typing.cast("Any", kind)(**known)
+    if origin is list and isinstance(value, list):
+        return [restored(arguments[0], each) for each in value]
+    if origin in (typing.Union, types.UnionType) and value is not None:
+        return restored(next(each for each in arguments if each is not types.NoneType), value)
+    return value
+
+
+def _module(name: str) -> Any:
+    full = f"benchmarks.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(full) is None:
+        return None
+    return importlib.import_module(full)
 
 
 def _heading(values: Mapping[str, Any]) -> str:

@@ -2,15 +2,20 @@
 
 import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from benchmarks.derived import database_ios_per_transaction, disk_bytes_per_redo_byte, memory_mib
+from benchmarks.failover import FailoverResult, Turn
+from benchmarks.failover_peers import Account
+from benchmarks.failover_stages import OURS
 from benchmarks.histograms import encode
 from benchmarks.images import images, per_transaction
 from benchmarks.markdown import Page, table
+from benchmarks.other_results import restored
 from benchmarks.report import write
 from benchmarks.results import Result, Sample
 from benchmarks.tables import summary
@@ -114,15 +119,71 @@ def test_a_report_compares_only_what_can_be_compared(tmp_path: Path) -> None:
 
 
 def test_results_of_other_benchmarks_are_shown_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "repair-x.json"
+    path = tmp_path / "thing-x.json"
     rows = [{"what": "segment", "seconds": 12.345678, "more": {"not": "flat"}}, {"what": "volume", "seconds": 3.0}]
-    path.write_text(json.dumps({"suite": "repair", "bytes": 7, "rounds": rows, "machine": {"cpu": "some"}}))
+    path.write_text(json.dumps({"suite": "thing", "bytes": 7, "rounds": rows, "machine": {"cpu": "some"}}))
     write([path], tmp_path / "RESULTS.md", tmp_path / "charts")
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "## repair-x" in text
+    assert "## thing-x" in text
     assert "| segment | 12.35 |" in text
     assert "| bytes | 7 |" in text
-    assert "not" not in text.split("## repair-x")[1]
+    assert "not" not in text.split("## thing-x")[1]
+
+
+@dataclass
+class Part:
+    name: str
+    seconds: float
+
+
+@dataclass
+class Whole:
+    first: Part
+    maybe: Part | None
+    parts: list[Part]
+    facts: dict[str, int]
+
+
+def test_results_come_back_from_json_as_what_they_were() -> None:
+    for maybe in (None, Part("maybe", 2.0)):
+        whole = Whole(Part("first", 1.0), maybe, [Part("one", 3.0)], {"n": 1})
+        assert restored(Whole, json.loads(json.dumps(asdict(whole)))) == whole
+
+
+def test_the_failover_benchmark_shows_its_own_tables(tmp_path: Path) -> None:
+    turn = Turn(
+        peer="aurora",
+        kind="kill",
+        number=0,
+        at="2026-01-01T00:00:00+00:00",
+        load_s=6.0,
+        load_tps=100.0,
+        outage_s=1.25,
+        fault_to_write_s=1.5,
+        lost=0,
+        account=Account(1.3, 1.2, {next(iter(OURS.values())): 0.5}, "0123", []),
+    )
+    result = FailoverResult(
+        started="2026-01-01T00:00:00+00:00",
+        seed=1,
+        kills=1,
+        kinds=["kill"],
+        peers=["aurora"],
+        clients=8,
+        load_s=[6.0, 20.0],
+        scale=10,
+        commit={},
+        machine={"cores_usable": 2},
+        versions={},
+        titles={"aurora": "aurora-ray"},
+        turns=[turn],
+    )
+    path = tmp_path / "failover-x.json"
+    result.save(path)
+    write([path], tmp_path / "RESULTS.md", tmp_path / "charts")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| aurora-ray | 1 | 1.25 |" in text
+    assert "failover-x-outages.svg" in text
 
 
 def test_a_page_takes_what_a_console_would_print() -> None:
