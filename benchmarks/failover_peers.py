@@ -26,6 +26,7 @@ from aurora_ray.telemetry.waterfall import FAILOVER, covered_ms, summarise, wate
 from benchmarks.failover_stages import OURS, STOCK, exclusive
 from benchmarks.failover_watchdog import Takeover, Watchdog
 from benchmarks.machine import ROOT
+from benchmarks.procfs import Component
 from benchmarks.systems.base import Site, execute, fill, query
 from benchmarks.systems.server import Server, copy_tree, template
 
@@ -107,9 +108,14 @@ class AuroraPeer(Peer):
     name = "aurora"
     title = "aurora-ray"
 
+    def __init__(self, site: Site, *, label: str = "fleet", environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(site)
+        self.label = label
+        self._environment = dict(environment or {})
+
     def start(self) -> None:
         """A new fleet in the site's directory."""
-        self._data_dir = self.site.directory("fleet")
+        self._data_dir = self.site.directory(self.label)
         self._cleanup.callback(shutil.rmtree, self._data_dir, ignore_errors=True)
         self._cleanup.callback(self._run, "down", "--destroy", "--yes", timeout_s=UP_TIMEOUT_S, check=False)
         status = json.loads(self._run("up", "--json", timeout_s=UP_TIMEOUT_S))
@@ -122,6 +128,12 @@ class AuroraPeer(Peer):
     def dsn(self) -> str:
         """The cluster endpoint."""
         return self._dsn
+
+    def components(self) -> list[Component]:
+        """The writer's process with its engine, and each storage node."""
+        nodes = self._status()["storage_nodes"]
+        writer = Component("writer", (_parent_of(self._engine),), tree=True)
+        return [writer, *(Component(f"node {node['id']}", (int(node["pid"]),)) for node in nodes)]
 
     def victims(self, kind: str) -> list[int]:
         """The engine's process is what `aurora status` shows; the writer's is its parent."""
@@ -170,7 +182,12 @@ class AuroraPeer(Peer):
     def _run(self, *words: str, timeout_s: float = CALL_TIMEOUT_S, check: bool = True) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "aurora_ray.cli.main", *words],
-            env={**os.environ, "AURORA_DATA_DIR": str(self._data_dir), "AURORA_METRICS_PORT": "0"},
+            env={
+                **os.environ,
+                "AURORA_DATA_DIR": str(self._data_dir),
+                "AURORA_METRICS_PORT": "0",
+                **self._environment,
+            },
             capture_output=True,
             text=True,
             cwd=ROOT,
