@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ Attributes: TypeAlias = Mapping[str, AttributeValue]
 
 SCOPE_NAME = "aurora_ray"
 QUEUE_SPANS_MAX = 4096
+SHUTDOWN_TIMEOUT_S = 3.0  # for collectors; the local file, which comes first, takes no time
 EXPORT_DELAY_MS = 500  # also what a `kill -9` can lose of the local span file
 
 _TRUE = ("1", "true", "yes")
@@ -107,7 +109,10 @@ def flush(timeout_s: float = 2.0) -> bool:
 
 
 def shutdown() -> None:
-    """Flush and stop; spans are no-ops afterwards. Harmless when telemetry was never configured."""
+    """Flush and stop; spans are no-ops afterwards. Harmless when telemetry was never configured.
+
+    A collector that does not answer loses what it was not sent: it is waited for `SHUTDOWN_TIMEOUT_S` at most.
+    """
     provider, pusher = _process.provider, _process.pusher
     _process.provider = _process.pusher = None
     _process.tracer = NoOpTracer()
@@ -115,7 +120,9 @@ def shutdown() -> None:
     if pusher is not None:
         pusher.stop()
     if provider is not None:
-        provider.shutdown()
+        ending = threading.Thread(target=provider.shutdown, name="aurora-telemetry-shutdown", daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_TIMEOUT_S)
 
 
 def span(

@@ -1,49 +1,27 @@
 """Export to a collector: when the environment asks for it, and that spans and metrics arrive."""
 
+import time
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
-import grpc
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb2
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
 from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.telemetry import otlp
+from aurora_ray.telemetry.spanreader import read_spans
+from aurora_ray.telemetry.tracing import SHUTDOWN_TIMEOUT_S
+from tests.support.collector import Collector, running_collector
+from tests.support.timing import scaled
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}
 
 
-class Collector(trace_grpc.TraceServiceServicer, metrics_grpc.MetricsServiceServicer):
-    """Keeps what it is sent. Both services call their method Export; the request says which it is."""
-
-    def __init__(self) -> None:
-        self.requests: list[object] = []
-        self.port = 0
-
-    def Export(self, request: object, _context: object) -> object:  # noqa: N802 - the protocol's name
-        self.requests.append(request)
-        if isinstance(request, trace_pb2.ExportTraceServiceRequest):
-            return trace_pb2.ExportTraceServiceResponse()
-        return metrics_pb2.ExportMetricsServiceResponse()
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    """A running OTLP/gRPC collector."""
-    servicer = Collector()
-    with futures.ThreadPoolExecutor(max_workers=2) as pool:
-        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-        trace_grpc.add_TraceServiceServicer_to_server(servicer, server)
-        metrics_grpc.add_MetricsServiceServicer_to_server(servicer, server)
-        servicer.port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield servicer
-        server.stop(grace=1).wait(5)
+    with running_collector() as started:
+        yield started
 
 
 @pytest.mark.parametrize(
@@ -68,7 +46,7 @@ def test_an_unknown_protocol_is_refused() -> None:
 
 
 def test_spans_and_metrics_arrive(collector: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
     latency = telemetry.histogram("aurora_test_otlp_seconds", "Latency.", ["node"], buckets=(0.1, 1.0))
     for value_s in (0.05, 0.5, 0.6, 7.0):
         latency.labels("n1").observe(value_s)
@@ -78,8 +56,7 @@ def test_spans_and_metrics_arrive(collector: Collector, monkeypatch: pytest.Monk
         pass
     telemetry.shutdown()
 
-    traces = [r for r in collector.requests if isinstance(r, trace_pb2.ExportTraceServiceRequest)]
-    assert [s.name for r in traces for s in r.resource_spans[0].scope_spans[0].spans] == ["sent"]
+    assert [(service, span.name) for service, span in collector.spans()] == [("exporting", "sent")]
     metrics = [r for r in collector.requests if isinstance(r, metrics_pb2.ExportMetricsServiceRequest)]
     by_name = {m.name: m for m in metrics[-1].resource_metrics[0].scope_metrics[0].metrics}
     point = by_name["aurora_test_otlp_seconds"].histogram.data_points[0]
@@ -94,3 +71,22 @@ def test_spans_and_metrics_arrive(collector: Collector, monkeypatch: pytest.Monk
     resource = {a.key: a.value.string_value for a in metrics[-1].resource_metrics[0].resource.attributes}
     assert resource["service.name"] == "exporting"
     assert resource["aurora.az"] == "b"
+
+
+@pytest.mark.allowed_logs(r"opentelemetry")
+@pytest.mark.allowed_leaks("thread")  # the exporter's own, which goes on for a while
+def test_a_collector_that_is_not_there_delays_nobody(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Spans go to the local file all the same, and the process ends in time."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    telemetry.configure("alone", span_dir=tmp_path)
+    started_s = time.monotonic()
+    for _ in range(100):
+        with telemetry.span("kept"):
+            pass
+    assert time.monotonic() - started_s < scaled(1)
+    telemetry.shutdown()
+    assert time.monotonic() - started_s < scaled(SHUTDOWN_TIMEOUT_S + 1.5)
+    assert len(list(read_spans(tmp_path))) == 100
