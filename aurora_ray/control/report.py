@@ -44,6 +44,22 @@ def dsn(cluster: DBCluster, host: str, port: int, data_dir: Path) -> str:
     return f"postgresql://{user}@{name}:{port}/postgres?passfile={quote(str(passfile(data_dir, cluster.name)))}"
 
 
+def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: Path) -> str:
+    """All addresses at which the cluster's instances may be: libpq finds the one that takes writes by itself.
+
+    An instance keeps its port and may move to any machine that has storage nodes.
+    """
+    machines = sorted({address_of(listen_host, node.host) for node in fleet.nodes if node.host})
+    hosts = [
+        f"[{machine}]:{instance.port}" if ":" in machine else f"{machine}:{instance.port}"
+        for instance in cluster.instances
+        for machine in machines or [address_of(listen_host, "127.0.0.1")]
+    ]
+    path = quote(str(passfile(data_dir, cluster.name)))
+    user = SUPERUSERS[cluster.engine]
+    return f"postgresql://{user}@{','.join(hosts)}/postgres?passfile={path}&target_session_attrs=read-write"
+
+
 def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[str, Attempt]) -> str:
     """One word: creating, available, recovering (it was available and will be), failed (someone must act), deleting."""
     if cluster.phase is ClusterPhase.DELETING:
@@ -89,7 +105,7 @@ def report_cluster(
         "region": fleet.region,
         "epoch": status.epoch if status is not None else 0,
         "vdl": max([status.vdl if status is not None else 0, *(node["vdl"] for node in storage)]),
-        "endpoints": dict(endpoints),
+        "endpoints": {**endpoints, "instances": {"dsn": instances_dsn(cluster, fleet, listen_host, data_dir)}},
         "instances": [
             _instance(i, instances, statuses, attempts)
             | {"dsn": dsn(cluster, _host(listen_host, instances.get(i.instance_id)), i.port, data_dir)}
