@@ -4,6 +4,7 @@ trace of each failover tells what the clients saw."""
 import itertools
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import pytest
 
 from aurora_ray.compute.signals import family
 from aurora_ray.engine.account import find_account
+from aurora_ray.engine.install import find_install
 from aurora_ray.errors import ConfigurationError
 from tests.cli.fleet import CliFleet
+from tests.support.collector import Collector, running_collector
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
@@ -73,13 +76,21 @@ class Clients:
 
 
 @pytest.fixture(scope="module")
-def fleet(run_dir: Path) -> Iterator[CliFleet]:
+def collector() -> Iterator[Collector]:
+    with running_collector() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def fleet(run_dir: Path, collector: Collector) -> Iterator[CliFleet]:
+    """It sends its traces to a collector as well."""
     try:
         find_account("aurora-ray")
     except ConfigurationError as error:
         pytest.skip(str(error))
     path = run_dir / "failover"
-    cli = CliFleet(path)
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_METRICS_EXPORTER": "none"}
+    cli = CliFleet(path, environment)
     try:
         cli.up()
         yield cli
@@ -180,12 +191,56 @@ def test_a_failover_that_is_asked_for(fleet: CliFleet) -> None:
     assert "no readers" in refused.stderr
 
 
+def test_a_dsn_of_instance_addresses_finds_the_writer_before_and_after(fleet: CliFleet, free_port: int) -> None:
+    """libpq's own way, past the endpoint; an address at which nobody is (any more) comes first."""
+    before = fleet.up()
+    dsn = before["endpoints"]["instances"]["dsn"]
+    assert f":{before['instances'][0]['port']}/" in dsn
+    dsn = dsn.replace("@", f"@127.0.0.1:{free_port},", 1) + "&connect_timeout=5"
+    fleet.execute(dsn, "drop table if exists direct; create table direct (id serial)")
+    psql = find_install(None, None).bin_dir / "psql"
+    statement = "insert into direct default values"
+    os.kill(parent_of(before["instances"][0]["pid"]), signal.SIGKILL)
+    fleet.until_writable(dsn, statement)
+    subprocess.run([psql, dsn, "-X", "-q", "-c", statement], check=True, timeout=30)
+    fleet.check("failover")
+    fleet.until_writable(dsn, statement)
+    subprocess.run([psql, dsn, "-X", "-q", "-c", statement], check=True, timeout=30)
+    after = fleet.up()
+    assert after["endpoints"]["instances"]["dsn"] == before["endpoints"]["instances"]["dsn"]
+    assert after["instances"][0]["az"] != before["instances"][0]["az"]
+    assert fleet.execute(dsn, "select count(*) >= 4 from direct") == [(True,)]
+
+
 def test_what_is_no_target_is_refused(fleet: CliFleet) -> None:
     fleet.up()
     for target, words in (("reader:1", "no readers yet"), ("az:nowhere", "no AZ"), ("node:x", "no storage node")):
         refused = fleet.run("chaos", "kill", target)
         assert refused.returncode == 2
         assert words in refused.stderr
+
+
+def test_a_failover_reaches_the_collector_as_one_trace(fleet: CliFleet, collector: Collector) -> None:
+    """From the control plane, the writer's process and the storage nodes."""
+    known = {trace["trace_id"] for trace in fleet.json("trace", "list")}
+    status = fleet.up()
+    dsn = status["endpoints"]["cluster"]["dsn"]
+    os.kill(status["instances"][0]["pid"], signal.SIGKILL)
+    fleet.until_writable(dsn, "create table if not exists traced (what text); insert into traced values ('x')")
+    trace_id = bytes.fromhex(newest_failover(fleet, known)["trace_id"])
+    names: dict[str, set[str]] = {}
+
+    def arrived() -> bool:
+        names.clear()
+        for service, span in collector.spans():
+            if span.trace_id == trace_id:
+                names.setdefault(service, set()).add(span.name)
+        return "failover" in names.get("aurora-control", ()) and len(names) >= 3
+
+    poll_until_blocking(arrived, 30, interval_s=0.2, what=f"the trace is at the collector: {names}")
+    assert {"failover.detect", "control.OpenInstance"} <= names["aurora-control"]
+    assert {"writer.seal", "writer.mount", "engine.recover"} <= names["aurora-compute"]
+    assert {"StorageNode.Seal", "StorageNode.Truncate", "StorageNode.ReadPages"} <= names["aurora-storage"]
 
 
 def test_traces_can_be_read_while_the_fleet_is_down(fleet: CliFleet) -> None:
