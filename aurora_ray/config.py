@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     ring_bytes: ByteSize = Field(ByteSize(64 * MIB), description="The engine's shared redo ring.", ge=MIB)
 
     hung_after_s: float = Field(
-        2.5, description="A writer that neither answers nor moves for so long is replaced.", ge=1, le=3600
+        2.5,
+        description="A writer that neither answers nor moves for so long is replaced; one stopped by a signal, sooner.",
+        ge=1,
+        le=3600,
     )
 
     replace_after_s: float = Field(

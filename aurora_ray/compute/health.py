@@ -11,6 +11,9 @@ was an answer, and what moved meanwhile: the VDL and the CPU time. `Health.look`
    a busy machine moves, if little, and is given time; a process that is stopped by a signal (state T) can do nothing
    itself, so the traffic of those that it started before does not excuse it.
 
+**What is stopped by a signal** and stays so for `stopped_after_s` is hung without more ado: no load of the machine does
+that, so there is nothing to be patient about, except that whoever stopped it may let it go on.
+
 What moves and yet answers nothing for `give_up_after_s` is called hung as well: it is going round in circles.
 
 **What does not count.** A storage stall (redo waits for a write quorum) is not the fault of whoever waits: while it
@@ -45,6 +48,12 @@ class HealthRules:
     hung_after_s: float = 2.5
     give_up_after_s: float = 30.0
     late_s: float = 0.5
+    stopped_share: float = 0.4
+
+    @property
+    def stopped_after_s(self) -> float:
+        """How long it may be stopped by a signal."""
+        return self.stopped_share * self.hung_after_s
 
 
 @dataclass(frozen=True, slots=True)

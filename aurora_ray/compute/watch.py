@@ -50,6 +50,9 @@ class Watch:
             due_s = max(loop.time(), due_s + (CALM_EVERY_S if calm else rules.look_every_s))
             if calm:
                 await self._pause(due_s)
+            stopped = await self._stopped()
+            if stopped is not None:
+                return stopped
             late_s = max(0.0, loop.time() - due_s)
             asked_s, asked_ns = loop.time(), time.time_ns()
             answered = await self._watched.ask(rules.answer_within_s)
@@ -82,6 +85,22 @@ class Watch:
             if left_s <= 0:
                 return
             await asyncio.sleep(min(left_s, STATE_EVERY_S))
+
+    async def _stopped(self) -> Finding | None:
+        """While it is stopped by a signal: waits until it goes on, or has been so for long enough. It is not asked."""
+        loop, rules = asyncio.get_running_loop(), self._rules
+        since_s = seen_s = loop.time()
+        while (pid := self._watched.pid()) is not None and state_of(pid) == STOPPED:
+            now_s = loop.time()
+            if now_s - seen_s > rules.late_s:
+                since_s = now_s  # we were held up ourselves: it may have run meanwhile
+            seen_s = now_s
+            if now_s - since_s >= rules.stopped_after_s:
+                _, stalled = await self._watched.storage()
+                why = f"it is stopped by a signal, for {now_s - since_s:.1f} s"
+                return None if stalled else Finding(Verdict.HUNG, now_s - since_s, why)
+            await asyncio.sleep(STATE_EVERY_S)
+        return None
 
     async def _look(self, *, answered: bool, late_s: float) -> Look:
         now_s = asyncio.get_running_loop().time()
