@@ -62,6 +62,12 @@ The paper on Aurora (Verbitski et al., SIGMOD 2017, Table 1) counts the I/Os of 
 six-fold sends included: 0.95 for Aurora and 7.4 for MySQL mirrored on EBS. Here these are the TCP segments with data
 that the database node sends to its copies, and the writes (calls) of WAL and pages to its own disk. The local files of
 aurora-ray are a cache that nothing waits for and are not counted.
+
+### What reaches the disk
+
+The bytes that the disk under all systems took during a load and in the moments after it, when everything dirty in the
+operating system's cache is written back. What stays dirty in the buffers of an engine until its next checkpoint is not
+in it, and neither is what storage nodes compact later: for stock it is little more than the WAL.
 """
 
 
