@@ -13,7 +13,6 @@ from aurora_ray.errors import AuroraError, UsageError
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
-from benchmarks.programs import LoadError
 from benchmarks.results import Result
 from benchmarks.runner import OUT, SEED_DEFAULT, Request, console_for, prepare_data, run_suite
 from benchmarks.site import prepared
@@ -153,7 +152,7 @@ def main() -> None:
     """Errors that have a reason are one sentence; 2 for wrong use, 1 for failure."""
     try:
         app()
-    except (AuroraError, LoadError) as error:
+    except AuroraError as error:
         sys.exit(f"benchmarks: {error}" if not isinstance(error, UsageError) else _wrong_use(error))
 
 

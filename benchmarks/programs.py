@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from typing import Final
 
+from aurora_ray.errors import AuroraError
+
 GRACE_S: Final = 60.0  # for connecting, and for the transactions that are under way when the time is up
 _SAID: Final = 800
 
 
-class LoadError(Exception):
+class LoadError(AuroraError):
     """The load could not be run, or did not run to its end."""
 
 

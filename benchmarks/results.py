@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from aurora_ray.errors import UsageError
+
 FORMAT: Final = 1
 
 
@@ -86,10 +88,15 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """The inverse of `save`. Raises ValueError for another format."""
-        values = json.loads(path.read_text())
+        """The inverse of `save`. Raises UsageError for anything else."""
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(values, dict) or "samples" not in values:
+            raise UsageError(f"{path} is no result of a suite")
         if values.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {values.get('format')}, not {FORMAT}: it is from another version")
+            raise UsageError(f"{path} has format {values.get('format')}, not {FORMAT}: it is from another version")
         values["samples"] = [Sample(**each) for each in values["samples"]]
         values["figures"] = [Figure(**each) for each in values["figures"]]
         return cls(**values)

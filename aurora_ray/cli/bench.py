@@ -61,15 +61,11 @@ def run(  # noqa: PLR0917  (the command's options)
         raise UsageError(f"there is no workload {workload}, only {', '.join(SCRIPTS)}")
     _find_benchmarks()
     from benchmarks.loads import Load
-    from benchmarks.programs import LoadError
 
     on_ray, dsns = _servers(name, dsn, data_dir, endpoint="reader" if reader else "cluster")
     scale = _prepare(dsns[0], init, quiet=json)
     load = Load(scripts=(SCRIPTS[workload],), clients=clients, seconds=seconds, scale=scale, seed=seed, rate_tps=rate)
-    try:
-        found = _generate(dsns, load, tasks, on_ray=on_ray, quiet=json)
-    except LoadError as error:
-        raise AuroraError(str(error)) from error
+    found = _generate(dsns, load, tasks, on_ray=on_ray, quiet=json)
     _show(
         found,
         {"workload": workload, "scale": scale, "clients": clients, "seconds": seconds, "rate_tps": rate},

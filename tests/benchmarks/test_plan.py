@@ -124,6 +124,20 @@ def test_what_does_not_exist_is_named(request_: Request, message: str) -> None:
         tailored(request_)
 
 
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "no result"),
+        ('{"samples": [], "format": 0}', "another version"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            Result.load(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        Result.load(tmp_path / "none.json")
+
+
 def test_settings_are_for_systems() -> None:
     assert runner.parameters_of(["stock:a=1", "stock:b=x=y"]) == {"stock": {"a": "1", "b": "x=y"}}
     for wrong in ("a=1", "mysql:a=1", "stock:a"):
