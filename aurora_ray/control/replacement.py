@@ -17,8 +17,8 @@ Which step is next follows from what is declared and what the volumes' writers s
 was killed when.
 
 **The same AZ, always.** A copy elsewhere would be the third in its AZ, and would have to move back as soon as the AZ
-that it belongs to has machines again. So an AZ without any machine is waited for: the other four copies are a write
-quorum. The price is that one more node lost meanwhile stops writing (not reading) until either is back.
+that it belongs to has machines again. So an AZ of which no storage node runs is waited for: the other four copies are a
+write quorum. The price is that one more node lost meanwhile stops writing (not reading) until either is back.
 """
 
 from __future__ import annotations
@@ -138,10 +138,12 @@ def _replacements(fleet: Fleet, observed: Observed, now_s: float, rules: Replace
     changing = any(group.next_node_ids for volume in fleet.volumes() for group in volume.groups)
     if pairs or changing or any(node.leaving for node in fleet.nodes):
         return
-    longest = sorted(fleet.nodes, key=lambda node: _since_s(node.node_id, observed, now_s))
-    for node in longest:
+    azs = {node.az for node in fleet.nodes if node.node_id in observed.nodes}
+    for node in sorted(fleet.nodes, key=lambda node: _since_s(node.node_id, observed, now_s)):
         why = _overdue(node.node_id, observed, now_s, rules)
-        if why:
+        if why and node.az not in azs:
+            yield f"storage node {node.node_id} is waited for: none runs in AZ {node.az}"
+        elif why:
             yield _short_of_quorum(fleet, node.node_id, observed) or ReplaceNode(why, node.node_id)
             return
 

@@ -119,10 +119,21 @@ def test_of_several_the_one_that_has_been_away_longest_is_replaced_and_no_other_
 
 def test_without_a_write_quorum_nothing_is_replaced_and_it_says_so() -> None:
     fleet = running_fleet()
-    state = observed(fleet, ("a-2", "c-1", "c-2"), ailing=ill(OLD, 400))
+    state = observed(fleet, ("a-2", "b-2", "c-2"), ailing=ill(OLD, 400))
     plan = decide(fleet, state, NOW_S, further=replacement.wanted(fleet, state, NOW_S, RULES))
     assert any("cannot be replaced yet: too few copies" in note for note in plan.notes)
     assert wanted(fleet, state) == []
+
+
+def test_an_az_that_is_away_as_a_whole_is_waited_for() -> None:
+    fleet = running_fleet()
+    state = observed(fleet, ("a-1", "a-2", "c-1", "c-2"), ailing={**ill("b-1", 900), **ill("b-2", 900)})
+    plan = decide(fleet, state, NOW_S, further=replacement.wanted(fleet, state, NOW_S, RULES))
+    assert wanted(fleet, state) == []
+    assert "storage node b-2 is waited for: none runs in AZ b" in plan.notes
+    one_more = observed(fleet, ("a-1", "b-2", "c-1", "c-2"), ailing={**ill("b-1", 900), **ill("a-2", 400)})
+    action = only(fleet, one_more)
+    assert isinstance(action, ReplaceNode)
 
 
 def test_a_copy_that_is_gone_does_not_count_for_that_quorum() -> None:
