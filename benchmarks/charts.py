@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from benchmarks.derived import COLUMNS, STAGES, cpu_ms_per_transaction
 from benchmarks.histograms import percentiles
 from benchmarks.results import Result
-from benchmarks.statistics import spread
+from benchmarks.statistics import Spread, spread
 from benchmarks.tables import median_of
 from benchmarks.workloads import reads_only, workload_title
 
@@ -49,6 +49,18 @@ def _clients(result: Result, workload: str) -> list[int]:
     return sorted(clients for name, clients in result.groups() if name == workload)
 
 
+def _legend(axes: Axes) -> None:
+    """Below, where it hides nothing."""
+    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+
+def _extremes(axes: Axes, spreads: Sequence[Spread]) -> None:
+    """Lines from the lowest to the highest round, on the bars' tops."""
+    medians = [each.median for each in spreads]
+    errors = [[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]]
+    axes.errorbar(range(len(spreads)), medians, yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+
+
 def _clients_text(clients: int) -> str:
     return f"{clients} client{'s' if clients > 1 else ''}"
 
@@ -70,7 +82,7 @@ def _throughput(axes: Axes, result: Result, workload: str) -> None:
     axes.set_xticks(range(len(groups)), [_clients_text(each) for each in groups])
     axes.set_ylabel("transactions per second")
     axes.set_title(f"{workload_title(workload)} (median, lowest to highest round)")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _latency(axes: Axes, result: Result, workload: str) -> None:
@@ -86,7 +98,13 @@ def _latency(axes: Axes, result: Result, workload: str) -> None:
     axes.set_xlabel("percentile")
     axes.set_ylabel("latency, ms")
     axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: latency")
-    axes.legend(frameon=False)
+    _legend(axes)
+
+
+def _totals(result: Result, workload: str, clients: int, system: str, key: str) -> Spread:
+    """One derived figure over the rounds."""
+    column = next(each for each in COLUMNS if each.key == key)
+    return spread(column.get(sample) or 0.0 for sample in result.rounds(workload, clients, system).values())
 
 
 def _cpu(axes: Axes, result: Result, workload: str) -> None:
@@ -103,9 +121,10 @@ def _cpu(axes: Axes, result: Result, workload: str) -> None:
         axes.bar(range(len(systems)), heights, 0.6, bottom=bottoms, label=stage, color=_STAGE_COLOURS[stage])
         bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
     axes.set_xticks(range(len(systems)), [result.title(system) for system in systems])
+    _extremes(axes, [_totals(result, workload, clients, system, "cpu") for system in systems])
     axes.set_ylabel("CPU ms per transaction")
     axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: where the CPU goes")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _ios(axes: Axes, result: Result, workload: str) -> None:
@@ -120,9 +139,10 @@ def _ios(axes: Axes, result: Result, workload: str) -> None:
         axes.bar(range(len(systems)), heights, 0.6, bottom=bottoms, label=column.heading, color=colour)
         bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
     axes.set_xticks(range(len(systems)), [result.title(system) for system in systems])
+    _extremes(axes, [_totals(result, workload, clients, system, "ios") for system in systems])
     axes.set_ylabel("per transaction")
     axes.set_title(f"{workload_title(workload)}, {_clients_text(clients)}: I/Os of the database node")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 _KINDS: Final[dict[str, Callable[[Axes, Result, str], None]]] = {
