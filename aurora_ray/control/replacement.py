@@ -257,11 +257,27 @@ def _cannot(volume: VolumeState, group: Group, step: _Step, observed: Observed) 
 # ---- the end
 
 
-def _removals(fleet: Fleet, observed: Observed) -> Iterator[Action]:
+def _removals(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    in_force = _in_force(fleet, observed)
+    held = {n for placements in in_force.values() for p in placements for n in p.all_node_ids}
     for node in fleet.nodes:
-        if fleet.is_done_with(node) and f"node:{node.node_id}" not in observed.busy:
+        if not fleet.is_done_with(node) or f"node:{node.node_id}" in observed.busy or node.node_id in held:
+            continue
+        if node.leaving and not all(in_force.values()):  # a step may have been taken that nobody has noted
+            yield f"storage node {node.node_id} is removed when every volume has a writer"
+        else:
             yield RemoveNode(f"storage node {node.node_id} holds nothing any more", node.node_id)
     declared = {node.node_id for node in fleet.nodes}
     for node_id in observed.nodes:
-        if node_id not in declared:  # it was started by somebody who did not know yet
+        if node_id not in declared | held:  # it was started by somebody who did not know yet
             yield RemoveNode(f"storage node {node_id} is not declared", node_id)
+
+
+def _in_force(fleet: Fleet, observed: Observed) -> dict[UUID, tuple[GroupPlacement, ...]]:
+    """By volume: who holds its groups, as its writer goes by it; nothing where no writer is available."""
+    in_force = {fleet.control_volume.volume_id: observed.control_placements}
+    for cluster in fleet.clusters:
+        seen = observed.instances.get(cluster.writer().instance_id)
+        available = seen is not None and seen.phase is InstancePhase.AVAILABLE
+        in_force[cluster.volume.volume_id] = seen.placements if seen is not None and available else ()
+    return in_force
