@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, Self
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.signals import family
 from aurora_ray.telemetry.spanreader import read_traces
-from aurora_ray.telemetry.waterfall import FAILOVER, covered_ms, summarise, waterfall
+from aurora_ray.telemetry.waterfall import FAILOVER, collapsed, covered_ms, summarise, waterfall
 from benchmarks.failover_stages import OURS, STOCK, exclusive
 from benchmarks.failover_watchdog import Takeover, Watchdog
 from benchmarks.machine import ROOT
@@ -152,7 +152,7 @@ class AuroraPeer(Peer):
                     continue
                 rows = [
                     [row.depth, row.span.name if row.span else None, round(row.offset_ms, 1), round(row.duration_ms, 1)]
-                    for row in waterfall(spans)
+                    for row in waterfall(collapsed(spans))
                 ]
                 intervals = [(span.name, span.start_ns, span.end_ns) for span in spans]
                 stages = exclusive(intervals, OURS, root.start_ns, root.end_ns)

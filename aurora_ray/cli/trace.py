@@ -55,8 +55,8 @@ def show(
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """Draw a trace as a waterfall; without ID the newest failover."""
-    from aurora_ray.telemetry.waterfall import waterfall
+    """Draw a trace as a waterfall; without ID the newest failover. Many alike are one line; --json has them all."""
+    from aurora_ray.telemetry.waterfall import collapsed, waterfall
 
     found = [one for one in _traces(data_dir, every=bool(trace)) if one[0].trace_id.startswith(trace.lower())]
     if not found:
@@ -64,7 +64,7 @@ def show(
     if trace and len(found) > 1:
         raise UsageError(f"{len(found)} traces begin with {trace}: give more of the id")
     summary, spans = found[-1]
-    rows = waterfall(spans)
+    rows = waterfall(spans if json else collapsed(spans))
     if json:
         write_json({**summary.to_json(), "rows": [row.to_json() for row in rows]})
     else:

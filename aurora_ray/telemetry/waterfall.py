@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from aurora_ray.telemetry.spanreader import StoredSpan
 
 GAP_MS_MIN = 1.0
+ALIKE_MAX = 8  # more spans of one kind than these say more when they are drawn together
 FAILOVER = "failover"
 
 
@@ -69,6 +70,29 @@ def summarise(spans: Sequence[StoredSpan]) -> Summary:
         attributes=first.attributes,
         error=first.error,
     )
+
+
+def collapsed(spans: Sequence[StoredSpan], more_than: int = ALIKE_MAX) -> list[StoredSpan]:
+    """The same with many spans of one name below one parent, and nothing below them, drawn together into one.
+
+    It reaches from the first one's start to the last one's end, and says how many they are (`aurora.spans`) and how long
+    they took together (`aurora.sum_ms`). Failed ones stay as they are.
+    """
+    parents = {span.parent_id for span in spans}
+    alike: dict[tuple[str, str], list[StoredSpan]] = {}
+    for span in spans:
+        if span.parent_id and span.span_id not in parents and span.error is None:
+            alike.setdefault((span.parent_id, span.name), []).append(span)
+    together: dict[str, StoredSpan] = {}
+    hidden: set[str] = set()
+    for group in alike.values():
+        if len(group) > more_than:
+            first = min(group, key=lambda span: span.start_ns)
+            total_ms = round(sum(span.duration_ms for span in group), 3)
+            facts = {"aurora.spans": len(group), "aurora.sum_ms": total_ms}
+            together[first.span_id] = replace(first, end_ns=max(span.end_ns for span in group), attributes=facts)
+            hidden |= {span.span_id for span in group if span is not first}
+    return [together.get(span.span_id, span) for span in spans if span.span_id not in hidden]
 
 
 def waterfall(spans: Iterable[StoredSpan]) -> list[Row]:

@@ -1,7 +1,9 @@
 """Waterfalls: order, depth, gaps, and traces that are not whole."""
 
+from dataclasses import replace
+
 from aurora_ray.telemetry.spanreader import StoredSpan
-from aurora_ray.telemetry.waterfall import covered_ms, summarise, waterfall
+from aurora_ray.telemetry.waterfall import collapsed, covered_ms, summarise, waterfall
 
 
 def span(name: str, parent: str, start_ms: float, end_ms: float) -> StoredSpan:
@@ -55,3 +57,16 @@ def test_a_whole_trace_lasts_as_long_as_its_root() -> None:
 
 def test_nothing_is_drawn_from_nothing() -> None:
     assert waterfall([]) == []
+
+
+def test_many_alike_are_drawn_together_and_what_differs_is_not() -> None:
+    reads = [replace(span(f"r{number}", "root", 10 + number, 12 + number), name="read") for number in range(20)]
+    reads[5] = replace(reads[5], error="no luck")
+    others = [span("root", "", 0, 100), span("seal", "root", 1, 2), span("truncate", "root", 3, 4)]
+    shown = collapsed([*others, *reads])
+    assert [one.name for one in shown] == ["root", "seal", "truncate", "read", "read"]
+    together, failed = shown[3:]
+    assert together.attributes == {"aurora.spans": 19, "aurora.sum_ms": 38.0}
+    assert (together.start_ns, together.end_ns) == (10_000_000, 31_000_000)
+    assert failed.error == "no luck"
+    assert collapsed(shown) == shown
