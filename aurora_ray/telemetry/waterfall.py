@@ -75,8 +75,8 @@ def summarise(spans: Sequence[StoredSpan]) -> Summary:
 def collapsed(spans: Sequence[StoredSpan], more_than: int = ALIKE_MAX) -> list[StoredSpan]:
     """The same with many spans of one name below one parent, and nothing below them, drawn together into one.
 
-    It reaches from the first one's start to the last one's end, and says how many they are (`aurora.spans`) and how long
-    they took together (`aurora.sum_ms`). Failed ones stay as they are.
+    It reaches from the first one's start to the last one's end, and says how many they are (`aurora.spans`) and how
+    long they took together (`aurora.sum_ms`). Failed ones stay as they are.
     """
     parents = {span.parent_id for span in spans}
     alike: dict[tuple[str, str], list[StoredSpan]] = {}
