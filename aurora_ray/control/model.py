@@ -206,7 +206,8 @@ class Fleet:
         return replace(fleet, nodes=tuple(node for node in nodes if node.node_id != node_id))
 
     def with_placements(self, volume_id: UUID, placements: Iterable[GroupPlacement]) -> Fleet:
-        """Notes who holds these groups of a volume. Whoever turns out to be a member stays."""
+        """Notes who holds these groups of a volume. Whoever turns out to be a member stays, and who has given away its
+        last copy leaves."""
         placed = {placement.group: placement for placement in placements}
         fleet = self
         for volume in self.volumes():
@@ -214,8 +215,9 @@ class Fleet:
                 groups = tuple(g.placed(placed[g.group]) if g.group in placed else g for g in volume.groups)
                 fleet = fleet.with_volume(replace(volume, groups=groups))
         members = {node_id for placement in placed.values() for node_id in placement.node_ids}
-        nodes = tuple(replace(n, leaving=False) if n.node_id in members else n for n in fleet.nodes)
-        return replace(fleet, nodes=nodes)
+        empty = {n.node_id for n in self.nodes if self.holds(n.node_id) and not fleet.holds(n.node_id)}
+        leaving = {n.node_id for n in self.nodes if n.leaving} - members | empty
+        return replace(fleet, nodes=tuple(replace(n, leaving=n.node_id in leaving) for n in fleet.nodes))
 
     def with_node(self, node: StorageNode) -> Fleet:
         """The same node id with other properties."""

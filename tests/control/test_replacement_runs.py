@@ -196,6 +196,7 @@ def test_every_fleet_heals_and_is_never_made_worse(first: int) -> None:
             if not world.tick() and world.is_whole():
                 break
         assert world.is_whole(), f"seed {seed}: {world.fleet} {world.truth} {world.running} {world.lost_hosts}"
+        assert all(world.fleet.holds(node.node_id) for node in world.fleet.nodes), f"seed {seed}: an idle node is left"
         replaced += world.replaced
     assert replaced > 50, "the runs are no test if nothing is replaced"
 
