@@ -14,7 +14,7 @@ from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
 from benchmarks.results import Result
-from benchmarks.runner import OUT, SEED_DEFAULT, Request, console_for, prepare_data, run_suite
+from benchmarks.runner import OUT, Request, console_for, prepare_data, run_suite
 from benchmarks.site import prepared
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS
@@ -44,7 +44,7 @@ def run(
     copies: Annotated[int | None, typer.Option(help="rounds of bulk load")] = None,
     openings: Annotated[int | None, typer.Option(help="rounds of opening, mounting and cold reads")] = None,
     postgres: Annotated[str | None, typer.Option(help="version; default: the newest that the wheel has")] = None,
-    seed: Annotated[int, typer.Option(help="of the load's random numbers")] = SEED_DEFAULT,
+    seed: Annotated[int | None, typer.Option(help="of the load's random numbers; default: a new one")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="SYSTEM:NAME=VALUE", help="an engine's setting; repeatable")
     ] = None,
@@ -138,7 +138,7 @@ def profile(
     except profiling.ProfilerMissingError as error:
         console.print(str(error))
         raise typer.Exit(1) from None
-    load = Load(scripts=("tpcb-like",), clients=clients, seconds=seconds, scale=scale, seed=SEED_DEFAULT)
+    load = Load(scripts=("tpcb-like",), clients=clients, seconds=seconds, scale=scale, seed=1)
     with prepared(data=DataSpec(scale=scale), sizes=SUITES["quick"].sizes) as site, Aurora(site) as system:
         system.warm_up()
         result, stacks = profiling.profile(system, load, out, native=native)

@@ -7,6 +7,7 @@ of different things in one result.
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from benchmarks.systems import SYSTEMS
 from benchmarks.systems.server import template
 
 OUT: Final = machine.ROOT / "benchmarks" / "out"
-SEED_DEFAULT: Final = 1
+_SEEDS: Final = 1_000_000
 WIDTH_PIPED: Final = 140
 
 
@@ -48,7 +49,7 @@ class Request:
     copies: int | None = None
     openings: int | None = None
     postgres: str | None = None
-    seed: int = SEED_DEFAULT
+    seed: int | None = None
     work_dir: Path | None = None
     keep: bool = False
     keep_in: Path | None = None
@@ -74,6 +75,8 @@ def run_suite(request: Request, console: Console) -> tuple[Result, Path]:
         console.print(f"Going on with {path}" if earlier else "Nothing to go on with: starting anew", highlight=False)
     minutes = suite.estimate_s(names) / 60
     console.print(f"{suite.name}: about {minutes:.0f} minutes, and some for preparing the data", highlight=False)
+    # Not the same each time: on data that was kept, the rows that were changed first are no longer where they were.
+    seed = earlier.seed if earlier else secrets.randbelow(_SEEDS) if request.seed is None else request.seed
     require_room(request.keep_in or request.work_dir or DISK, suite.data, names)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
@@ -90,7 +93,7 @@ def run_suite(request: Request, console: Console) -> tuple[Result, Path]:
         def save(result: Result) -> None:
             result.save(path or request.out or out_path(OUT, result))
 
-        run = Run(suite, names, request.seed, on_step, save=save, earlier=earlier)
+        run = Run(suite, names, seed, on_step, save=save, earlier=earlier)
         steps = run.steps
         progress.update(task, total=steps)
         with prepared(
@@ -169,7 +172,7 @@ def earlier_result(request: Request, suite: Suite, names: Sequence[str]) -> tupl
             continue
         result = Result.load(path)
         if not result.finished:
-            if result.options != options_of(suite, names) or result.seed != request.seed:
+            if result.options != options_of(suite, names) or request.seed not in (None, result.seed):
                 raise UsageError(f"{path} was begun with other options: give the same ones, or begin anew")
             if result.commit != machine.commit():
                 raise UsageError(f"{path} is of commit {result.commit['id']}: check that out, or begin anew")

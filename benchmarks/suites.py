@@ -76,7 +76,7 @@ QUICK: Final = Suite(
     copy_bytes=0,
     copy_rounds=0,
     settle_s_max=2,
-    first_settle_s_max=10,
+    first_settle_s_max=30,
 )
 STANDARD: Final = Suite(
     name="standard",

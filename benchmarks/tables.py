@@ -67,7 +67,7 @@ def heading(result: Result) -> str:
     return (
         f"{result.suite}: PostgreSQL {result.versions['postgres']}, {result.machine['cores_usable']} cores "
         f"{result.machine['cpu']}, scale {result.options['scale']}, commit {commit}, {result.started}, "
-        f"{result.seconds:.0f} s"
+        f"{result.seconds:.0f} s, seed {result.seed}"
     )
 
 
