@@ -138,11 +138,12 @@ def _replacements(fleet: Fleet, observed: Observed, now_s: float, rules: Replace
     changing = any(group.next_node_ids for volume in fleet.volumes() for group in volume.groups)
     if pairs or changing or any(node.leaving for node in fleet.nodes):
         return
-    azs = {node.az for node in fleet.nodes if node.node_id in observed.nodes}
+    answering = {node_id for node_id, seen in observed.nodes.items() if not seen.silent}
+    azs = {node.az for node in fleet.nodes if node.node_id in answering}
     for node in sorted(fleet.nodes, key=lambda node: _since_s(node.node_id, observed, now_s)):
         why = _overdue(node.node_id, observed, now_s, rules)
         if why and node.az not in azs:
-            yield f"storage node {node.node_id} is waited for: none runs in AZ {node.az}"
+            yield f"storage node {node.node_id} is waited for: none answers in AZ {node.az}"
         elif why:
             yield _short_of_quorum(fleet, node.node_id, observed) or ReplaceNode(why, node.node_id)
             return
@@ -167,12 +168,17 @@ def _has_taken_over(fleet: Fleet, node_id: str) -> bool:
 def _short_of_quorum(fleet: Fleet, node_id: str, observed: Observed) -> str:
     for volume in fleet.volumes():
         for group in volume.groups:
-            if node_id in group.node_ids and not quorum_up(group, observed.holders(volume, group)):
+            if node_id in group.node_ids and not quorum_up(group, _answering(volume, group, observed)):
                 return (
                     f"storage node {node_id} cannot be replaced yet: too few copies of group {group.group} "
                     f"of volume {volume.volume_id} run"
                 )
     return ""
+
+
+def _answering(volume: VolumeState, group: Group, observed: Observed) -> set[str]:
+    """Those that have their copy and answer us: a control plane that is cut off itself finds fault with everybody."""
+    return {node_id for node_id in observed.holders(volume, group) if not observed.nodes[node_id].silent}
 
 
 # ---- moving copies
@@ -249,7 +255,7 @@ def _cannot(volume: VolumeState, group: Group, step: _Step, observed: Observed) 
     seen = observed.nodes.get(step.needs)
     if step.needs and (seen is None or seen.silent):
         return f"group {group.group} of volume {volume.volume_id} waits for storage node {step.needs}"
-    if not quorum_up(group, observed.holders(volume, group)):
+    if not quorum_up(group, _answering(volume, group, observed)):
         return f"too few copies of group {group.group} of volume {volume.volume_id} run to change its members"
     return ""
 

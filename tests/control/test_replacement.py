@@ -130,10 +130,19 @@ def test_an_az_that_is_away_as_a_whole_is_waited_for() -> None:
     state = observed(fleet, ("a-1", "a-2", "c-1", "c-2"), ailing={**ill("b-1", 900), **ill("b-2", 900)})
     plan = decide(fleet, state, NOW_S, further=replacement.wanted(fleet, state, NOW_S, RULES))
     assert wanted(fleet, state) == []
-    assert "storage node b-2 is waited for: none runs in AZ b" in plan.notes
+    assert "storage node b-2 is waited for: none answers in AZ b" in plan.notes
     one_more = observed(fleet, ("a-1", "b-2", "c-1", "c-2"), ailing={**ill("b-1", 900), **ill("a-2", 400)})
     action = only(fleet, one_more)
     assert isinstance(action, ReplaceNode)
+
+
+def test_a_control_plane_that_is_cut_off_itself_replaces_nobody() -> None:
+    fleet = running_fleet()
+    state = observed(fleet, ailing={node: Ailing(Ailment.UNREACHABLE, NOW_S - 900) for node in NODES})
+    deaf = {node: replace(seen, silent=True) for node, seen in state.nodes.items()}
+    assert wanted(fleet, replace(state, nodes=deaf)) == []
+    three_left = {node: replace(seen, silent=node not in ("a-1", "b-1", "c-1")) for node, seen in state.nodes.items()}
+    assert wanted(fleet, replace(state, nodes=three_left)) == []
 
 
 def test_a_copy_that_is_gone_does_not_count_for_that_quorum() -> None:
