@@ -1,12 +1,17 @@
 """Load generators side by side: how work is shared out, what the kernel counts, and what happens when one fails."""
 
+import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
-from benchmarks import generator
+import benchmarks
+from benchmarks import generator, machine
 from benchmarks.distributed import jobs_for, run_here, together
 from benchmarks.generator import Generated, Target
 from benchmarks.loads import Load, LoadResult
@@ -67,6 +72,46 @@ def test_one_that_fails_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.Mo
         run_here(jobs_for([_target(tmp_path, "one")], LOAD, 3))
 
 
+def test_a_generator_runs_where_the_benchmarks_are_not(tmp_path: Path) -> None:
+    """As a Ray worker on another machine: what it gets by value must be all that it needs besides aurora-ray."""
+    (job,) = jobs_for([Target.parse("postgresql://me:geheim@127.0.0.1:1/d?connect_timeout=5")], LOAD, 1)
+    cloudpickle.register_pickle_by_value(benchmarks)
+    try:
+        (tmp_path / "job").write_bytes(cloudpickle.dumps((generator.generate, job)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(benchmarks)
+    code = (
+        "import importlib.util, pickle, sys\n"
+        "assert importlib.util.find_spec('benchmarks') is None\n"
+        "generate, job = pickle.load(open('job', 'rb'))\n"
+        "try:\n"
+        "    generate(job.number, job.target, job.load, lambda: None)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(_package_without_benchmarks(tmp_path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("LoadError "), done.stdout
+    assert "pgbench" in done.stdout
+    assert "geheim" not in done.stdout
+
+
+def _package_without_benchmarks(tmp_path: Path) -> Path:
+    path = tmp_path / "packages"
+    path.mkdir()
+    (path / "aurora_ray").symlink_to(machine.ROOT / "aurora_ray")
+    return path
+
+
 def test_the_kernel_counts_segments_of_our_connections() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -81,7 +126,5 @@ def test_the_kernel_counts_segments_of_our_connections() -> None:
 
 
 def test_sockets_of_a_process_are_known_by_inode() -> None:
-    import os
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert os.fstat(server.fileno()).st_ino in socket_inodes(os.getpid())
