@@ -20,7 +20,9 @@ from typing import Final
 
 JOIN, WW, WR, RW, TIME = 0, 1, 2, 4, 8
 TRIES: Final = 400
-_CLASSES: Final = ("G0", "G1c", "G-single", "G2")
+# A class, the kind of the first step, which gives the class its name, and the kinds that lead back.
+_SEARCHES: Final = (("G0", WW, WW), ("G1c", WR, WW | WR), ("G-single", RW, WW | WR), ("G2", RW, WW | WR | RW))
+_CLASSES: Final = {WW: "G0", WR: "G1c", RW: "G-single"}  # of cycles with one step besides that in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +194,14 @@ def _before(ended: int | None, began: int) -> bool:
 
 
 def _explain(graph: Graph, component: list[int], precedes: Callable[[int, int], bool]) -> Cycle:
-    best: list[Step] | None = None
-    for time in (0, TIME):
-        suffix = "-realtime" if time else ""
-        if time:
-            best = _against_time(graph, component, precedes)
-        # The path back may take any of these kinds; the first step is of the kind that gives the class its name.
-        for name, first, back in (
-            ("G0", WW, WW),
-            ("G1c", WR, WW | WR),
-            ("G-single", RW, WW | WR),
-            ("G2", RW, WW | WR | RW),
-        ):
-            if best is not None:
-                break
-            best = _search(graph, component, first, back | time)
-            if best is not None:
-                return name + suffix, best
-        if best is not None:
-            return _CLASSES[(best[0].kind).bit_length() - 1] + suffix, best
+    for time, suffix in ((0, ""), (TIME, "-realtime")):
+        cycle = _against_time(graph, component, precedes) if time else None
+        if cycle is not None:
+            return _CLASSES[cycle[0].kind] + suffix, cycle
+        for name, first, back in _SEARCHES:
+            cycle = _search(graph, component, first, back | time)
+            if cycle is not None:
+                return name + suffix, cycle
     raise AssertionError("a strongly connected part without a cycle")
 
 

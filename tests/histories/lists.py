@@ -93,28 +93,33 @@ def _note_reads(lists: Lists, place: int) -> Iterator[int]:
 
 
 def _odd_values(lists: Lists) -> Iterator[Anomaly]:
+    """Each odd value of a key is told once."""
     for key, reads in lists.reads.items():
-        order, complaints = lists.order[key], set()
-        # Prefixes of the longest hold no value that it does not.
+        order = lists.order[key]
+        told: set[tuple[str, int]] = set()
+        # Prefixes of the longest read hold no value that it does not.
         for place, values in [r for r in reads if r[1] == order][:1] + [r for r in reads if r[1] != order[: len(r[1])]]:
-            reader = lists.txns[place]
             for value, count in Counter(values).items():
-                if count > 1 and ("duplicate", value) not in complaints:
-                    complaints.add(("duplicate", value))
-                    sentence = f"{reader.name} read {value} in {key} {count} times: an append took effect twice"
-                    yield Anomaly("duplicate", sentence, (reader.id,))
-                writer = lists.writer.get((key, value))
-                if writer is None and ("garbage", value) not in complaints:
-                    complaints.add(("garbage", value))
-                    yield Anomaly(
-                        "garbage", f"{reader.name} read {value} in {key}, which nobody appended", (reader.id,)
-                    )
-                elif writer is not None and lists.txns[writer].outcome is Outcome.FAIL and writer != place:
-                    failed = lists.txns[writer]
-                    if ("G1a", value) not in complaints:
-                        complaints.add(("G1a", value))
-                        sentence = f"{reader.name} read {value} in {key}, which {failed.name} appended and which failed"
-                        yield Anomaly("G1a", sentence, (failed.id, reader.id))
+                anomaly = _odd_value(lists, place, key, value, count)
+                if anomaly is not None and (anomaly.kind, value) not in told:
+                    told.add((anomaly.kind, value))
+                    yield anomaly
+
+
+def _odd_value(lists: Lists, place: int, key: str, value: int, count: int) -> Anomaly | None:
+    """What is wrong with a value that was read so many times in one list."""
+    reader = lists.txns[place]
+    writer = lists.writer.get((key, value))
+    if count > 1:
+        sentence = f"{reader.name} read {value} in {key} {count} times: an append took effect twice"
+        return Anomaly("duplicate", sentence, (reader.id,))
+    if writer is None:
+        return Anomaly("garbage", f"{reader.name} read {value} in {key}, which nobody appended", (reader.id,))
+    failed = lists.txns[writer]
+    if failed.outcome is Outcome.FAIL and writer != place:
+        sentence = f"{reader.name} read {value} in {key}, which {failed.name} appended and which failed"
+        return Anomaly("G1a", sentence, (failed.id, reader.id))
+    return None
 
 
 def _odd_orders(lists: Lists) -> Iterator[Anomaly]:
@@ -145,6 +150,10 @@ def _few(values: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, values[:5]))}{', …' if len(values) > 5 else ''}]"
 
 
+def _last(values: tuple[int, ...]) -> str:
+    return f"[{'…, ' if len(values) > 5 else ''}{', '.join(map(str, values[-5:]))}]"
+
+
 def _internal(lists: Lists) -> Iterator[Anomaly]:
     """Each transaction on its own: a read shows what the last one showed, and the own appends since."""
     for txn, happened in zip(lists.txns, lists.happened, strict=True):
@@ -159,12 +168,12 @@ def _internal(lists: Lists) -> Iterator[Anomaly]:
                 mine = own.pop(op.key, ())
                 expected = known[op.key] + mine if op.key in known else op.values
                 if op.values != expected or op.values[len(op.values) - len(mine) :] != mine:
-                    yield Anomaly(
-                        "internal",
-                        f"{txn.name} read {_few(op.values[::-1])} (backwards) in {op.key}, "
-                        f"which is not what it had read and appended before",
-                        (txn.id,),
+                    due = known.get(op.key, ()) + mine
+                    sentence = (
+                        f"{txn.name} read {op.key} with {_last(op.values)} at its end, "
+                        f"but had itself read and appended {_last(due)} before"
                     )
+                    yield Anomaly("internal", sentence, (txn.id,))
                 known[op.key] = op.values
 
 
