@@ -21,8 +21,8 @@ from benchmarks.systems.base import Site, Sizes
 
 DISK = Path("/var/tmp")  # noqa: S108 - a fresh private directory is made in it; unlike the other, it is on a disk
 # What a system stores in the course of a run, in multiples of the data: copies, WAL, what is not yet compacted.
-_COPIES: Final = {"template": 1.1, "aurora": 4.0, "standbys": 10.0, "stock": 1.8, "nosync": 1.5}
-_LEAST_BYTES: Final = 3 << 30
+_COPIES: Final = {"template": 1.0, "aurora": 3.0, "standbys": 12.0, "stock": 2.2, "nosync": 1.5}
+_LEAST_BYTES: Final = 1 << 30
 
 
 @contextmanager
