@@ -42,7 +42,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "wal_sender_timeout": "0",
     "wal_receiver_timeout": "0",
     "max_wal_senders": "16",
-    "wal_keep_size": "1GB",
+    "wal_keep_size": "256MB",
 }
 # PostgreSQL's own interval, with room for the WAL of that long; or none for as long as anybody measures.
 _CHECKPOINTS: Final = {
