@@ -69,9 +69,8 @@ class Chaos:
             await self._apply_cuts()
 
     async def cut_off(self, node_id: str, process: NodeProcess) -> None:
-        """A storage node was started: the partitions that are in force hold for it too."""
-        if self._faults.islands:
-            await process.cut(self._cut_for(node_id))
+        """A storage node was started, or found: the partitions that are in force hold for it too, and no others."""
+        await process.cut(self._cut_for(node_id))
 
     def end(self) -> None:
         """The fleet stops, and with it all that was cut off or kept away."""

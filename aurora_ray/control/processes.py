@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
-from aurora_ray.control.nodes import NodeClients, lost_segments_of, segments_of
+from aurora_ray.control.nodes import CALL_TIMEOUT_S, NodeClients, lost_segments_of, segments_of
 from aurora_ray.control.reach import Reachable
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OPENING_POLL_S: Final = 0.25
 STATUS_TIMEOUT_S: Final = 5.0
+ADOPT_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -100,10 +101,8 @@ class Processes:
         """Takes over what an earlier control plane started."""
         node_ids = [node.node_id for node in nodes]
         found = await asyncio.gather(*(self.runtime.find_node(node_id) for node_id in node_ids))
-        for node_id, process in zip(node_ids, found, strict=True):
-            if process is not None:
-                with contextlib.suppress(AuroraError):  # it is about to end, and will be started anew
-                    await self.add_node(node_id, process)
+        there = [(node_id, process) for node_id, process in zip(node_ids, found, strict=True) if process is not None]
+        await asyncio.gather(*(self._adopt_node(node_id, process) for node_id, process in there))
         for instance_id, instance in (await self.runtime.find_instances()).items():
             await self.add_instance(instance_id, instance)
         if self.nodes or self.instances:
@@ -111,12 +110,23 @@ class Processes:
 
     # ---- storage nodes
 
-    async def add_node(self, node_id: str, process: NodeProcess) -> None:
+    async def add_node(self, node_id: str, process: NodeProcess, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """A node that answers: what it has is asked, its end is watched."""
         info = process.info
-        reply = await self.clients.state(node_id, info.address)
+        reply = await self.clients.state(node_id, info.address, timeout_s=timeout_s)
         held, refilling = segments_of(reply), lost_segments_of(reply)
-        node = Node(process, NodeSeen(info.address, info.pid, info.host, segments=held, refilling=refilling))
+        self._hold_node(node_id, process, NodeSeen(info.address, info.pid, info.host, (), held, refilling))
+
+    async def _adopt_node(self, node_id: str, process: NodeProcess) -> None:
+        """One that hangs, or is cut off, is there all the same; what it has is known when it answers again."""
+        try:
+            await self.add_node(node_id, process, ADOPT_TIMEOUT_S)
+        except AuroraError:
+            info = process.info
+            self._hold_node(node_id, process, NodeSeen(info.address, info.pid, info.host, silent=True))
+
+    def _hold_node(self, node_id: str, process: NodeProcess, seen: NodeSeen) -> None:
+        node = Node(process, seen)
         self.nodes[node_id] = node
         self.nodes_seen.add(node_id)
         self.tasks.start(self._watch_node(node_id, node), f"watch node {node_id}")

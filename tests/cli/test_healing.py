@@ -112,6 +112,24 @@ def test_the_control_plane_is_killed_in_the_middle(fleet: CliFleet) -> None:
     six_copies_are_the_same(fleet)
 
 
+def test_a_partition_outlives_the_control_plane_and_heals(fleet: CliFleet) -> None:
+    dsn = prepare(fleet)
+    node = names(fleet.until(whole, "six healthy nodes"))[0]
+
+    def state(status: dict[str, Any]) -> str:
+        return next(str(each["state"]) for each in status["storage_nodes"] if each["id"] == node)
+
+    fleet.check("chaos", "partition", f"node:{node}")
+    (control,) = pids_titled("ray::ControlActor", fleet.data_dir)
+    kill(control)
+    fleet.until(lambda s: state(s) == "silent", "the next control plane knows of it")
+    assert pids_titled("ray::ControlActor", fleet.data_dir) != [control]
+    fleet.execute(dsn, "insert into acknowledged select 1, i from generate_series(1, 1000) i")
+    fleet.check("chaos", "heal", f"node:{node}")
+    six_copies_are_the_same(fleet)
+    assert names(fleet.status())[0] == node
+
+
 def test_down_and_up_use_the_new_nodes(fleet: CliFleet) -> None:
     dsn = prepare(fleet)
     fleet.execute(dsn, "insert into acknowledged values (0, 7)")

@@ -33,7 +33,7 @@ async def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await local.close()
 
 
-def new_plane(runtime: LocalRuntime) -> ControlPlane:
+def new_plane(runtime: LocalRuntime, replace_after_s: float) -> ControlPlane:
     config = ControlConfig(
         runtime.directory,
         "somewhere",
@@ -42,7 +42,7 @@ def new_plane(runtime: LocalRuntime) -> ControlPlane:
         1 << 30,
         300.0,
         1 << 28,
-        replace_after_s=1.5,
+        replace_after_s=replace_after_s,
         replace_empty_after_s=0.5,
     )
     (runtime.directory / "passfiles").mkdir(exist_ok=True)
@@ -52,21 +52,25 @@ def new_plane(runtime: LocalRuntime) -> ControlPlane:
 class Planes:
     """One control plane after the other; the last one is `now`."""
 
-    def __init__(self, runtime: LocalRuntime) -> None:
+    def __init__(self, runtime: LocalRuntime, replace_after_s: float) -> None:
         self._runtime = runtime
+        self._replace_after_s = replace_after_s
         self._gone: list[Running] = []
-        self.now = Running(new_plane(runtime))
+        self._start()
+
+    def _start(self) -> None:
+        self.now = Running(new_plane(self._runtime, self._replace_after_s))
 
     async def succeed(self) -> None:
         """The control plane is killed and the next one starts."""
         await self.now.vanish()
         self._gone.append(self.now)
-        self.now = Running(new_plane(self._runtime))
+        self._start()
 
     async def restart(self) -> None:
         """Down and up."""
         await self._end()
-        self.now = Running(new_plane(self._runtime))
+        self._start()
 
     async def _end(self) -> None:
         await self.now.plane.shutdown()
@@ -92,8 +96,8 @@ class Planes:
 
 
 @asynccontextmanager
-async def running(runtime: LocalRuntime) -> AsyncIterator[Planes]:
-    planes = Planes(runtime)
+async def running(runtime: LocalRuntime, replace_after_s: float = 1.5) -> AsyncIterator[Planes]:
+    planes = Planes(runtime, replace_after_s)
     try:
         await planes.now.api.create("demo", timeout_s=20)
         await planes.now.api.wait_available("demo", 20)
@@ -323,6 +327,30 @@ async def test_a_node_that_answers_nobody_is_replaced_and_ended(
         assert not (runtime.directory / "nodes" / "b-1").exists()
         await clients.check()
         await identical(runtime, planes.fleet)
+
+
+async def test_a_node_that_hangs_does_not_keep_the_next_control_plane_waiting(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = NodeClients.state
+    deaf = {"b-1"}
+
+    async def state(clients: NodeClients, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
+        if node_id in deaf:
+            raise NodeCallError("Storage node b-1 could not tell its state: it is cut off.")
+        return await look(clients, node_id, *arguments, **options)
+
+    async with running(runtime, replace_after_s=300) as planes:
+        monkeypatch.setattr(NodeClients, "state", state)
+        runtime.started.clear()
+        await planes.succeed()
+        await planes.until(lambda _: "b-1" in planes.now.plane.processes.nodes, "it is open")
+        node = planes.now.plane.processes.nodes["b-1"]
+        assert node.seen.silent
+        deaf.clear()
+        await poll_until(lambda: node.seen.segments and not node.seen.silent, what="it is known again")
+        assert runtime.started == []
+        assert healed(planes.fleet)
 
 
 async def test_two_nodes_lost_at_once_are_replaced_one_after_the_other(
