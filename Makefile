@@ -61,10 +61,11 @@ lint-python: $(BUILT) ## ruff and mypy
 .PHONY: lint-c
 lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
 	@flags=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["setuptools"]["ext-modules"][0]["extra-compile-args"])'); \
+	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
 	for file in $(filter %.c,$(C_FILES)); do \
 	    echo "$(CC) $$flags $$analyzer $$file"; \
-	    $(CC) $$flags $$analyzer -fPIC -c -o /dev/null $$file; \
+	    $(CC) $$flags $$analyzer -isystem "$$include" -fPIC -c -o /dev/null $$file; \
 	done
 
 .PHONY: format
