@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 END_TIMEOUT_S: Final = 90.0
 REMOVE_TIMEOUT_S: Final = 10.0
+
+_REPLACEMENTS: Final = telemetry.counter("aurora_control_replacements", "Storage nodes that others took the place of.")
 
 
 async def perform(plane: ControlPlane, action: reconcile.Action) -> None:
@@ -109,7 +112,9 @@ async def _replace_node(plane: ControlPlane, action: replacement.ReplaceNode) ->
         return fleet if fleet.replacements() else fleet.with_replacement(action.node_id)
 
     fleet = await plane.commit(change)
-    plane.say(f"{fleet.replacements()[action.node_id]} takes the place of storage node {action.node_id}")
+    if new := fleet.replacements().get(action.node_id):
+        _REPLACEMENTS.inc()
+        plane.say(f"{new} takes the place of storage node {action.node_id}")
 
 
 async def _cancel_replacement(plane: ControlPlane, action: replacement.CancelReplacement) -> None:
@@ -124,10 +129,9 @@ async def _change_members(plane: ControlPlane, action: replacement.ChangeMembers
     elif not action.instance_id and plane.store is not None:
         await plane.store.update_nodes(plane.addresses())
         await plane.store.change_members(action.placement, action.filled)
-    if (
-        action.placement.next_node_ids is not None
-    ):  # new members have their copies: that shall be known before it is noted
-        await asyncio.gather(*(plane.processes.look_at_node(n) for n in action.placement.next_node_ids))
+    # Who came in by this step has made its copy: that shall be known before the step is noted.
+    coming = set(action.placement.all_node_ids).difference(action.placement.node_ids)
+    await asyncio.gather(*(plane.processes.look_at_node(node_id) for node_id in coming))
 
 
 async def _note_placements(plane: ControlPlane, action: replacement.NotePlacements) -> None:
