@@ -17,7 +17,7 @@ from tests.cli.fleet import CliFleet, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
 from tests.support.stack_process import children_of
 
-CONTROL, INSTANCE = "ray::ControlActor", "ray::InstanceActor"
+CONTROL, INSTANCE, ENDPOINT = "ray::ControlActor", "ray::InstanceActor", "ray::EndpointActor"
 PROGRESS_WRITES = 20
 NEXT_WRITER_TIMEOUT_S = 60.0
 READS = 15
@@ -213,6 +213,24 @@ def ask_for_failover(arena: FleetArena) -> None:
     arena.fleet.run("failover", "demo")
 
 
+def kill_endpoint_and_engine(arena: FleetArena) -> None:
+    """What relays all sessions, and the writer shortly before or after."""
+    victims = [pids_titled(ENDPOINT, arena.fleet.data_dir), [arena.engine_pid]]
+    arena.random.shuffle(victims)
+    _kill(*victims[0])
+    arena.pause(arena.random.uniform(0, 1.0))
+    _kill(*victims[1])
+
+
+def hang_endpoint(arena: FleetArena) -> None:
+    """It hangs with all sessions in it while the writer is replaced, and goes on as if nothing had been."""
+    endpoint = pids_titled(ENDPOINT, arena.fleet.data_dir)
+    for pid in endpoint:
+        os.kill(pid, signal.SIGSTOP)
+    _kill(arena.engine_pid)
+    _hang(arena, endpoint, arena.random.uniform(1.0, 5.0))
+
+
 def kill_two_nodes(arena: FleetArena) -> None:
     """Any two storage nodes."""
     _kill(*arena.node_pids(2))
@@ -303,6 +321,8 @@ FLEET_FAULTS: dict[str, FleetFault] = {
         kill_twice,
         fail_over_twice,
         ask_for_failover,
+        kill_endpoint_and_engine,
+        hang_endpoint,
         kill_two_nodes,
         kill_four_nodes,
         lose_zone,
