@@ -161,6 +161,12 @@ class Server:
         return "\n".join(self.data_dir.with_suffix(".log").read_text(errors="replace").splitlines()[-12:])
 
 
+def rare_checkpoints() -> dict[str, str]:
+    """What differs from a server's settings in workloads whose last checkpoint is to be long ago, for the record."""
+    when = "while no checkpoint is to come"
+    return {f"{name}, {when}": value for name, value in _CHECKPOINTS[Checkpoint.LONG_AGO].items()}
+
+
 def copy_tree(source: Path, target: Path) -> None:
     """A copy with owners and modes, sharing blocks where the file system can."""
     target.parent.mkdir(parents=True, exist_ok=True)

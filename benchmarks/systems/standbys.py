@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.procfs import Component
 from benchmarks.systems.base import (
@@ -17,7 +17,7 @@ from benchmarks.systems.base import (
     segments_out,
     touch_pages,
 )
-from benchmarks.systems.server import Server, copy_tree, template
+from benchmarks.systems.server import Server, copy_tree, rare_checkpoints, template
 from benchmarks.workloads import Checkpoint
 
 STANDBYS: Final = 6
@@ -130,6 +130,10 @@ class Standbys(System):
         ports = {row[0] for row in query(self.dsn, "SELECT client_port FROM pg_stat_replication")}
         sent = segments_out(lambda each: each.local == self.primary.port and each.remote in ports)
         return {**engine_counters(self.dsn, self.site.install.major), **sent}
+
+    def settings(self) -> dict[str, Any]:
+        """With those of workloads before which there was no checkpoint for long."""
+        return {**super().settings(), **rare_checkpoints()}
 
     def data_dirs(self) -> list[Path]:
         """All seven."""

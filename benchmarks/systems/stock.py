@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from benchmarks.procfs import Component
 from benchmarks.systems.base import System, engine_counters, touch_pages
-from benchmarks.systems.server import Server, copy_tree, template
+from benchmarks.systems.server import Server, copy_tree, rare_checkpoints, template
 from benchmarks.workloads import Checkpoint
 
 
@@ -50,6 +50,10 @@ class Stock(System):
     def counters(self) -> dict[str, float]:
         """The engine's."""
         return engine_counters(self.dsn, self.site.install.major)
+
+    def settings(self) -> dict[str, Any]:
+        """With those of workloads before which there was no checkpoint for long."""
+        return {**super().settings(), **rare_checkpoints()}
 
     def data_dirs(self) -> list[Path]:
         """The data directory."""
