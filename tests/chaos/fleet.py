@@ -204,7 +204,8 @@ def main() -> int:
             _tell(f"FAILED in {summary.failure}")
             again = f"--seed {seed} --first-round {summary.failed_round} --rounds 1"
             _tell(f"again: python -m tests.chaos.fleet {again}")
-            shutil.copytree(chaos.fleet.data_dir / "logs", directory / "logs", dirs_exist_ok=True)
+            with suppress(OSError):  # it may not have come that far
+                shutil.copytree(chaos.fleet.data_dir / "logs", directory / "logs")
             _tell(f"the history and the logs: {directory}")
         chaos.close()
         if not summary.failure:

@@ -15,10 +15,11 @@ pytestmark = pytest.mark.postgres
 
 
 class Rounds:
-    """Rounds on a stack, one after the other."""
+    """Rounds on a stack, one after the other. `settings` are those of the clients' sessions besides the usual ones."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, **settings: str) -> None:
         self.stack = stack
+        self._settings = SESSION | settings
         self.memory = Memory()
         self.number = 0
         with stack.connect() as session:
@@ -55,7 +56,7 @@ class Rounds:
 
     def _connect(self) -> psycopg.Connection:
         session = self.stack.connect(timeout_s=5)
-        session.execute("; ".join(f"SET {name} = '{value}'" for name, value in SESSION.items()).encode())
+        session.execute("; ".join(f"SET {name} = '{value}'" for name, value in self._settings.items()).encode())
         return session
 
 
@@ -70,6 +71,22 @@ def test_kills_leave_a_right_history(stack: Stack) -> None:
         assert rounds.verdict.ok > 120
     with stack.connect() as session:
         assert rounds.memory.check(session, everything=True) > 10
+
+
+@pytest.mark.timeout(180)
+def test_commits_that_were_acknowledged_too_early_are_found(stack: Stack) -> None:
+    rounds = Rounds(stack, synchronous_commit="off")
+    found = ""
+    for _ in range(5):  # whether one is lost is a matter of milliseconds
+        try:
+            with rounds.next():
+                stack.writer.kill()
+                stack.writer.wait_engine_gone()
+                stack.writer.open()
+        except WrongHistoryError as error:
+            found = str(error)
+            break
+    assert "lost append" in found or "stale read" in found, f"nobody noticed: {found}"
 
 
 HARMS = {
