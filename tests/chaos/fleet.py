@@ -202,8 +202,7 @@ def main() -> int:
     finally:
         if summary.failure:
             _tell(f"FAILED in {summary.failure}")
-            again = f"--seed {seed} --first-round {summary.failed_round} --rounds 1"
-            _tell(f"again: python -m tests.chaos.fleet {again}")
+            _tell(f"again: python -m tests.chaos.fleet --seed {seed} {_again(summary, arguments)}")
             with suppress(OSError):  # it may not have come that far
                 shutil.copytree(chaos.fleet.data_dir / "logs", directory / "logs")
             _tell(f"the history and the logs: {directory}")
@@ -212,6 +211,14 @@ def main() -> int:
             remove_tree(directory)
     sys.stdout.write(json.dumps(summary.to_dict(), indent=1) + "\n")
     return 1 if summary.failure else 0
+
+
+def _again(summary: FleetSummary, arguments: argparse.Namespace) -> str:
+    """Options that repeat the round that failed; all rounds, if it was none by itself."""
+    if summary.failed_round is None:
+        return f"--first-round {arguments.first_round} --rounds {arguments.rounds}"
+    fault = f" --fault {arguments.fault}" if arguments.fault else ""
+    return f"--first-round {summary.failed_round} --rounds 1{fault}"
 
 
 def _run(chaos: FleetChaos, summary: FleetSummary, arguments: argparse.Namespace) -> None:

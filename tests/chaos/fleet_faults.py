@@ -92,6 +92,7 @@ def _hang(arena: FleetArena, pids: list[int], seconds: float) -> None:
 
 
 def _instance(arena: FleetArena) -> list[int]:
+    """The writer's, whichever it is by now."""
     return pids_titled(INSTANCE, arena.fleet.data_dir)
 
 
@@ -282,7 +283,7 @@ def fail_over_during_repair(arena: FleetArena) -> None:
     harm_segment(arena.fleet.data_dir / "nodes" / node["id"] / "volumes" / volume / "0", arena.random)
     arena.chaos("resume", f"node:{node['id']}")
     arena.pause(arena.random.uniform(0.0, 2.5))
-    _kill(arena.engine_pid if arena.random.random() < 0.5 else _instance(arena)[0])
+    _kill(*([arena.engine_pid] if arena.random.random() < 0.5 else _instance(arena)))
 
 
 def fail_over_during_replacement(arena: FleetArena) -> None:
@@ -290,7 +291,7 @@ def fail_over_during_replacement(arena: FleetArena) -> None:
     node = arena.random.choice(arena.nodes)
     arena.chaos("kill", f"node:{node['id']}", "--for-good")
     arena.pause(arena.random.uniform(0.0, 6.0))
-    _kill(arena.engine_pid if arena.random.random() < 0.5 else _instance(arena)[0])
+    _kill(*([arena.engine_pid] if arena.random.random() < 0.5 else _instance(arena)))
 
 
 def power_cut(arena: FleetArena) -> None:
