@@ -43,6 +43,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "wal_receiver_timeout": "0",
     "max_wal_senders": "16",
     "wal_keep_size": "256MB",
+    "min_wal_size": "512MB",  # old segments are used again instead of new ones being filled with zeros
 }
 # PostgreSQL's own interval, with room for the WAL of that long; or none for as long as anybody measures.
 _CHECKPOINTS: Final = {

@@ -24,6 +24,8 @@ STANDBYS: Final = 6
 REQUIRED: Final = 4
 # Each flush costs seven servers and six connections something: with many clients it pays to let more commits join one.
 GROUPING: Final = {"commit_delay": "1000", "commit_siblings": "5"}
+# Nobody reads from the standbys here: what hot_standby would cost is saved.
+FOLLOWING: Final = {"hot_standby": "off"}
 _BACKUP_TIMEOUT_S: Final = 900.0
 _STREAMING_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.05
@@ -90,8 +92,7 @@ class Standbys(System):
         signal_file.touch()
         self.site.account.own(signal_file, 0o600)
         follow = f"host=127.0.0.1 port={self.primary.port} user=postgres application_name={name}"
-        # Nobody reads from them here: what hot_standby would cost is saved.
-        parameters = {"primary_conninfo": follow, "hot_standby": "off"}
+        parameters = {"primary_conninfo": follow, **FOLLOWING}
         return Server(self.site, data_dir, self.site.sizes.standby_buffers_bytes, parameters)
 
     def _wait_streaming(self) -> None:
@@ -132,8 +133,10 @@ class Standbys(System):
         return {**engine_counters(self.dsn, self.site.install.major), **sent}
 
     def settings(self) -> dict[str, Any]:
-        """With those of workloads before which there was no checkpoint for long."""
-        return {**super().settings(), **rare_checkpoints()}
+        """The primary's, with those of workloads before which there was no checkpoint for long, and the standbys'."""
+        buffers = f"{self.site.sizes.standby_buffers_bytes >> 20}MB"
+        standbys = {"standbys: shared_buffers": buffers, **{f"standbys: {name}": v for name, v in FOLLOWING.items()}}
+        return {**super().settings(), **rare_checkpoints(), **standbys}
 
     def data_dirs(self) -> list[Path]:
         """All seven."""
