@@ -20,12 +20,13 @@ from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
 from aurora_ray.control.ray_calls import result_of
+from aurora_ray.control.ray_spares import Spares, instance_of, names
 from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
 from aurora_ray.errors import UsageError
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
@@ -81,9 +82,10 @@ class RayNode:
 class RayInstance:
     """An instance actor."""
 
-    def __init__(self, handle: Any, info: ActorInfo) -> None:
+    def __init__(self, handle: Any, info: ActorInfo, on_end: Callable[[], Awaitable[None]]) -> None:
         self._handle = handle
         self._found = info
+        self._on_end = on_end
         self.host = info.host
         self.pid = info.pid
         self.local_pid = info.pid if _is_here(info) else None
@@ -137,6 +139,14 @@ class RayInstance:
         """To the actor's process and all below it."""
         return await _signal(self._found, signo, resume_after_s)
 
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether it is there and at work."""
+        try:
+            await result_of(self._handle.info.remote(), timeout_s)
+        except (ProcessGoneError, TimeoutError):
+            return False
+        return True
+
     async def abort(self) -> None:
         """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
         with contextlib.suppress(UsageError):  # it has just gone
@@ -145,7 +155,8 @@ class RayInstance:
         ray.kill(self._handle)
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
-        """Ends the incarnation and the process."""
+        """Ends the incarnation and the process, and the one in waiting."""
+        await self._on_end()
         try:
             await result_of(self._handle.stop.remote(fast, destroy), timeout_s)
         except ProcessGoneError:
@@ -156,6 +167,9 @@ class RayInstance:
 
 class RayRuntime:
     """See `runtime.Runtime`."""
+
+    def __init__(self) -> None:
+        self._spares: Spares[RayInstance] = Spares(self._new_instance)
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
         """A storage node actor that serves."""
@@ -198,25 +212,60 @@ class RayRuntime:
             raise NoPlaceError(f"machine {node.host} does not remove {path}: is it there?") from None
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
-        """An idle instance actor."""
-        existing = await _find(INSTANCE_PREFIX + instance_id)
-        found = await _info(existing) if existing is not None else None
-        if found is not None:
-            return RayInstance(existing, found)
-        handle = _create(InstanceActor, INSTANCE_PREFIX + instance_id, az, "", instance_id, az, choice)
-        return RayInstance(handle, await _started(handle, handle.info.remote(), az, ""))
+        """An idle instance actor: one that is in waiting, or a new one."""
+        instance = await self._spares.take(instance_id, az, choice)
+        if instance is None:
+            instance = await self._existing(instance_id) or await self._new_instance(instance_id, az, choice)
+        self._spares.make_later(instance_id, az, choice)
+        return instance
+
+    async def _existing(self, instance_id: str) -> RayInstance | None:
+        """What someone started who did not live to note it."""
+        for name in names(INSTANCE_PREFIX, instance_id):
+            handle = await _find(name)
+            info = await _info(handle) if handle is not None else None
+            if info is not None:
+                return self._instance(instance_id, handle, info)
+        return None
+
+    async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
+        first, other = names(INSTANCE_PREFIX, instance_id)
+        arguments = (az, "", instance_id, az, choice)
+        try:
+            handle = _create(InstanceActor, first, *arguments)
+        except ProcessGoneError:
+            handle = _create(InstanceActor, other, *arguments)
+        return self._instance(instance_id, handle, await _started(handle, handle.info.remote(), az, ""))
+
+    def _instance(self, instance_id: str, handle: Any, info: ActorInfo) -> RayInstance:
+        return RayInstance(handle, info, lambda: self._spares.drop(instance_id))
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
-        """The actors of an earlier control plane."""
+        """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
         named = await asyncio.to_thread(ray.util.list_named_actors)
         found: dict[str, InstanceProcess] = {}
-        for name in named:
-            if isinstance(name, str) and name.startswith(INSTANCE_PREFIX):
-                handle = await _find(name)
-                info = await _info(handle) if handle is not None else None
-                if info is not None:
-                    found[name.removeprefix(INSTANCE_PREFIX)] = RayInstance(handle, info)
+        for name in sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX)):
+            handle = await _find(name)
+            info = await _info(handle) if handle is not None else None
+            if info is None:
+                continue
+            instance_id = instance_of(INSTANCE_PREFIX, name)
+            instance, known = self._instance(instance_id, handle, info), found.get(instance_id)
+            if known is not None and await _is_idle(instance):
+                await instance.abort()
+                continue
+            if known is not None:
+                await known.abort()
+            found[instance_id] = instance
         return found
+
+
+async def _is_idle(instance: InstanceProcess) -> bool:
+    """Whether nothing was ever opened in it."""
+    try:
+        return await instance.status() is None
+    except (ProcessGoneError, TimeoutError):
+        return False
 
 
 def _node_dir(node: StorageNode, config: ControlConfig) -> Path:

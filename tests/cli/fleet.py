@@ -100,6 +100,11 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def parent_of(pid: int) -> int:
+    """An engine's is its instance's process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def pids_titled(title: str, data_dir: Path) -> list[int]:
     """Ray processes of this fleet whose title begins like this: a title hides the arguments, the token's path stays in
     the environment."""

@@ -18,7 +18,7 @@ from aurora_ray.compute.signals import family
 from aurora_ray.engine.account import find_account
 from aurora_ray.engine.install import find_install
 from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet
+from tests.cli.fleet import CliFleet, parent_of, pids_titled
 from tests.support.collector import Collector, running_collector
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
@@ -99,10 +99,6 @@ def fleet(run_dir: Path, collector: Collector) -> Iterator[CliFleet]:
         remove_tree(path)
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def newest_failover(fleet: CliFleet, known: set[str]) -> dict[str, Any]:
     """The one that was not there before, once it is written."""
     found: list[dict[str, Any]] = []
@@ -157,6 +153,29 @@ def test_a_lost_writer_comes_back_and_the_trace_tells_the_outage(
     gaps_ms = sum(row["duration_ms"] for row in parts if row["name"] is None)
     covered_s = (shown["duration_ms"] - gaps_ms) / 1000
     assert covered_s == pytest.approx(outage_s, rel=SAME_OUTAGE, abs=SAME_OUTAGE_S)
+
+
+def test_a_process_in_waiting_takes_the_place_of_one_that_died(fleet: CliFleet) -> None:
+    """And it is the only one that is left when the control plane has been replaced meanwhile."""
+    status = fleet.up()
+    dsn = status["endpoints"]["cluster"]["dsn"]
+    writer = parent_of(status["instances"][0]["pid"])
+    instances = "ray::InstanceActor"
+    poll_until_blocking(lambda: len(pids_titled(instances, fleet.data_dir)) == 2, 60, what="a process is in waiting")
+    (waiting,) = set(pids_titled(instances, fleet.data_dir)) - {writer}
+    os.kill(writer, signal.SIGKILL)
+    fleet.until_writable(dsn, "create table if not exists waited (what text); insert into waited values ('x')")
+    after = fleet.until(lambda s: s["state"] == "available", "the cluster is available")
+    assert parent_of(after["instances"][0]["pid"]) == waiting
+    (control,) = pids_titled("ray::ControlActor", fleet.data_dir)
+    poll_until_blocking(lambda: len(pids_titled(instances, fleet.data_dir)) == 2, 60, what="another one is in waiting")
+    os.kill(control, signal.SIGKILL)
+    poll_until_blocking(
+        lambda: pids_titled(instances, fleet.data_dir) == [waiting],
+        60,
+        what=f"only the writer is left\n{fleet.trail()}",
+    )
+    assert parent_of(fleet.status()["instances"][0]["pid"]) == waiting
 
 
 def test_a_lost_az_costs_no_commit_and_the_writer_moves(fleet: CliFleet) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet, kill, pids_of_fleet, pids_titled
+from tests.cli.fleet import CliFleet, kill, parent_of, pids_of_fleet, pids_titled
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
@@ -127,8 +127,7 @@ def test_a_killed_engine_comes_back_by_itself(fleet: CliFleet, dsn: str) -> None
 def test_a_killed_instance_process_takes_its_engine_along_and_comes_back(fleet: CliFleet, dsn: str) -> None:
     before = fleet.status()
     engine = before["instances"][0]["pid"]
-    (actor,) = pids_titled("ray::InstanceActor", fleet.data_dir)
-    kill(actor)
+    kill(parent_of(engine))
     poll_until_blocking(lambda: not Path(f"/proc/{engine}").exists(), what="the engine is gone")
     fleet.until_writable(dsn, "insert into kills values ('instance')")
     assert fleet.status()["epoch"] > before["epoch"]

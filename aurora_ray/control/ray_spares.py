@@ -1,0 +1,106 @@
+"""A process in waiting for each instance: when the one in use dies, the next need not be started first.
+
+Starting a Ray worker and importing everything takes about a second of a core, which would be a good part of an outage
+that needs a new process. A spare is an instance actor like any other, idle, in the AZ where the instance runs; it has
+prepared the engine and holds nothing: about 100 MB of memory is its price. It is made a while after its instance was
+started, when that has settled, and nothing depends on it: one that is not there, is elsewhere, or does not answer at
+once is passed over.
+
+The two processes of an instance have two names in turn (`names`), so that a spare that takes over keeps its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from aurora_ray.errors import AuroraError
+
+if TYPE_CHECKING:
+    from aurora_ray.compute.config import EngineChoice
+
+MAKE_AFTER_S: Final = 8.0
+ANSWER_WITHIN_S: Final = 0.3
+OTHER: Final = "~"  # no instance id ends with it
+
+_log = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """What a spare has to offer."""
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether it is there and at work."""
+
+    async def abort(self) -> None:
+        """Ends it, even if it is stopped."""
+
+
+P = TypeVar("P", bound=Process)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare(Generic[P]):
+    process: P
+    az: str
+    choice: EngineChoice
+
+
+class Spares(Generic[P]):
+    """`make` starts an idle process for an instance, in an AZ. Belongs to one event loop."""
+
+    def __init__(self, make: Callable[[str, str, EngineChoice], Awaitable[P]], after_s: float = MAKE_AFTER_S) -> None:
+        self._make = make
+        self._after_s = after_s
+        self._spares: dict[str, _Spare[P]] = {}
+        self._making: dict[str, asyncio.Task[None]] = {}
+
+    async def take(self, instance_id: str, az: str, choice: EngineChoice) -> P | None:
+        """The instance's spare, if there is one that fits and answers; one that does not is ended."""
+        await self._cancel(instance_id)
+        spare = self._spares.pop(instance_id, None)
+        if spare is None:
+            return None
+        if (spare.az, spare.choice) == (az, choice) and await spare.process.answers(ANSWER_WITHIN_S):
+            return spare.process
+        await spare.process.abort()
+        return None
+
+    def make_later(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        """Starts one after a while; none is there (`take`). It is tried once: the instance's next start tries again."""
+        self._making[instance_id] = asyncio.create_task(
+            self._make_one(instance_id, az, choice), name=f"spare of {instance_id}"
+        )
+
+    async def drop(self, instance_id: str) -> None:
+        """The instance needs none any more."""
+        await self._cancel(instance_id)
+        spare = self._spares.pop(instance_id, None)
+        if spare is not None:
+            await spare.process.abort()
+
+    async def _cancel(self, instance_id: str) -> None:
+        making = self._making.pop(instance_id, None)
+        if making is not None:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+
+    async def _make_one(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        await asyncio.sleep(self._after_s)
+        with contextlib.suppress(AuroraError):  # no place, or its name is not free yet: then there is none
+            self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
+            _log.info("a process is in waiting for %s", instance_id)
+
+
+def names(prefix: str, instance_id: str) -> tuple[str, str]:
+    """The two names that an instance's processes have."""
+    return f"{prefix}{instance_id}", f"{prefix}{instance_id}{OTHER}"
+
+
+def instance_of(prefix: str, name: str) -> str:
+    """The inverse, for either name."""
+    return name.removeprefix(prefix).removesuffix(OTHER)

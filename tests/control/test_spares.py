@@ -1,0 +1,93 @@
+"""Processes in waiting: taken when they fit and answer, ended otherwise; nothing depends on them."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aurora_ray.compute.config import EngineChoice
+from aurora_ray.control.ray_spares import Spares, instance_of, names
+from aurora_ray.control.runtime import NoPlaceError
+from tests.support.polling import poll_until
+
+CHOICE = EngineChoice("postgres", "18", Path("data"))
+
+
+@dataclass(eq=False)
+class Waiting:
+    az: str
+    well: bool = True
+    aborted: bool = False
+
+    async def answers(self, timeout_s: float) -> bool:
+        return self.well
+
+    async def abort(self) -> None:
+        self.aborted = True
+
+
+@dataclass
+class Maker:
+    made: list[Waiting] = field(default_factory=list)
+    full: bool = False
+
+    async def __call__(self, instance_id: str, az: str, choice: EngineChoice) -> Waiting:
+        if self.full:
+            raise NoPlaceError("no machine has room")
+        self.made.append(Waiting(az))
+        return self.made[-1]
+
+
+async def waiting_for(spares: Spares[Waiting], maker: Maker, az: str = "a") -> Waiting:
+    spares.make_later("demo-1", az, CHOICE)
+    count = len(maker.made)
+    await poll_until(lambda: len(maker.made) > count, what="a spare is made")
+    await asyncio.sleep(0)
+    return maker.made[-1]
+
+
+async def test_a_spare_is_taken_once() -> None:
+    maker = Maker()
+    spares = Spares(maker, after_s=0)
+    spare = await waiting_for(spares, maker)
+    assert await spares.take("demo-2", "a", CHOICE) is None
+    assert await spares.take("demo-1", "a", CHOICE) is spare
+    assert await spares.take("demo-1", "a", CHOICE) is None
+    assert not spare.aborted
+
+
+async def test_one_elsewhere_or_without_an_answer_is_ended() -> None:
+    maker = Maker()
+    spares = Spares(maker, after_s=0)
+    elsewhere = await waiting_for(spares, maker, "b")
+    assert await spares.take("demo-1", "a", CHOICE) is None
+    ill = await waiting_for(spares, maker)
+    ill.well = False
+    assert await spares.take("demo-1", "a", CHOICE) is None
+    assert elsewhere.aborted
+    assert ill.aborted
+
+
+async def test_with_its_instance_it_goes_whether_it_was_made_or_not() -> None:
+    maker = Maker()
+    spares = Spares(maker, after_s=0)
+    spare = await waiting_for(spares, maker)
+    await spares.drop("demo-1")
+    assert spare.aborted
+    spares.make_later("demo-1", "a", CHOICE)
+    await spares.drop("demo-1")
+    await asyncio.sleep(0)
+    assert len(maker.made) == 1
+
+
+async def test_without_room_there_is_none() -> None:
+    maker = Maker(full=True)
+    spares = Spares(maker, after_s=0)
+    spares.make_later("demo-1", "a", CHOICE)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert await spares.take("demo-1", "a", CHOICE) is None
+
+
+def test_names_go_both_ways() -> None:
+    for name in names("instance-", "demo-1"):
+        assert instance_of("instance-", name) == "demo-1"
