@@ -32,7 +32,15 @@ def other_section(values: Mapping[str, Any], path: Path, charts_dir: Path, base:
     reporting = _module(f"{suite}_report") or module
     if kind is None or not hasattr(reporting, "show"):
         return [*lines, *_as_it_is(values)]
-    result = restored(kind, values)
+    try:
+        result = restored(kind, values)
+    except TypeError:  # something that this version has and the file has not
+        return [
+            *lines,
+            "Written by another version of this benchmark; its figures as they are.",
+            "",
+            *_as_it_is(values),
+        ]
     page = Page()
     reporting.show(result, page)
     charts = reporting.draw(result, path.stem, charts_dir) if hasattr(reporting, "draw") else []

@@ -186,6 +186,15 @@ def test_the_failover_benchmark_shows_its_own_tables(tmp_path: Path) -> None:
     assert "failover-x-outages.svg" in text
 
 
+def test_a_file_of_another_version_does_not_stop_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "failover-old.json"
+    path.write_text(json.dumps({"suite": "failover", "kills": 3, "turns": []}))
+    write([path], tmp_path / "RESULTS.md", tmp_path / "charts")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "another version" in text
+    assert "| kills | 3 |" in text
+
+
 def test_a_page_takes_what_a_console_would_print() -> None:
     rich = Table(title="outages")
     rich.add_column("fault")
