@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
+from benchmarks import failover, tracing
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -28,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measure aurora-ray beside stock PostgreSQL.",
 )
+app.add_typer(failover.app, name="failover")
+app.command("tracing")(tracing.run)
 
 
 @app.command()

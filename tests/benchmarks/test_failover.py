@@ -10,6 +10,7 @@ from rich.console import Console
 
 from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
+from benchmarks.__main__ import app
 from benchmarks.failover import SIZES, FailoverResult, Turn, take_turn
 from benchmarks.failover_peers import PEERS, Account
 from benchmarks.failover_report import draw, percentile, show
@@ -84,6 +85,11 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path: Path) -> None:
     again = FailoverResult.load(tmp_path / "cut.json")
     assert again == result
     assert list(again.left()) == left[1:]
+
+
+def test_it_is_a_command_of_the_benchmarks() -> None:
+    assert "failover" in {group.name for group in app.registered_groups}
+    assert "tracing" in {command.name for command in app.registered_commands}
 
 
 def test_tables_and_charts_tell_what_was_measured(tmp_path: Path) -> None:
