@@ -1,4 +1,4 @@
-"""`python -m benchmarks.failover`: how long clients are without a writer when it is lost, again and again, under load.
+"""`python -m benchmarks failover`: how long clients are without a writer when it is lost, again and again, under load.
 
 Both databases take turns: load for some seconds, the fault, the outage as a client had it, the account of where the
 time went, and whether any acknowledged row is missing. The file is written after every turn, so that a run can be cut
@@ -127,7 +127,7 @@ def run(
         Path | None, typer.Option(help="the JSON file; default: benchmarks/out/failover-<time>.json")
     ] = None,
 ) -> None:
-    """Measure. Example: python -m benchmarks.failover run --kills 3 --load-s 6,8."""
+    """Measure. Example: python -m benchmarks failover run --kills 3 --load-s 6,8."""
     from benchmarks.failover_report import show
 
     started_s = time.monotonic()
@@ -168,7 +168,7 @@ def report(
     file: Annotated[Path, typer.Argument(help="a result of `run`")],
     charts: Annotated[Path, typer.Option(help="where charts go")] = machine.ROOT / "benchmarks" / "results",
 ) -> None:
-    """Print a result's tables and draw its charts. Example: python -m benchmarks.failover report FILE."""
+    """Print a result's tables and draw its charts. Example: python -m benchmarks failover report FILE."""
     from benchmarks.failover_report import draw, show
 
     result = FailoverResult.load(file)

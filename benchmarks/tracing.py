@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tracing`: what tracing costs TPC-B. Two fleets, one of them with telemetry off, take turns.
+"""`python -m benchmarks tracing`: what tracing costs TPC-B. Two fleets, one of them with telemetry off, take turns.
 
 Two figures of each turn are compared, as ratios within a round: transactions a second, and the CPU time that all of a
 fleet's processes (engine, driver, storage nodes) used for each transaction. The second one is the sharper: it hardly
@@ -88,7 +88,7 @@ def run(
     work_dir: Annotated[Path | None, typer.Option(help="a directory on the disk to use")] = None,
     out: Annotated[Path | None, typer.Option(help="the JSON file; default: benchmarks/out/tracing-<time>.json")] = None,
 ) -> None:
-    """Measure. Example: python -m benchmarks.tracing --rounds 3 --seconds 5."""
+    """Measure. Example: python -m benchmarks tracing --rounds 3 --seconds 5."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     console = Console()
     with prepared(scale=scale, sizes=SIZES, version=None, work_dir=work_dir, keep=False) as site:
