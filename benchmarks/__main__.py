@@ -115,7 +115,10 @@ def report(
     """Write RESULTS.md and its charts from results. Example: python -m benchmarks report benchmarks/results/*.json."""
     from benchmarks.report import write
 
-    found = files or sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    there = (ROOT / "benchmarks" / "results").glob("*.json")
+    found = files or sorted(
+        there, key=lambda path: (not path.name.startswith(tuple(SUITES)), path.name)
+    )  # suites first
     if not found:
         raise UsageError("there is no result in benchmarks/results: copy one there, or name the files")
     write(found, target, charts)
