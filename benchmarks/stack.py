@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aurora_ray.compute.engines import EAGER, SOON
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.credentials import ensure_passfile
@@ -32,17 +33,6 @@ from aurora_ray.volume.client import Volume
 from aurora_ray.volume.mount import MountedVolume
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 
-# Read by the server before it accepts anyone, or by each session's start: fetched at once rather than one by one.
-EAGER = (
-    "global/*",
-    "*.conf",
-    "PG_VERSION",
-    "base/*/PG_VERSION",
-    "base/*/pg_filenode.map",
-    "pg_xact/*",
-    "pg_multixact/*",
-    "pg_logical/*",
-)
 TIMEOUT_S = 120.0
 
 
@@ -178,6 +168,7 @@ async def _mount(
         cache_bytes=cache_bytes,
         volatile_patterns=[(each.kind.value, each.pattern) for each in engine.volatile_patterns()],
         eager=EAGER,
+        soon=SOON,
     )
 
 

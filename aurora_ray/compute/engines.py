@@ -41,16 +41,22 @@ EAGER: Final = (
     "pg_multixact/*/*",
 )
 
+# The catalogs that initdb made, of all databases but the templates (1 and 4): the first session reads dozens of their
+# pages one after the other. What users create has numbers of five digits.
+SOON: Final = ("base/5/????", "base/?????*/????")
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedEngine:
-    """An engine that can be started at once. `eager`: files that the mount should have before the start."""
+    """An engine that can be started at once. `eager`: files that the mount should have before the start; `soon`: those
+    that the first sessions will want."""
 
     choice: EngineChoice
     account: EngineAccount
     install: EngineInstall
     image: PreparedImage
     eager: tuple[str, ...] = EAGER
+    soon: tuple[str, ...] = SOON
 
     def make_engine(self, config: WriterConfig) -> Engine:
         """The adapter for one incarnation."""

@@ -142,6 +142,7 @@ class Writer:
             cache_bytes=self.config.cache_bytes,
             volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in engine.volatile_patterns()],
             eager=prepared.eager,
+            soon=prepared.soon,
         )
 
     @contextmanager

@@ -255,6 +255,10 @@ class Driver:
         """Fetches all absent pages of these files."""
         await self._fetcher.fetch_files(slots)
 
+    def prefetch_soon(self, slots: Sequence[int]) -> None:
+        """Fetches these files in the background, a little at a time, so that a miss never waits for long behind it."""
+        self._spawn(self._fetcher.fetch_quietly(slots))
+
     # ---- figures
 
     def stats(self) -> dict[str, int | float]:

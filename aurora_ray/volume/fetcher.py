@@ -8,12 +8,14 @@ pages one by one, far ahead, gets them by the dozen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
 from aurora_ray.log.layout import NO_GROUP
 from aurora_ray.volume.spec import EXTENT_PAGES
@@ -31,6 +33,7 @@ _AHEAD_MIN, _AHEAD_MAX = 16, 1024
 _READS_AT_ONCE = 8
 _READS_HURRIED = 2  # with fewer reads than these on their way, whatever is wanted goes out at once;
 _PAGES_WORTH_IT = 32  # with more, only so many together
+_QUIET_PAGES = 4096  # fetched on suspicion after a mount
 _NO_EXTENTS: array[int] = array("I")
 
 
@@ -107,6 +110,28 @@ class Fetcher:
         page_bytes = self._volume.spec.page_size
         ends = [(slot, -(-self._region.slot(slot).size // page_bytes)) for slot in slots]
         await asyncio.gather(*(self._bring(slot, 0, end) for slot, end in ends))
+
+    async def fetch_quietly(self, slots: Sequence[int]) -> None:
+        """As `fetch_files`, one message's worth after the other, up to _QUIET_PAGES; errors are the next reader's."""
+        page_bytes = self._volume.spec.page_size
+        left = _QUIET_PAGES
+        together: list[int] = []
+        pages = 0
+        for slot in slots:
+            count = -(-self._region.slot(slot).size // page_bytes)
+            left -= count
+            if left < 0:
+                break
+            together.append(slot)
+            pages += count
+            if pages >= _PAGES_A_READ:
+                await self._fetch_or_leave(together)
+                together, pages = [], 0
+        await self._fetch_or_leave(together)
+
+    async def _fetch_or_leave(self, slots: Sequence[int]) -> None:
+        with contextlib.suppress(AuroraError):
+            await self.fetch_files(slots)
 
     def _look_ahead(self, slot: int, first: int, end: int) -> None:
         reader = self._readers.setdefault(slot, _Reader())

@@ -79,14 +79,15 @@ class MountedVolume:
         ring_bytes: int = RING_BYTES,
         volatile_patterns: Iterable[tuple[str, str]] = (),
         eager: Sequence[str] = (),
+        soon: Sequence[str] = (),
         grow: Callable[[], Awaitable[GroupPlacement]] | None = None,
     ) -> MountedVolume:
         """Mounts the newest state of a volume that is open for writing.
 
-        `mount_dir` is made anew. `eager` are patterns (fnmatch, on paths relative to the mount) of files whose pages
-        are fetched at once. `grow`, when given, is asked for another protection group when the last one is full;
-        without it the engine waits until `add_group` is called. Raises ConfigurationError if the directory cannot be
-        made, QuorumLostError if the file table cannot be read.
+        `mount_dir` is made anew. `eager` and `soon` are patterns (fnmatch, on paths relative to the mount) of files
+        whose pages are fetched before this returns, and in the background afterwards. `grow`, when given, is asked for
+        another protection group when the last one is full; without it the engine waits until `add_group` is called.
+        Raises ConfigurationError if the directory cannot be made, QuorumLostError if the file table cannot be read.
         """
         mount_dir = await asyncio.to_thread(lambda: Path(os.path.realpath(mount_dir)))
         with telemetry.span("mount.file_table"):
@@ -112,7 +113,8 @@ class MountedVolume:
             await asyncio.to_thread(_copy_library, mount_dir)
             mounted = cls(volume, mount_dir, region, driver)
             with telemetry.span("mount.eager"):
-                await driver.prefetch(_eager_slots(region, tree, mount_dir, eager))
+                await driver.prefetch(_matching_slots(region, tree, mount_dir, eager))
+            driver.prefetch_soon(_matching_slots(region, tree, mount_dir, soon))
         except BaseException:
             region.close()
             raise
@@ -202,7 +204,7 @@ def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:
     return {group: max(0, left) for group, left in free.items()}
 
 
-def _eager_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Sequence[str]) -> list[int]:
+def _matching_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Sequence[str]) -> list[int]:
     slots = []
     for file in tree.files:
         name = str(file.path.relative_to(mount_dir))

@@ -16,6 +16,7 @@ from aurora_ray.errors import FencedError
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.mount import MountedVolume
 from tests.interposer.model import PAGE_BYTES, Operations
+from tests.support.polling import poll_until
 from tests.volume.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Cluster]:
         await it.close()
 
 
-async def mount(cluster: Cluster, volume: Volume, directory: Path, cache_bytes: int = 64 << 20) -> MountedVolume:
+async def mount(
+    cluster: Cluster, volume: Volume, directory: Path, cache_bytes: int = 64 << 20, soon: tuple[str, ...] = ()
+) -> MountedVolume:
     async def grow():
         first = cluster.spec.groups[0]
         placement = replace(first, group=len(cluster.spec.groups))
@@ -46,7 +49,7 @@ async def mount(cluster: Cluster, volume: Volume, directory: Path, cache_bytes: 
         return placement
 
     return await MountedVolume.open(
-        volume, directory, cache_bytes=cache_bytes, ring_bytes=1 << 20, volatile_patterns=VOLATILE, grow=grow
+        volume, directory, cache_bytes=cache_bytes, soon=soon, ring_bytes=1 << 20, volatile_patterns=VOLATILE, grow=grow
     )
 
 
@@ -172,6 +175,22 @@ async def test_an_open_file_is_read_after_its_last_name_went(nodes: Cluster, tmp
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "one", cache_bytes=1 << 20)
     await finish(await spawn(mounted, "-c", UNLINKED))
+    await mounted.close()
+    await volume.close()
+
+
+async def test_files_that_will_be_wanted_come_by_themselves(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    script = "import os\nos.mkdir('d')\nfor p in ('d/1259', 'd/16384'):\n open(p, 'wb').write(b'x' * 81920)\n"
+    await finish(await spawn(mounted, "-c", script))
+    await mounted.flush(timeout_s=10)
+    await mounted.close()
+    mounted = await mount(nodes, volume, tmp_path / "two", soon=("d/????",))
+    await poll_until(lambda: mounted.stats()["pages_fetched"] == 10, what="the one file's ten pages are here")
+    script = "for p in ('d/1259', 'd/16384'):\n assert open(p, 'rb').read() == b'x' * 81920\n"
+    await finish(await spawn(mounted, "-c", script))
+    assert mounted.stats()["pages_fetched"] == 20
     await mounted.close()
     await volume.close()
 
