@@ -23,7 +23,7 @@ from benchmarks.workloads import Checkpoint
 STANDBYS: Final = 6
 REQUIRED: Final = 4
 # What is sent six times and written seven times is better small and not too often: images of pages compressed, and more
-# commits in each flush. Both make this system faster, where a lone server would be slower.
+# commits in each flush: on two cores, each of both gives it more transactions a second.
 SENDING: Final = {"wal_compression": "pglz", "commit_delay": "1000", "commit_siblings": "5"}
 # Nobody reads from the standbys here: what hot_standby would cost is saved.
 FOLLOWING: Final = {"hot_standby": "off"}
