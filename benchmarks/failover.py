@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.failover_client import Client, PgbenchLoad
 from benchmarks.failover_peers import KINDS, PEERS, Account, Peer, signal_of
+from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site, Sizes, query
 
@@ -131,7 +131,7 @@ def run(
     from benchmarks.failover_report import show
 
     started_s = time.monotonic()
-    console = Console()
+    console = console_for()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     before = FailoverResult.load(resume) if resume is not None else None
     scale = before.scale if before is not None else scale
@@ -172,9 +172,10 @@ def report(
     from benchmarks.failover_report import draw, show
 
     result = FailoverResult.load(file)
-    show(result, Console())
+    console = console_for()
+    show(result, console)
     for path in draw(result, file.stem, charts):
-        Console().print(f"Drawn: {os.path.relpath(path)}", highlight=False)
+        console.print(f"Drawn: {os.path.relpath(path)}", highlight=False)
 
 
 def take_turn(peer: Peer, kind: str, number: int, result: FailoverResult) -> Turn:

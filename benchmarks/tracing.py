@@ -30,6 +30,7 @@ from benchmarks.failover_peers import AuroraPeer
 from benchmarks.load import run_load
 from benchmarks.loads import Load
 from benchmarks.procfs import usage
+from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.statistics import Comparison, compare, spread
 
@@ -90,7 +91,7 @@ def run(
 ) -> None:
     """Measure. Example: python -m benchmarks tracing --rounds 3 --seconds 5."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
-    console = Console()
+    console = console_for()
     with prepared(scale=scale, sizes=SIZES, version=None, work_dir=work_dir, keep=False) as site:
         result = TracingResult(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
