@@ -83,8 +83,8 @@ def run_on_ray(jobs: Sequence[Job], progress: Progress = lambda _: None) -> list
     refs = [task.remote(gate, job, START_TIMEOUT_S) for job in jobs]
     limit_s = START_TIMEOUT_S + max(job.load.seconds for job in jobs) + GRACE_S
     started_s = time.monotonic()
+    waiting = refs
     try:
-        waiting = refs
         while waiting and time.monotonic() - started_s < limit_s:
             _, waiting = ray.wait(refs, num_returns=len(refs), timeout=_POLL_S)
             progress(time.monotonic() - started_s)
@@ -94,7 +94,7 @@ def run_on_ray(jobs: Sequence[Job], progress: Progress = lambda _: None) -> list
     except ray.exceptions.RayError as error:
         raise LoadError(f"a load generator failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
-        for ref in refs:
+        for ref in waiting:  # no others: a cancellation that meets a task's end brings this process down
             ray.cancel(ref, force=True)
         ray.kill(gate)
         cloudpickle.unregister_pickle_by_value(benchmarks)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aurora_ray.cli import bench, chaos, clusters, fleet, trace
-from aurora_ray.cli.output import error_line, write_line
+from aurora_ray.cli.output import Results, error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
 WRONG_USE = 2
@@ -52,6 +52,7 @@ def _root(
 
 def main() -> None:
     """Runs one command and exits."""
+    sys.stdout = Results()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _STATE_STYLES = {"available": "green", "healthy": "green", "failed": "red", "silent": "red", "no process": "red"}
+
+
+class Results:
+    """Standard output for the thread that made this; what other threads write to it goes to stderr.
+
+    Ray reports what happens to its cluster on stdout, from a thread of its own, in the middle of somebody's JSON.
+    """
+
+    def __init__(self) -> None:
+        self._stream, self._thread = sys.stdout, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream if threading.get_ident() == self._thread else sys.stderr, name)
 
 
 def write_json(value: Any) -> None:

@@ -1,10 +1,13 @@
 """What `aurora status` shows people."""
 
+import sys
+import threading
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from aurora_ray.cli.output import render_status
+from aurora_ray.cli.output import Results, render_status, write_line
 
 
 def node(name: str, state: str = "healthy", **more: Any) -> dict[str, Any]:
@@ -47,3 +50,17 @@ def test_before_anything_is_copied_and_when_all_is_well() -> None:
     )
     done = {"running": False, "bytes_copied": 1, "bytes_total": 1, "mb_per_s": 1.0}
     assert "takes the place" not in shown(node("a-3", copy=done))
+
+
+def test_only_the_command_itself_writes_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Results())
+    write_line("result")
+    other = threading.Thread(target=write_line, args=("a node of the Ray cluster died",))
+    other.start()
+    other.join()
+    write_line("more")
+    captured = capsys.readouterr()
+    assert captured.out == "result\nmore\n"
+    assert captured.err == "a node of the Ray cluster died\n"
