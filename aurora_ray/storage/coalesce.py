@@ -52,7 +52,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     if index.end_lsn == start_lsn:
         return False
     await _LayerWriter(segment, index).write()
-    await segment.store.flush_pages()
+    await segment.store.flush_pages(index.end_lsn)
     table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
     _commit(segment, index, table)
     return True

@@ -94,20 +94,18 @@ class Walk:
 def stored_keys(segment: Segment, start: PageKey, stop: PageKey | None = None) -> Iterator[PageKey]:
     """Pages in [start, stop) that have any version, as of now. Raises DamagedError."""
     cursor = segment.store.cursor("pages")
-    it = cursor.it
-    it.seek(page_key(start.file_id, start.page, 0))
+    cursor.it.seek(page_key(start.file_id, start.page, 0))
     last = b""
-    while it.valid():
-        prefix = it.key()[:_KEY_BYTES]
+    while cursor.it.valid():
+        prefix = cursor.it.key()[:_KEY_BYTES]
         if prefix != last:
-            file_id, page, _ = PAGE_KEY.unpack(it.key())
+            file_id, page, _ = PAGE_KEY.unpack(cursor.it.key())
             key = PageKey(file_id, page)
             if stop is not None and key >= stop:
                 return
             last = prefix
             yield key
-            it = cursor.it  # the caller may have paused
-        it.next()
+        cursor.it.next()
     cursor.check()
 
 

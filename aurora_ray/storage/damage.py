@@ -89,5 +89,6 @@ class DamageBook:
 
 
 def is_corruption(error: BaseException) -> bool:
-    """Whether RocksDB (whose errors have no classes) says that its files are damaged."""
-    return str(error).startswith("Corruption")
+    """Whether RocksDB (whose errors have no classes), itself or as the cause, says that files are damaged or gone."""
+    said = str(error.__cause__ or error)
+    return said.startswith("Corruption") or (said.startswith("IO error") and "No such file" in said)

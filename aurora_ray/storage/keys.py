@@ -9,6 +9,7 @@ Integers in keys are big-endian, so that byte order is numeric order. Column fam
                  IMAGE: the page without trailing zeros
                  DELTA: u8 0, u16 deltas since the image (with this), u32 their bytes, then a delta as in log/pages.py
     tables   u64 lsn -> u32 CRC, the file table, zstd of its packed form (group 0 only)
+    marks    b"pages" -> u32 CRC, u64 lsn (little-endian): all page versions up to here were flushed before this was
 
 Each CRC is CRC-32C, little-endian, over the key and what follows the CRC: a value in the wrong place is damaged too.
 """
@@ -24,12 +25,14 @@ from aurora_ray.errors import MalformedError
 
 META_KEY: Final = b"meta"
 CUT_PREFIX: Final = b"cut"
-FAMILIES: Final = ("default", "log", "pages", "tables")
+MARK_KEY: Final = b"pages"
+FAMILIES: Final = ("default", "log", "pages", "tables", "marks")
 
 LSN_KEY: Final = struct.Struct(">Q")
 PAGE_KEY: Final = struct.Struct(">QIQ")
 CUT_KEY: Final = struct.Struct(">QQ")
 CUT_VALUE: Final = struct.Struct("<QB")
+MARK_VALUE: Final = struct.Struct("<Q")
 
 IMAGE: Final = 1
 DELTA: Final = 2

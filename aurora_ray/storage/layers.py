@@ -17,7 +17,7 @@ from aurora_ray.errors import MalformedError, OutOfRangeError
 from aurora_ray.log.batch import inflate, payload, verify
 from aurora_ray.log.layout import RECORD_HEADER_BYTES, SIZE_BODY, RecordType
 from aurora_ray.log.pages import Change, scan
-from aurora_ray.storage.damage import Damage, DamagedError
+from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.segment import Cut
 
@@ -122,6 +122,7 @@ class LayerCache:
         if index.end_lsn >= to_lsn:
             return
         pacer = Pacer()
+        epoch = self._segment.meta.epochs.installed_epoch
         async with index.building:
             # The batch that holds `to_lsn` may end beyond it; it is taken in whole and filtered by LSN when read.
             up_to_lsn = self._segment.scl if bytes_max is None else to_lsn
@@ -135,3 +136,6 @@ class LayerCache:
                     raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
                 if pacer.due:
                     await pacer.rest()
+            if index.end_lsn < to_lsn and bytes_max is None and epoch == segment.meta.epochs.installed_epoch:
+                why = f"the chain of its log ends at {index.end_lsn}, it was complete up to {to_lsn}"
+                raise DamagedError((segment.volume, segment.group), STORE, why)

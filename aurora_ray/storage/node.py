@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from rocksdict import Cache
 
-from aurora_ray.errors import AuroraError, ConfigurationError, UnknownVolumeError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError, UnknownVolumeError, UsageError
 from aurora_ray.log.layout import PAGE_BYTES_MAX
-from aurora_ray.storage.damage import STORE, DamageBook, DamagedError, is_corruption
+from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
 from aurora_ray.storage.store import WriteFailedError
 from aurora_ray.storage.volume import NodeVolume, sync_directory
 
@@ -170,10 +170,16 @@ class Node:
         """
         gone = [key for key, segment in self.segments.items() if not segment.closed and not segment.store.has_files]
         for key in gone:
-            del self.segments[key]
-            self.volumes[key[0]].lose(key[1], "its files were removed")
+            self.lose(self.segments[key], "its files were removed")
         if gone:
             self.reclaim()
+
+    def lose(self, segment: Segment, why: str) -> None:
+        """A segment cannot be relied on any more: it is closed, and comes back from the peers."""
+        volume = self.volumes.get(segment.volume)
+        if volume is not None and volume.segments.get(segment.group) is segment:  # not dropped or replaced since
+            self.segments.pop((segment.volume, segment.group), None)
+            volume.lose(segment.group, why)
 
     async def measure_disk(self) -> None:
         """Updates `disk_bytes`."""
@@ -189,13 +195,15 @@ class Node:
     def reopen_after_error(self, segments: Sequence[Segment], error: Exception) -> None:
         """After a failed write: what is on disk is the truth, so the segments are opened from it again.
 
-        With a full disk that may fail as well; then it is tried again at each look at the disk.
+        With a full disk that may fail as well; then it is tried again at each look at the disk. What cannot be written
+        because its files are damaged would fail again and again: it is lost, and comes back from the peers.
         """
         _log.error("node %s: a write failed and its segments are reopened: %s", self.config.node_id, error)
-        self.disk_full = True  # until the next look at the disk
         if is_corruption(error):
             for segment in segments:
-                self.damage.report(DamagedError((segment.volume, segment.group), STORE, str(error)))
+                self.lose(segment, str(error))
+            return
+        self.disk_full = True  # until the next look at the disk
         for segment in segments:
             segment.close()
             self._to_reopen[segment.volume, segment.group] = segment
@@ -208,8 +216,11 @@ class Node:
                 try:
                     volume.reopen(segment)
                 except Exception as error:  # RocksDB's errors have no common class
-                    _log.info("node %s: group %d cannot be opened yet: %s", self.config.node_id, key[1], error)
-                    continue
+                    if is_corruption(error) or isinstance(error, MalformedError | DamagedError):
+                        self.lose(segment, str(error))
+                    else:
+                        _log.info("node %s: group %d cannot be opened yet: %s", self.config.node_id, key[1], error)
+                        continue
                 self.index(volume)
             del self._to_reopen[key]
 

@@ -27,7 +27,7 @@ import contextlib
 import logging
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, StorageError
@@ -37,6 +37,7 @@ from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.filling import Copy, CopyProgress, Plan, belongs, make_plan
 from aurora_ray.storage.keys import LSN_MAX, META_KEY, lsn_key
 from aurora_ray.storage.meta import SegmentMeta
+from aurora_ray.storage.store import held_open
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.volume import INCOMING, READY, swap_directories, sync_directory
 
@@ -89,22 +90,24 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
     volume.copies[group] = progress
     path = volume.path / str(group)
     incoming = path.with_name(path.name + INCOMING)
-    if incoming.exists():
-        shutil.rmtree(incoming)
-    store = volume.open_store(incoming)
     try:
-        async with _leases(node, plan, volume.volume, group):
-            await Copy(plan, volume.volume, group, store, progress).run()
-        await store.flush_all()
-        meta = SegmentMeta(plan.page_size, plan.epochs, plan.vdl, plan.floor_lsn)
-        await _install(volume, segment, store, meta, path)
-        node.index(volume)
+        if incoming.exists():
+            shutil.rmtree(incoming)
+        with contextlib.closing(volume.open_store(incoming)) as store:
+            async with _leases(node, plan, volume.volume, group):
+                await Copy(plan, volume.volume, group, store, progress).run()
+            await store.flush_all()
+            await store.flush_pages(plan.floor_lsn)
+            meta = SegmentMeta(plan.page_size, plan.epochs, plan.vdl, plan.floor_lsn)
+            await _install(_Place(node, volume, path), segment, store, meta)
     except (StorageError, MalformedError) as error:
         _log.info("volume %s group %d: a copy from peers failed: %s", volume.name, group, error)
         return False
+    except Exception as error:  # RocksDB's errors have no common class
+        _log.exception("volume %s group %d: a copy from peers failed: %s", volume.name, group, error)
+        return False
     finally:
         progress.ended_s = time.monotonic()
-        store.close()
         shutil.rmtree(incoming, ignore_errors=True)
     node.damage.forget((volume.volume, group))
     node.counters["copied_segments"] += 1
@@ -141,36 +144,50 @@ async def _leases(node: Node, plan: Plan, volume: bytes, group: int) -> AsyncIte
         await asyncio.gather(keeper, return_exceptions=True)
 
 
-async def _install(
-    volume: NodeVolume, segment: Segment | None, store: SegmentStore, meta: SegmentMeta, path: Path
-) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """Where the copy goes."""
+
+    node: Node
+    volume: NodeVolume
+    path: Path
+
+    def take(self) -> Segment:
+        """Swaps the directories and opens what is now there. Raises StorageError, or what RocksDB has to say."""
+        path, ready = self.path, self.path.with_name(self.path.name + READY)
+        if held_open(path):  # what holds it may remove files by their names, and the new ones have the same
+            raise StorageError(f"{path} is still held open")
+        if ready.exists():
+            shutil.rmtree(ready)
+        path.with_name(path.name + INCOMING).rename(ready)
+        sync_directory(path.parent)
+        swap_directories(path)
+        fresh = self.volume.open_segment(path)
+        self.node.index(self.volume)
+        return fresh
+
+
+async def _install(place: _Place, segment: Segment | None, store: SegmentStore, meta: SegmentMeta) -> None:
     """Puts the filled store in the old segment's place. Raises StorageError if that is gone."""
-    group = int(path.name)
     if segment is None:
         _save(store, meta)
         store.close()
-        _put_in_place(path)
-        volume.found(group)
-    else:
-        carried_lsn = await _carry_log(segment, store, meta.epochs, meta.floor_lsn)
-        async with segment.background:
-            if segment.closed:
-                raise StorageError("the segment was dropped or reopened meanwhile")
-            _merge(segment, store, meta, carried_lsn)
-            store.close()
-            _put_in_place(path, segment)
-    fresh_store = volume.open_store(path)
-    fresh = volume.adopt(group, fresh_store, SegmentMeta.unpack(fresh_store.get(META_KEY) or b""))
-    if segment is not None:
-        fresh.learn_vdl(segment.meta.vdl)
-
-
-def _put_in_place(path: Path, segment: Segment | None = None) -> None:
-    path.with_name(path.name + INCOMING).rename(path.with_name(path.name + READY))
-    sync_directory(path.parent)
-    if segment is not None:
+        place.take()
+        place.volume.found(int(place.path.name))
+        return
+    carried_lsn = await _carry_log(segment, store, meta.epochs, meta.floor_lsn)
+    async with segment.background:
+        if segment.closed:
+            raise StorageError("the segment was dropped or reopened meanwhile")
+        _merge(segment, store, meta, carried_lsn)
+        store.close()
         segment.close()
-    swap_directories(path)
+        try:
+            fresh = place.take()
+        except Exception as error:  # RocksDB's errors have no common class
+            place.node.lose(segment, f"its copy could not take its place: {error}")
+            raise
+        fresh.learn_vdl(segment.meta.vdl)
 
 
 async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs, floor_lsn: int) -> int:

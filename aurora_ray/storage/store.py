@@ -5,6 +5,9 @@
 * Background: page versions skip the write-ahead log, so that the foreground's syncs do not carry them; `flush_pages`
   makes them durable before the metadata that relies on them is written. A crash in between leaves versions that are
   correct at their LSN and harmless.
+* RocksDB takes a manifest that was cut for one that was written so far: it would open without the latest files, while
+  the metadata, which may be in the write-ahead log, relies on them. So each flush of pages ends with a mark, in a
+  family and thus in a file of its own: if the mark is there, so is what was flushed before.
 * The log's values and page images live in blob files: compaction moves keys and small deltas only, log that is
   collected is never copied, and a look at which versions a page has reads no images.
 """
@@ -12,7 +15,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import os
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +35,7 @@ from rocksdict import (
 
 from aurora_ray.errors import DiskFullError, UnknownVolumeError
 from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
-from aurora_ray.storage.keys import FAMILIES, LSN_KEY, lsn_key
+from aurora_ray.storage.keys import FAMILIES, LSN_KEY, MARK_KEY, MARK_VALUE, content_of, guarded, lsn_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_GONE: Final = "the segment was replaced or dropped in the middle: ask again"
 _BLOB_BYTES_MIN: Final = 512
 _WAL_BYTES_MAX: Final = 64 << 20
 
@@ -56,12 +62,19 @@ class SegmentStore:
         self.owner = owner  # for errors
         path.mkdir(parents=True, exist_ok=True)
         families = {name: _family_options(name, write_buffer_bytes, cache) for name in FAMILIES[1:]}
-        self._db = Rdict(str(path), _db_options(cache), column_families=families)
+        self._db: Any = Rdict(str(path), _db_options(cache), column_families=families)
         self._log = self._db.get_column_family("log")
         self._pages = self._db.get_column_family("pages")
         self._tables = self._db.get_column_family("tables")
+        self._marks = self._db.get_column_family("marks")
         self._handles = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
-        self._families = {"default": self._db, "log": self._log, "pages": self._pages, "tables": self._tables}
+        self._families = {
+            "default": self._db,
+            "log": self._log,
+            "pages": self._pages,
+            "tables": self._tables,
+            "marks": self._marks,
+        }
         self._closed = False
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._no_wal = WriteOptions()
@@ -77,11 +90,18 @@ class SegmentStore:
         for cursor in tuple(self._cursors):
             cursor.it = _Closed()
         self._handles.clear()
-        for family in (self._log, self._pages, self._tables, self._db):
+        for family in (self._log, self._pages, self._tables, self._marks, self._db):
             try:
                 family.close()
             except Exception as error:  # it flushes first, which fails on a full disk; what matters is synced already
                 _log.debug("closing %s: %s", self.path, error)
+        # One that did not close ends with the last reference to it. Errors raised around it keep some, in cycles of
+        # tracebacks and frames. Until it has ended it holds the lock, and may remove files by name.
+        closed = _Closed()
+        self._log = self._pages = self._tables = self._marks = self._db = closed
+        self._families = dict.fromkeys(self._families, closed)
+        self.put_log = self.sync = closed
+        gc.collect()
 
     @property
     def has_files(self) -> bool:
@@ -111,7 +131,7 @@ class SegmentStore:
         cursor.check()
 
     def cursor(self, family: str) -> Cursor:
-        """An iterator over a family as of now, which `close` can take away."""
+        """An iterator over a family as of now, which `close` can take away. Raises UnknownVolumeError if it has."""
         cursor = Cursor(self._families[family].iter(), self)
         self._cursors.add(cursor)
         return cursor
@@ -135,18 +155,46 @@ class SegmentStore:
         except Exception as error:
             raise WriteFailedError(self.owner, error) from error
 
-    async def flush_pages(self) -> None:
-        """Makes page versions written so far durable."""
-        await asyncio.to_thread(self._pages.flush, True)
+    async def flush_pages(self, lsn: int | None = None) -> None:
+        """Makes page versions written so far durable; with `lsn`, notes that they are all that there are up to it.
+
+        Raises WriteFailedError, UnknownVolumeError.
+        """
+        await self._flush(self._pages)
+        if lsn is not None:
+            changes = self.batch()
+            changes.put("marks", MARK_KEY, guarded(MARK_KEY, MARK_VALUE.pack(lsn)))
+            changes.write_without_log()
+            await self._flush(self._marks)
+
+    @property
+    def flushed_lsn(self) -> int:
+        """What the last `flush_pages` noted; 0 if none did. Raises DamagedError, MalformedError."""
+        try:
+            value = self._marks.get(MARK_KEY)
+        except Exception as error:
+            raise self.damaged(error) from error
+        return int(MARK_VALUE.unpack(content_of(MARK_KEY, value))[0]) if value is not None else 0
 
     async def flush_all(self) -> None:
-        """Makes everything durable that was written without the write-ahead log."""
-        for family in self._families.values():
+        """Makes everything durable that was written without the write-ahead log. Raises as `flush_pages`."""
+        for family in tuple(self._families.values()):
+            await self._flush(family)
+
+    async def _flush(self, family: Any) -> None:
+        try:
             await asyncio.to_thread(family.flush, True)
+        except UnknownVolumeError:
+            raise
+        except Exception as error:
+            raise WriteFailedError(self.owner, error) from error
 
     def checkpoint(self, path: Path) -> None:
-        """A consistent copy by hard links."""
-        Checkpoint(self._db).create_checkpoint(str(path))
+        """A consistent copy by hard links. Raises DamagedError if a file is gone."""
+        try:
+            Checkpoint(self._db).create_checkpoint(str(path))
+        except Exception as error:
+            raise self.damaged(error) from error
 
     # ---- reading
 
@@ -204,12 +252,16 @@ class Cursor:
 
 class _Closed:
     def __getattr__(self, name: str) -> Any:
-        raise UnknownVolumeError("the segment was replaced or dropped in the middle: ask again")
+        raise UnknownVolumeError(_GONE)
+
+    def __call__(self, *_: object) -> Any:
+        raise UnknownVolumeError(_GONE)
 
 
 class WriteFailedError(DiskFullError):
-    """RocksDB could not write, mostly because the disk is full. Until the segment is opened anew it takes nothing more,
-    and only what is on disk then is true (see `Node.reopen_after_error`).
+    """RocksDB could not write: the disk is full, or it met a damaged file (then its text says so, see `is_corruption`).
+    Until the segment is opened anew it takes nothing more, and only what is on disk then is true (see
+    `Node.reopen_after_error`).
     """
 
     def __init__(self, segment: SegmentKey, error: Exception) -> None:
@@ -264,6 +316,18 @@ class StoreBatch:
             raise WriteFailedError(self._owner, error) from error
 
 
+def held_open(path: Path) -> bool:
+    """Whether a RocksDB of this process has the directory at `path` open still, under this name or one it got since."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            directory, _, name = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")
+        except FileNotFoundError:
+            continue  # the listing's own
+        if name.startswith("LOCK") and (directory == str(path) or directory.startswith(f"{path}.")):
+            return True
+    return False
+
+
 def _db_options(cache: Cache | None) -> Options:
     options = _family_options("default", 1 << 20, cache)
     options.create_if_missing(True)
@@ -297,4 +361,4 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
     return options
 
 
-__all__ = ["Cache", "SegmentStore", "StoreBatch", "WriteFailedError"]
+__all__ = ["Cache", "SegmentStore", "StoreBatch", "WriteFailedError", "held_open"]

@@ -24,7 +24,10 @@ class Version(NamedTuple):
 
 
 class Versions:
-    """Reads versions through one iterator: as of its making, cheap for neighbouring pages."""
+    """Reads versions through one iterator: as of its making, cheap for neighbouring pages.
+
+    No frame has the iterator in a variable: the traceback of an error would keep it, and the store could not be closed.
+    """
 
     def __init__(self, segment: Segment) -> None:
         self._owner = (segment.volume, segment.group)
@@ -34,18 +37,18 @@ class Versions:
 
     def newest(self, file_id: int, page: int, lsn: int) -> Version | None:
         """The version that holds at `lsn` (a layer's end); None if the page was never written or was cut off."""
-        it = self._cursor.it
-        it.seek_for_prev(page_key(file_id, page, lsn))
-        if not it.valid():
+        cursor = self._cursor
+        cursor.it.seek_for_prev(page_key(file_id, page, lsn))
+        if not cursor.it.valid():
             self._cursor.check()
             return None
-        of_file, of_page, version_lsn = PAGE_KEY.unpack(it.key())
+        of_file, of_page, version_lsn = PAGE_KEY.unpack(cursor.it.key())
         if of_file != file_id or of_page != page:
             return None
         cuts = self._cuts.get(file_id)
         if cuts is not None and self._is_cut(cuts, page, version_lsn, lsn):
             return None
-        value = it.value()
+        value = cursor.it.value()
         if value[CRC_BYTES] != DELTA:
             return Version(version_lsn, 0, 0)
         _, _, deltas, delta_bytes = DELTA_HEAD.unpack_from(value, CRC_BYTES)
@@ -74,17 +77,17 @@ class Versions:
 
     def _chain(self, file_id: int, page: int) -> Iterator[bytes]:
         """Values of the page's versions from the current one backwards."""
-        it = self._cursor.it
+        cursor = self._cursor
         prefix = page_key(file_id, page, 0)[:-8]
-        while it.valid():
-            key = it.key()
+        while cursor.it.valid():
+            key = cursor.it.key()
             if key[:-8] != prefix:
                 return
             try:
-                yield content_of(key, it.value())
+                yield content_of(key, cursor.it.value())
             except MalformedError as error:
                 raise DamagedError(self._owner, Damage("page", file_id, page), str(error)) from error
-            it.prev()
+            cursor.it.prev()
         self._cursor.check()
 
     def unneeded(self, file_id: int, page: int, floor_lsn: int) -> list[bytes]:
@@ -92,19 +95,19 @@ class Versions:
 
         Damage is not looked for: where it is taken for the end, a version stays longer than it must.
         """
-        it = self._cursor.it
+        cursor = self._cursor
         prefix = page_key(file_id, page, 0)[:-8]
-        it.seek_for_prev(page_key(file_id, page, floor_lsn))
+        cursor.it.seek_for_prev(page_key(file_id, page, floor_lsn))
         found, keys = False, []
-        while it.valid():
-            key = it.key()
+        while cursor.it.valid():
+            key = cursor.it.key()
             if key[:-8] != prefix:
                 break
             if found:
                 keys.append(key)
-            elif it.value()[CRC_BYTES] != DELTA:
+            elif cursor.it.value()[CRC_BYTES] != DELTA:
                 found = True
-            it.prev()
+            cursor.it.prev()
         return keys
 
     def has_file(self, file_id: int) -> bool:

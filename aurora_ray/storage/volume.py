@@ -78,22 +78,25 @@ class NodeVolume:
                 self._lose(self.path / str(group), MalformedError("it could not be opened before"))
 
     def _open(self, path: Path) -> None:
-        group, store = int(path.name), None
         try:
-            store = self.open_store(path)
-            meta = store.get(META_KEY)
-            if meta is not None:
-                self.adopt(group, store, SegmentMeta.unpack(meta))
-                return
+            self.open_segment(path)
+        except UnknownVolumeError:
+            shutil.rmtree(path)  # a crash came between creating it and writing to it
         except Exception as error:  # RocksDB's errors have no common class
             if not (isinstance(error, MalformedError | DamagedError) or is_corruption(error)):
                 raise
-            if store is not None:
-                store.close()
             self._lose(path, error)
-            return
-        store.close()
-        shutil.rmtree(path)  # a crash came between creating it and writing to it
+
+    def open_segment(self, path: Path) -> Segment:
+        """The segment in a directory. Raises UnknownVolumeError if nothing was ever written there, DamagedError,
+        MalformedError, or whatever RocksDB has to say; then nothing is open.
+        """
+        store = self.open_store(path)
+        try:
+            return self.adopt(int(path.name), store, _read_meta(store))
+        except BaseException:
+            store.close()
+            raise
 
     def _lose(self, path: Path, error: Exception) -> None:
         group, lost = int(path.name), path.with_name(path.name + LOST)
@@ -141,13 +144,7 @@ class NodeVolume:
 
     def reopen(self, segment: Segment) -> None:
         """Opens a closed segment from what is on disk. Raises whatever prevents it; then nothing has changed."""
-        store = self.open_store(segment.store.path)
-        try:
-            meta = SegmentMeta.unpack(store.get(META_KEY) or b"")
-        except BaseException:
-            store.close()
-            raise
-        self.adopt(segment.group, store, meta)
+        self.open_segment(segment.store.path)
 
     def found(self, group: int) -> None:
         """A lost segment is back."""
@@ -169,6 +166,16 @@ class NodeVolume:
         for segment in self.segments.values():
             segment.close()
         self.segments.clear()
+
+
+def _read_meta(store: SegmentStore) -> SegmentMeta:
+    packed, flushed_lsn = store.get(META_KEY), store.flushed_lsn
+    if packed is None and not flushed_lsn:
+        raise UnknownVolumeError(f"{store.path} is empty")
+    meta = SegmentMeta.unpack(packed or b"")
+    if flushed_lsn < meta.coalesced_lsn:
+        raise MalformedError(f"pages are there up to {flushed_lsn} only, not {meta.coalesced_lsn}")
+    return meta
 
 
 def empty_meta(page_size: int, members: Sequence[str], siblings: Iterable[Segment]) -> SegmentMeta:

@@ -76,7 +76,9 @@ async def _states(clients: dict[str, NodeClient], *, need_all: bool) -> dict[str
     answers = await asyncio.gather(
         *(client.state(CALL_TIMEOUT_S) for client in clients.values()), return_exceptions=True
     )
-    found = {node: answer[0] for node, answer in zip(clients, answers, strict=True) if isinstance(answer, list)}
+    found = {
+        node: answer[0] for node, answer in zip(clients, answers, strict=True) if isinstance(answer, list) and answer
+    }
     assert found, f"no node answers: {answers}"
     assert len(found) == len(clients) or not need_all, f"not all nodes answer: {answers}"
     return found

@@ -179,6 +179,10 @@ class LocalRuntime:
     volumes: list[Volume] = field(default_factory=list)
     answers_to_changes: asyncio.Event | None = None  # a change of members is answered only after this, if it is given
     broken: set[str] = field(default_factory=set)  # storage nodes that do not start
+    may_wipe: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds the removing of data up
+
+    def __post_init__(self) -> None:
+        self.may_wipe.set()
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> LocalNode:
         self.started.append(node.node_id)
@@ -198,6 +202,7 @@ class LocalRuntime:
         return node if node is not None and node.alive else None
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
+        await self.may_wipe.wait()
         shutil.rmtree(self._data_dir(node.node_id), ignore_errors=True)
 
     def _data_dir(self, node_id: str) -> Path:

@@ -96,9 +96,17 @@ class ServerHandle:
         return reply.digest, reply.log_digest
 
     async def pages(
-        self, writer: Writer, lsn: int, file_id: int, *, first: int = 0, count: int, group: int = 0
+        self,
+        writer: Writer,
+        lsn: int,
+        file_id: int,
+        *,
+        first: int = 0,
+        count: int,
+        group: int = 0,
+        required_scl: int = 0,
     ) -> list[Any]:
-        request = pb.ReadPagesRequest(volume=writer.volume, lsn=lsn)
+        request = pb.ReadPagesRequest(volume=writer.volume, lsn=lsn, required_scl=required_scl)
         request.ranges.add(group=group, file_id=file_id, first_page=first, count=count)
         reply = await self.stub.ReadPages(request, timeout=10)
         at, pages = 0, []

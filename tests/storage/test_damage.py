@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from aurora_ray.errors import UnknownVolumeError
 from aurora_ray.log import record as rec
-from aurora_ray.storage.damage import DamagedError
+from aurora_ray.storage.damage import STORE, DamagedError
 from aurora_ray.storage.keys import CUT_PREFIX, META_KEY, PAGE_KEY, guarded, lsn_key
+from aurora_ray.storage.store import WriteFailedError, held_open
 from tests.storage.harness import PAGE_SIZE, Writer, introduce
 from tests.storage.test_history import Workload, check, sample
 from tests.support.polling import poll_until
@@ -223,6 +225,68 @@ async def test_a_flipped_bit_in_a_file_on_disk(start, suffix):
     assert found(patient) == {"damaged_store": 1}
     await sound_again(servers, writer, workload)
     assert patient.server.node.counters["copied_segments"] == 1
+
+
+async def test_a_file_that_is_gone(start):
+    servers, writer, workload = await four_copies(start)
+    patient = servers[0]
+    store = patient.segment(writer).store
+    await store.flush_all()
+    await patient.stop()
+    largest(store.path, ".blob").unlink()
+    await patient.restart_stopped()
+    await introduce(*servers)
+    await patient.server.scrubber.round()
+    await sound_again(servers, writer, workload)
+    assert patient.server.node.counters["copied_segments"] == 1
+
+
+@pytest.mark.allowed_logs("a write failed")
+async def test_a_write_that_meets_damage_loses_the_segment_once(start):
+    servers, writer, workload = await four_copies(start)
+    patient = servers[0]
+    segment = patient.segment(writer)
+    damaged = RuntimeError("Corruption: as RocksDB says it")
+    patient.server.node.note_failure(raised(WriteFailedError((writer.volume, 0), damaged), damaged))
+    assert segment.closed
+    assert not patient.server.node.disk_full
+    assert (writer.volume, 0) not in patient.server.node.segments
+    await sound_again(servers, writer, workload)
+    assert patient.server.node.counters["copied_segments"] == 1
+
+
+def raised(error: Exception, cause: Exception) -> Exception:
+    try:
+        raise error from cause
+    except type(error) as met:
+        return met
+
+
+async def test_a_copy_that_cannot_take_its_place_is_tried_again(start):
+    servers, writer, workload = await four_copies(start)
+    patient = servers[0]
+    segment = patient.segment(writer)
+    segment.store.close, close = (lambda: None), segment.store.close  # something keeps it open
+    patient.server.node.damage.report(DamagedError((writer.volume, 0), STORE, "so that it is copied"))
+    await poll_until(lambda: segment.closed, what="the copy is about to take its place")
+    assert (writer.volume, 0) not in patient.server.node.segments
+    close()
+    await sound_again(servers, writer, workload)
+
+
+async def test_a_closed_store_is_let_go_of_whatever_still_refers_to_it(start):
+    servers, writer, _ = await four_copies(start)
+    store = servers[0].segment(writer).store
+    scan, log, cursor = store.scan("pages", b""), store.log_entries(0, writer.lsn), store.cursor("log")
+    assert next(scan)
+    assert next(log)
+    assert held_open(store.path)
+    servers[0].segment(writer).close()
+    assert not held_open(store.path)
+    with pytest.raises(UnknownVolumeError):
+        next(scan)
+    with pytest.raises(UnknownVolumeError):
+        cursor.it.seek(b"")
 
 
 async def test_a_damaged_file_does_not_read_as_pages_never_written(start):
