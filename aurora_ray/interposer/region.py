@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import ConfigurationError, MalformedError
 from aurora_ray.interposer import native
+from aurora_ray.log.layout import NO_GROUP
 
 if TYPE_CHECKING:
     from array import array
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+_UNKNOWN = NO_GROUP - 1
 _REQUESTS_AT_ONCE = 256
 _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
 
@@ -132,9 +134,11 @@ class Region:
         return None if found < 0 else found
 
     def extent_group(self, slot: int, extent: int) -> int | None:
-        """The protection group of an extent; None if it has none or that is not known here."""
+        """The protection group of an extent; None if it has none. Raises MalformedError if nobody told it."""
         group = int(self._lib.ar_extent_group(self._pointer, slot, extent))
-        return None if group == 0xFFFFFFFF else group
+        if group == _UNKNOWN:
+            raise MalformedError(f"nobody told where extent {extent} of slot {slot} lies")
+        return None if group == NO_GROUP else group
 
     def absent_run(self, slot: int, first: int, end: int) -> tuple[int, int]:
         """The first run of absent pages in [first, end): (start, length); length 0 if there is none."""

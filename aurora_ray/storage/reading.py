@@ -12,7 +12,7 @@ from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
 from aurora_ray.log.pages import apply_at, fits
 from aurora_ray.log.record import decode
 from aurora_ray.storage.damage import Damage, DamagedError
-from aurora_ray.storage.keys import LSN_KEY, content_of
+from aurora_ray.storage.keys import content_of, lsn_key
 from aurora_ray.storage.layers import page_number_key
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.versions import Versions
@@ -163,14 +163,12 @@ def stored_table(segment: Segment, lsn: int) -> FileTable:
     if lsn == 0:
         return FileTable()
     found = segment.store.table_before(lsn)
-    if found is None:
-        return FileTable()
-    key, value = found
     try:
-        return FileTable.unpack(zstandard.decompress(content_of(key, value)))
+        if found is None or found[0] != lsn_key(lsn):
+            raise MalformedError("it is gone")  # noqa: TRY301 - one way out
+        return FileTable.unpack(zstandard.decompress(content_of(*found)))
     except MalformedError as error:
-        damage = Damage("table", LSN_KEY.unpack(key)[0])
-        raise DamagedError((segment.volume, segment.group), damage, str(error)) from error
+        raise DamagedError((segment.volume, segment.group), Damage("table", lsn), str(error)) from error
 
 
 def apply_to_table(table: FileTable, buf: bytes, at: int, anomalies: list[str]) -> None:

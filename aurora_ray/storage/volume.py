@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INCOMING, READY, OLD = ".incoming", ".ready", ".old"  # suffixes of a segment's directory while a copy replaces it
 LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a copy is in its place
+MADE: Final = ".made"  # an empty file beside the directory: more than a beginning was there once
 
 
 class NodeVolume:
@@ -70,12 +71,12 @@ class NodeVolume:
         for path in sorted(self.path.iterdir()):
             if path.name.isdigit():
                 self._open(path)
-        for lost in sorted(self.path.glob("*" + LOST)):
-            group = int(lost.name.removesuffix(LOST))
+        left = {int(path.stem) for suffix in (LOST, MADE) for path in self.path.glob("*" + suffix)}
+        for group in sorted(left):
             if group in self.segments:
                 self.found(group)
             elif group not in self.lost:
-                self._lose(self.path / str(group), MalformedError("it could not be opened before"))
+                self._lose(self.path / str(group), MalformedError("it could not be opened, or is gone"))
 
     def _open(self, path: Path) -> None:
         try:
@@ -93,10 +94,19 @@ class NodeVolume:
         """
         store = self.open_store(path)
         try:
-            return self.adopt(int(path.name), store, _read_meta(store))
+            segment = self.adopt(int(path.name), store, _read_meta(store))
         except BaseException:
             store.close()
             raise
+        self._note_made(segment.group)
+        return segment
+
+    def _note_made(self, group: int) -> None:
+        """From now on, an empty directory is one that lost what was in it."""
+        path = self.path / f"{group}{MADE}"
+        if not path.exists():
+            path.touch()
+            sync_directory(self.path)
 
     def _lose(self, path: Path, error: Exception) -> None:
         group, lost = int(path.name), path.with_name(path.name + LOST)
@@ -128,7 +138,7 @@ class NodeVolume:
         meta = empty_meta(page_size, members, self.segments.values())
         segment = self.adopt(group, self.open_store(self.path / str(group)), meta)
         segment.save_meta().write_synced()
-        sync_directory(self.path)
+        self._note_made(group)
         return segment
 
     def open_store(self, path: Path) -> SegmentStore:
@@ -153,6 +163,7 @@ class NodeVolume:
 
     def drop(self, group: int) -> None:
         """Deletes a segment; an unknown one is fine."""
+        (self.path / f"{group}{MADE}").unlink(missing_ok=True)
         segment = self.segments.pop(group, None)
         if segment is not None:
             segment.close()
@@ -170,7 +181,7 @@ class NodeVolume:
 
 def _read_meta(store: SegmentStore) -> SegmentMeta:
     packed, flushed_lsn = store.get(META_KEY), store.flushed_lsn
-    if packed is None and not flushed_lsn:
+    if packed is None and not store.path.with_name(store.path.name + MADE).exists():
         raise UnknownVolumeError(f"{store.path} is empty")
     meta = SegmentMeta.unpack(packed or b"")
     if flushed_lsn < meta.coalesced_lsn:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
-from aurora_ray.log.layout import NO_GROUP
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
@@ -268,5 +267,5 @@ class Fetcher:
             stop = first
             while stop < end and self._region.extent_group(slot, stop // EXTENT_PAGES) == group:
                 stop = min(end, (stop // EXTENT_PAGES + 1) * EXTENT_PAGES)
-            yield (None if group == NO_GROUP else group), first, stop - first
+            yield group, first, stop - first
             first = stop

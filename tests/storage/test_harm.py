@@ -88,6 +88,8 @@ async def test_harm(start, tmp_path, seed):
             directory = next((server.config.data_dir / "volumes").glob("*/0"))
             harm(directory / name, kind, choose)
             await server.restart_stopped()
+            held = server.server.node.volumes[writer.volume]
+            assert 0 in held.segments or 0 in held.lost, "it is not forgotten"
             wrong = await wrong_answers(server, writer)
             await server.stop()
             if wrong:

@@ -128,6 +128,50 @@ async def test_a_new_mount_has_what_the_old_one_had(nodes: Cluster, tmp_path: Pa
     await volume.close()
 
 
+WRITE_LARGE = """
+import os, sys
+content = open(sys.argv[1], "rb").read()
+fd = os.open("large", os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, content, 0)
+os.fsync(fd)
+"""
+# Where the volume's tree of extents has 64 in a leaf, the file's are in two.
+TOUCH_LARGE = """
+import os, sys
+content = open(sys.argv[1], "rb").read()
+how, page = sys.argv[2], int(sys.argv[3])
+extent = 64 * page
+fd = os.open("large", os.O_RDWR)
+if how == "its end":
+    assert os.pread(fd, page, len(content) - page) == content[-page:]
+elif how == "a new extent":
+    os.pwrite(fd, b"new", len(content) + extent)
+elif how == "a new size":
+    os.ftruncate(fd, len(content) + 3 * extent)
+elif how == "allocation":
+    os.posix_fallocate(fd, len(content), 3 * extent)
+at = 64 * extent  # where the second leaf begins
+assert os.pread(fd, len(content) - at, at) == content[at:], "the second leaf"
+assert os.pread(fd, at, 0) == content[:at], "the first leaf"
+"""
+
+
+@pytest.mark.parametrize("first", ["its end", "its beginning", "a new extent", "a new size", "allocation"])
+async def test_a_file_of_many_extents_whatever_is_touched_first(nodes: Cluster, tmp_path: Path, first: str) -> None:
+    content = tmp_path / "content"
+    content.write_bytes(os.urandom(70 * 64 * PAGE_BYTES))
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "1")
+    await finish(await spawn(mounted, "-c", WRITE_LARGE, os.fspath(content)))
+    await mounted.close()
+    await volume.close()
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "2")
+    await finish(await spawn(mounted, "-c", TOUCH_LARGE, os.fspath(content), first, str(PAGE_BYTES)))
+    await mounted.close()
+    await volume.close()
+
+
 async def test_a_fenced_mount_ends_its_programs(nodes: Cluster, tmp_path: Path) -> None:
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "old")

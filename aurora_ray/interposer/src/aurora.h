@@ -31,6 +31,7 @@
 #define AR_PAGE_BYTES_MAX 16384
 #define AR_EXTENT_PAGES 64 /* pages in a chunk; a chunk is an extent, the unit of placement and of eviction */
 #define AR_NO_GROUP UINT32_MAX
+#define AR_UNKNOWN (UINT32_MAX - 1) /* it was mounted, and where it lies was not asked yet */
 #define AR_GROUPS_MAX 16384 /* 128 TiB of 10 GiB groups are 13,108 */
 #define AR_REQUESTS 256
 #define AR_PATTERN_BYTES 4096
@@ -96,10 +97,12 @@ enum { STATE_RUNNING = 0, STATE_FENCED, STATE_POISONED, STATE_CLOSED };
 struct chunk {
     _Atomic uint64_t present;  /* a bit a page: the local file holds it */
     _Atomic uint64_t last_lsn; /* of its newest record: evictable when durable */
-    _Atomic uint32_t group;    /* protection group, AR_NO_GROUP before its first page write */
+    _Atomic uint32_t group;    /* protection group, AR_NO_GROUP before its first page write, or AR_UNKNOWN */
     _Atomic uint32_t used;     /* touched since the evictor's hand last passed */
 };
 _Static_assert(sizeof(struct chunk) == 24, "chunk");
+
+static inline bool ar_placed(const struct chunk *c) { return c->group < AR_UNKNOWN; }
 
 #define AR_LEAF_CHUNKS 64
 #define AR_INNER_LINKS 384

@@ -105,11 +105,10 @@ AR_EXPORT void ar_tell_extents(struct region *region, uint32_t slot, uint32_t fi
     if (!lock_or_poison())
         return;
     struct slot *s = ar_slot(slot);
-    for (uint32_t i = 0; i < n; i += AR_LEAF_CHUNKS) {
-        if (ar_chunk(s, first + i))
-            continue;
-        for (uint32_t k = i; k < n && k < i + AR_LEAF_CHUNKS; k++)
-            ar_chunk_make(s, first + k)->group = groups[k];
+    for (uint32_t i = 0; i < n; i++) {
+        struct chunk *c = ar_chunk_make(s, first + i);
+        if (c->group == AR_UNKNOWN)
+            atomic_store_explicit(&c->group, groups[i], memory_order_release);
     }
     ar_unlock();
 }
@@ -372,8 +371,9 @@ AR_EXPORT int64_t ar_find_slot(struct region *region, uint64_t ino)
 AR_EXPORT uint32_t ar_extent_group(struct region *region, uint32_t slot, uint32_t chunk)
 {
     ar_attach(region);
-    struct chunk *c = ar_chunk(ar_slot(slot), chunk);
-    return c ? atomic_load(&c->group) : AR_NO_GROUP;
+    struct slot *s = ar_slot(slot);
+    struct chunk *c = ar_chunk(s, chunk);
+    return c ? atomic_load(&c->group) : chunk < s->mounted_extents ? AR_UNKNOWN : AR_NO_GROUP;
 }
 
 /* The first absent run in [first, end): its start in *start, its length returned (0: none). */
@@ -450,7 +450,7 @@ AR_EXPORT int ar_evictable(struct region *region, struct candidate *hand, uint64
         struct chunk *c = ar_chunk(s, hand->chunk);
         if (!c)
             hand->chunk += AR_LEAF_CHUNKS - hand->chunk % AR_LEAF_CHUNKS - 1;
-        else if (c->present && !atomic_exchange(&c->used, 0) && c->last_lsn <= vdl && c->group != AR_NO_GROUP)
+        else if (c->present && !atomic_exchange(&c->used, 0) && c->last_lsn <= vdl && ar_placed(c))
             out[n++] = *hand;
         hand->chunk++;
     }
@@ -466,7 +466,7 @@ AR_EXPORT int ar_evict(struct region *region, uint32_t slot, uint32_t chunk, uin
     if (!lock_or_poison())
         return 0;
     struct chunk *c = ar_chunk(s, chunk);
-    if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && c->group != AR_NO_GROUP) {
+    if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && ar_placed(c)) {
         uint64_t bytes = (uint64_t)AR_EXTENT_PAGES * region->page_bytes;
         uint64_t before = atomic_exchange_explicit(&c->present, 0, memory_order_acq_rel);
         atomic_fetch_add_explicit(&s->evictions, 1, memory_order_acq_rel);

@@ -89,7 +89,8 @@ void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes)
 
 static bool extents_unknown(struct slot *slot, uint32_t chunk)
 {
-    return chunk < slot->mounted_extents && !ar_chunk(slot, chunk);
+    struct chunk *c = ar_chunk(slot, chunk);
+    return chunk < slot->mounted_extents && (!c || c->group == AR_UNKNOWN);
 }
 
 void ar_know_extents(struct slot *slot, uint32_t first, uint32_t end)
@@ -185,8 +186,8 @@ void ar_for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct 
     uint32_t end = chunks_of(ar_pages_of(atomic_load(&slot->size)));
     for (uint32_t c = first; c < end; c++) {
         struct chunk *chunk = ar_chunk(slot, c);
-        uint32_t g = chunk ? chunk->group : AR_NO_GROUP;
-        if (g == AR_NO_GROUP || g == 0 || seen[g / 8] & 1 << g % 8)
+        uint32_t g = chunk && ar_placed(chunk) ? chunk->group : 0;
+        if (g == 0 || seen[g / 8] & 1 << g % 8)
             continue;
         seen[g / 8] |= (uint8_t)(1 << g % 8);
         copy(slot, g, argument);
@@ -205,7 +206,7 @@ static void free_chunks(struct slot *slot, uint32_t first)
         struct chunk *chunk = ar_chunk(slot, c);
         if (!chunk)
             continue;
-        if (chunk->group != AR_NO_GROUP)
+        if (ar_placed(chunk))
             ar_region->group_free[chunk->group]++;
         atomic_store(&chunk->group, AR_NO_GROUP);
         uint64_t before = atomic_exchange(&chunk->present, 0);

@@ -50,7 +50,7 @@ static void drop(struct slot *slot)
     uint32_t end = (ar_pages_of(slot->size) + AR_EXTENT_PAGES - 1) / AR_EXTENT_PAGES;
     for (uint32_t c = 0; c < end; c++) {
         struct chunk *chunk = ar_chunk(slot, c);
-        if (chunk && chunk->group != AR_NO_GROUP)
+        if (chunk && ar_placed(chunk))
             ar_region->group_free[chunk->group]++;
     }
     atomic_store_explicit(&slot->last_lsn, lsn, memory_order_release);

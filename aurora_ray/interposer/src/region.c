@@ -129,7 +129,7 @@ static void node_free(uint32_t index, uint32_t height)
     ar_region->nodes_free = index;
 }
 
-static uint32_t node_new(bool leaf)
+static uint32_t node_new(void)
 {
     uint32_t index = ar_region->nodes_free;
     if (index)
@@ -139,8 +139,15 @@ static uint32_t node_new(bool leaf)
     else
         ar_die("the table of chunks is full: this mount touches more data than it was sized for");
     memset(&nodes[index], 0, sizeof nodes[index]);
-    for (int i = 0; leaf && i < AR_LEAF_CHUNKS; i++)
-        nodes[index].chunks[i].group = AR_NO_GROUP;
+    return index;
+}
+
+/* The leaf of chunk `number`. It may be made for a chunk that is new while others in it lie somewhere already. */
+static uint32_t leaf_new(const struct slot *slot, uint32_t number)
+{
+    uint32_t index = node_new(), first = number - number % AR_LEAF_CHUNKS;
+    for (uint32_t i = 0; i < AR_LEAF_CHUNKS; i++)
+        nodes[index].chunks[i].group = first + i < slot->mounted_extents ? AR_UNKNOWN : AR_NO_GROUP;
     return index;
 }
 
@@ -206,21 +213,22 @@ struct chunk *ar_chunk_make(struct slot *slot, uint32_t number)
     uint64_t tree = atomic_load(&slot->tree);
     uint32_t root = (uint32_t)(tree >> 32), height = (uint32_t)tree;
     while (number >= tree_capacity(height)) {
-        uint32_t above = node_new(height == 0);
+        uint32_t above = height ? node_new() : leaf_new(slot, 0);
         if (height)
             nodes[above].links[0] = root;
         root = above;
         height++;
         atomic_store_explicit(&slot->tree, (uint64_t)root << 32 | height, memory_order_release);
     }
+    uint32_t at = number;
     for (; height > 1; height--) {
-        _Atomic uint32_t *link = &nodes[root].links[number / tree_capacity(height - 1)];
+        _Atomic uint32_t *link = &nodes[root].links[at / tree_capacity(height - 1)];
         if (!*link)
-            atomic_store_explicit(link, node_new(height == 2), memory_order_release);
+            atomic_store_explicit(link, height == 2 ? leaf_new(slot, number) : node_new(), memory_order_release);
         root = *link;
-        number %= tree_capacity(height - 1);
+        at %= tree_capacity(height - 1);
     }
-    return &nodes[root].chunks[number];
+    return &nodes[root].chunks[at];
 }
 
 bool ar_present(struct slot *slot, uint32_t page)
