@@ -101,7 +101,8 @@ class SegmentStore:
         self._log = self._pages = self._tables = self._marks = self._db = closed
         self._families = dict.fromkeys(self._families, closed)
         self.put_log = self.sync = closed
-        gc.collect()
+        if held_open(self.path):
+            gc.collect()
 
     @property
     def has_files(self) -> bool:

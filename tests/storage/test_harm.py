@@ -71,7 +71,7 @@ async def wrong_answers(server, writer: Writer) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 async def test_harm(start, tmp_path, seed):
     server, writer = await history(start)
     await server.stop()
