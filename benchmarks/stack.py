@@ -29,6 +29,7 @@ from aurora_ray.engine.install import install_at
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.rpc.process import expect_long_service
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.mount import MountedVolume
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
@@ -208,6 +209,7 @@ async def _serve() -> None:
 def main() -> None:
     """Serves until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    expect_long_service()
     asyncio.run(_serve())
 
 

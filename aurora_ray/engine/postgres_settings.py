@@ -99,8 +99,13 @@ _TUNING: Final[Mapping[str, str]] = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_timezone": "UTC",
 }
-# Each waits for one absent page (or run of pages) at a time: their number is what a scan has in flight.
-_TUNING_18: Final[Mapping[str, str]] = {"io_workers": "8"}
+_TUNING_18: Final[Mapping[str, str]] = {
+    # Each waits for one absent page (or run of pages) at a time: their number is what a scan has in flight.
+    "io_workers": "8",
+    # How long such a run can be: fewer, larger requests to the volume.
+    "io_max_combine_limit": "1MB",
+    "io_combine_limit": "1MB",
+}
 
 _OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
 _WAL_LEVELS: Final = ("replica", "logical")

@@ -1,4 +1,4 @@
-"""The C library's types and calls, as ctypes sees them. Layouts are those of `src/aurora.h` and `src/driver.c`."""
+"""The C library's types and calls, as ctypes sees them. Layouts are those of `src/aurora.h` and `src/driver*.c`."""
 
 from __future__ import annotations
 

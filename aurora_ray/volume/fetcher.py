@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
+from aurora_ray.volume.readahead import Stream
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
@@ -28,20 +29,11 @@ if TYPE_CHECKING:
 
 _LEAF_EXTENTS = 64  # how many extents the region keeps together
 _PAGES_A_READ = 128  # pages asked of one node at once
-_AHEAD_MIN, _AHEAD_MAX = 16, 1024
 _READS_AT_ONCE = 8
 _READS_HURRIED = 2  # with fewer reads than these on their way, whatever is wanted goes out at once;
 _PAGES_WORTH_IT = 32  # with more, only so many together
 _QUIET_PAGES = 4096  # fetched on suspicion after a mount
 _NO_EXTENTS: array[int] = array("I")
-
-
-@dataclass(slots=True)
-class _Reader:
-    """How a file has been read: where the next miss of a sequential reader would be, and how far to read ahead."""
-
-    expected: int = -1
-    ahead: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +56,7 @@ class Fetcher:
         self._region = region
         self._local = local
         self._extents: dict[int, array[int]] = {}
-        self._readers: dict[int, _Reader] = {}
+        self._streams: dict[int, Stream] = {}
         self._coming: dict[tuple[int, int], _Wanted] = {}  # by slot and page
         self._queue: deque[_Wanted] = deque()
         self._queued_pages = 0
@@ -133,12 +125,9 @@ class Fetcher:
             await self.fetch_files(slots)
 
     def _look_ahead(self, slot: int, first: int, end: int) -> None:
-        reader = self._readers.setdefault(slot, _Reader())
-        sequential = reader.expected - 1 <= first <= reader.expected + 1 and first > 0
-        reader.ahead = min(max(_AHEAD_MIN, reader.ahead * 2), _AHEAD_MAX) if sequential else 0
-        reader.expected = end + reader.ahead
-        if reader.ahead:
-            self._spawn(self._ahead(slot, end, end + reader.ahead))
+        due = self._streams.setdefault(slot, Stream()).follow(first, end)
+        if due:
+            self._spawn(self._ahead(slot, due.start, due.stop))
 
     async def _ahead(self, slot: int, first: int, end: int) -> None:
         await self._bring(slot, first, end)

@@ -4,10 +4,11 @@ One node is enough for a read, because the client knows what a copy must have: t
 the read point, so "complete up to `required`" (SCL >= required) is all that a node has to check. Only nodes that are
 known to carry the current history are asked; on others a chain may look complete with batches that never happened.
 
-The order of preference is the measured latency, with a handicap for other Availability Zones; copies that have not
-acknowledged what is required come after those that have. A request that takes
-longer than it usually would (mean plus four deviations) is asked of the next node as well, then, after twice that time,
-of a third, and so on; the first answer counts.
+The order of preference is the measured latency times the requests that a copy would then have of us, with a handicap
+for other Availability Zones; copies that have not acknowledged what is required come after those that have. So many
+reads at once, a scan's, are served by several nodes side by side. A request that takes longer than it usually would
+(mean plus four deviations) is asked of the next node as well, then, after twice that time, of a third, and so on; the
+first answer counts.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ class PageRun:
 
 
 class _Latency:
-    """Smoothed latency of one node and its deviation, in seconds, like TCP's round-trip estimate."""
+    """Smoothed latency of one node and its deviation, in seconds, like TCP's round-trip estimate; what it has to do."""
 
-    __slots__ = ("deviation_s", "mean_s", "shunned_until_s")
+    __slots__ = ("deviation_s", "mean_s", "running", "shunned_until_s")
 
     def __init__(self) -> None:
+        self.running = 0
         self.mean_s = 0.0
         self.deviation_s = FIRST_HEDGE_S
         self.shunned_until_s = 0.0
@@ -191,7 +193,7 @@ class PageReader:
             latency = self._latencies.setdefault(node, _Latency())
             near = self._az is None or self._clients[node].node.az == self._az
             mean_s = latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
-            return latency.shunned_until_s > now, self._acked(node) < required, mean_s
+            return latency.shunned_until_s > now, self._acked(node) < required, mean_s * (1 + latency.running)
 
         nodes = [node for node in self._members[group] if node in self._clients and self._eligible(node)]
         return sorted(nodes, key=cost)
@@ -264,6 +266,7 @@ class PageReader:
     async def _timed(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> _Answer:
         latency = self._latencies[node]
         start = time.monotonic()
+        latency.running += 1
         try:
             answer = await ask(self._clients[node])
         except asyncio.CancelledError:  # the other copy was faster, or nobody waits any more
@@ -274,6 +277,8 @@ class PageReader:
             if not isinstance(error, NotCompleteError):
                 latency.observe(max(time.monotonic() - start, 2 * latency.mean_s))
             raise
+        finally:
+            latency.running -= 1
         latency.observe(time.monotonic() - start)
         return answer
 

@@ -287,3 +287,41 @@ async def test_scattered_pages_that_are_wanted_at_once_come_together(nodes: Clus
     assert volume.stats()["reads"] - before < PAGES / 4
     await mounted.close()
     await volume.close()
+
+
+WRITE_UNEVENLY = f"""
+import os
+fd = os.open("f", os.O_CREAT | os.O_RDWR)
+for first, count in (0, 9), (12, 3), (20, 44), (70, 5):
+    os.pwrite(fd, b"".join(bytes([page]) * {PAGE_BYTES} for page in range(first, first + count)), first * {PAGE_BYTES})
+os.ftruncate(fd, 80 * {PAGE_BYTES})
+os.pwrite(fd, b"end", 80 * {PAGE_BYTES})
+os.fsync(fd)
+"""
+READ_PART_THEN_ALL = f"""
+import os
+fd = os.open("f", os.O_RDWR)
+os.pwrite(fd, b"new" * 100, 5 * {PAGE_BYTES} + 7)  # pages that are here already, and newer, amid a run that comes
+assert os.pread(fd, {PAGE_BYTES}, 30 * {PAGE_BYTES}) == bytes([30]) * {PAGE_BYTES}
+expected = bytearray(80 * {PAGE_BYTES} + 3)
+for first, count in (0, 9), (12, 3), (20, 44), (70, 5):
+    for page in range(first, first + count):
+        expected[page * {PAGE_BYTES} : (page + 1) * {PAGE_BYTES}] = bytes([page]) * {PAGE_BYTES}
+expected[5 * {PAGE_BYTES} + 7 : 5 * {PAGE_BYTES} + 307] = b"new" * 100
+expected[80 * {PAGE_BYTES} :] = b"end"
+assert os.pread(fd, 100 * {PAGE_BYTES}, 0) == expected
+"""
+
+
+async def test_runs_of_pages_come_into_the_gaps_between_newer_ones(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    await finish(await spawn(mounted, "-c", WRITE_UNEVENLY))
+    await mounted.close()
+    await volume.close()
+
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "two")
+    await finish(await spawn(mounted, "-c", READ_PART_THEN_ALL))
+    await mounted.close()
+    await volume.close()

@@ -7,7 +7,7 @@
  *   files.c      what a write or a truncate means to the log; making absent pages present
  *   names.c      what a create, a rename, an unlink means to the log
  *   intercept*.c the libc functions that lead here
- *   driver.c     the consumer's side, called by Python through ctypes
+ *   driver.c     the consumer's side, called by Python through ctypes; driver_pages.c is its part about local files
  *
  * Rules that everything keeps:
  *   - One robust lock guards every change: the local file and the log change together under it, so log order is the
@@ -180,6 +180,9 @@ struct region {
 extern struct region *ar_region;
 extern int ar_bell_fd; /* eventfd that wakes the driver */
 extern int ar_life_fd; /* read end of a pipe whose other end lives and dies with the driver; -1 in the driver */
+
+/* driver.c */
+bool ar_lock_for_driver(void); /* false: the region is poisoned, nothing may be changed */
 
 /* region.c */
 void ar_attach(struct region *region);
