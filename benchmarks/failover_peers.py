@@ -129,6 +129,11 @@ class AuroraPeer(Peer):
         """The cluster endpoint."""
         return self._dsn
 
+    @property
+    def telemetry_dir(self) -> Path:
+        """Where its processes keep their spans."""
+        return self._data_dir / "telemetry"
+
     def components(self) -> list[Component]:
         """The writer's process with its engine, and each storage node."""
         nodes = self._status()["storage_nodes"]
@@ -143,7 +148,7 @@ class AuroraPeer(Peer):
         """From the trace; it is written a moment after the failover has ended."""
         deadline_s = time.monotonic() + TRACE_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            for spans in reversed(read_traces(self._data_dir / "telemetry").values()):
+            for spans in reversed(read_traces(self.telemetry_dir).values()):
                 summary = summarise(spans)
                 if summary.name != FAILOVER or summary.start_ns / 1e9 + summary.duration_ms / 1e3 < fault_s:
                     continue

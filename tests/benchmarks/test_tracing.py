@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.tracing import interval
+from benchmarks.span_cost import measured_in_child
+from benchmarks.tracing import TracingResult, TracingTurn, counted, interval
 
 
 def test_rounds_that_agree_give_a_narrow_interval() -> None:
@@ -21,3 +22,14 @@ def test_one_round_says_nothing() -> None:
     assert middle == 0.0
     assert low < -0.99
     assert high > 100
+
+
+def test_what_spans_cost_is_a_share_of_a_turns_cpu() -> None:
+    turn = {"round": 3, "tps": 1.0, "transactions": 1000, "cpu_ms": 2.0, "spans": 50}
+    result = TracingResult(started="", clients=1, scale=1, seconds=1, commit={}, machine={}, span_us=40.0, turns=[])
+    result.turns = [TracingTurn(fleet="traced", **turn), TracingTurn(fleet="untraced", **{**turn, "spans": 0})]
+    assert counted(result) == pytest.approx({3: 50 * 40e-6 / 2.0})
+
+
+def test_a_span_costs_microseconds() -> None:
+    assert 1 < measured_in_child() < 10_000
