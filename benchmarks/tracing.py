@@ -169,7 +169,7 @@ def show(result: TracingResult, console: Console) -> None:
     console.print(words, highlight=False)
     share = spread(counted(result).values())
     console.print(
-        f"Counted: {result.span_us:.0f} us a span, {share.median:.3%} of the CPU (at most {share.highest:.3%})",
+        f"Counted: {result.span_us:.0f} us a span, {share.median:.3%} of the CPU (at most {share.high:.3%})",
         highlight=False,
     )
 
