@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.control import report
-from aurora_ray.control.failovers import move_writer
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
+from aurora_ray.control.moving import move_writer
 from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.engine.credentials import ensure_passfile

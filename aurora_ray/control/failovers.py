@@ -9,7 +9,8 @@
       failover.first_write            -> the first advance of the VDL in the new epoch
 
 The parts follow each other without gaps worth mentioning, so they add up to the whole. The trace ends with the first
-write or, when nobody writes, with the endpoint, and says so (`aurora.first_write`).
+write or, when nobody writes, with the endpoint, and says so (`aurora.first_write`). If the control plane itself dies on
+the way, the next one begins a trace of the same outage (see `outages`), with what it finds still to be done.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
@@ -29,9 +30,9 @@ from aurora_ray import telemetry
 from aurora_ray.control.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.heartbeats import KillInstance
 from aurora_ray.control.model import ClusterPhase
+from aurora_ray.control.outages import Outage, Outages
 from aurora_ray.control.reconcile import Action, InstancePhase, OpenInstance, StartInstance
 from aurora_ray.control.runtime import ProcessGoneError
-from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import Opened
@@ -56,6 +57,7 @@ class _Failover:
     decided: bool = False
     opened: Opened | None = None
     flipped: bool = False
+    taken_over: bool = False  # from a control plane that died; what it did is in no trace, or in another one
 
 
 class Failovers:
@@ -65,6 +67,23 @@ class Failovers:
         self._plane = plane
         self._clock_ns = clock_ns
         self._active: dict[str, _Failover] = {}
+        self._outages = Outages(plane.config.data_dir)
+
+    def take_over(self) -> None:
+        """Goes on with what an earlier control plane had begun; for when the declared state is known."""
+        for instance_id, outage in self._outages.load().items():
+            if self._declared(instance_id) is None:
+                self._outages.strike(instance_id)
+                continue
+            self.lost(instance_id, outage.why, outage.good_at_ns, outage.noticed_ns)
+            failover = self._active.get(instance_id)
+            if failover is not None:
+                failover.taken_over = True
+                failover.span.add_event("a new control plane took over")
+
+    def forget(self) -> None:
+        """The fleet is stopped in order."""
+        self._outages.forget()
 
     def lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
         """A writer that was available ended; both times are Unix times in ns, 0 if not known."""
@@ -92,6 +111,7 @@ class Failovers:
         context = trace.set_span_in_context(span, Context())
         telemetry.record_span("failover.detect", good_at_ns, noticed_ns, {"aurora.why": why}, parent=context)
         self._active[instance_id] = _Failover(span, context, cluster.name, good_at_ns, noticed_ns)
+        self._outages.note(instance_id, Outage(why, good_at_ns, noticed_ns))
 
     @contextmanager
     def around(self, action: Action) -> Iterator[None]:
@@ -126,7 +146,8 @@ class Failovers:
         elif isinstance(action, PointEndpoints):
             for instance_id, failover in list(self._active.items()):
                 cluster = next((c for c in self._plane.fleet.clusters if c.name == failover.cluster), None)
-                if failover.opened is not None and cluster is not None and self._plane.endpoints.serves(cluster):
+                there = failover.opened is not None or (failover.taken_over and self._is_available(instance_id))
+                if there and cluster is not None and self._plane.endpoints.serves(cluster):
                     self._flipped(instance_id, failover)
 
     def asked(self, instance_id: str) -> None:
@@ -137,7 +158,10 @@ class Failovers:
     def _flipped(self, instance_id: str, failover: _Failover) -> None:
         if not failover.flipped:
             failover.flipped = True
-            work = self._await_write(instance_id, failover, self._clock_ns())
+            # If all was done before we took over, it was written to before as well.
+            missed = failover.taken_over and failover.opened is None
+            flipped_ns = failover.noticed_ns if missed else self._clock_ns()
+            work = self._await_write(instance_id, failover, flipped_ns)
             self._plane.processes.tasks.start(work, f"first write of {instance_id}")
 
     async def _await_write(self, instance_id: str, failover: _Failover, flipped_ns: int) -> None:
@@ -149,6 +173,7 @@ class Failovers:
         if self._active.get(instance_id) is not failover or not failover.flipped:
             return  # lost again meanwhile
         del self._active[instance_id]
+        self._outages.strike(instance_id)
         end_ns = write[0] if write is not None else flipped_ns
         if write is not None:
             attributes = {"aurora.vdl": write[1]}
@@ -175,44 +200,13 @@ class Failovers:
             return next(iter(self._active.values()), None)
         return None
 
+    def _is_available(self, instance_id: str) -> bool:
+        instance = self._plane.processes.instances.get(instance_id)
+        return instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
+
     def _declared(self, instance_id: str) -> tuple[DBCluster, DBInstance] | None:
         for cluster in self._plane.fleet.clusters:
             for declared in cluster.instances:
                 if declared.instance_id == instance_id:
                     return cluster, declared
         return None
-
-
-async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> None:
-    """Ends a cluster's writer in order and declares it for the next AZ whose nodes run; the loop starts it there.
-
-    Raises UsageError unless it is available.
-    """
-    declared = plane.fleet.cluster(cluster).writer()
-    instance = plane.processes.instances.get(declared.instance_id)
-    if instance is None or instance.seen.phase is not InstancePhase.AVAILABLE:
-        raise UsageError(f"the writer of {cluster} is not available: it is being recovered already")
-    az = _next_az(plane, declared.az)
-    await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
-    plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
-    instance.unseen_end = False
-    plane.failovers.asked(declared.instance_id)
-    instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
-    plane.notify()  # sessions are cut before the engine ends
-    try:
-        await instance.process.end(fast=True, destroy=False, timeout_s=timeout_s)
-    except TimeoutError:
-        await instance.process.abort()
-
-    def gone() -> bool:
-        return plane.processes.instances.get(declared.instance_id) is not instance
-
-    await plane.wait_until(gone, timeout_s, f"ending {declared.instance_id}")
-
-
-def _next_az(plane: ControlPlane, az: str) -> str:
-    """The next one, in the region's order, in which storage nodes run."""
-    azs = plane.fleet.azs
-    up = {node.az for node in plane.fleet.nodes if node.node_id in plane.processes.nodes}
-    order = azs[azs.index(az) + 1 :] + azs[: azs.index(az)] if az in azs else azs
-    return next((other for other in order if other in up), az)

@@ -13,6 +13,7 @@ its place starts in a process of its own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -51,6 +52,7 @@ class Isolation:
     """Pure: for how long a writer has been waiting for storage that answers others. `now_s` is any monotonic time."""
 
     def __init__(self) -> None:
+        self.good_s = 0.0  # the last look that found all well
         self._vdl = -1
         self._since_s: float | None = None
 
@@ -59,7 +61,7 @@ class Isolation:
         waiting = status.phase is WriterPhase.AVAILABLE and status.tail_lsn > status.vdl == self._vdl
         self._vdl = status.vdl
         if not waiting:
-            self._since_s = None
+            self.good_s, self._since_s = now_s, None
             return 0.0
         if self._since_s is None:
             self._since_s = now_s
@@ -167,7 +169,8 @@ class Heartbeats:
             isolation.storage_is_down()
             return
         patient.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
-        self._plane.hung(instance_id, patient.hung)
+        good_ago_s = asyncio.get_running_loop().time() - isolation.good_s
+        self._plane.hung(instance_id, patient.hung, time.time_ns() - int(good_ago_s * 1e9))
         self._plane.notify()
 
     def _volume_of(self, instance_id: str) -> VolumeState | None:

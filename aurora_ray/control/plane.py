@@ -247,12 +247,12 @@ class ControlPlane:
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)
 
-    def hung(self, instance_id: str, why: str) -> None:
-        """Its process was found to hang, and is going to be killed."""
+    def hung(self, instance_id: str, why: str, good_at_ns: int = 0) -> None:
+        """Its process was found to hang, and is going to be killed. `good_at_ns`: 0 for the last heartbeat's."""
         instance = self.processes.instances.get(instance_id)
         if instance is not None and instance.unseen_end:
             instance.unseen_end = False
-            self._lost(instance_id, f"the process of {instance_id} is hung: {why}", 0, 0)
+            self._lost(instance_id, f"the process of {instance_id} is hung: {why}", good_at_ns, 0)
 
     def _incarnation_ended(self, instance_id: str, reason: str, lasted_s: float) -> None:
         if lasted_s < SETTLED_AFTER_S:
@@ -272,6 +272,7 @@ class ControlPlane:
                 await store.save(fleet)
             bootstrap.save(self.config.data_dir, fleet)
             self.fleet, self._store = fleet, store
+        self.failovers.take_over()
         self.say(f"the control state is open in epoch {store.epoch}, revision {fleet.revision}")
 
     async def commit(self, change: Callable[[Fleet], Fleet]) -> Fleet:
@@ -303,6 +304,7 @@ class ControlPlane:
         self.metrics_port.close()
         await processes.tasks.cancel()
         self.chaos.end()
+        self.failovers.forget()
         await _all([self.endpoints.end()])
         instances, processes.instances = processes.instances, {}
         await _all(

@@ -103,8 +103,8 @@ class Processes:
         found = await asyncio.gather(*(self.runtime.find_node(node_id) for node_id in node_ids))
         there = [(node_id, process) for node_id, process in zip(node_ids, found, strict=True) if process is not None]
         await asyncio.gather(*(self._adopt_node(node_id, process) for node_id, process in there))
-        for instance_id, instance in (await self.runtime.find_instances()).items():
-            await self.add_instance(instance_id, instance)
+        instances = await self.runtime.find_instances()
+        await asyncio.gather(*(self._adopt_instance(*found) for found in instances.items()))
         if self.nodes or self.instances:
             self._say(f"found {len(self.nodes)} storage nodes and {len(self.instances)} instances running")
 
@@ -198,6 +198,17 @@ class Processes:
         )
         self.tasks.start(self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 
+    async def _adopt_instance(self, instance_id: str, process: InstanceProcess) -> None:
+        """One that does not say what it is at is taken for busy: either it says so later, or it is found to hang."""
+        try:
+            async with asyncio.timeout(ADOPT_TIMEOUT_S):
+                await self.add_instance(instance_id, process)
+        except TimeoutError:
+            instance = self.instances.get(instance_id)
+            if instance is not None:
+                instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
+                self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
+
     async def refresh(self, instance_id: str) -> None:
         """Looks at an available instance; its process's end is noticed by the watches, not here."""
         instance = self.instances.get(instance_id)
@@ -232,13 +243,15 @@ class Processes:
     async def _watch_opening(self, instance_id: str, instance: Instance) -> None:
         """An opening that an earlier control plane asked for: available in the end, or ended."""
         with contextlib.suppress(ProcessGoneError):
-            while (status := await instance.process.status()) is not None:
-                if status.phase is WriterPhase.AVAILABLE:
-                    self.set_available(instance_id, instance, status)
-                    self._on_change()
-                    return
-                if status.phase is WriterPhase.ENDED:
-                    break
+            while True:
+                with contextlib.suppress(TimeoutError):  # if it hangs, the heartbeats say so
+                    status = await instance.process.status()
+                    if status is not None and status.phase is WriterPhase.AVAILABLE:
+                        self.set_available(instance_id, instance, status)
+                        self._on_change()
+                        return
+                    if status is None or status.phase is WriterPhase.ENDED:
+                        break
                 await asyncio.sleep(OPENING_POLL_S)
             instance.seen = replace(instance.seen, phase=InstancePhase.ENDED)
             self._on_change()

@@ -42,6 +42,7 @@ INSTANCE_PREFIX: Final = "instance-"
 CRUMB: Final = 0.001
 START_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
+FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
 CHANGE_TIMEOUT_S: Final = 60.0
 WIPE_TIMEOUT_S: Final = 10.0
 
@@ -154,9 +155,10 @@ class RayInstance:
                 signals.send(self._found.pid, self._found.ticks, signals.KILL)
         ray.kill(self._handle)
 
-    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
-        """Ends the incarnation and the process, and the one in waiting."""
-        await self._on_end()
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
+        """Ends the incarnation and the process, and the one in waiting unless that takes over."""
+        if not replaced:
+            await self._on_end()
         try:
             await result_of(self._handle.stop.remote(fast, destroy), timeout_s)
         except ProcessGoneError:
@@ -190,12 +192,15 @@ class RayRuntime:
         return RayNode(handle, info)
 
     async def find_node(self, node_id: str) -> NodeProcess | None:
-        """The actor of an earlier control plane."""
+        """The actor of an earlier control plane. One that hangs is left alone, and found when it answers again."""
         handle = await _find(NODE_PREFIX + node_id)
-        info = await _info(handle) if handle is not None else None
-        if handle is None or info is None or not info.address:
+        if handle is None:
             return None
-        return RayNode(handle, info)
+        try:
+            info = await _info(handle)
+        except TimeoutError:
+            return None
+        return RayNode(handle, info) if info is not None and info.address else None
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
         """Here directly, on another machine by a task of Ray's there."""
@@ -219,13 +224,16 @@ class RayRuntime:
         self._spares.make_later(instance_id, az, choice)
         return instance
 
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        """Has a process in waiting there."""
+        await self._spares.ready(instance_id, az, choice)
+
     async def _existing(self, instance_id: str) -> RayInstance | None:
         """What someone started who did not live to note it."""
         for name in names(INSTANCE_PREFIX, instance_id):
-            handle = await _find(name)
-            info = await _info(handle) if handle is not None else None
-            if info is not None:
-                return self._instance(instance_id, handle, info)
+            found = await self._find_instance(name)
+            if found is not None:
+                return found
         return None
 
     async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
@@ -243,14 +251,13 @@ class RayRuntime:
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
         named = await asyncio.to_thread(ray.util.list_named_actors)
+        ours = sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX))
         found: dict[str, InstanceProcess] = {}
-        for name in sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX)):
-            handle = await _find(name)
-            info = await _info(handle) if handle is not None else None
-            if info is None:
+        for name, instance in zip(ours, await asyncio.gather(*map(self._find_instance, ours)), strict=True):
+            if instance is None:
                 continue
             instance_id = instance_of(INSTANCE_PREFIX, name)
-            instance, known = self._instance(instance_id, handle, info), found.get(instance_id)
+            known = found.get(instance_id)
             if known is not None and await _is_idle(instance):
                 await instance.abort()
                 continue
@@ -258,6 +265,18 @@ class RayRuntime:
                 await known.abort()
             found[instance_id] = instance
         return found
+
+    async def _find_instance(self, name: str) -> RayInstance | None:
+        """One that hangs is killed, as one that begins to hang would be: what takes its place is a new one."""
+        handle = await _find(name)
+        if handle is None:
+            return None
+        try:
+            info = await _info(handle)
+        except TimeoutError:
+            ray.kill(handle)
+            return None
+        return self._instance(instance_of(INSTANCE_PREFIX, name), handle, info) if info is not None else None
 
 
 async def _is_idle(instance: InstanceProcess) -> bool:
@@ -317,13 +336,10 @@ async def _find(name: str) -> Any:
 
 
 async def _info(handle: Any) -> ActorInfo | None:
-    """Where a found actor runs; None, and it is ended, if it does not answer."""
+    """Where a found actor runs; None if it has ended. Raises TimeoutError if it does not answer."""
     try:
-        info: ActorInfo = await result_of(handle.info.remote(), CALL_TIMEOUT_S)
+        info: ActorInfo = await result_of(handle.info.remote(), FIND_TIMEOUT_S)
     except ProcessGoneError:
-        return None
-    except TimeoutError:
-        ray.kill(handle)
         return None
     return info
 

@@ -76,6 +76,14 @@ class Spares(Generic[P]):
             self._make_one(instance_id, az, choice), name=f"spare of {instance_id}"
         )
 
+    async def ready(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        """Makes sure that there is one in this AZ, whose instance is going to move there. Raises what `make` does."""
+        spare = self._spares.get(instance_id)
+        if spare is not None and (spare.az, spare.choice) == (az, choice):
+            return
+        await self.drop(instance_id)
+        self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
+
     async def drop(self, instance_id: str) -> None:
         """The instance needs none any more."""
         await self._cancel(instance_id)

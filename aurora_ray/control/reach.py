@@ -104,8 +104,8 @@ class Reachable:
         """See InstanceProcess."""
         await self._through(self._process.abort)
 
-    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
         """See InstanceProcess."""
         async with asyncio.timeout(timeout_s):
             await self._open.wait()
-        await self._process.end(fast=fast, destroy=destroy, timeout_s=timeout_s)
+        await self._process.end(fast=fast, destroy=destroy, timeout_s=timeout_s, replaced=replaced)

@@ -140,8 +140,11 @@ class InstanceProcess(Protocol):
     async def abort(self) -> None:
         """Kills the process, even if it is stopped; does not wait for its end."""
 
-    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
-        """Ends the incarnation (in order if `fast`, else at once), the process, and with `destroy` its directory."""
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
+        """Ends the incarnation (in order if `fast`, else at once), the process, and with `destroy` its directory.
+
+        `replaced`: another process takes its place at once, so one that is in waiting stays.
+        """
 
 
 class Runtime(Protocol):
@@ -158,6 +161,9 @@ class Runtime(Protocol):
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """Starts an instance's empty process in an AZ; it answers, and gets its engine ready meanwhile."""
+
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        """Has a process in waiting in an AZ, where the instance is going to be started soon."""
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """Instance processes that an earlier control plane started and that still run."""

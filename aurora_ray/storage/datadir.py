@@ -18,6 +18,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NODE, _LOCK, _VOLUMES = "node", "lock", "volumes"
+_LOCK_WAIT_S: Final = 3.0
+_LOCK_POLL_S: Final = 0.02
 _HINTS: Final = ("port", "peers.json")
 _KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, "copies", *_HINTS, "node.new", "port.new", "peers.new"})
 
@@ -94,17 +97,27 @@ def _is_volume(path: Path) -> bool:
 
 
 def _lock(path: Path) -> int:
-    """The descriptor that holds the lock; the kernel gives it back when the process ends, however it ends."""
+    """The descriptor that holds the lock; the kernel gives it back when the process ends, however it ends.
+
+    One that was killed a moment ago may still be on its way out: it is waited for, not for long.
+    """
     descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline_s = time.monotonic() + _LOCK_WAIT_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigurationError(f"another process serves the data directory {path}: end that one first") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise ConfigurationError(
+                        f"another process serves the data directory {path}: end that one first"
+                    ) from None
+                time.sleep(_LOCK_POLL_S)
+            else:
+                return descriptor
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 def _check_owner(path: Path, node_id: str) -> None:

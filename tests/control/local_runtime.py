@@ -147,7 +147,7 @@ class LocalInstance:
     async def abort(self) -> None:
         self.kill()
 
-    async def end(self, *, fast: bool, destroy: bool, timeout_s: float) -> None:
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
         self.kill()
 
     def kill_engine(self) -> None:
@@ -175,6 +175,7 @@ class LocalRuntime:
     instances: dict[str, LocalInstance] = field(default_factory=dict)
     errors: list[AuroraError] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
+    made_ready: list[tuple[str, str]] = field(default_factory=list)
     opens_volumes: bool = False
     volumes: list[Volume] = field(default_factory=list)
     answers_to_changes: asyncio.Event | None = None  # a change of members is answered only after this, if it is given
@@ -212,6 +213,9 @@ class LocalRuntime:
         self.started.append(instance_id)
         self.instances[instance_id] = LocalInstance(self)
         return self.instances[instance_id]
+
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        self.made_ready.append((instance_id, az))
 
     async def find_instances(self) -> dict[str, LocalInstance]:
         return {instance_id: instance for instance_id, instance in self.instances.items() if instance.alive}

@@ -162,10 +162,11 @@ async def test_for_good_is_for_one_storage_node(runtime: LocalRuntime) -> None: 
                 await running.plane.chaos.strike(verb, target, "demo", None, for_good=True)
 
 
-def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
-    def status(vdl: int, tail: int) -> WriterStatus:
-        return WriterStatus(WriterPhase.AVAILABLE, vdl=vdl, tail_lsn=tail)
+def status(vdl: int, tail: int) -> WriterStatus:
+    return WriterStatus(WriterPhase.AVAILABLE, vdl=vdl, tail_lsn=tail)
 
+
+def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
     idle, busy, stuck = Isolation(), Isolation(), Isolation()
     for second in range(20):
         assert idle.waits(status(5, 5), second) == 0

@@ -79,6 +79,17 @@ async def test_with_its_instance_it_goes_whether_it_was_made_or_not() -> None:
     assert len(maker.made) == 1
 
 
+async def test_before_a_move_there_is_one_where_it_goes() -> None:
+    maker = Maker()
+    spares = Spares(maker, after_s=0)
+    here = await waiting_for(spares, maker)
+    await spares.ready("demo-1", "b", CHOICE)
+    await spares.ready("demo-1", "b", CHOICE)
+    assert here.aborted
+    assert [each.az for each in maker.made] == ["a", "b"]
+    assert await spares.take("demo-1", "b", CHOICE) is maker.made[-1]
+
+
 async def test_without_room_there_is_none() -> None:
     maker = Maker(full=True)
     spares = Spares(maker, after_s=0)

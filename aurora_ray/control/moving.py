@@ -1,0 +1,69 @@
+"""A failover that was asked for: the writer goes to another AZ, in order.
+
+What takes time and needs no standstill comes first: a process in the new place that has its engine ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.control.perform import engine_choice
+from aurora_ray.control.reconcile import InstancePhase
+from aurora_ray.errors import AuroraError, UsageError
+
+if TYPE_CHECKING:
+    from aurora_ray.control.plane import ControlPlane
+
+READY_TIMEOUT_S: Final = 10.0
+
+
+async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> None:
+    """Ends a cluster's writer in order and declares it for the next AZ whose nodes run; the loop starts it there.
+
+    Raises UsageError unless it is available.
+    """
+    declared = plane.fleet.cluster(cluster).writer()
+    instance = plane.processes.instances.get(declared.instance_id)
+
+    def available() -> bool:
+        there = plane.processes.instances.get(declared.instance_id) is instance
+        return there and instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
+
+    if instance is None or not available():
+        raise UsageError(_NOT_NOW.format(cluster))
+    az = _next_az(plane, declared.az)
+    choice = engine_choice(plane, plane.fleet.cluster(cluster))
+    with contextlib.suppress(AuroraError, TimeoutError):  # then it is started when the old one is gone
+        async with asyncio.timeout(min(timeout_s, READY_TIMEOUT_S)):
+            await plane.processes.runtime.ready_instance(declared.instance_id, az, choice)
+    if not available():
+        raise UsageError(_NOT_NOW.format(cluster))
+    await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
+    plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
+    instance.unseen_end = False
+    plane.failovers.asked(declared.instance_id)
+    instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
+    plane.notify()  # sessions are cut before the engine ends
+    try:
+        await instance.process.end(fast=True, destroy=False, replaced=True, timeout_s=timeout_s)
+    except TimeoutError:
+        await instance.process.abort()
+
+    def gone() -> bool:
+        return plane.processes.instances.get(declared.instance_id) is not instance
+
+    await plane.wait_until(gone, timeout_s, f"ending {declared.instance_id}")
+
+
+_NOT_NOW: Final = "the writer of {} is not available: it is being recovered already"
+
+
+def _next_az(plane: ControlPlane, az: str) -> str:
+    """The next one, in the region's order, in which storage nodes run."""
+    azs = plane.fleet.azs
+    up = {node.az for node in plane.fleet.nodes if node.node_id in plane.processes.nodes}
+    order = azs[azs.index(az) + 1 :] + azs[: azs.index(az)] if az in azs else azs
+    return next((other for other in order if other in up), az)
