@@ -17,18 +17,20 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="writer, node:ID, 
 ForS = Annotated[float | None, typer.Option("--for", metavar="S", min=0.1, max=86400, help="Undone after S seconds.")]
 Cluster = Annotated[str, typer.Option("--name", metavar="NAME", help="The cluster whose writer is meant.")]
 
-_VERBS = {
+_VERBS = {  # those with --for
     "pause": (
         "SIGSTOP, for 10 seconds unless --for says otherwise.",
         "Example: aurora chaos pause writer --for 20",
     ),
-    "resume": (
-        "End a pause at once, and let storage nodes that were to stay away come back.",
-        "Example: aurora chaos resume node:us-east-1a-1",
-    ),
     "partition": (
         "Cut off from every storage node (control: and from the writers); until healed unless --for is given.",
         "Example: aurora chaos partition node:us-east-1a-1 --for 20",
+    ),
+}
+_ENDS = {
+    "resume": (
+        "End a pause at once, and let storage nodes that were to stay away come back.",
+        "Example: aurora chaos resume node:us-east-1a-1",
     ),
     "heal": ("End a partition.", "Example: aurora chaos heal node:us-east-1a-1"),
 }
@@ -42,13 +44,18 @@ def register(parent: typer.Typer) -> None:
     )(kill)
     for verb, (words, example) in _VERBS.items():
         app.command(verb, help=words, epilog=example)(_command(verb))
+    for verb, (words, example) in _ENDS.items():
+        app.command(verb, help=words, epilog=example)(_ending(verb))
     parent.add_typer(app, name="chaos")
     parent.command(epilog="Example: aurora failover demo")(failover)
 
 
 def kill(  # noqa: PLR0917  (the command's options)
     target: Target,
-    for_s: ForS = None,
+    for_s: Annotated[
+        float | None,
+        typer.Option("--for", metavar="S", min=0.1, max=86400, help="node:ID, az:NAME: stay away for S seconds."),
+    ] = None,
     for_good: Annotated[
         bool, typer.Option("--for-good", help="Remove the storage node's data too: another one takes its place.")
     ] = False,
@@ -71,9 +78,19 @@ def _command(verb: str) -> Callable[..., None]:
         data_dir: options.DataDir = None,
         json: options.Json = False,
     ) -> None:
-        if for_s is not None and verb in ("resume", "heal"):
-            raise UsageError(f"{verb} takes no --for")
         _tell(verb, options.find(data_dir).chaos(verb, target, name, for_s), json=json)
+
+    return run
+
+
+def _ending(verb: str) -> Callable[..., None]:
+    def run(
+        target: Target,
+        name: Cluster = options.DEFAULT_NAME,
+        data_dir: options.DataDir = None,
+        json: options.Json = False,
+    ) -> None:
+        _tell(verb, options.find(data_dir).chaos(verb, target, name, None), json=json)
 
     return run
 
@@ -82,6 +99,8 @@ def _tell(verb: str, struck: list[dict[str, Any]], *, json: bool) -> None:
     if json:
         write_json(struck)
         return
+    if not struck:
+        write_line("nothing was in force")
     for one in struck:
         process = "" if one["pid"] is None else f": process {one['pid']}"
         more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aurora_ray.cli import options
-from aurora_ray.cli.output import print_clusters, progress, write_json, write_line
+from aurora_ray.cli.output import confirm_removal, print_clusters, progress, write_json, write_line
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 
@@ -68,7 +68,7 @@ def delete(
     fleet = options.find(data_dir)
     fleet.status(name)
     if not yes:
-        typer.confirm(f"Delete cluster {name} and all its data?", abort=True, err=True)
+        confirm_removal(f"Delete cluster {name} and all its data?")
     with progress(f"deleting {name}", quiet=json):
         fleet.delete(name, timeout_s=timeout_s)
     if json:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aurora_ray.cli import options
-from aurora_ray.cli.output import print_status, progress, render_status, write_json, write_line
+from aurora_ray.cli.output import confirm_removal, print_status, progress, render_status, write_json, write_line
+from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from aurora_ray.control.fleet import Fleet
@@ -40,7 +41,6 @@ def up(  # noqa: PLR0917  (the command's options)
 ) -> None:
     """Start the fleet and a cluster in it, or find them running; print the DSN."""
     from aurora_ray.control.fleet import Fleet
-    from aurora_ray.errors import UsageError
 
     if readers:
         raise UsageError("readers are not there yet: use --readers 0")
@@ -64,6 +64,8 @@ def status(
     json: options.Json = False,
 ) -> None:
     """Show a cluster, its instances and the storage nodes, with their process ids."""
+    if metrics and (json or watch):
+        raise UsageError("--metrics is Prometheus text, once: leave out --json and --watch")
     fleet = options.find(data_dir)
     if metrics:
         write_line(fleet.metrics().rstrip("\n"))
@@ -105,7 +107,7 @@ def down(
 
     directory = options.settings(data_dir).data_dir
     if destroy and not yes:
-        typer.confirm(f"Remove all data in {directory}?", abort=True, err=True)
+        confirm_removal(f"Remove all data in {directory}?")
     with progress("removing the fleet" if destroy else "stopping", quiet=json) as say:
         was_running = fleet.down(directory, destroy=destroy, progress=say)
     result: dict[str, Any] = {"stopped": was_running, "destroyed": destroy, "data_dir": str(directory)}

@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from aurora_ray.errors import AuroraError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console, RenderableType
 
 _STATE_STYLES = {"available": "green", "healthy": "green", "failed": "red", "silent": "red", "no process": "red"}
+_UNKNOWN = ("no process", "silent")  # nobody told what such a node has
 
 
 class Results:
@@ -44,6 +49,17 @@ def write_line(text: str) -> None:
 def error_line(text: str) -> None:
     """One sentence on stderr."""
     sys.stderr.write(f"aurora: {text.rstrip('.')}.\n")
+
+
+def confirm_removal(question: str) -> None:
+    """Asks. Raises AuroraError unless the answer is yes; no answer at all is a no."""
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        sys.stderr.write("\n")
+        agreed = False
+    if not agreed:
+        raise AuroraError("nothing was removed")
 
 
 @contextmanager
@@ -90,7 +106,7 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         f"  {status['engine']} {status['engine_version']}  ",
         _state(status["state"]),
         f"  {status['region']}  epoch {status['epoch']}  VDL {status['vdl']:,}  "
-        f"{_bytes(volume['bytes'])} in {volume['protection_groups']} protection group(s)\n",
+        f"{_bytes(volume['bytes'])} in {_count(volume['protection_groups'], 'protection group')}\n",
         (endpoint["dsn"], "cyan"),
         (f"\nmetrics {status['metrics']}" if status["metrics"] else "", "dim"),
     )
@@ -99,12 +115,19 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         instances.add_row(i["id"], i["role"], i["az"], _state(i["state"]), str(i["pid"] or "-"), str(i["port"]))
     nodes = _table("storage node", "AZ", "state", "pid", "SCL", "behind", "disk")
     for n in status["storage_nodes"]:
+        known = n["state"] not in _UNKNOWN
         behind = _bytes(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
-        row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}", behind)
-        nodes.add_row(*row, _bytes(n["disk_bytes"]))
-    reasons = [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
+        row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}" if known else "-", behind)
+        nodes.add_row(*row, _bytes(n["disk_bytes"]) if known else "-")
+    reasons = [_fault(fault) for fault in status.get("faults", ())]
+    reasons += [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
     reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    until = "until healed" if fault["for_s"] is None else f"for {fault['for_s']:.0f} more s"
+    return f"chaos: {fault['fault']} of {fault['target'].replace(':', ' ')}, {until}"
 
 
 def _replacement(node: dict[str, Any]) -> str:
@@ -137,6 +160,10 @@ def _state(state: str) -> Any:
     from rich.text import Text
 
     return Text(state, style=_STATE_STYLES.get(state, "yellow"))
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _bytes(count: int) -> str:

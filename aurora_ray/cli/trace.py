@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from aurora_ray.telemetry.spanreader import StoredSpan
-    from aurora_ray.telemetry.waterfall import Row, Summary
+    from aurora_ray.telemetry.waterfall import Row, Stage, Summary
 
 BAR_COLUMNS = 32
+NOBODY = "nothing recorded"
 HIDDEN = ("aurora.key",)
+VALUE_COLUMNS = 80  # of an attribute beside a bar
 
 app = typer.Typer(no_args_is_help=True, help="Show where the time of a failover went.", rich_markup_mode=None)
 
-All = Annotated[bool, typer.Option("--all", "-a", help="Not only failovers.")]
+All = Annotated[
+    bool,
+    typer.Option("--all", "-a", help="Not only failovers. Sampled flushes are one line at the end; --json has each."),
+]
 
 
 def register(parent: typer.Typer) -> None:
@@ -41,11 +46,14 @@ def list_traces(
     json: options.Json = False,
 ) -> None:
     """List failovers, newest last."""
-    summaries = [summary for summary, _ in _traces(data_dir, every=every)][-count:]
+    from aurora_ray.telemetry.waterfall import SAMPLED
+
+    summaries = [summary for summary, _ in _traces(data_dir, every=every)]
     if json:
-        write_json([summary.to_json() for summary in summaries])
-    else:
-        _print_list(summaries)
+        write_json([summary.to_json() for summary in summaries[-count:]])
+        return
+    _print_list([one for one in summaries if one.name != SAMPLED][-count:], every=every)
+    _print_sampled([one for one in summaries if one.name == SAMPLED])
 
 
 def show(
@@ -56,7 +64,7 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Draw a trace as a waterfall; without ID the newest failover. Many alike are one line; --json has them all."""
-    from aurora_ray.telemetry.waterfall import collapsed, waterfall
+    from aurora_ray.telemetry.waterfall import collapsed, stages, waterfall
 
     found = [one for one in _traces(data_dir, every=bool(trace)) if one[0].trace_id.startswith(trace.lower())]
     if not found:
@@ -66,11 +74,14 @@ def show(
     summary, spans = found[-1]
     rows = waterfall(spans if json else collapsed(spans))
     if json:
-        write_json({**summary.to_json(), "rows": [row.to_json() for row in rows]})
+        parts = {"rows": [row.to_json() for row in rows], "stages": [stage.to_json() for stage in stages(spans)]}
+        write_json({**summary.to_json(), **parts})
     else:
         _print_waterfall(summary, rows)
+        _print_stages(stages(spans))
 
 
+_NOTHING_AT_ALL = "nothing was traced yet"
 _NOTHING = "no failover was traced yet: try `aurora chaos kill writer`, or see `aurora trace list --all`"
 
 
@@ -83,29 +94,51 @@ def _traces(data_dir: Path | None, *, every: bool) -> list[tuple[Summary, list[S
     return [trace for trace in traces if every or trace[0].name == FAILOVER]
 
 
-def _print_list(summaries: list[Summary]) -> None:
+def _print_list(summaries: list[Summary], *, every: bool) -> None:
     console = _console()
-    console.print(f"{'trace':12}  {'when':19}  {'took':>8}  {'spans':>5}  what and why" if summaries else _NOTHING)
+    if not summaries:
+        console.print(_NOTHING_AT_ALL if every else _NOTHING)
+        return
+    widest = max(len(_took(one)) for one in summaries)
+    console.print(f"{'trace':12}  {'when':19}  {'took':>{widest}}  {'spans':>5}  what and why")
     for one in summaries:
-        cluster = str(one.attributes.get("aurora.cluster", ""))
-        why = str(one.attributes.get("aurora.why", "")) if one.whole else "(its beginning was not written)"
-        head = f"{one.trace_id[:12]}  {_when(one)}  {_duration(one.duration_ms):>8}  {one.span_count:>5}"
+        cluster, why = (str(one.attributes.get(f"aurora.{key}", "")) for key in ("cluster", "why"))
+        head = f"{one.trace_id[:12]}  {_when(one)}  {_took(one):>{widest}}  {one.span_count:>5}"
         _print_cut(console, head, f"  {one.name} {cluster}  {why}")
+
+
+def _print_sampled(flushes: list[Summary]) -> None:
+    if flushes:
+        longest = max(flushes, key=lambda one: one.duration_ms)
+        count = f"{len(flushes):,} sampled flush{'' if len(flushes) == 1 else 'es'}"
+        took = f"the longest took {_duration(longest.duration_ms)}: {longest.trace_id[:12]}"
+        _console().print(f"and {count} ({longest.name}), {took}", soft_wrap=True)
 
 
 def _print_waterfall(summary: Summary, rows: list[Row]) -> None:
     console = _console()
-    console.print(f"{summary.name}  {_when(summary)}  {_duration(summary.duration_ms)}  {summary.trace_id}")
-    console.print(_words(summary.attributes, summary.error), style="dim")
+    console.print(f"{summary.name}  {_when(summary)}  {_took(summary)}  {summary.trace_id}")
+    console.print(_words(summary.attributes, summary.error), style="dim", soft_wrap=not console.is_terminal)
     widest = max((2 * row.depth + len(_name(row)) for row in rows), default=0)
     total_ms = max((row.offset_ms + row.duration_ms for row in rows), default=0.0)
     for row in rows:
         span = row.span
         name = f"{'  ' * row.depth + _name(row):{widest}}"
         times = f"+{_duration(row.offset_ms):>8} {_duration(row.duration_ms):>9}"
-        words = "nothing recorded" if span is None else _words(span.attributes, span.error)
+        words = NOBODY if span is None else _words(span.attributes, span.error, VALUE_COLUMNS)
         style = "dim" if span is None else "red" if span.error is not None else "cyan"
         _print_cut(console, f"{name}  {times}  ", f"{_bar(row, total_ms):{BAR_COLUMNS}} ", words, style=style)
+
+
+def _print_stages(parts: list[Stage]) -> None:
+    """Where the time went, the most first."""
+    console = _console()
+    widest = max((len(part.name or NOBODY) for part in parts), default=0)
+    if parts:
+        console.print("\nthe stages, each with all its time:")
+    for part in parts:
+        times = f"  {part.count} times" if part.count > 1 else ""
+        console.print(f"{part.name or NOBODY:{widest}}  {_duration(part.total_ms):>9}{times}", soft_wrap=True)
 
 
 def _console() -> Console:
@@ -144,10 +177,18 @@ def _duration(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.1f} ms"
 
 
-def _words(attributes: dict[str, Any], error: str | None = None) -> str:
-    words = [f"{k.removeprefix('aurora.')}={v}" for k, v in attributes.items() if k not in HIDDEN and not _long(v)]
+def _took(summary: Summary) -> str:
+    """A trace without its root lasted longer than what there is of it, or lasts still."""
+    duration = _duration(summary.duration_ms)
+    return duration if summary.whole else f"≥ {duration}, unfinished"
+
+
+def _words(attributes: dict[str, Any], error: str | None = None, columns: int | None = None) -> str:
+    """Values longer than `columns` are cut."""
+    shown = {key.removeprefix("aurora."): str(value) for key, value in attributes.items() if key not in HIDDEN}
+    words = [f"{key}={value if columns is None else _cut(value, columns)}" for key, value in shown.items()]
     return " ".join([*([error] if error else []), *words])
 
 
-def _long(value: Any) -> bool:
-    return isinstance(value, str) and len(value) > 80
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 1] + "…"

@@ -198,6 +198,7 @@ class ControlApi:
                 cluster, plane.config.data_dir, addresses, await plane.endpoints.states(LOOK_TIMEOUT_S)
             ),
             notes=(*plane.notes, *plane.metrics_port.notes),
+            faults=plane.chaos.in_force(),
         ) | {"metrics": plane.metrics_port.url}
 
     async def secret(self, name: str) -> str:

@@ -12,7 +12,8 @@ started again meanwhile: what is in force is kept in a file (see faults.py).
 
 What is killed comes back by the ordinary loop, as after any other end; a storage node that shall stay away for a while
 is not started before its time is over, and one that is killed for good loses its directory as well and is replaced by
-another. What is paused goes on by itself after its time, even if the control plane does not live to see it.
+another. What is paused goes on by itself after its time, even if the control plane does not live to see it; it is kept
+in the file only to be told.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute import signals
 from aurora_ray.compute.leftovers import start_ticks
-from aurora_ray.control.faults import Faults, Island
+from aurora_ray.control.faults import Faults, Island, Pause
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.rpc.partition import CONTROL_PARTY, Cut, instance_party, storage_party
@@ -81,14 +82,32 @@ class Chaos:
         now_s = self._clock()
         return frozenset(f"node:{node}" for node, until_s in self._faults.away_until_s.items() if until_s > now_s)
 
-    def _keep_away(self, node_id: str, seconds: float) -> None:
+    def in_force(self) -> list[dict[str, Any]]:
+        """See the function."""
+        nodes, instances = self._plane.processes.nodes, self._plane.processes.instances
+        pids = {f"node:{node_id}": node.seen.pid for node_id, node in nodes.items()}
+        pids |= {instance_id: instance.process.pid for instance_id, instance in instances.items()}
+        return in_force(self._faults, self._clock(), pids)
+
+    def _keep_away(self, node_id: str, seconds: float) -> bool:
+        """Notes a node that stays away, with 0 s one that no longer does; whether it did before."""
         now_s = self._clock()
         away = {node: until_s for node, until_s in self._faults.away_until_s.items() if until_s > now_s}
+        was_away = away.pop(node_id, None) is not None
         if seconds > 0:
             away[node_id] = now_s + seconds
-        else:
-            away.pop(node_id, None)
         self._faults.away_until_s = away
+        self._faults.save()
+        return was_away
+
+    def _note_pause(self, what: str, pid: int, seconds: float) -> None:
+        """Notes a process that stands still, with 0 s one that goes on."""
+        now_s = self._clock()
+        paused = {each: pause for each, pause in self._faults.paused.items() if pause.until_s > now_s}
+        paused.pop(what, None)
+        if seconds > 0:
+            paused[what] = Pause(pid, now_s + seconds)
+        self._faults.paused = paused
         self._faults.save()
 
     def victims(self, target: str, cluster: str) -> Victims:
@@ -114,6 +133,11 @@ class Chaos:
         self, verb: str, target: str, cluster: str, for_s: float | None, *, for_good: bool = False
     ) -> list[dict[str, Any]]:
         """Does it; what was struck, with process ids. Raises UsageError if nothing of the target runs."""
+        if verb == "kill" and for_s is not None and target in ("writer", "control"):
+            raise UsageError(
+                f"a killed {target} is started again at once, so --for means nothing: leave it out, "
+                f"or use `aurora chaos pause {target} --for {for_s:g}`"
+            )
         how = " for good" if for_good else f" for {for_s:g} s" if for_s is not None else ""
         self._plane.say(f"chaos: {verb} {target}{how}")
         if verb == "heal" and target in self._faults.islands:  # whatever it stands for by now
@@ -136,8 +160,8 @@ class Chaos:
     async def _signal(self, verb: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
         struck: list[dict[str, Any]] = []
         if verb == "resume":
-            for node_id in victims.node_ids:
-                self._keep_away(node_id, 0)
+            back = [node_id for node_id in victims.node_ids if self._keep_away(node_id, 0)]
+            struck += [{"target": f"node:{node_id}", "pid": None, "processes": 1} for node_id in back]
         # Nodes before the writer: who looks after the lost writer shall see that its AZ is gone.
         for node_id in victims.node_ids:
             if verb == "kill" and for_s is not None:
@@ -231,6 +255,8 @@ class Chaos:
             pids: list[int] = await send(SIGNALS[verb], pause_s)
         except (ProcessGoneError, UsageError):
             return []  # it ended just now
+        if verb in ("pause", "resume"):
+            self._note_pause(what, pids[0], pause_s or 0)
         return [{"target": what, "pid": pids[0], "processes": len(pids)}]
 
     def _strike_control(self, verb: str, for_s: float | None) -> list[dict[str, Any]]:
@@ -248,6 +274,23 @@ class Chaos:
 
 def _told(island: Island) -> list[dict[str, Any]]:
     return [{"target": party, "pid": None, "processes": 1} for party in sorted(island.parties)]
+
+
+def in_force(faults: Faults, now_s: float, pids: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The faults that are not over, for people; `for_s` is null for those that last until they are healed.
+
+    `pids` of what runs, by node:ID and instance: a process that was paused, and has ended since, stands still no more.
+    """
+    times: list[tuple[str, str, float | None]] = [
+        *(("partition", target, island.until_s) for target, island in faults.islands.items()),
+        *(("absence", f"node:{node_id}", until_s) for node_id, until_s in faults.away_until_s.items()),
+        *(("pause", what, pause.until_s) for what, pause in faults.paused.items() if pids.get(what) == pause.pid),
+    ]
+    return [
+        {"fault": fault, "target": target, "for_s": None if until_s is None else round(until_s - now_s, 1)}
+        for fault, target, until_s in sorted(times, key=lambda each: each[:2])
+        if until_s is None or until_s > now_s
+    ]
 
 
 def cut_for(party: str, islands: Iterable[frozenset[str]]) -> Cut:

@@ -3,7 +3,10 @@
 They are not part of the declared state, because a control plane that is itself cut off from storage must know of them.
 
 `<data_dir>/chaos.json`: {"islands": {target: {"parties": [name, ...], "until_s": Unix time or null}},
-                          "away": {node id: Unix time until which it is not started}}
+                          "away": {node id: Unix time until which it is not started},
+                          "paused": {target: {"pid": its process, "until_s": Unix time}}}
+
+Pauses are here to be told only: they end by themselves, whoever lives to see it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,13 +29,23 @@ class Island:
     until_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A process that stands still until a Unix time."""
+
+    pid: int
+    until_s: float
+
+
 @dataclass(slots=True)
 class Faults:
-    """`islands` by the target of the command that made them; `away_until_s` by storage node."""
+    """`islands` by the target of the command that made them; `away_until_s` by storage node; `paused` by "node:ID" or
+    instance."""
 
     path: Path
     islands: dict[str, Island] = field(default_factory=dict)
     away_until_s: dict[str, float] = field(default_factory=dict)
+    paused: dict[str, Pause] = field(default_factory=dict)
 
     @classmethod
     def load(cls, data_dir: Path) -> Faults:
@@ -48,29 +61,35 @@ class Faults:
                 for target, island in document["islands"].items()
             }
             away = {str(node_id): float(until_s) for node_id, until_s in document["away"].items()}
+            paused = {
+                str(target): Pause(int(pause["pid"]), float(pause["until_s"]))
+                for target, pause in document.get("paused", {}).items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(path)
-        return cls(path, islands, away)
+        return cls(path, islands, away, paused)
 
     def save(self) -> None:
         """Writes the file, whole, or removes it when nothing is in force."""
-        if not self.islands and not self.away_until_s:
+        if not self.islands and not self.away_until_s and not self.paused:
             self.path.unlink(missing_ok=True)
             return
         islands = {
             target: {"parties": sorted(island.parties), "until_s": island.until_s}
             for target, island in self.islands.items()
         }
+        paused = {target: asdict(pause) for target, pause in self.paused.items()}
         temporary = self.path.with_suffix(".new")
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"islands": islands, "away": self.away_until_s}, file)
+            json.dump({"islands": islands, "away": self.away_until_s, "paused": paused}, file)
         temporary.replace(self.path)
 
     def clear(self) -> None:
         """All of them are over."""
         self.islands.clear()
         self.away_until_s.clear()
+        self.paused.clear()
         self.save()

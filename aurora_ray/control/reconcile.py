@@ -364,7 +364,7 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
             continue
         orders, lost = _segments(fleet, node.node_id, seen)
         if lost:
-            yield f"storage node {node.node_id} lacks its copies of {lost} groups"
+            yield f"storage node {node.node_id} lacks its copies of {lost} protection group{'' if lost == 1 else 's'}"
         if orders:
             count = sum(len(order.groups) for order in orders)
             yield CreateSegments(f"{node.node_id} shall hold {count} more segments", node.node_id, orders)
@@ -451,7 +451,7 @@ def _growth(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
         yield AddGroup(why, cluster.name, writer.instance_id, group)
         return
     if seen.free_bytes is not None and seen.free_bytes < cluster.volume.group_bytes * GROW_BELOW_FREE:
-        why = f"the volume of {cluster.name} has only {seen.free_bytes} bytes left in {len(seen.groups)} groups"
+        why = f"the volume of {cluster.name} has only {seen.free_bytes} bytes left"
         yield AllocateGroup(why, cluster.name, len(cluster.volume.groups))
 
 

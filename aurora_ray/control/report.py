@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from aurora_ray.control.model import (
     StorageNode,
     VolumeState,
 )
-from aurora_ray.control.reconcile import InstancePhase
+from aurora_ray.control.reconcile import InstancePhase, lacking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,8 +87,9 @@ def report_cluster(
     attempts: Mapping[str, Attempt],
     endpoints: Mapping[str, Any],
     notes: tuple[str, ...] = (),
+    faults: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The whole of `aurora status NAME --json`."""
+    """The whole of `aurora status NAME --json`. `faults`: see chaos.in_force."""
     status = statuses.get(cluster.writer().instance_id)
     volume_id = cluster.volume.volume_id
     pairs = fleet.replacements()
@@ -118,8 +119,20 @@ def report_cluster(
             "protection_groups": len(cluster.volume.groups),
             "limit_bytes": VOLUME_BYTES_MAX,
         },
-        "notes": list(notes),
+        "faults": [dict(fault) for fault in faults],
+        "notes": [*notes, *_to_be_replaced(fleet, nodes)],
     }
+
+
+def _to_be_replaced(fleet: Fleet, nodes: Mapping[str, Node]) -> Iterator[str]:
+    """Nodes whose copies are gone, as long as nothing else tells that others take their place."""
+    pairs = fleet.replacements()
+    for declared in fleet.nodes:
+        node = nodes.get(declared.node_id)
+        if node is None or node.seen.silent or declared.leaving or declared.node_id in pairs:
+            continue
+        if lacking(fleet, declared.node_id, node.seen) - node.seen.refilling:
+            yield f"a new storage node is going to take the place of {declared.node_id}, whose copies are gone"
 
 
 def report_endpoints(

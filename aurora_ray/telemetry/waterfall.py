@@ -11,6 +11,7 @@ from aurora_ray.telemetry.spanreader import StoredSpan
 GAP_MS_MIN = 1.0
 ALIKE_MAX = 8  # more spans of one kind than these say more when they are drawn together
 FAILOVER = "failover"
+SAMPLED = "volume.flush"  # traces of one span each, of which there are thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,22 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All spans of one name right below a trace's root, and how long they took together.
+
+    `name` is None for the root's time in which none of them was at work.
+    """
+
+    name: str | None
+    count: int
+    total_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "total_ms": round(self.total_ms, 3)}
 
 
 def summarise(spans: Sequence[StoredSpan]) -> Summary:
@@ -128,6 +145,21 @@ def waterfall(spans: Iterable[StoredSpan]) -> list[Row]:
     for root in children.get("", []):
         add(root, 0)
     return rows
+
+
+def stages(spans: Sequence[StoredSpan]) -> list[Stage]:
+    """What the root's time went into, the most first. Without a root: its children as far as they are there."""
+    root = next((span for span in spans if not span.parent_id), None)
+    known = {span.span_id for span in spans}
+    direct = [s for s in spans if (s.parent_id not in known if root is None else s.parent_id == root.span_id)]
+    alike: dict[str, list[float]] = {}
+    for span in direct:
+        alike.setdefault(span.name, []).append(span.duration_ms)
+    found = [Stage(name, len(times), sum(times)) for name, times in alike.items()]
+    if root is not None and direct:
+        rest_ms = root.duration_ms - covered_ms(spans, root)
+        found += [Stage(None, 1, rest_ms)] if rest_ms >= GAP_MS_MIN else []
+    return sorted(found, key=lambda stage: -stage.total_ms)
 
 
 def covered_ms(spans: Sequence[StoredSpan], parent: StoredSpan) -> float:

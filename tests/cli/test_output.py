@@ -15,7 +15,7 @@ def node(name: str, state: str = "healthy", **more: Any) -> dict[str, Any]:
     return {**facts, "replaces": None, "replaced_by": None, **more}
 
 
-def shown(*nodes: dict[str, Any]) -> str:
+def shown(*nodes: dict[str, Any], **more: Any) -> str:
     status = {
         "cluster": "demo",
         "engine": "postgres",
@@ -30,6 +30,7 @@ def shown(*nodes: dict[str, Any]) -> str:
         "storage_nodes": list(nodes),
         "metrics": None,
         "notes": [],
+        **more,
     }
     console = Console(width=160)
     with console.capture() as captured:
@@ -50,6 +51,28 @@ def test_before_anything_is_copied_and_when_all_is_well() -> None:
     )
     done = {"running": False, "bytes_copied": 1, "bytes_total": 1, "mb_per_s": 1.0}
     assert "takes the place" not in shown(node("a-3", copy=done))
+
+
+def test_what_nobody_tells_is_not_shown_as_none() -> None:
+    for state in ("no process", "silent"):
+        (line,) = (line for line in shown(node("a-1", state, scl=0)).splitlines() if "a-1" in line)
+        assert line.split()[-3:] == ["-", "-", "-"]
+    assert "0 B" in shown(node("a-1", disk_bytes=0))
+
+
+def test_faults_in_force_have_a_line_each() -> None:
+    faults = [
+        {"fault": "partition", "target": "node:a-1", "for_s": None},
+        {"fault": "pause", "target": "demo-1", "for_s": 6.8},
+    ]
+    text = shown(faults=faults)
+    assert "chaos: partition of node a-1, until healed" in text
+    assert "chaos: pause of demo-1, for 7 more s" in text
+
+
+def test_one_and_many() -> None:
+    assert "in 1 protection group " in shown().replace("\n", " ")
+    assert "in 2 protection groups" in shown(volume={"bytes": 0, "protection_groups": 2})
 
 
 def test_only_the_command_itself_writes_results(

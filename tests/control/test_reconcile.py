@@ -108,7 +108,7 @@ def test_segments_that_were_lost_are_never_made_anew() -> None:
     wiped = replace(state.nodes["c-2"], segments=frozenset())
     plan = decide(fleet, replace(state, nodes={**state.nodes, "c-2": wiped}), NOW_S)
     assert plan.actions == ()
-    assert "c-2 lacks its copies of 2 groups" in plan.notes[0]
+    assert "c-2 lacks its copies of 2 protection groups" in plan.notes[0]
 
 
 @pytest.mark.parametrize("phase", [InstancePhase.IDLE, InstancePhase.ENDED])

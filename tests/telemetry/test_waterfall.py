@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from aurora_ray.telemetry.spanreader import StoredSpan
-from aurora_ray.telemetry.waterfall import collapsed, covered_ms, summarise, waterfall
+from aurora_ray.telemetry.waterfall import Stage, collapsed, covered_ms, stages, summarise, waterfall
 
 
 def span(name: str, parent: str, start_ms: float, end_ms: float) -> StoredSpan:
@@ -53,6 +53,22 @@ def test_a_whole_trace_lasts_as_long_as_its_root() -> None:
     summary = summarise([*TRACE, span("late", "failover", 90, 130)])
     assert summary.whole
     assert summary.duration_ms == 100
+
+
+def test_stages_are_what_lies_right_below_the_root_the_longest_first() -> None:
+    twice = span("again", "failover", 0, 5)
+    assert stages([*TRACE, replace(twice, name="open")]) == [
+        Stage("open", 2, 45),
+        Stage("write", 1, 40),
+        Stage("failover.detect", 1, 10),
+        Stage(None, 1, 10),
+    ]
+    assert stages([one for one in TRACE if one.parent_id]) == [
+        Stage("open", 1, 40),
+        Stage("write", 1, 40),
+        Stage("failover.detect", 1, 10),
+    ]
+    assert stages([TRACE[1]]) == stages([]) == []
 
 
 def test_nothing_is_drawn_from_nothing() -> None:
