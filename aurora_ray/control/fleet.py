@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
-from aurora_ray.control import bootstrap, faults, local_ray
+from aurora_ray.control import bootstrap, faults, local_ray, outages
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
@@ -39,6 +40,7 @@ OUR_FILES: Final = (
     JOINED_NAME,
     LOCK_NAME,
     faults.FILE_NAME,
+    outages.FILE_NAME,
 )
 
 Progress = Callable[[str], None]
@@ -67,7 +69,7 @@ class Fleet:
         prepare_data_dir(data_dir, passable=account.switch)
         with _locked(data_dir):
             config = _control_config(settings, region)
-            running = local_ray.find(data_dir)
+            running = _find_serving(data_dir, progress)
             if settings.ray_address is not None:
                 if running is not None:
                     raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
@@ -91,8 +93,8 @@ class Fleet:
 
     @classmethod
     def find(cls, data_dir: Path) -> Fleet:
-        """The running fleet of a data directory. Raises NotRunningError."""
-        running = local_ray.find(data_dir)
+        """The running fleet of a data directory; a Ray that starts anew is waited for. Raises NotRunningError."""
+        running = _find_serving(data_dir)
         joined = data_dir / JOINED_NAME
         if running is not None:
             control = _connect(running.address, data_dir, own=True, config=None)
@@ -167,11 +169,17 @@ class Fleet:
         return trail
 
     def shutdown(self, *, destroy: bool) -> None:
-        """Stops every process in order, the control plane last."""
+        """Stops every process in order, the control plane last. Raises NotRunningError if Ray dies meanwhile."""
         import ray
 
+        own = local_ray.find(self.data_dir)
+        ref = self._control.shutdown.remote(destroy)
+        deadline_s = time.monotonic() + DOWN_TIMEOUT_S
+        while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0] and time.monotonic() < deadline_s:
+            if own is not None and not own.serves:
+                raise NotRunningError("Ray died")
         try:
-            self._get(self._control.shutdown.remote(destroy), DOWN_TIMEOUT_S)
+            self._get(ref, PROGRESS_EVERY_S)
         finally:
             ray.kill(self._control, no_restart=True)
             ray.shutdown()  # while there still is something to say goodbye to
@@ -196,13 +204,13 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
         raise NotRunningError(f"there is no fleet in {data_dir}")
     with _locked(data_dir):
         was_running = False
-        try:
-            fleet = Fleet.find(data_dir)
-            was_running = True
-            progress("stopping engines and storage nodes")
-            fleet.shutdown(destroy=destroy)
-        except NotRunningError:
-            pass
+        running = local_ray.find(data_dir)
+        if running is None or running.serves:  # else nobody is there to be asked
+            with contextlib.suppress(NotRunningError):
+                fleet = Fleet.find(data_dir)
+                was_running = True
+                progress("stopping engines and storage nodes")
+                fleet.shutdown(destroy=destroy)
         progress("stopping Ray")
         was_running = local_ray.stop(data_dir) or was_running
         _end_leftovers(data_dir)
@@ -214,6 +222,18 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
 
 
 # ---- helpers
+
+
+def _find_serving(data_dir: Path, progress: Progress = lambda _: None) -> local_ray.LocalRay | None:
+    """Raises NotRunningError if Ray died and does not come back."""
+    running = local_ray.find(data_dir)
+    if running is None or running.serves:
+        return running
+    progress("waiting for Ray, which died and starts anew")
+    try:
+        return local_ray.find_serving(data_dir)
+    except local_ray.LocalRayError as error:
+        raise NotRunningError(str(error)) from error
 
 
 def _control_config(settings: Settings, region: str | None) -> ControlConfig:

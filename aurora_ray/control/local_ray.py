@@ -1,10 +1,12 @@
 """A Ray cluster of our own on this machine, for those who do not bring one. It outlives the command that started it.
 
-It is held by one process, `python -m aurora_ray.control.ray_host`, in a session of its own; when that ends, all of it
-ends. It listens on 127.0.0.1 only and admits only who knows the token in the data directory. Its sockets and logs lie
-in a private directory with a short name, because the name of a Unix socket has at most 107 bytes.
+It is held by one process, `python -m aurora_ray.control.ray_host`, in a session of its own, which starts it anew when
+one of its daemons dies. Every process of it carries a mark in its environment, so that none is left when it ends. It
+listens on 127.0.0.1 only and admits only who knows the token in the data directory. Its sockets and logs lie in a
+private directory with a short name, because the name of a Unix socket has at most 107 bytes.
 
-`<data_dir>/ray.json`: {"address": "host:port", "pid": of the host process, "ticks": its start time}
+`<data_dir>/ray.json`: {"address": "host:port", or empty while it starts anew, "pid": of the host process, "ticks": its
+start time, "daemons": {name: [pid, start time]}}
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +35,14 @@ FILE_NAME: Final = "ray.json"
 TOKEN_NAME: Final = "ray.token"  # noqa: S105  (the name of a file)
 LOG_NAME: Final = "ray.log"
 START_TIMEOUT_S: Final = 60.0
+RESTART_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
+END_TIMEOUT_S: Final = 10.0
+# In the environment of the host process and so of all that it starts. The token's path would not do: whoever connects
+# has that in its environment as well, and hands it on to programs of its own.
+MARK_NAME: Final = "AURORA_RAY_OF"
+# Without these two, actors serve on, but nobody starts another one.
+DAEMON_NAMES: Final = ("gcs_server", "raylet")
 POLL_S: Final = 0.02
 
 
@@ -48,6 +58,12 @@ class LocalRay:
 
     address: str
     pid: int
+    daemons: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is worth connecting: all of its daemons are there. If not, the host process starts it anew."""
+        return bool(self.address) and not dead(self.daemons)
 
 
 def environment(data_dir: Path) -> dict[str, str]:
@@ -79,16 +95,50 @@ def find(data_dir: Path) -> LocalRay | None:
     """The one that this data directory's last `start` left running."""
     try:
         document = json.loads((data_dir / FILE_NAME).read_text())
-        running = LocalRay(str(document["address"]), int(document["pid"]))
+        daemons = {str(name): (int(pid), int(ticks)) for name, (pid, ticks) in document["daemons"].items()}
+        running = LocalRay(str(document["address"]), int(document["pid"]), daemons)
         return running if start_ticks(running.pid) == int(document["ticks"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def note(data_dir: Path, address: str) -> None:
-    """Called by the host process when its cluster is up."""
+def find_serving(data_dir: Path, timeout_s: float = RESTART_TIMEOUT_S) -> LocalRay | None:
+    """The same; one that starts anew is waited for. Raises LocalRayError."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        running = find(data_dir)
+        if running is None or running.serves:
+            return running
+        if time.monotonic() > deadline_s:
+            raise LocalRayError(
+                f"Ray died and is not up again after {timeout_s:g} s (see {data_dir / 'logs' / LOG_NAME}): "
+                "`aurora down`, then `aurora up`"
+            )
+        time.sleep(POLL_S)
+
+
+def daemons_of(host: int) -> dict[str, tuple[int, int]]:
+    """The children of a host process without which its cluster is none: their process ids and start times."""
+    found = {}
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            name, ticks = before.partition("(")[2], start_ticks(pid)
+            if name in DAEMON_NAMES and int(after.split()[1]) == host and ticks is not None:
+                found[name] = (pid, ticks)
+    return found
+
+
+def dead(daemons: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Those that are gone, with the process ids that they had."""
+    return {name: pid for name, (pid, ticks) in daemons.items() if start_ticks(pid) != ticks}
+
+
+def note(data_dir: Path, address: str, daemons: dict[str, tuple[int, int]]) -> None:
+    """Called by the host process when its cluster is up, and without an address when it is to be started anew."""
     path = data_dir / FILE_NAME
-    text = json.dumps({"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())})
+    host = {"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
+    text = json.dumps({**host, "daemons": daemons})
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -98,14 +148,15 @@ def note(data_dir: Path, address: str) -> None:
 
 def start(data_dir: Path, arguments: list[str]) -> LocalRay:
     """Starts the host process, with these further arguments, and waits for its address. Raises LocalRayError."""
+    end_processes(data_dir)  # of a cluster whose host was killed: they would hold ports and files
     _make_token(data_dir / TOKEN_NAME)
-    _make_private_dir(_private_dir(data_dir))
+    make_private_dir(data_dir)
     (data_dir / FILE_NAME).unlink(missing_ok=True)
     log_path = data_dir / "logs" / LOG_NAME
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "aurora_ray.control.ray_host", "--data-dir", str(data_dir), *arguments],
-            env={**os.environ, **environment(data_dir)},
+            env={**os.environ, **environment(data_dir), MARK_NAME: str(data_dir)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -128,17 +179,68 @@ def start(data_dir: Path, arguments: list[str]) -> LocalRay:
 
 
 def stop(data_dir: Path) -> bool:
-    """Ends the host process and with it the cluster; whether there was one. Raises LocalRayError."""
-    running = find(data_dir)
+    """Ends the host process and all others of the cluster; whether there was one. Raises LocalRayError."""
+    running, known = find(data_dir), processes(data_dir)
     if running is not None:
-        os.kill(running.pid, signal.SIGTERM)
+        # Without its daemons it cannot take leave of anyone, and would only start them again.
+        _signal(running.pid, signal.SIGTERM if running.serves else signal.SIGKILL)
         if not _gone(running.pid, STOP_TIMEOUT_S):
-            os.kill(running.pid, signal.SIGKILL)
+            _signal(running.pid, signal.SIGKILL)
             if not _gone(running.pid, STOP_TIMEOUT_S):
                 raise LocalRayError(f"process {running.pid}, which holds the Ray cluster, does not end: kill it")
+    ended = end_processes(data_dir, known)
     (data_dir / FILE_NAME).unlink(missing_ok=True)
     shutil.rmtree(_private_dir(data_dir), ignore_errors=True)
-    return running is not None
+    return running is not None or ended > 0
+
+
+def processes(data_dir: Path) -> dict[int, int]:
+    """Every process of this data directory's cluster on this machine except the caller: start times by process id.
+
+    They carry the mark, or are in a session with one that does: the title of a process may be written over its mark.
+    """
+    mark = os.fsencode(f"{MARK_NAME}={data_dir}")
+    alive, sessions, marked = {}, {}, set()
+    for pid in _pids():
+        ticks = start_ticks(pid)
+        with contextlib.suppress(OSError):
+            if ticks is not None:
+                alive[pid], sessions[pid] = ticks, os.getsid(pid)
+                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    marked.add(pid)
+    ours = {sessions[pid] for pid in marked}
+    if os.getsid(0) != os.getpid():
+        ours.discard(os.getsid(0))  # the host process leads a session of its own; this is somebody's terminal
+    found = marked | {pid for pid, session in sessions.items() if session in ours}
+    return {pid: alive[pid] for pid in found - {os.getpid()}}
+
+
+def end_processes(data_dir: Path, known: Mapping[int, int] | None = None) -> int:
+    """Kills them, and those `known` from before, and waits until they are gone; how many. Raises LocalRayError."""
+    deadline_s = time.monotonic() + END_TIMEOUT_S
+    killed = {pid: ticks for pid, ticks in (known or {}).items() if start_ticks(pid) == ticks}
+    while True:
+        # One that is ending has no environment any more, but may still hold files.
+        ending = {pid: ticks for pid, ticks in killed.items() if start_ticks(pid) == ticks}
+        left = {**processes(data_dir), **ending}
+        if not left:
+            return len(killed)
+        if time.monotonic() > deadline_s:
+            raise LocalRayError(f"processes {sorted(left)} of the Ray cluster of {data_dir} do not end: kill them")
+        for pid, ticks in left.items():
+            if start_ticks(pid) == ticks:
+                _signal(pid, signal.SIGKILL)
+        killed.update(left)
+        time.sleep(POLL_S)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _gone(pid: int, timeout_s: float) -> bool:
@@ -159,8 +261,9 @@ def _make_token(path: Path) -> None:
             file.write(secrets.token_hex(32))
 
 
-def _make_private_dir(path: Path) -> None:
-    """A directory in a place where everyone may write: ours and private, or refused."""
+def make_private_dir(data_dir: Path) -> None:
+    """Makes an empty directory for `socket_dir`, in a place where everyone may write: ours and private, or refused."""
+    path = _private_dir(data_dir)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     facts = path.lstat()

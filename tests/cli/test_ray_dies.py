@@ -1,0 +1,89 @@
+"""The daemons of the local Ray are killed: the fleet comes back by itself, and `down` leaves nothing in any case."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aurora_ray.control import local_ray
+from aurora_ray.control.ray_host import RESTARTS_MAX
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import ConfigurationError
+from tests.cli.fleet import CliFleet, kill, pids_of_fleet
+from tests.support.leaks import remove_tree
+from tests.support.polling import poll_until_blocking
+from tests.support.timing import scaled
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.postgres,
+    pytest.mark.timeout(300),
+    pytest.mark.allowed_leaks("process", "shm", "tmp"),
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(run_dir: Path) -> Iterator[CliFleet]:
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    path = run_dir / "ray-dies"
+    cli = CliFleet(path)
+    try:
+        yield cli
+    finally:
+        cli.destroy()
+        remove_tree(path)
+
+
+def kill_daemon(fleet: CliFleet, name: str) -> local_ray.LocalRay:
+    """The cluster as it was."""
+    running = local_ray.find(fleet.data_dir)
+    assert running is not None
+    assert running.serves
+    kill(running.daemons[name][0])
+    poll_until_blocking(lambda: not running.serves, what=f"the {name} is dead")
+    return running
+
+
+def test_a_killed_daemon_brings_the_fleet_back_by_itself(fleet: CliFleet) -> None:
+    name = "raylet"
+    dsn = fleet.up()["endpoints"]["cluster"]["dsn"]
+    fleet.execute(dsn, f"create table {name} as select 'before' as what")
+    before = set(pids_of_fleet(fleet.data_dir))
+    host = kill_daemon(fleet, name).pid
+    fleet.until(lambda status: status["state"] == "available", "the fleet is back", timeout_s=30)
+    fleet.until_writable(dsn, f"insert into {name} values ('after')", timeout_s=10)  # noqa: S608
+    assert fleet.sql(f"select what from {name} order by what desc") == [["before"], ["after"]]  # noqa: S608
+    running = local_ray.find(fleet.data_dir)
+    assert running is not None
+    assert running.pid == host
+    assert set(pids_of_fleet(fleet.data_dir)) & before == {host}, "all others are new"
+    assert f"{name} (process" in (fleet.data_dir / "logs" / local_ray.LOG_NAME).read_text()
+
+
+def test_down_leaves_no_process_when_ray_is_dead(fleet: CliFleet) -> None:
+    fleet.up()
+    before = set(pids_of_fleet(fleet.data_dir))
+    kill_daemon(fleet, "raylet")
+    began_s = time.monotonic()
+    assert fleet.json("down")["stopped"]
+    assert time.monotonic() - began_s < scaled(15)
+    assert pids_of_fleet(fleet.data_dir) == []
+    assert not [pid for pid in before if Path(f"/proc/{pid}/exe").exists()]
+
+
+def test_it_gives_up_when_ray_dies_again_and_again(fleet: CliFleet) -> None:
+    fleet.up()
+    for _ in range(RESTARTS_MAX + 1):
+        assert local_ray.find_serving(fleet.data_dir, scaled(30)) is not None
+        kill_daemon(fleet, "gcs_server")
+    poll_until_blocking(lambda: local_ray.find(fleet.data_dir) is None, 30, what="the host process has given up")
+    assert pids_of_fleet(fleet.data_dir) == []
+    assert "`aurora up` starts the fleet" in (fleet.data_dir / "logs" / local_ray.LOG_NAME).read_text()
+    done = fleet.run("status")
+    assert done.returncode == 1
+    assert "`aurora up`" in done.stderr
+    assert fleet.up()["state"] == "available"
