@@ -334,16 +334,18 @@ def _locked(data_dir: Path) -> Iterator[None]:
 
 
 def _end_leftovers(data_dir: Path) -> None:
-    """Engines end with their processes; this makes sure of it on this machine."""
+    """Engines end with their processes; this makes sure of it on this machine, and that nothing of theirs is left."""
     import asyncio
 
     from aurora_ray.compute.config import InstanceDirs
     from aurora_ray.compute.leftovers import end_leftovers
+    from aurora_ray.engine.postgres import forget_run
 
     async def end_all() -> None:
         for root in sorted((data_dir / "instances").glob("*")):
             dirs = InstanceDirs(root)
             await end_leftovers(dirs.pid_file, dirs.mount)
+            forget_run(dirs.run)
 
     asyncio.run(end_all())
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PID_NOTE: Final = "postgres.pid"
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followed after 5 s
@@ -120,7 +121,7 @@ class PostgresEngine:
     @property
     def _pid_note(self) -> Path:
         """Holds the main process's id from the start to the end of a run."""
-        return self._run_dir / "postgres.pid"
+        return self._run_dir / _PID_NOTE
 
     def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
         """What may stay out of the volume."""
@@ -277,8 +278,7 @@ class PostgresEngine:
             _claim_shared_dir(self._socket_dir, self._account)
         for leftover in self._socket_dir.glob(".s.PGSQL.*"):
             leftover.unlink()
-        if self._pid_note.exists():  # a run whose end nobody saw to: its starter was killed too
-            remove_segments(int(self._pid_note.read_text() or 0))
+        forget_run(self._run_dir)
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
             _rotate(self.log_path)
         self.log_path.touch(mode=0o600)
@@ -344,6 +344,14 @@ def _clear_lock(data_dir: Path) -> None:
     if running:
         raise EngineError(f"PostgreSQL already works on {data_dir}: processes {running}; stop them first")
     (data_dir / "postmaster.pid").unlink(missing_ok=True)
+
+
+def forget_run(run_dir: Path) -> None:
+    """Gives the kernel back what a run held whose end nobody saw to: its starter was killed too. All of it is gone."""
+    note = run_dir / _PID_NOTE
+    if note.exists():
+        remove_segments(int(note.read_text() or 0))
+        note.unlink()
 
 
 def _start_error(process: EngineProcess, host: str, port: int) -> AuroraError:

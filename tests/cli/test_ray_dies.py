@@ -9,6 +9,7 @@ import pytest
 from aurora_ray.control import local_ray
 from aurora_ray.control.ray_host import RESTARTS_MAX
 from aurora_ray.engine.account import find_account
+from aurora_ray.engine.shared_memory import posix_segments
 from aurora_ray.errors import ConfigurationError
 from tests.cli.fleet import CliFleet, kill, pids_of_fleet
 from tests.support.leaks import remove_tree
@@ -64,8 +65,10 @@ def test_a_killed_daemon_brings_the_fleet_back_by_itself(fleet: CliFleet) -> Non
     assert f"{name} (process" in (fleet.data_dir / "logs" / local_ray.LOG_NAME).read_text()
 
 
-def test_down_leaves_no_process_when_ray_is_dead(fleet: CliFleet) -> None:
-    fleet.up()
+def test_down_leaves_nothing_when_ray_is_dead(fleet: CliFleet) -> None:
+    engine = int(fleet.up()["instances"][0]["pid"])
+    shared_memory = posix_segments([engine])
+    assert shared_memory
     before = set(pids_of_fleet(fleet.data_dir))
     kill_daemon(fleet, "raylet")
     began_s = time.monotonic()
@@ -73,8 +76,10 @@ def test_down_leaves_no_process_when_ray_is_dead(fleet: CliFleet) -> None:
     assert time.monotonic() - began_s < scaled(15)
     assert pids_of_fleet(fleet.data_dir) == []
     assert not [pid for pid in before if Path(f"/proc/{pid}/exe").exists()]
+    assert not [path for path in shared_memory if path.exists()]
 
 
+@pytest.mark.chaos
 def test_it_gives_up_when_ray_dies_again_and_again(fleet: CliFleet) -> None:
     fleet.up()
     for _ in range(RESTARTS_MAX + 1):

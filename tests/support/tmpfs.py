@@ -19,11 +19,15 @@ class SmallDisk:
         """Makes it larger (or smaller, if what it holds still fits)."""
         _run("mount", "-o", f"remount,size={nbytes}", str(self.path))
 
-    @property
-    def free_bytes(self) -> int:
-        """What may still be written."""
-        found = os.statvfs(self.path)
-        return found.f_bavail * found.f_frsize
+    def fill_up(self, free_bytes: int) -> None:
+        """Makes it so small that no more than this is free."""
+        for _ in range(50):
+            found = os.statvfs(self.path)
+            used_bytes = (found.f_blocks - found.f_bfree) * found.f_frsize
+            with contextlib.suppress(subprocess.CalledProcessError):  # somebody wrote in between: it would not fit
+                self.resize(used_bytes + free_bytes)
+                return
+        raise AssertionError(f"what is in {self.path} grows all the time")
 
 
 @contextlib.contextmanager
