@@ -100,7 +100,7 @@ def _tell(verb: str, struck: list[dict[str, Any]], *, json: bool) -> None:
         write_json(struck)
         return
     if not struck:
-        write_line("nothing was in force")
+        write_line("nothing was in force" if verb in _ENDS else "nothing was left to strike: it ended just now")
     for one in struck:
         process = "" if one["pid"] is None else f": process {one['pid']}"
         more = f" and {one['processes'] - 1} below it" if one["processes"] > 1 else ""

@@ -11,12 +11,12 @@ Pauses are here to be told only: they end by themselves, whoever lives to see it
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+
+from aurora_ray.control.private_file import replace_file
 
 FILE_NAME: Final = "chaos.json"
 
@@ -79,13 +79,7 @@ class Faults:
             for target, island in self.islands.items()
         }
         paused = {target: asdict(pause) for target, pause in self.paused.items()}
-        temporary = self.path.with_suffix(".new")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"islands": islands, "away": self.away_until_s, "paused": paused}, file)
-        temporary.replace(self.path)
+        replace_file(self.path, json.dumps({"islands": islands, "away": self.away_until_s, "paused": paused}))
 
     def clear(self) -> None:
         """All of them are over."""

@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Final
 
 from aurora_ray.compute.leftovers import start_ticks
+from aurora_ray.compute.progress import children_of
+from aurora_ray.control.private_file import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError
 
 FILE_NAME: Final = "ray.json"
@@ -120,11 +122,10 @@ def find_serving(data_dir: Path, timeout_s: float = RESTART_TIMEOUT_S) -> LocalR
 def daemons_of(host: int) -> dict[str, tuple[int, int]]:
     """The children of a host process without which its cluster is none: their process ids and start times."""
     found = {}
-    for pid in _pids():
+    for pid in children_of(host):
         with contextlib.suppress(OSError):
-            before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-            name, ticks = before.partition("(")[2], start_ticks(pid)
-            if name in DAEMON_NAMES and int(after.split()[1]) == host and ticks is not None:
+            name, ticks = Path(f"/proc/{pid}/comm").read_text().strip(), start_ticks(pid)
+            if name in DAEMON_NAMES and ticks is not None:
                 found[name] = (pid, ticks)
     return found
 
@@ -136,14 +137,8 @@ def dead(daemons: dict[str, tuple[int, int]]) -> dict[str, int]:
 
 def note(data_dir: Path, address: str, daemons: dict[str, tuple[int, int]]) -> None:
     """Called by the host process when its cluster is up, and without an address when it is to be started anew."""
-    path = data_dir / FILE_NAME
     host = {"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
-    text = json.dumps({**host, "daemons": daemons})
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-    temporary.replace(path)
+    replace_file(data_dir / FILE_NAME, json.dumps({**host, "daemons": daemons}) + "\n")
 
 
 def start(data_dir: Path, arguments: list[str]) -> LocalRay:

@@ -16,6 +16,7 @@ from aurora_ray.errors import AuroraError, UsageError
 
 if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.processes import Instance
 
 READY_TIMEOUT_S: Final = 10.0
 
@@ -26,21 +27,14 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
     Raises UsageError unless it is available.
     """
     declared = plane.fleet.cluster(cluster).writer()
-    instance = plane.processes.instances.get(declared.instance_id)
-
-    def available() -> bool:
-        there = plane.processes.instances.get(declared.instance_id) is instance
-        return there and instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
-
-    if instance is None or not available():
-        raise UsageError(_NOT_NOW.format(cluster))
+    instance = _available(plane, cluster)
     az = _next_az(plane, declared.az)
     choice = engine_choice(plane, plane.fleet.cluster(cluster))
     with contextlib.suppress(AuroraError, TimeoutError):  # then it is started when the old one is gone
         async with asyncio.timeout(min(timeout_s, READY_TIMEOUT_S)):
             await plane.processes.runtime.ready_instance(declared.instance_id, az, choice)
-    if not available():
-        raise UsageError(_NOT_NOW.format(cluster))
+    if _available(plane, cluster) is not instance:
+        raise UsageError(f"the writer of {cluster} has been replaced meanwhile: ask again if it shall move once more")
     await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
     plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
     instance.unseen_end = False
@@ -58,7 +52,11 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
     await plane.wait_until(gone, timeout_s, f"ending {declared.instance_id}")
 
 
-_NOT_NOW: Final = "the writer of {} is not available: it is being recovered already"
+def _available(plane: ControlPlane, cluster: str) -> Instance:
+    instance = plane.processes.instances.get(plane.fleet.cluster(cluster).writer().instance_id)
+    if instance is None or instance.seen.phase is not InstancePhase.AVAILABLE:
+        raise UsageError(f"the writer of {cluster} is not available: it is being recovered already")
+    return instance
 
 
 def _next_az(plane: ControlPlane, az: str) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
+
+from aurora_ray.control.private_file import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +66,4 @@ class Outages:
             if not self._noted:
                 self._path.unlink(missing_ok=True)
                 return
-            temporary = self._path.with_suffix(".new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump({name: asdict(outage) for name, outage in self._noted.items()}, file)
-            temporary.replace(self._path)
+            replace_file(self._path, json.dumps({name: asdict(outage) for name, outage in self._noted.items()}))

@@ -12,7 +12,7 @@ from typing import Final
 _THRESHOLDS: Final = (50_000, 20, 100)
 
 # Of glibc's mallopt. A message of pages passes through some buffers of its size. By default memory for them goes back
-# to the kernel with each one and comes anew, page fault by page fault: a third of the time of a cold scan.
+# to the kernel with each one and comes anew, page fault by page fault: a quarter of the CPU of a cold scan.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _ALLOCATOR: Final = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20), (_M_TOP_PAD, 4 << 20))
 

@@ -75,6 +75,10 @@ class _Latency:
         self.deviation_s += (abs(elapsed_s - self.mean_s) - self.deviation_s) / 4
         self.mean_s += (elapsed_s - self.mean_s) / 8
 
+    def ended(self, _: object) -> None:
+        """One of the `running` requests has an answer, or nobody waits for it any more."""
+        self.running -= 1
+
     @property
     def hedge_s(self) -> float:
         if not self.mean_s:
@@ -238,7 +242,7 @@ class PageReader:
         if first is None:
             return None
         wait_s = self._latencies[first].hedge_s
-        running = {asyncio.ensure_future(self._timed(first, ask))}
+        running = {self._begin(first, ask)}
         try:
             while running:
                 done, running = await asyncio.wait(
@@ -255,7 +259,7 @@ class PageReader:
                 if node is None:
                     hedge = False
                     continue
-                running.add(asyncio.ensure_future(self._timed(node, ask)))
+                running.add(self._begin(node, ask))
                 self.hedged_count += not done
                 wait_s *= 2
         finally:
@@ -263,10 +267,17 @@ class PageReader:
                 call.cancel()
         return None
 
+    def _begin(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> asyncio.Future[_Answer]:
+        """Counted from now on: of reads that begin in the same moment, each shall see the ones before it."""
+        latency = self._latencies[node]
+        latency.running += 1
+        call = asyncio.ensure_future(self._timed(node, ask))
+        call.add_done_callback(latency.ended)
+        return call
+
     async def _timed(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> _Answer:
         latency = self._latencies[node]
         start = time.monotonic()
-        latency.running += 1
         try:
             answer = await ask(self._clients[node])
         except asyncio.CancelledError:  # the other copy was faster, or nobody waits any more
@@ -277,8 +288,6 @@ class PageReader:
             if not isinstance(error, NotCompleteError):
                 latency.observe(max(time.monotonic() - start, 2 * latency.mean_s))
             raise
-        finally:
-            latency.running -= 1
         latency.observe(time.monotonic() - start)
         return answer
 

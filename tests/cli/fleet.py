@@ -5,13 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
+from aurora_ray.engine.account import find_account
+from aurora_ray.errors import ConfigurationError
+from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 from tests.support.timing import scaled
 
@@ -142,3 +147,20 @@ def _of_fleet(entry: Path, token: bytes) -> bool:
     stat = (entry / "stat").read_text()
     parent = stat.rpartition(")")[2].split()[1]
     return token in (Path("/proc") / parent / "environ").read_bytes()
+
+
+@contextmanager
+def fleet_at(path: Path, environment: Mapping[str, str] | None = None, *, up: bool = True) -> Iterator[CliFleet]:
+    """A fleet of one's own, destroyed in the end; skips the test where the engine's account is missing."""
+    try:
+        find_account("aurora-ray")
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    cli = CliFleet(path, dict(environment or {}))
+    try:
+        if up:
+            cli.up()
+        yield cli
+    finally:
+        cli.destroy()
+        remove_tree(path)

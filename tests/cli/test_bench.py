@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 
 from aurora_ray.cli.main import FAILURE, WRONG_USE, run
-from aurora_ray.engine.account import find_account
-from aurora_ray.errors import ConfigurationError
 from benchmarks.histograms import percentiles
-from tests.cli.fleet import CliFleet
-from tests.support.leaks import remove_tree
+from tests.cli.fleet import CliFleet, fleet_at
 
 SCALE = 2
 
@@ -53,18 +50,8 @@ def test_what_makes_no_sense_is_refused(
 
 @pytest.fixture
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    path = run_dir / "bench-fleet"
-    cli = CliFleet(path)
-    try:
-        cli.up()
+    with fleet_at(run_dir / "bench-fleet") as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(path)
 
 
 @pytest.mark.ray

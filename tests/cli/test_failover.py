@@ -15,12 +15,9 @@ import psycopg
 import pytest
 
 from aurora_ray.compute.signals import family
-from aurora_ray.engine.account import find_account
 from aurora_ray.engine.install import find_install
-from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet, parent_of, pids_titled
+from tests.cli.fleet import CliFleet, fleet_at, parent_of, pids_titled
 from tests.support.collector import Collector, running_collector
-from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
 pytestmark = [
@@ -84,19 +81,9 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path, collector: Collector) -> Iterator[CliFleet]:
     """It sends its traces to a collector as well."""
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    path = run_dir / "failover"
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_METRICS_EXPORTER": "none"}
-    cli = CliFleet(path, environment)
-    try:
-        cli.up()
+    with fleet_at(run_dir / "failover", environment) as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(path)
 
 
 def newest_failover(fleet: CliFleet, known: set[str]) -> dict[str, Any]:

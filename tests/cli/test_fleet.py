@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aurora_ray.engine.account import find_account
-from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet, kill, parent_of, pids_of_fleet, pids_titled
-from tests.support.leaks import remove_tree
+from tests.cli.fleet import CliFleet, fleet_at, kill, parent_of, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
 
 # Nodes and engines are replaced while a test runs: the check at the end of the run sees what is left in earnest.
@@ -30,18 +27,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    path = run_dir / "fleet"
-    cli = CliFleet(path)
-    try:
-        cli.up()
+    with fleet_at(run_dir / "fleet") as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(path)
 
 
 @pytest.fixture

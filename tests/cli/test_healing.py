@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from aurora_ray.engine.account import find_account
-from aurora_ray.errors import ConfigurationError
 from tests.cli.copies import digests
-from tests.cli.fleet import CliFleet, kill, pids_titled
+from tests.cli.fleet import CliFleet, fleet_at, kill, pids_titled
 from tests.cli.test_failover import Clients
-from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
 pytestmark = [
@@ -26,18 +23,8 @@ AZ = "us-east-1b"
 
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    path = run_dir / "healing"
-    cli = CliFleet(path, {"AURORA_REPLACE_EMPTY_AFTER_S": "1"})
-    try:
-        cli.up()
+    with fleet_at(run_dir / "healing", {"AURORA_REPLACE_EMPTY_AFTER_S": "1"}) as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(path)
 
 
 def names(status: dict[str, Any]) -> list[str]:

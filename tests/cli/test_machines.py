@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.account import find_account
-from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet
+from tests.cli.fleet import CliFleet, fleet_at
 from tests.support.leaks import remove_tree
 
 pytestmark = [
@@ -66,16 +64,8 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture
 def fleet(run_dir: Path, machines: Machines) -> Iterator[CliFleet]:
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    cli = CliFleet(run_dir / "machines", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
-    try:
+    with fleet_at(run_dir / "machines", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, up=False) as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(cli.data_dir)
 
 
 def test_a_fleet_joins_ray_loses_an_az_and_gets_it_back(fleet: CliFleet, machines: Machines) -> None:

@@ -8,11 +8,8 @@ import pytest
 
 from aurora_ray.control import local_ray
 from aurora_ray.control.ray_host import RESTARTS_MAX
-from aurora_ray.engine.account import find_account
 from aurora_ray.engine.shared_memory import posix_segments
-from aurora_ray.errors import ConfigurationError
-from tests.cli.fleet import CliFleet, kill, pids_of_fleet
-from tests.support.leaks import remove_tree
+from tests.cli.fleet import CliFleet, fleet_at, kill, pids_of_fleet
 from tests.support.polling import poll_until_blocking
 from tests.support.timing import scaled
 
@@ -26,17 +23,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    try:
-        find_account("aurora-ray")
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    path = run_dir / "ray-dies"
-    cli = CliFleet(path)
-    try:
+    with fleet_at(run_dir / "ray-dies", up=False) as cli:
         yield cli
-    finally:
-        cli.destroy()
-        remove_tree(path)
 
 
 def kill_daemon(fleet: CliFleet, name: str) -> local_ray.LocalRay:
@@ -50,19 +38,18 @@ def kill_daemon(fleet: CliFleet, name: str) -> local_ray.LocalRay:
 
 
 def test_a_killed_daemon_brings_the_fleet_back_by_itself(fleet: CliFleet) -> None:
-    name = "raylet"
     dsn = fleet.up()["endpoints"]["cluster"]["dsn"]
-    fleet.execute(dsn, f"create table {name} as select 'before' as what")
+    fleet.execute(dsn, "create table t as select 'before' as what")
     before = set(pids_of_fleet(fleet.data_dir))
-    host = kill_daemon(fleet, name).pid
+    host = kill_daemon(fleet, "raylet").pid
     fleet.until(lambda status: status["state"] == "available", "the fleet is back", timeout_s=30)
-    fleet.until_writable(dsn, f"insert into {name} values ('after')", timeout_s=10)  # noqa: S608
-    assert fleet.sql(f"select what from {name} order by what desc") == [["before"], ["after"]]  # noqa: S608
+    fleet.until_writable(dsn, "insert into t values ('after')", timeout_s=10)
+    assert fleet.sql("select what from t order by what desc") == [["before"], ["after"]]
     running = local_ray.find(fleet.data_dir)
     assert running is not None
     assert running.pid == host
     assert set(pids_of_fleet(fleet.data_dir)) & before == {host}, "all others are new"
-    assert f"{name} (process" in (fleet.data_dir / "logs" / local_ray.LOG_NAME).read_text()
+    assert "raylet (process" in (fleet.data_dir / "logs" / local_ray.LOG_NAME).read_text()
 
 
 def test_down_leaves_nothing_when_ray_is_dead(fleet: CliFleet) -> None:

@@ -14,7 +14,6 @@ from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.placement import az_to_start
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
-from tests.control.test_heartbeats import runtime  # noqa: F401  (a fixture)
 from tests.control.test_plane import Running, new_plane, started
 from tests.support.polling import poll_until
 
@@ -23,7 +22,7 @@ REFUSED = (("reader:1", "no readers yet"), ("az:x", "no AZ"), ("node:x", "no sto
 pytestmark = pytest.mark.allowed_logs(r".*")
 
 
-async def test_targets(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_targets(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
@@ -37,7 +36,7 @@ async def test_targets(runtime: LocalRuntime) -> None:  # noqa: F811
                 chaos.victims(wrong, "demo")
 
 
-async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
@@ -53,7 +52,7 @@ async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) 
         await poll_until(lambda: len(running.plane.processes.nodes) == 6, what="the nodes come back")
 
 
-async def test_a_control_plane_that_is_cut_off_hears_of_nothing(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_a_control_plane_that_is_cut_off_hears_of_nothing(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
@@ -97,7 +96,7 @@ def test_who_hears_whom() -> None:
     assert not cut_for(other, [island]).mutes("control")
 
 
-async def test_a_partition_outlives_a_control_plane_and_a_node_that_restarts(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_a_partition_outlives_a_control_plane_and_a_node_that_restarts(runtime: LocalRuntime) -> None:
     def cut(node: str) -> bool:
         cuts = runtime.nodes[node].cuts
         return bool(cuts) and cuts[-1].mutes("storage-b-1")
@@ -153,7 +152,7 @@ def test_faults_are_kept_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
 
 
-async def test_for_good_is_for_one_storage_node(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_for_good_is_for_one_storage_node(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
@@ -178,7 +177,7 @@ def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
     assert stuck.waits(status(5, 9), 21.0) == 0
 
 
-async def test_all_metrics_of_the_fleet_are_one_text(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_all_metrics_of_the_fleet_are_one_text(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)

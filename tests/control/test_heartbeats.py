@@ -1,7 +1,6 @@
 """A process that is there and does nothing is found, killed and replaced; one without storage is left alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from tests.support.polling import poll_until
 QUICK = HealthRules(look_every_s=0.02, answer_within_s=0.03, hung_after_s=0.2, late_s=0.2)
 
 pytestmark = pytest.mark.allowed_logs(r".*")
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[LocalRuntime]:
-    local = LocalRuntime(tmp_path)
-    yield local
-    await local.close()
 
 
 def hang(instance: LocalInstance) -> None:

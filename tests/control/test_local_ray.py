@@ -16,9 +16,9 @@ PROGRAM = "import signal; print(flush=True); signal.pause()"
 
 
 @contextmanager
-def sleeper(**environ: str) -> Iterator[subprocess.Popen[bytes]]:
+def sleeper(python: str = sys.executable, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process with this in its environment."""
-    command = [sys.executable, "-c", PROGRAM]
+    command = [python, "-c", PROGRAM]
     environment = {**os.environ, **environ}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
@@ -73,13 +73,10 @@ def test_a_process_does_not_find_itself(tmp_path: Path) -> None:
 def test_daemons_are_live_children_with_their_names(tmp_path: Path) -> None:
     program = tmp_path / "raylet"
     program.symlink_to(sys.executable)
-    with subprocess.Popen([program, "-c", PROGRAM], stdout=subprocess.PIPE) as raylet:
-        assert raylet.stdout is not None
-        raylet.stdout.readline()
+    with sleeper(str(program)) as raylet, sleeper():
         daemons = local_ray.daemons_of(os.getpid())
         assert daemons == {"raylet": (raylet.pid, start_ticks(raylet.pid))}
         assert not local_ray.dead(daemons)
-        raylet.kill()
     assert local_ray.dead(daemons) == {"raylet": raylet.pid}
     assert local_ray.daemons_of(os.getpid()) == {}
 

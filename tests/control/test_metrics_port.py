@@ -14,7 +14,6 @@ from aurora_ray.control.plane import ControlPlane
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.wire import join_append
 from tests.control.local_runtime import LocalRuntime
-from tests.control.test_heartbeats import runtime  # noqa: F401  (a fixture)
 from tests.control.test_plane import started
 from tests.support.polling import poll_until
 
@@ -36,7 +35,7 @@ async def _append_garbage(plane: ControlPlane, node_id: str) -> None:
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_scraper_gets_all_that_is_promised(runtime: LocalRuntime, free_port: int) -> None:  # noqa: F811
+async def test_a_scraper_gets_all_that_is_promised(runtime: LocalRuntime, free_port: int) -> None:
     async with started(runtime) as running:
         plane = running.plane
         await running.api.create("demo", timeout_s=20)
@@ -66,7 +65,7 @@ async def test_a_scraper_gets_all_that_is_promised(runtime: LocalRuntime, free_p
     assert plane.metrics_port.url is None
 
 
-async def test_a_port_in_use_is_a_note_and_no_more(runtime: LocalRuntime, free_port: int) -> None:  # noqa: F811
+async def test_a_port_in_use_is_a_note_and_no_more(runtime: LocalRuntime, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         async with started(runtime) as running:
             await running.api.create("demo", timeout_s=20)
@@ -76,7 +75,7 @@ async def test_a_port_in_use_is_a_note_and_no_more(runtime: LocalRuntime, free_p
             assert any(f":{free_port} " in note for note in status["notes"])
 
 
-async def test_the_default_is_the_first_free_port_and_0_is_none(runtime: LocalRuntime) -> None:  # noqa: F811
+async def test_the_default_is_the_first_free_port_and_0_is_none(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         first, second, none = (MetricsPort(running.plane) for _ in range(3))
         await first.open(None)

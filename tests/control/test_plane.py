@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -36,13 +35,6 @@ class Running:
         await self.plane.processes.tasks.cancel()
         with contextlib.suppress(asyncio.CancelledError, FencedError):
             await self.task
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[LocalRuntime]:
-    local = LocalRuntime(tmp_path)
-    yield local
-    await local.close()
 
 
 def new_plane(runtime: LocalRuntime) -> ControlPlane:

@@ -19,17 +19,9 @@ from tests.control.test_plane import Running, new_plane, started
 from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.allowed_logs(r".*")
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[LocalRuntime]:
-    local = LocalRuntime(tmp_path)
-    yield local
-    await local.close()
 
 
 async def left_behind(running: Running) -> None:

@@ -26,7 +26,7 @@ from typing import Self
 import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
-from aurora_ray.engine.shared_memory import remove_segments
+from aurora_ray.engine.postgres import forget_run
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.node_client import NodeClient, close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
@@ -290,9 +290,7 @@ class Stack:
         self.power_cut()
         for writer in self._writers:
             writer.wait_engine_gone()
-            note = writer.dirs.run / "postgres.pid"
-            if note.exists():  # the next start would do this
-                remove_segments(int(note.read_text()))
+            forget_run(writer.dirs.run)  # the next start would do this
 
 
 def _kill_engine(writer: WriterProcess) -> None:

@@ -325,3 +325,30 @@ async def test_runs_of_pages_come_into_the_gaps_between_newer_ones(nodes: Cluste
     await finish(await spawn(mounted, "-c", READ_PART_THEN_ALL))
     await mounted.close()
     await volume.close()
+
+
+WRITE_ONE_PAGE = f"""
+import os
+os.pwrite(os.open("f", os.O_RDWR), b"n" * {PAGE_BYTES}, 5 * {PAGE_BYTES})
+"""
+
+
+async def test_what_arrives_late_does_not_overwrite_what_was_written_meanwhile(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    await finish(await spawn(mounted, "-c", WRITE_UNEVENLY))
+    await mounted.close()
+    await volume.close()
+
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "two")
+    await finish(await spawn(mounted, "-c", WRITE_ONE_PAGE))
+    fd = os.open(mounted.mount_dir / "f", os.O_RDWR)
+    slot = mounted._region.find_slot(os.fstat(fd).st_ino)
+    assert slot is not None
+    old = [bytes([page]) * PAGE_BYTES for page in range(9)]
+    assert mounted._region.fill(slot, fd, 0, bytes([1] * 9), b"".join(old)) == 0
+    assert os.pread(fd, 9 * PAGE_BYTES, 0) == b"".join([*old[:5], b"n" * PAGE_BYTES, *old[6:]])
+    os.close(fd)
+    await mounted.close()
+    await volume.close()
