@@ -16,6 +16,7 @@ import zstandard
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.pages import apply_delta, fits, merge_changes
+from aurora_ray.storage.chains import Chain
 from aurora_ray.storage.keys import (
     CUT_VALUE,
     DELTA,
@@ -51,10 +52,14 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     index = await segment.layers.build(start_lsn, min(segment.scl, segment.vdl), bytes_max)
     if index.end_lsn == start_lsn:
         return False
-    await _LayerWriter(segment, index).write()
-    await segment.store.flush_pages(index.end_lsn)
-    table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
-    _commit(segment, index, table)
+    try:
+        await _LayerWriter(segment, index).write()
+        await segment.store.flush_pages(index.end_lsn)
+        table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
+        _commit(segment, index, table)
+    except BaseException:
+        segment.chains.clear()  # they are of a layer that is not there
+        raise
     return True
 
 
@@ -97,6 +102,7 @@ class _LayerWriter:
         self._segment, self._index = segment, index
         self._page_size = segment.meta.page_size
         self._versions = Versions(segment)
+        self._chains = segment.chains
         self._changes = segment.store.batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
 
@@ -117,6 +123,8 @@ class _LayerWriter:
             if self._pacer.due:
                 await self._pacer.rest()
         self._flush()
+        for file_id in index.cuts:
+            self._chains.forget_file(file_id)
         for file_id, cut in kept_cuts:
             self._segment.cuts.setdefault(file_id, []).append(cut)
 
@@ -179,7 +187,7 @@ class _LayerWriter:
     ) -> None:
         """Merges and writes one page's version at the end of the layer."""
         start_lsn = self._index.start_lsn
-        base = None if base_is_zeros else self._versions.newest(file_id, page, start_lsn)
+        base = None if base_is_zeros else self._chain(file_id, page)
         try:
             merged = merge_changes(changes, self._page_size, base_is_zeros=base is None, zero_from=zero_from)
         except MalformedError:
@@ -189,22 +197,31 @@ class _LayerWriter:
             changes = [changes[number] for number in kept]
             zero_from = None if zero_from is None else _thinned(zero_from, kept)
             merged = merge_changes(changes, self._page_size, base_is_zeros=base is None, zero_from=zero_from)
-        key = page_key(file_id, page, self._index.end_lsn)
         if merged.is_image or base is None:
-            self._put_image(file_id, page, key, merged.data, has_older=base is not None)
+            self._put_image(file_id, page, merged.data, has_older=base is not None)
             return
         delta_bytes = base.delta_bytes + len(merged.data)
         if base.deltas + 1 >= CHAIN_DELTAS_MAX or delta_bytes >= self._page_size // 2:
             content = self._versions.content(file_id, page, start_lsn)
             assert content is not None  # noqa: S101 - `base` exists
             apply_delta(merged.data, content)
-            self._put_image(file_id, page, key, bytes(content).rstrip(b"\0"), has_older=True)
+            self._put_image(file_id, page, bytes(content).rstrip(b"\0"), has_older=True)
         else:
-            head = DELTA_HEAD.pack(DELTA, 0, base.deltas + 1, delta_bytes)
-            self._changes.put("pages", key, guarded(key, head + merged.data))
+            self._put(file_id, page, Chain(base.deltas + 1, delta_bytes), merged.data)
 
-    def _put_image(self, file_id: int, page: int, key: bytes, image: bytes, *, has_older: bool) -> None:
-        self._changes.put("pages", key, guarded(key, IMAGE_HEAD + image))
+    def _chain(self, file_id: int, page: int) -> Chain | None:
+        """Of the version before this layer; None if there is none."""
+        known = self._chains.get(file_id, page)
+        return known if known is not None else self._versions.newest(file_id, page, self._index.start_lsn)
+
+    def _put(self, file_id: int, page: int, chain: Chain, data: bytes) -> None:
+        key = page_key(file_id, page, self._index.end_lsn)
+        head = DELTA_HEAD.pack(DELTA, 0, *chain) if chain.deltas else IMAGE_HEAD
+        self._changes.put("pages", key, guarded(key, head + data))
+        self._chains.put(file_id, page, chain)
+
+    def _put_image(self, file_id: int, page: int, image: bytes, *, has_older: bool) -> None:
+        self._put(file_id, page, Chain(0, 0), image)
         if not has_older:
             return
         for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):

@@ -201,6 +201,7 @@ class Repairer:
                     changes.put("pages", key, guarded(key, IMAGE_HEAD + content.rstrip(b"\0")))
             if segment.closed:
                 raise _NotNowError("the segment was replaced meanwhile")
+            segment.chains.clear()
             changes.write_without_log()
             await segment.store.flush_pages()
 

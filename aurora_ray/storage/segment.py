@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError
 from aurora_ray.log.batch import verify
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, judge_append
+from aurora_ray.storage.chains import KnownChains
 from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.meta import SegmentMeta
@@ -80,6 +81,7 @@ class Segment:
         self.repair = asyncio.Lock()  # held by whoever brings in log or a copy from peers
         self.cuts: dict[int, list[Cut]] = {}
         self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
+        self.chains = KnownChains()  # at the end of the last layer; the background's
         self.layers: LayerCache | None = None
         self.table: FileTable | None = None  # as of the last layer; the background's
         self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap

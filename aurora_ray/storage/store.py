@@ -25,6 +25,7 @@ from rocksdict import (
     BlockBasedOptions,
     Cache,
     Checkpoint,
+    DBCompactionStyle,
     DBCompressionType,
     DBRecoveryMode,
     Options,
@@ -355,6 +356,8 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
         options.set_min_blob_size(_BLOB_BYTES_MIN)
         options.set_blob_compression_type(DBCompressionType.none() if name == "log" else DBCompressionType.lz4())
         options.set_enable_blob_gc(name == "pages")
+    if name == "pages":
+        options.set_compaction_style(DBCompactionStyle.universal())
     table = BlockBasedOptions()
     if cache is not None:
         table.set_block_cache(cache)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.pages import apply_delta
+from aurora_ray.storage.chains import Chain
 from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.keys import CRC_BYTES, DELTA, DELTA_HEAD, PAGE_KEY, content_of, page_key
 
@@ -13,14 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aurora_ray.storage.segment import Cut, Segment
-
-
-class Version(NamedTuple):
-    """`deltas` since the last image and their bytes; both 0 for an image."""
-
-    lsn: int
-    deltas: int
-    delta_bytes: int
 
 
 class Versions:
@@ -35,8 +28,8 @@ class Versions:
         self._cuts = segment.cuts
         self._page_size = segment.meta.page_size
 
-    def newest(self, file_id: int, page: int, lsn: int) -> Version | None:
-        """The version that holds at `lsn` (a layer's end); None if the page was never written or was cut off."""
+    def newest(self, file_id: int, page: int, lsn: int) -> Chain | None:
+        """Of the version that holds at `lsn` (a layer's end); None if the page was never written or was cut off."""
         cursor = self._cursor
         cursor.it.seek_for_prev(page_key(file_id, page, lsn))
         if not cursor.it.valid():
@@ -50,9 +43,9 @@ class Versions:
             return None
         value = cursor.it.value()
         if value[CRC_BYTES] != DELTA:
-            return Version(version_lsn, 0, 0)
+            return Chain(0, 0)
         _, _, deltas, delta_bytes = DELTA_HEAD.unpack_from(value, CRC_BYTES)
-        return Version(version_lsn, deltas, delta_bytes)
+        return Chain(deltas, delta_bytes)
 
     def _is_cut(self, cuts: list[Cut], page: int, version_lsn: int, lsn: int) -> bool:
         offset = page * self._page_size
