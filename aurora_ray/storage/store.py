@@ -10,8 +10,8 @@
   family and thus in a file of its own: if the mark is there, so is what was flushed before.
 * The log's values and page images live in blob files: compaction moves keys and small deltas only, log that is
   collected is never copied, and a look at which versions a page has reads no images.
-* Page versions are merged in tiers, runs of like size: in levels, every few flushes would rewrite all keys, and move the
-  oldest quarter of all images each time.
+* Page versions are merged in tiers, runs of like size: in levels, every few flushes would rewrite all keys, and move
+  the oldest quarter of all images each time.
 """
 
 from __future__ import annotations
