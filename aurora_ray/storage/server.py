@@ -72,13 +72,18 @@ class StorageServer:
             self.node.open()
             checks = self._register(server)
             port = self._bind(server)
-            await server.start()
+            # A moment only; interrupted in the middle, grpc's server can neither go on nor stop.
+            starting = asyncio.ensure_future(server.start())
+            try:
+                await asyncio.shield(starting)
+            finally:
+                await starting
+            await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         except BaseException:
             await server.stop(None)
             self.node.close()
             self._data_dir.release()
             raise
-        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         self.address = f"{self._config.host}:{port}"
         self._tasks = [
