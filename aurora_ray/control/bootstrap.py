@@ -9,7 +9,6 @@ follows. It is written whole, to a temporary file that is synced and renamed.
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from uuid import UUID, uuid4
 
 from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.control.placement import default_nodes, place_group
+from aurora_ray.control.private_file import replace_file
 from aurora_ray.errors import ConfigurationError, UsageError
 
 FILE_NAME = "fleet.toml"
@@ -77,18 +77,7 @@ def save(data_dir: Path, fleet: Fleet) -> None:
     try:
         if path.exists() and path.read_text() == text:
             return
-        temporary = path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(data_dir, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(path, text, durable=True)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -14,7 +14,7 @@ _CHUNK_BITS: Final = 10
 _CHUNK_PAGES: Final = 1 << _CHUNK_BITS
 _EMPTY: Final = bytes(_CHUNK_PAGES * array("I").itemsize)
 CHUNKS_MAX: Final = 512
-_BYTES_BITS: Final = 16
+_BYTES_BITS: Final = 16  # a chain's deltas have less than half a page of bytes, and pages have 64 KiB at most
 
 
 class Chain(NamedTuple):

@@ -166,7 +166,7 @@ class _LayerWriter:
         partial = [(c.lsn, c.new_size - offset) for c in cuts if c.lsn > gone_lsn and 0 < c.new_size - offset < size]
         if not live and (gone_lsn or not partial):
             return
-        if not live and self._versions.newest(file_id, page, self._index.start_lsn) is None:
+        if not live and self._chain(file_id, page) is None:
             return
         zero_from = []
         lsns = [0, *(change[0] for change in live)]

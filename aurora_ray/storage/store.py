@@ -9,7 +9,7 @@
   the metadata, which may be in the write-ahead log, relies on them. So each flush of pages ends with a mark, in a
   family and thus in a file of its own: if the mark is there, so is what was flushed before.
 * The log's values and page images live in blob files: compaction moves keys and small deltas only, log that is
-  collected is never copied, and a look at which versions a page has reads no images.
+  collected is never copied, and images do not fill the blocks that a search for a page's versions reads.
 * Page versions are merged in tiers, runs of like size: in levels, every few flushes would rewrite all keys, and move
   the oldest quarter of all images each time.
 """
@@ -356,9 +356,9 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
     if name in ("log", "pages"):
         options.set_enable_blob_files(True)
         options.set_min_blob_size(_BLOB_BYTES_MIN)
-        options.set_blob_compression_type(DBCompressionType.none() if name == "log" else DBCompressionType.lz4())
-        options.set_enable_blob_gc(name == "pages")
     if name == "pages":
+        options.set_blob_compression_type(DBCompressionType.lz4())
+        options.set_enable_blob_gc(True)
         options.set_compaction_style(DBCompactionStyle.universal())
     table = BlockBasedOptions()
     if cache is not None:

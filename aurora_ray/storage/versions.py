@@ -29,7 +29,7 @@ class Versions:
         self._page_size = segment.meta.page_size
 
     def newest(self, file_id: int, page: int, lsn: int) -> Chain | None:
-        """Of the version that holds at `lsn` (a layer's end); None if the page was never written or was cut off."""
+        """The chain of the version at `lsn` (a layer's end); None if the page was never written or was cut off."""
         cursor = self._cursor
         cursor.it.seek_for_prev(page_key(file_id, page, lsn))
         if not cursor.it.valid():

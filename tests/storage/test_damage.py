@@ -135,9 +135,25 @@ async def test_coalescing_does_not_build_on_a_damaged_version(start):
     await sound_again(servers, writer, workload)
 
 
-async def _grow_the_chain(servers, writer: Writer, page: int) -> None:
-    """Changes a page until the patient makes an image of it."""
-    for number in range(20):
+async def test_what_was_known_of_a_chain_is_forgotten_when_the_page_is_mended(start):
+    servers, writer, workload = await four_copies(start)
+    patient = servers[0]
+    await _grow_the_chain(servers, writer, 0, 3)
+    segment = patient.segment(writer)
+    known = segment.chains.get(FILE, 0)
+    assert known is not None
+    assert known.deltas
+    prefix = FILE.to_bytes(8, "big") + bytes(4)
+    key, value = [entry for entry in entries(patient, writer, "pages") if entry[0].startswith(prefix)][-1]
+    put(patient, writer, "pages", key, flip(value, 30))
+    await patient.server.scrubber.round()
+    await sound_again(servers, writer, workload)
+    assert segment.chains.get(FILE, 0) is None
+
+
+async def _grow_the_chain(servers, writer: Writer, page: int, times: int = 20) -> None:
+    """Changes a page; by default until the patient makes an image of it."""
+    for number in range(times):
         batch = writer.flush(rec.page_delta(FILE, page, [(0, b"%d" % number)]))
         for server in servers:
             await server.send(batch)

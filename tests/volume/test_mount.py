@@ -313,15 +313,19 @@ assert os.pread(fd, 100 * {PAGE_BYTES}, 0) == expected
 """
 
 
-async def test_runs_of_pages_come_into_the_gaps_between_newer_ones(nodes: Cluster, tmp_path: Path) -> None:
+async def _written_unevenly(nodes: Cluster, tmp_path: Path) -> tuple[Volume, MountedVolume]:
+    """The file is written, and nothing of it is here yet: another mount."""
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "one")
     await finish(await spawn(mounted, "-c", WRITE_UNEVENLY))
     await mounted.close()
     await volume.close()
-
     volume = await nodes.open()
-    mounted = await mount(nodes, volume, tmp_path / "two")
+    return volume, await mount(nodes, volume, tmp_path / "two")
+
+
+async def test_runs_of_pages_come_into_the_gaps_between_newer_ones(nodes: Cluster, tmp_path: Path) -> None:
+    volume, mounted = await _written_unevenly(nodes, tmp_path)
     await finish(await spawn(mounted, "-c", READ_PART_THEN_ALL))
     await mounted.close()
     await volume.close()
@@ -334,14 +338,7 @@ os.pwrite(os.open("f", os.O_RDWR), b"n" * {PAGE_BYTES}, 5 * {PAGE_BYTES})
 
 
 async def test_what_arrives_late_does_not_overwrite_what_was_written_meanwhile(nodes: Cluster, tmp_path: Path) -> None:
-    volume = await nodes.open()
-    mounted = await mount(nodes, volume, tmp_path / "one")
-    await finish(await spawn(mounted, "-c", WRITE_UNEVENLY))
-    await mounted.close()
-    await volume.close()
-
-    volume = await nodes.open()
-    mounted = await mount(nodes, volume, tmp_path / "two")
+    volume, mounted = await _written_unevenly(nodes, tmp_path)
     await finish(await spawn(mounted, "-c", WRITE_ONE_PAGE))
     fd = os.open(mounted.mount_dir / "f", os.O_RDWR)
     slot = mounted._region.find_slot(os.fstat(fd).st_ino)
