@@ -2,7 +2,11 @@
 
 Coalescing must know of each changed page whether a version is there and how long its chain is. Asking RocksDB is a seek
 over all its sorted runs, most of what coalescing costs where pages are changed at random; the answer is nearly always
-what a layer a moment ago wrote itself. So that is kept here, four bytes a page.
+what a layer a moment ago wrote itself. So that is kept here, four bytes a page, in the form that src/versions.c reads.
+
+A node that has just started knows nothing. It does not ask either: it goes by `ASSUMED` the first time. A delta is
+right on whatever is there, a page that was never written being zeros; an image then comes a few deltas early, or the
+chain gets that much longer than it may be otherwise.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from __future__ import annotations
 from array import array
 from typing import Final, NamedTuple
 
-_CHUNK_BITS: Final = 10
-_CHUNK_PAGES: Final = 1 << _CHUNK_BITS
-_EMPTY: Final = bytes(_CHUNK_PAGES * array("I").itemsize)
-CHUNKS_MAX: Final = 512
-_BYTES_BITS: Final = 16  # a chain's deltas have less than half a page of bytes, and pages have 64 KiB at most
+CHAIN_DELTAS_MAX: Final = 16  # then an image
+RANGE_PAGES: Final = 1024
+_RANGE_BITS: Final = RANGE_PAGES.bit_length() - 1
+_EMPTY: Final = bytes(RANGE_PAGES * array("I").itemsize)
+RANGES_MAX: Final = 2048  # 8 MiB
+_BYTES_BITS: Final = 16  # a chain's deltas have less than half a page of bytes, and pages have 32 KiB at most
 
 
 class Chain(NamedTuple):
@@ -24,37 +29,59 @@ class Chain(NamedTuple):
     delta_bytes: int
 
 
+def _packed(chain: Chain) -> int:
+    return chain.deltas + 1 << _BYTES_BITS | chain.delta_bytes
+
+
+ASSUMED: Final = _packed(Chain(CHAIN_DELTAS_MAX // 2, 0))
+
+
 class KnownChains:
     """The chains of pages at the end of the last layer, as far as they are known.
 
-    At most CHUNKS_MAX ranges of 1,024 pages, 2 MiB; the range that was begun first makes room. Whoever changes versions
-    other than by a layer, or fails to finish one, calls `clear`.
+    At most RANGES_MAX ranges of 1,024 pages, which is a whole segment unless its files are many and small; the range
+    that was begun first makes room. Whoever changes versions other than by a layer, or fails to finish one, calls
+    `clear`.
     """
 
     def __init__(self) -> None:
-        self._chunks: dict[tuple[int, int], array[int]] = {}
+        self._ranges: dict[tuple[int, int], array[int]] = {}
+        self._complete = True
+
+    @property
+    def may_assume(self) -> bool:
+        """Whether what is not known has not been met since the start: ranges that come and go, each time assumed anew,
+        would let chains grow without end.
+        """
+        return self._complete
 
     def get(self, file_id: int, page: int) -> Chain | None:
         """None if it is not known."""
-        chunk = self._chunks.get((file_id, page >> _CHUNK_BITS))
-        packed = 0 if chunk is None else chunk[page & _CHUNK_PAGES - 1]
+        chains = self._ranges.get((file_id, page >> _RANGE_BITS))
+        packed = 0 if chains is None else chains[page % RANGE_PAGES]
         return Chain((packed >> _BYTES_BITS) - 1, packed & (1 << _BYTES_BITS) - 1) if packed else None
 
     def put(self, file_id: int, page: int, chain: Chain) -> None:
         """From the end of this layer on."""
-        key = file_id, page >> _CHUNK_BITS
-        chunk = self._chunks.get(key)
-        if chunk is None:
-            if len(self._chunks) >= CHUNKS_MAX:
-                del self._chunks[next(iter(self._chunks))]
-            chunk = self._chunks[key] = array("I", _EMPTY)
-        chunk[page & _CHUNK_PAGES - 1] = chain.deltas + 1 << _BYTES_BITS | chain.delta_bytes
+        self.range_of(file_id, page)[page % RANGE_PAGES] = _packed(chain)
+
+    def range_of(self, file_id: int, page: int) -> array[int]:
+        """The packed chains of the page's range, 0 where not known, to be read and changed before the next call."""
+        key = file_id, page >> _RANGE_BITS
+        chains = self._ranges.get(key)
+        if chains is None:
+            if len(self._ranges) >= RANGES_MAX:
+                del self._ranges[next(iter(self._ranges))]
+                self._complete = False
+            chains = self._ranges[key] = array("I", _EMPTY)
+        return chains
 
     def forget_file(self, file_id: int) -> None:
         """A cut may have hidden any version of it."""
-        for key in [key for key in self._chunks if key[0] == file_id]:
-            del self._chunks[key]
+        for key in [key for key in self._ranges if key[0] == file_id]:
+            del self._ranges[key]
 
     def clear(self) -> None:
         """Nothing is known any more."""
-        self._chunks.clear()
+        self._ranges.clear()
+        self._complete = True

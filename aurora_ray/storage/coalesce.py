@@ -4,19 +4,24 @@ All changes of a page within the layer are merged into one version: a delta on t
 there was none, when a record carried one, or when the chain of deltas has grown long. Pages that were cut off within
 the layer are not written at all; a cut (truncation, drop) is remembered to hide versions from before it.
 
+Most pages need no look at what is stored: theirs is one more delta on a chain whose length is known. They go through
+src/versions.c, hundreds in a call, which leaves the others to the code here.
+
 The layer never reaches beyond the VDL, so nothing that a recovery may annul gets into page versions. A crash in between
 leaves versions at an LSN that is not a layer's end: correct for that LSN, merged over by the next attempt, never read.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 import zstandard
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.pages import apply_delta, fits, merge_changes
-from aurora_ray.storage.chains import Chain
+from aurora_ray.storage._versions import versions_of
+from aurora_ray.storage.chains import ASSUMED, CHAIN_DELTAS_MAX, RANGE_PAGES, Chain
 from aurora_ray.storage.keys import (
     CUT_VALUE,
     DELTA,
@@ -33,15 +38,16 @@ from aurora_ray.storage.reading import apply_to_table, stored_table
 from aurora_ray.storage.versions import Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.pages import Change
     from aurora_ray.storage.layers import LayerIndex
     from aurora_ray.storage.segment import Cut, Segment
 
-CHAIN_DELTAS_MAX: Final = 16
 _WRITE_BYTES: Final = 256 << 10
+_STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
+_PAGE_MASK: Final = (1 << 32) - 1
 _COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
 
@@ -101,23 +107,28 @@ class _LayerWriter:
     def __init__(self, segment: Segment, index: LayerIndex) -> None:
         self._segment, self._index = segment, index
         self._page_size = segment.meta.page_size
-        self._versions = Versions(segment)
+        self._cursor: Versions | None = None
         self._chains = segment.chains
         self._changes = segment.store.batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
 
+    @property
+    def _versions(self) -> Versions:
+        """As of the last flush: an iterator from before would step over all that was written since, at every seek."""
+        if self._cursor is None:
+            self._cursor = Versions(self._segment)
+        return self._cursor
+
     async def write(self) -> None:
         index = self._index
         kept_cuts = self._keep_cuts()
-        keys = set(index.pages) | self._boundary_pages()
-        for key in sorted(keys):
-            file_id, page = key >> 32, key & 0xFFFFFFFF
+        for file_id, numbers in _steps(sorted(set(index.pages) | self._boundary_pages())):
             cuts = index.cuts.get(file_id)
-            changes = index.pages.get(key, ())
             if cuts is None:
-                self._page(file_id, page, changes, base_is_zeros=False)
+                self._pages(file_id, numbers)
             else:
-                self._page_with_cuts(file_id, page, changes, cuts)
+                for number in numbers:
+                    self._page_with_cuts(file_id, number & _PAGE_MASK, index.pages.get(number, ()), cuts)
             if self._changes.nbytes >= _WRITE_BYTES:
                 self._flush()
             if self._pacer.due:
@@ -131,8 +142,7 @@ class _LayerWriter:
     def _flush(self) -> None:
         self._changes.write_without_log()
         self._changes = self._segment.store.batch()
-        # An iterator older than what was just written would step over it, entry by entry, at every seek.
-        self._versions = Versions(self._segment)
+        self._cursor = None
 
     def _keep_cuts(self) -> list[tuple[int, Cut]]:
         """Remembers, durably with the layer, cuts of files that have versions; others have nothing to hide."""
@@ -158,6 +168,19 @@ class _LayerWriter:
             for cut in cuts
             if cut.new_size % size
         }
+
+    def _pages(self, file_id: int, numbers: list[int]) -> None:
+        """Pages of one range, without cuts in this layer. Where older cuts hide versions, nothing can be assumed."""
+        index, known = self._index, self._chains.range_of(file_id, numbers[0] & _PAGE_MASK)
+        assumed = ASSUMED if self._chains.may_assume and file_id not in self._segment.cuts else 0
+        versions, images, left = versions_of(
+            index.pages, numbers, file_id, index.end_lsn, self._page_size, known, assumed, CHAIN_DELTAS_MAX
+        )
+        self._changes.put_all("pages", versions)
+        for number in images:
+            self._delete_unneeded(file_id, number & _PAGE_MASK)
+        for number in left:
+            self._page(file_id, number & _PAGE_MASK, index.pages[number], base_is_zeros=False)
 
     def _page_with_cuts(self, file_id: int, page: int, changes: Sequence[Change], cuts: Sequence[Cut]) -> None:
         size, offset = self._page_size, page * self._page_size
@@ -222,10 +245,22 @@ class _LayerWriter:
 
     def _put_image(self, file_id: int, page: int, image: bytes, *, has_older: bool) -> None:
         self._put(file_id, page, Chain(0, 0), image)
-        if not has_older:
-            return
+        if has_older:
+            self._delete_unneeded(file_id, page)
+
+    def _delete_unneeded(self, file_id: int, page: int) -> None:
         for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):
             self._changes.delete("pages", unneeded)
+
+
+def _steps(numbers: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Ascending numbers of pages (see `page_number_key`) in parts: of one file, one range and at most _STEP_PAGES."""
+    at = 0
+    while at < len(numbers):
+        begin_of_next = numbers[at] - numbers[at] % RANGE_PAGES + RANGE_PAGES
+        stop = bisect_left(numbers, begin_of_next, at, min(at + _STEP_PAGES, len(numbers)))
+        yield numbers[at] >> 32, numbers[at:stop]
+        at = stop
 
 
 def _thinned(zero_from: Sequence[int], kept: Sequence[int]) -> list[int]:

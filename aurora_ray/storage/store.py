@@ -284,6 +284,12 @@ class StoreBatch:
         """Sets a key."""
         self._batch.put(key, value, self._handles[family])
 
+    def put_all(self, family: str, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Sets many keys."""
+        put, handle = self._batch.put, self._handles[family]
+        for key, value in pairs:
+            put(key, value, handle)
+
     def delete(self, family: str, key: bytes) -> None:
         """Removes a key."""
         self._batch.delete(key, self._handles[family])

@@ -7,8 +7,8 @@ import pytest
 from aurora_ray.errors import DiskFullError
 from aurora_ray.log import record as rec
 from aurora_ray.storage import chains
-from aurora_ray.storage.chains import Chain, KnownChains
-from aurora_ray.storage.coalesce import CHAIN_DELTAS_MAX
+from aurora_ray.storage.chains import CHAIN_DELTAS_MAX, Chain, KnownChains
+from aurora_ray.storage.keys import page_key
 from aurora_ray.storage.versions import Versions
 from tests.storage.harness import PAGE_SIZE, Writer
 from tests.storage.test_history import PAGES, Workload, check, write
@@ -31,11 +31,14 @@ def test_a_page_is_known_as_it_was_put_and_its_neighbours_are_not() -> None:
 
 
 def test_the_ranges_begun_first_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "CHUNKS_MAX", 2)
+    monkeypatch.setattr(chains, "RANGES_MAX", 2)
     known = KnownChains()
     for file_id in (1, 2, 1, 3):
         known.put(file_id, 5, Chain(file_id, 0))
+        assert known.may_assume == (file_id < 3)
     assert [known.get(file_id, 5) for file_id in (1, 2, 3)] == [None, Chain(2, 0), Chain(3, 0)]
+    known.clear()
+    assert known.may_assume
 
 
 def _compare(server, writer: Writer, workload: Workload) -> int:
@@ -87,3 +90,41 @@ async def test_a_layer_that_failed_is_not_remembered(start, monkeypatch: pytest.
         await server.coalesce(writer)
         assert (await server.pages(writer, writer.lsn, 1, count=1))[0] == writer.page_at(writer.lsn, 1, 0)
     assert segment.chains.get(1, 0) == Versions(segment).newest(1, 0, segment.meta.coalesced_lsn)
+
+
+async def test_a_node_that_has_just_started_assumes_and_is_right(start) -> None:
+    server = await start()
+    writer = await Writer().open(server)
+    await server.send(writer.flush(rec.create(1, b"f"), rec.size(1, 4 * PAGE_SIZE), rec.page_full(1, 0, b"0" * 100)))
+    for number in range(2 * CHAIN_DELTAS_MAX):
+        # The second page begins with a delta on nothing, the third is cut off and begins anew.
+        changes = [rec.page_delta(1, page, [(number, b"%d" % number)]) for page in range(3)]
+        await server.send(writer.flush(*changes, *([rec.truncate(1, 2 * PAGE_SIZE)] if number == 9 else [])))
+        await server.send([writer.heartbeat()])
+        await server.coalesce(writer)
+        if number % 10 == 9:
+            await server.restart()
+        expected = [writer.page_at(writer.lsn, 1, page) for page in range(4)]
+        assert await server.pages(writer, writer.lsn, 1, count=4) == expected
+    segment = server.segment(writer)
+    stored = [len([*segment.store.scan("pages", page_key(1, page, 0), page_key(1, page + 1, 0))]) for page in range(2)]
+    assert stored == [2 * CHAIN_DELTAS_MAX] * 2
+    chain = Versions(segment).newest(1, 0, segment.meta.coalesced_lsn)
+    assert chain is not None
+    assert chain.deltas < CHAIN_DELTAS_MAX
+
+
+async def test_where_a_cut_hides_versions_nothing_is_assumed(start) -> None:
+    server = await start()
+    writer = await Writer().open(server)
+    await server.send(writer.flush(rec.create(1, b"f"), rec.size(1, PAGE_SIZE), rec.page_full(1, 0, b"0" * 100)))
+    await server.send([writer.heartbeat()])
+    await server.coalesce(writer)
+    await server.send(writer.flush(rec.truncate(1, 0), rec.size(1, PAGE_SIZE)))
+    await server.send([writer.heartbeat()])
+    await server.coalesce(writer)
+    await server.send(writer.flush(rec.page_delta(1, 0, [(7, b"x")])))
+    await server.send([writer.heartbeat()])
+    await server.coalesce(writer)
+    assert await server.pages(writer, writer.lsn, 1, count=1) == [writer.page_at(writer.lsn, 1, 0)]
+    assert server.segment(writer).chains.get(1, 0) == Chain(0, 0)

@@ -232,9 +232,6 @@ int ar_rename(int from_dir, const char *from, const char *from_local, int to_dir
 int ar_link(const char *from, const char *from_local, const char *to, const char *to_local);
 void ar_name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second);
 
-/* crc32c.c */
-uint32_t ar_crc32c(uint32_t crc, const void *data, size_t bytes);
-
 /* The libc's own functions: files.c changes the local tree through them. */
 #include "libc_calls.h"
 #endif

@@ -3,6 +3,7 @@
  * may hold several regions, so each call names its own.
  */
 #include "aurora.h"
+#include "../../log/src/crc32c.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -1,139 +1,11 @@
-/* The inner loops of storage nodes: finding the records of a batch, and putting the changes of a page together.
- *
- * Everything here works on PAGE records still inside their batch, given as a buffer and an offset. The layouts are those
- * of log/layout.py; all integers are little-endian, as is every machine this is built for. Nothing is trusted: whatever
- * would reach beyond its record or its page raises MalformedError. The GIL is held throughout; calls take microseconds.
- */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+/* The inner loops of storage nodes over PAGE records, for Python: finding those of a batch, and putting them together. */
+#include "records.h"
 
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "records are little-endian and are read in place"
-#endif
-
-enum { HEADER_BYTES = 32, IMAGE_LENGTH_BYTES = 4, RANGE_BYTES = 4, PAGE_BYTES_MAX = 32768 };
-enum { KIND_PAGE = 1, FLAG_FULL = 1 };
-
-typedef struct {
-    uint32_t length;
-    uint8_t kind;
-    uint8_t flags;
-    uint16_t count;
-    uint64_t lsn;
-    uint64_t file_id;
-    uint32_t group;
-    uint32_t page;
-} RecordHeader;
-
-_Static_assert(sizeof(RecordHeader) == HEADER_BYTES, "as in log/layout.py");
-
-typedef struct {
-    uint32_t start, stop;
-} Span;
-
-typedef struct {
-    Span *items;
-    size_t count, capacity;
-} Spans;
-
-static PyObject *malformed_error;
-static Spans spans_of_merge; /* kept between calls; the GIL guards it */
-static uint8_t scratch[PAGE_BYTES_MAX];
-
-static bool
-malformed(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    PyErr_FormatV(malformed_error, format, arguments);
-    va_end(arguments);
-    return false;
-}
+static Merge merging; /* one at a time; the GIL guards it */
 
 /* ---- one record */
-
-static bool
-read_header(const Py_buffer *buf, Py_ssize_t at, RecordHeader *header)
-{
-    if (at < 0 || at > buf->len - HEADER_BYTES)
-        return malformed("a record begins beyond its batch");
-    memcpy(header, (const uint8_t *)buf->buf + at, HEADER_BYTES);
-    if (header->length < HEADER_BYTES || header->length > (size_t)(buf->len - at))
-        return malformed("a record of %u bytes does not fit its batch", header->length);
-    return true;
-}
-
-static bool
-add_span(Spans *spans, uint32_t start, uint32_t stop)
-{
-    if (spans->count == spans->capacity) {
-        size_t capacity = spans->capacity ? 2 * spans->capacity : 256;
-        Span *items = PyMem_RawRealloc(spans->items, capacity * sizeof(Span));
-        if (items == NULL) {
-            PyErr_NoMemory();
-            return false;
-        }
-        spans->items = items;
-        spans->capacity = capacity;
-    }
-    spans->items[spans->count++] = (Span){start, stop};
-    return true;
-}
-
-/* `heads` begins with `count` pairs (offset, length), then come the bytes of all of them; notes in `spans` what they cover. */
-static bool
-apply_ranges(const uint8_t *heads, size_t nbytes, unsigned count, uint8_t *page, size_t page_bytes, Spans *spans)
-{
-    if ((size_t)count * RANGE_BYTES > nbytes)
-        return malformed("a page record of %u ranges is cut short", count);
-    const uint8_t *data = heads + (size_t)count * RANGE_BYTES, *end = heads + nbytes;
-    for (unsigned i = 0; i < count; i++) {
-        uint16_t range[2];
-        memcpy(range, heads + (size_t)i * RANGE_BYTES, RANGE_BYTES);
-        uint32_t start = range[0], stop = start + range[1];
-        if (stop > page_bytes || range[1] > end - data)
-            return malformed("a page record's ranges do not fit a page of %zu bytes", page_bytes);
-        memcpy(page + start, data, range[1]);
-        data += range[1];
-        if (spans != NULL && !add_span(spans, start, stop))
-            return false;
-    }
-    return true;
-}
-
-static bool
-apply_image(const uint8_t *body, size_t nbytes, uint8_t *page, size_t page_bytes)
-{
-    uint32_t image_bytes;
-    if (nbytes < IMAGE_LENGTH_BYTES)
-        return malformed("a page image is cut short");
-    memcpy(&image_bytes, body, IMAGE_LENGTH_BYTES);
-    if (image_bytes > page_bytes || image_bytes > nbytes - IMAGE_LENGTH_BYTES)
-        return malformed("image of %u bytes for a page of %zu", image_bytes, page_bytes);
-    memcpy(page, body + IMAGE_LENGTH_BYTES, image_bytes);
-    memset(page + image_bytes, 0, page_bytes - image_bytes);
-    return true;
-}
-
-/* Applies the PAGE record at `at`; `*image` becomes true if it was one. */
-static bool
-apply_record(const Py_buffer *buf, Py_ssize_t at, uint8_t *page, size_t page_bytes, Spans *spans, bool *image)
-{
-    RecordHeader header;
-    if (!read_header(buf, at, &header))
-        return false;
-    const uint8_t *body = (const uint8_t *)buf->buf + at + HEADER_BYTES;
-    size_t nbytes = header.length - HEADER_BYTES;
-    if (!(header.flags & FLAG_FULL))
-        return apply_ranges(body, nbytes, header.count, page, page_bytes, spans);
-    *image = true;
-    return apply_image(body, nbytes, page, page_bytes);
-}
 
 PyDoc_STRVAR(apply_at_doc, "apply_at(buf, at, page, /)\n--\n\n"
              "Applies the PAGE record at offset `at` of `buf` to the bytearray `page`; whether it was an image.\n\n"
@@ -181,86 +53,27 @@ apply_delta(PyObject *Py_UNUSED(module), PyObject *args)
 
 /* ---- merging */
 
-static int
-by_start(const void *left, const void *right)
-{
-    const Span *a = left, *b = right;
-    if (a->start != b->start)
-        return a->start < b->start ? -1 : 1;
-    return a->stop < b->stop ? -1 : a->stop > b->stop;
-}
-
-/* The union of the spans as a delta, ranges ascending and apart.
- *
- * A gap between two ranges shorter than a range's own head would be cheaper to keep only if its bytes were known. They
- * are not (the base is elsewhere), so only ranges that touch are joined.
- */
-static PyObject *
-encode_delta(const uint8_t *page, Spans *spans)
-{
-    size_t count = 0, data_bytes = 0;
-    if (spans->count > 0) {
-        qsort(spans->items, spans->count, sizeof(Span), by_start);
-        for (size_t i = 1; i < spans->count; i++) {
-            Span *last = &spans->items[count], next = spans->items[i];
-            if (next.start > last->stop)
-                spans->items[++count] = next;
-            else if (next.stop > last->stop)
-                last->stop = next.stop;
-        }
-        count++;
-    }
-    for (size_t i = 0; i < count; i++)
-        data_bytes += spans->items[i].stop - spans->items[i].start;
-    PyObject *delta = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(2 + count * RANGE_BYTES + data_bytes));
-    if (delta == NULL)
-        return NULL;
-    uint8_t *head = (uint8_t *)PyBytes_AS_STRING(delta);
-    uint16_t number = (uint16_t)count; /* at most one range for every second byte of a page */
-    memcpy(head, &number, sizeof number);
-    head += sizeof number;
-    uint8_t *data = head + count * RANGE_BYTES;
-    for (size_t i = 0; i < count; i++, head += RANGE_BYTES) {
-        Span span = spans->items[i];
-        uint16_t range[2] = {(uint16_t)span.start, (uint16_t)(span.stop - span.start)};
-        memcpy(head, range, RANGE_BYTES);
-        memcpy(data, page + span.start, range[1]);
-        data += range[1];
-    }
-    return delta;
-}
-
 /* A truncation cut the page at `zero_from[number]`: what lies beyond is zeros. */
 static bool
-cut_here(PyObject *zero_from, Py_ssize_t number, size_t page_bytes)
+cut_here(PyObject *zero_from, Py_ssize_t number)
 {
     if (zero_from == NULL)
         return true;
     size_t cut = PyLong_AsSize_t(PySequence_Fast_GET_ITEM(zero_from, number));
     if (cut == (size_t)-1 && PyErr_Occurred())
         return false;
-    if (cut >= page_bytes)
-        return true;
-    memset(scratch + cut, 0, page_bytes - cut);
-    return add_span(&spans_of_merge, (uint32_t)cut, (uint32_t)page_bytes);
+    return merge_cut(&merging, cut);
 }
 
-static bool
-merge_change(PyObject *change, size_t page_bytes, bool *image)
+static PyObject *
+merged_data(void)
 {
-    if (!PyTuple_Check(change) || PyTuple_GET_SIZE(change) != 3) {
-        PyErr_SetString(PyExc_TypeError, "a change is a tuple (lsn, batch, offset)");
-        return false;
-    }
-    Py_ssize_t at = PyLong_AsSsize_t(PyTuple_GET_ITEM(change, 2));
-    if (at == -1 && PyErr_Occurred())
-        return false;
-    Py_buffer buf;
-    if (PyObject_GetBuffer(PyTuple_GET_ITEM(change, 1), &buf, PyBUF_SIMPLE) < 0)
-        return false;
-    bool done = apply_record(&buf, at, scratch, page_bytes, &spans_of_merge, image);
-    PyBuffer_Release(&buf);
-    return done;
+    if (merging.image)
+        return PyBytes_FromStringAndSize((const char *)merging.page, (Py_ssize_t)merge_image_bytes(&merging));
+    PyObject *delta = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)merge_delta_bytes(&merging));
+    if (delta != NULL)
+        merge_write_delta(&merging, (uint8_t *)PyBytes_AS_STRING(delta));
+    return delta;
 }
 
 PyDoc_STRVAR(merge_doc, "merge(changes, page_size, base_is_zeros, zero_from=None, /)\n--\n\n"
@@ -275,10 +88,9 @@ merge(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *changes, *zero_from = Py_None, *data = NULL;
     Py_ssize_t page_bytes;
     int base_is_zeros;
-    if (!PyArg_ParseTuple(args, "Onp|O:merge", &changes, &page_bytes, &base_is_zeros, &zero_from))
+    if (!PyArg_ParseTuple(args, "Onp|O:merge", &changes, &page_bytes, &base_is_zeros, &zero_from)
+        || !check_page_bytes(page_bytes))
         return NULL;
-    if (page_bytes <= 0 || page_bytes > PAGE_BYTES_MAX)
-        return PyErr_Format(PyExc_ValueError, "pages of %zd bytes are not supported", page_bytes);
     changes = PySequence_Fast(changes, "changes are a sequence");
     if (changes == NULL)
         return NULL;
@@ -290,28 +102,17 @@ merge(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_Format(PyExc_ValueError, "%zd changes need %zd entries of zero_from", count, count + 1);
         goto out;
     }
-    bool image = base_is_zeros;
-    spans_of_merge.count = 0;
-    if (image)
-        memset(scratch, 0, (size_t)page_bytes);
-    if (!cut_here(zero_from, 0, (size_t)page_bytes))
+    merge_begin(&merging, (size_t)page_bytes, base_is_zeros);
+    if (!cut_here(zero_from, 0))
         goto out;
     for (Py_ssize_t i = 0; i < count; i++)
-        if (!merge_change(PySequence_Fast_GET_ITEM(changes, i), (size_t)page_bytes, &image)
-            || !cut_here(zero_from, i + 1, (size_t)page_bytes))
+        if (!merge_change(&merging, PySequence_Fast_GET_ITEM(changes, i)) || !cut_here(zero_from, i + 1))
             goto out;
-    if (image) {
-        Py_ssize_t used = page_bytes;
-        while (used > 0 && scratch[used - 1] == 0)
-            used--;
-        data = PyBytes_FromStringAndSize((const char *)scratch, used);
-    } else {
-        data = encode_delta(scratch, &spans_of_merge);
-    }
+    data = merged_data();
 out:
     Py_DECREF(changes);
     Py_XDECREF(zero_from);
-    return data == NULL ? NULL : Py_BuildValue("(NN)", PyBool_FromLong(image), data);
+    return data == NULL ? NULL : Py_BuildValue("(NN)", PyBool_FromLong(merging.image), data);
 }
 
 /* ---- scanning a batch */
@@ -414,10 +215,5 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__pages(void)
 {
-    PyObject *errors = PyImport_ImportModule("aurora_ray.errors");
-    if (errors == NULL)
-        return NULL;
-    malformed_error = PyObject_GetAttrString(errors, "MalformedError");
-    Py_DECREF(errors);
-    return malformed_error == NULL ? NULL : PyModule_Create(&definition);
+    return records_ready() ? PyModule_Create(&definition) : NULL;
 }

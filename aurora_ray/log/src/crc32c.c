@@ -1,5 +1,7 @@
 /* CRC-32C (Castagnoli), by the processor's instruction where it has one and by a table where not. */
-#include "aurora.h"
+#include "crc32c.h"
+
+#include <pthread.h>
 #include <string.h>
 
 static uint32_t table[256];
@@ -39,7 +41,7 @@ __attribute__((target("sse4.2"))) static uint32_t by_instruction(uint32_t crc, c
 }
 #endif
 
-AR_EXPORT uint32_t ar_crc32c(uint32_t crc, const void *data, size_t bytes)
+uint32_t ar_crc32c(uint32_t crc, const void *data, size_t bytes)
 {
     crc = ~crc;
 #if defined(__x86_64__)
