@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 _GONE: Final = "the segment was replaced or dropped in the middle: ask again"
 _BLOB_BYTES_MIN: Final = 512
 _WAL_BYTES_MAX: Final = 64 << 20
+_RUNS_BEFORE_MERGING: Final = 10  # with few, each small flush would be merged with the newest run, whatever its size
 
 
 class SegmentStore:
@@ -366,6 +367,7 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
         options.set_blob_compression_type(DBCompressionType.lz4())
         options.set_enable_blob_gc(True)
         options.set_compaction_style(DBCompactionStyle.universal())
+        options.set_level_zero_file_num_compaction_trigger(_RUNS_BEFORE_MERGING)
     table = BlockBasedOptions()
     if cache is not None:
         table.set_block_cache(cache)
