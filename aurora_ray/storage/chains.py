@@ -19,7 +19,7 @@ RANGE_PAGES: Final = 1024
 _RANGE_BITS: Final = RANGE_PAGES.bit_length() - 1
 _EMPTY: Final = bytes(RANGE_PAGES * array("I").itemsize)
 RANGES_MAX: Final = 2048  # 8 MiB
-_BYTES_BITS: Final = 16  # a chain's deltas have less than half a page of bytes, and pages have 32 KiB at most
+_BYTES_BITS: Final = 16  # a chain's deltas have fewer bytes than a page, which has 32 KiB at most
 
 
 class Chain(NamedTuple):

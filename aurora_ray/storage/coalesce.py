@@ -224,7 +224,7 @@ class _LayerWriter:
             self._put_image(file_id, page, merged.data, has_older=base is not None)
             return
         delta_bytes = base.delta_bytes + len(merged.data)
-        if base.deltas + 1 >= CHAIN_DELTAS_MAX or delta_bytes >= self._page_size // 2:
+        if base.deltas + 1 >= CHAIN_DELTAS_MAX or delta_bytes >= self._page_size:
             content = self._versions.content(file_id, page, start_lsn)
             assert content is not None  # noqa: S101 - `base` exists
             apply_delta(merged.data, content)

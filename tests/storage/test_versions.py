@@ -44,7 +44,7 @@ class Layer:
 
     def _chain(self) -> Chain:
         deltas = self.random.choice([0, 1, CHAIN_DELTAS_MAX - 2, CHAIN_DELTAS_MAX - 1])
-        return Chain(deltas, self.random.choice([6, PAGE // 2 - 40, PAGE // 2 - 1]) if deltas else 0)
+        return Chain(deltas, self.random.choice([6, PAGE - 40, PAGE - 1]) if deltas else 0)
 
     def _change(self) -> Change:
         choose = self.random
@@ -84,7 +84,7 @@ class Layer:
             if merged.is_image:
                 after = Chain(0, 0)
                 outcome.images.append(number)
-            elif after.deltas >= CHAIN_DELTAS_MAX or after.delta_bytes >= PAGE // 2:
+            elif after.deltas >= CHAIN_DELTAS_MAX or after.delta_bytes >= PAGE:
                 outcome.left.append(number)
                 continue
             known[page] = after

@@ -74,7 +74,7 @@ put_delta(Run *run, uint32_t page, PyObject *number, uint32_t base)
     size_t nbytes = merge_delta_bytes(&merging);
     uint32_t deltas = base >> CHAIN_BYTES_BITS; /* the base is packed with one more, which is now this one */
     size_t delta_bytes = (base & ((1u << CHAIN_BYTES_BITS) - 1)) + nbytes;
-    if (deltas >= run->deltas_max || delta_bytes >= merging.page_bytes / 2)
+    if (deltas >= run->deltas_max || delta_bytes >= merging.page_bytes)
         return PyList_Append(run->left, number) == 0;
     PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(CRC_BYTES + DELTA_HEAD_BYTES + nbytes));
     if (value == NULL)
