@@ -7,7 +7,8 @@ Integers in keys are big-endian, so that byte order is numeric order. Column fam
     log      u64 flush_end -> batch, as received (it carries a CRC of its own)
     pages    u64 file_id + u32 page + u64 lsn -> u32 CRC, u8 kind, then
                  IMAGE: the page without trailing zeros
-                 DELTA: u8 0, u16 deltas since the image (with this), u32 their bytes, then a delta as in log/pages.py
+                 DELTA: u8 0, u16 deltas since the image (with this), u32 their bytes, then a delta as in log/pages.py;
+                        where a node has just started the two may count from what was assumed (chains.py)
     tables   u64 lsn -> u32 CRC, the file table, zstd of its packed form (group 0 only)
     marks    b"pages" -> u32 CRC, u64 lsn (little-endian): all page versions up to here were flushed before this was
 

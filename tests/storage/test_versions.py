@@ -111,6 +111,8 @@ def test_what_cannot_be_is_refused() -> None:
         versions_of({}, [5], 0, 1, PAGE, known, ASSUMED, CHAIN_DELTAS_MAX)
     with pytest.raises(TypeError, match="tuple"):
         versions_of({5: [b"no change"]}, [5], 0, 1, PAGE, known, ASSUMED, CHAIN_DELTAS_MAX)  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        versions_of({}, [b"5"], 0, 1, PAGE, known, ASSUMED, CHAIN_DELTAS_MAX)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="chains"):
         versions_of({}, [], 0, 1, PAGE, known[:-1], ASSUMED, CHAIN_DELTAS_MAX)
     with pytest.raises(ValueError, match="not supported"):

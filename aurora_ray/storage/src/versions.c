@@ -91,6 +91,8 @@ static bool
 one_page(Run *run, PyObject *number)
 {
     uint32_t page = (uint32_t)PyLong_AsUnsignedLongMask(number); /* the lower half of the number is the page */
+    if (PyErr_Occurred())
+        return false;
     PyObject *changes = PyDict_GetItemWithError(run->changes, number);
     if (changes == NULL || !PyList_Check(changes)) {
         if (!PyErr_Occurred())
