@@ -46,14 +46,9 @@ class KnownChains:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[int, int], array[int]] = {}
-        self._complete = True
-
-    @property
-    def may_assume(self) -> bool:
-        """Whether what is not known has not been met since the start: ranges that come and go, each time assumed anew,
-        would let chains grow without end.
-        """
-        return self._complete
+        # While no range had to make room: ranges that come and go, assumed anew each time, would let chains grow
+        # without end. After `clear`, which is rare, they may be that much longer once more.
+        self.may_assume = True
 
     def get(self, file_id: int, page: int) -> Chain | None:
         """None if it is not known."""
@@ -72,7 +67,7 @@ class KnownChains:
         if chains is None:
             if len(self._ranges) >= RANGES_MAX:
                 del self._ranges[next(iter(self._ranges))]
-                self._complete = False
+                self.may_assume = False
             chains = self._ranges[key] = array("I", _EMPTY)
         return chains
 
@@ -84,4 +79,4 @@ class KnownChains:
     def clear(self) -> None:
         """Nothing is known any more."""
         self._ranges.clear()
-        self._complete = True
+        self.may_assume = True

@@ -5,7 +5,7 @@ there was none, when a record carried one, or when the chain of deltas has grown
 the layer are not written at all; a cut (truncation, drop) is remembered to hide versions from before it.
 
 Most pages need no look at what is stored: theirs is one more delta on a chain whose length is known. They go through
-src/versions.c, hundreds in a call, which leaves the others to the code here.
+src/versions.c, many in a call, which leaves the others to the code here.
 
 The layer never reaches beyond the VDL, so nothing that a recovery may annul gets into page versions. A crash in between
 leaves versions at an LSN that is not a layer's end: correct for that LSN, merged over by the next attempt, never read.
@@ -32,6 +32,7 @@ from aurora_ray.storage.keys import (
     lsn_key,
     page_key,
 )
+from aurora_ray.storage.layers import page_number_key, page_of
 from aurora_ray.storage.meta import Layer
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.reading import apply_to_table, stored_table
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 _WRITE_BYTES: Final = 256 << 10
 _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
-_PAGE_MASK: Final = (1 << 32) - 1
 _IMAGES_A_LOOK: Final = 4
 _COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
@@ -129,7 +129,7 @@ class _LayerWriter:
                 self._pages(file_id, numbers)
             else:
                 for number in numbers:
-                    self._page_with_cuts(file_id, number & _PAGE_MASK, index.pages.get(number, ()), cuts)
+                    self._page_with_cuts(file_id, page_of(number), index.pages.get(number, ()), cuts)
             if self._changes.nbytes >= _WRITE_BYTES:
                 self._flush()
             if self._pacer.due:
@@ -164,7 +164,7 @@ class _LayerWriter:
         """Pages that a truncation cuts in the middle: they get a version even if nothing else changed them."""
         size = self._page_size
         return {
-            file_id << 32 | cut.new_size // size
+            page_number_key(file_id, cut.new_size // size)
             for file_id, cuts in self._index.cuts.items()
             for cut in cuts
             if cut.new_size % size
@@ -172,16 +172,16 @@ class _LayerWriter:
 
     def _pages(self, file_id: int, numbers: list[int]) -> None:
         """Pages of one range, without cuts in this layer. Where older cuts hide versions, nothing can be assumed."""
-        index, known = self._index, self._chains.range_of(file_id, numbers[0] & _PAGE_MASK)
+        index, known = self._index, self._chains.range_of(file_id, page_of(numbers[0]))
         assumed = ASSUMED if self._chains.may_assume and file_id not in self._segment.cuts else 0
         versions, images, left = versions_of(
             index.pages, numbers, file_id, index.end_lsn, self._page_size, known, assumed, CHAIN_DELTAS_MAX
         )
         self._changes.put_all("pages", versions)
         for number in images:
-            self._delete_unneeded(file_id, number & _PAGE_MASK)
+            self._delete_unneeded(file_id, page_of(number))
         for number in left:
-            self._page(file_id, number & _PAGE_MASK, index.pages[number], base_is_zeros=False)
+            self._page(file_id, page_of(number), index.pages[number], base_is_zeros=False)
 
     def _page_with_cuts(self, file_id: int, page: int, changes: Sequence[Change], cuts: Sequence[Cut]) -> None:
         size, offset = self._page_size, page * self._page_size

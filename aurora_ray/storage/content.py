@@ -12,6 +12,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aurora_ray.storage.keys import PAGE_KEY, page_key
+from aurora_ray.storage.layers import page_of
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.reading import View
 
@@ -110,7 +111,7 @@ def stored_keys(segment: Segment, start: PageKey, stop: PageKey | None = None) -
 
 
 def _from_number(number: int) -> PageKey:
-    return PageKey(number >> 32, number & _PAGE_MAX)
+    return PageKey(number >> 32, page_of(number))
 
 
 def _after(key: PageKey) -> PageKey:

@@ -33,6 +33,11 @@ def page_number_key(file_id: int, page: int) -> int:
     return file_id << 32 | page
 
 
+def page_of(number: int) -> int:
+    """The page in what `page_number_key` made; the file id is `number >> 32`."""
+    return number & 0xFFFFFFFF
+
+
 class LayerIndex:
     """The records of (start_lsn, end_lsn], by page; everything in LSN order."""
 

@@ -95,17 +95,22 @@ async def test_a_layer_that_failed_is_not_remembered(start, monkeypatch: pytest.
 async def test_a_node_that_has_just_started_assumes_and_is_right(start) -> None:
     server = await start()
     writer = await Writer().open(server)
-    await server.send(writer.flush(rec.create(1, b"f"), rec.size(1, 4 * PAGE_SIZE), rec.page_full(1, 0, b"0" * 100)))
+    await server.send(writer.flush(rec.create(1, b"f"), rec.create(2, b"g"), rec.page_full(1, 0, b"0" * 100)))
     for number in range(2 * CHAIN_DELTAS_MAX):
-        # The second page begins with a delta on nothing, the third is cut off and begins anew.
-        changes = [rec.page_delta(1, page, [(number, b"%d" % number)]) for page in range(3)]
-        await server.send(writer.flush(*changes, *([rec.truncate(1, 2 * PAGE_SIZE)] if number == 9 else [])))
+        # The second page begins with a delta on nothing, that of the other file is cut off and begins anew.
+        changes = [rec.page_delta(*where, [(number, b"%d" % number)]) for where in ((1, 0), (1, 1), (2, 0))]
+        await server.send(writer.flush(*changes, *([rec.truncate(2, 0)] if number == 9 else [])))
         await server.send([writer.heartbeat()])
         await server.coalesce(writer)
+        if number % 10 == 0:
+            known = server.segment(writer).chains.get(1, 1)
+            assert known is not None
+            assert known.deltas == CHAIN_DELTAS_MAX // 2 + 1, "one more than is assumed after a start"
         if number % 10 == 9:
             await server.restart()
-        expected = [writer.page_at(writer.lsn, 1, page) for page in range(4)]
-        assert await server.pages(writer, writer.lsn, 1, count=4) == expected
+        for file_id in (1, 2):
+            expected = [writer.page_at(writer.lsn, file_id, page) for page in range(2)]
+            assert await server.pages(writer, writer.lsn, file_id, count=2) == expected
     segment = server.segment(writer)
     stored = [len([*segment.store.scan("pages", page_key(1, page, 0), page_key(1, page + 1, 0))]) for page in range(2)]
     assert stored == [2 * CHAIN_DELTAS_MAX] * 2

@@ -25,20 +25,13 @@ typedef struct {
     uint64_t file_id, end_lsn;
     uint32_t *known; /* a chain for each page of the range; 0: not known */
     uint32_t assumed, deltas_max;
+    Py_ssize_t page_bytes;
     PyObject *versions, *images, *left;
 } Run;
 
 static Merge merging; /* one at a time; the GIL guards it */
 
-static bool
-append(PyObject *list, PyObject *item)
-{
-    bool done = item != NULL && PyList_Append(list, item) == 0;
-    Py_XDECREF(item);
-    return done;
-}
-
-/* Appends (key, value); `content` is what `value` holds behind its CRC, filled in by the caller. */
+/* Appends (key, value), a reference to which it takes; what is behind the value's CRC has been filled in. */
 static bool
 append_version(Run *run, uint32_t page, PyObject *value)
 {
@@ -51,7 +44,10 @@ append_version(Run *run, uint32_t page, PyObject *value)
     uint8_t *bytes = (uint8_t *)PyBytes_AS_STRING(value);
     uint32_t crc = ar_crc32c(ar_crc32c(0, key, KEY_BYTES), bytes + CRC_BYTES, (size_t)PyBytes_GET_SIZE(value) - CRC_BYTES);
     memcpy(bytes, &crc, CRC_BYTES);
-    return append(run->versions, Py_BuildValue("(y#N)", (const char *)key, (Py_ssize_t)KEY_BYTES, value));
+    PyObject *pair = Py_BuildValue("(y#N)", (const char *)key, (Py_ssize_t)KEY_BYTES, value);
+    bool done = pair != NULL && PyList_Append(run->versions, pair) == 0;
+    Py_XDECREF(pair);
+    return done;
 }
 
 static bool
@@ -104,7 +100,7 @@ one_page(Run *run, PyObject *number)
         base = run->assumed;
     if (base == 0)
         return PyList_Append(run->left, number) == 0;
-    merge_begin(&merging, merging.page_bytes, false);
+    merge_begin(&merging, (size_t)run->page_bytes, false);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(changes); i++) {
         if (merge_change(&merging, PyList_GET_ITEM(changes, i)))
             continue;
@@ -130,10 +126,9 @@ versions_of(PyObject *Py_UNUSED(module), PyObject *args)
     Run run = {0};
     PyObject *numbers, *result = NULL;
     Py_buffer known;
-    Py_ssize_t page_bytes;
     unsigned long long file_id, end_lsn;
     if (!PyArg_ParseTuple(args, "O!O!KKnw*II:versions_of", &PyDict_Type, &run.changes, &PyList_Type, &numbers, &file_id,
-                          &end_lsn, &page_bytes, &known, &run.assumed, &run.deltas_max))
+                          &end_lsn, &run.page_bytes, &known, &run.assumed, &run.deltas_max))
         return NULL;
     run.file_id = file_id;
     run.end_lsn = end_lsn;
@@ -141,12 +136,11 @@ versions_of(PyObject *Py_UNUSED(module), PyObject *args)
     run.versions = PyList_New(0);
     run.images = PyList_New(0);
     run.left = PyList_New(0);
-    bool done = run.versions != NULL && run.images != NULL && run.left != NULL && check_page_bytes(page_bytes);
+    bool done = run.versions != NULL && run.images != NULL && run.left != NULL && check_page_bytes(run.page_bytes);
     if (done && known.len != RANGE_PAGES * (Py_ssize_t)sizeof(uint32_t)) {
         PyErr_Format(PyExc_ValueError, "%zd bytes of chains for %d pages", known.len, RANGE_PAGES);
         done = false;
     }
-    merging.page_bytes = done ? (size_t)page_bytes : 0;
     for (Py_ssize_t i = 0; done && i < PyList_GET_SIZE(numbers); i++)
         done = one_page(&run, PyList_GET_ITEM(numbers, i));
     if (done)
