@@ -1,4 +1,7 @@
-"""The only place that makes gRPC channels and servers, so that limits, keepalive and credentials agree everywhere."""
+"""The only place that makes gRPC channels and servers, so that limits, keepalive and credentials agree everywhere.
+
+(But for the streams that carry redo: `stream_client.py` and `stream_server.py`, with the limits from here.)
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,14 @@ from aurora_ray.rpc.partition import PARTY, Gate
 from aurora_ray.rpc.tracing import ServerSpans
 
 MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
+KEEPALIVE_S: Final = 10  # silence after which the other side is asked for a sign of life ...
+KEEPALIVE_TIMEOUT_S: Final = 5  # ... and how long it may take
 
 _COMMON: Final = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 1_000 * KEEPALIVE_S),
+    ("grpc.keepalive_timeout_ms", 1_000 * KEEPALIVE_TIMEOUT_S),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _CLIENT: Final = (

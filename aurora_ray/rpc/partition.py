@@ -13,7 +13,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -33,6 +33,13 @@ class Cut:
         return party in self.denied or (self.allowed is not None and party not in self.allowed)
 
 
+class Breakable(Protocol):
+    """A call that can be broken: a task, a connection."""
+
+    def cancel(self) -> Any:
+        """Breaks it."""
+
+
 class Party:
     """This process's name, and its gate. One a process."""
 
@@ -40,7 +47,7 @@ class Party:
         self.name = ""
         self._cut = Cut()
         self._healed = asyncio.Event()
-        self._calls: dict[asyncio.Task[Any], str] = {}
+        self._calls: dict[Breakable, str] = {}
 
     @property
     def user_agent(self) -> str:
@@ -56,9 +63,9 @@ class Party:
         self._cut = cut
         healed, self._healed = self._healed, asyncio.Event()
         healed.set()  # who waits looks again
-        for task, party in list(self._calls.items()):
+        for call, party in list(self._calls.items()):
             if cut.mutes(party):
-                task.cancel()
+                call.cancel()
 
     async def wait_heard(self, party: str) -> None:
         """Returns when calls of that party are answered again."""
@@ -69,8 +76,16 @@ class Party:
         """The running task serves a call of that party."""
         task = asyncio.current_task()
         if task is not None:
-            self._calls[task] = party
-            task.add_done_callback(lambda done: self._calls.pop(done, None))
+            self.note(task, party)
+            task.add_done_callback(self.forget)
+
+    def note(self, call: Breakable, party: str) -> None:
+        """A call of that party runs, until `forget`."""
+        self._calls[call] = party
+
+    def forget(self, call: Breakable) -> None:
+        """It has ended."""
+        self._calls.pop(call, None)
 
 
 PARTY: Final = Party()
@@ -86,7 +101,8 @@ class Gate(_Interceptor):
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """See grpc.aio.ServerInterceptor."""
-        party = _party_of(handler_call_details.invocation_metadata)
+        metadata = handler_call_details.invocation_metadata or ()
+        party = next((found for key, value in metadata if key == "user-agent" and (found := party_of(value))), "")
         if PARTY.mutes(party):
             await PARTY.wait_heard(party)
         handler = await continuation(handler_call_details)
@@ -111,11 +127,9 @@ def _breakable(serve: Callable[[Any, Any], Awaitable[None]], party: str) -> Call
     return wrapped
 
 
-def _party_of(metadata: Any) -> str:
-    for key, value in metadata or ():
-        if key == "user-agent" and value.startswith(AGENT):
-            return str(value.removeprefix(AGENT).partition(" ")[0])
-    return ""
+def party_of(user_agent: str) -> str:
+    """Who calls; "" if nothing is said of it."""
+    return user_agent.removeprefix(AGENT).partition(" ")[0] if user_agent.startswith(AGENT) else ""
 
 
 CONTROL_PARTY: Final = "control"

@@ -2,6 +2,9 @@
 
 Nothing is indexed here and no thread is involved: a hop to a thread costs more than the write. A message is checked as
 a whole before any of it is stored, so a refused message changes nothing; the refusal ends the stream.
+
+The stream is served twice, by the same logic: at the node's address by gRPC's library, as all else, for whoever has
+only that; and at the append port by `stream_server.py`, which takes half the CPU for a message. Writers use the latter.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import grpc.aio
 
 from aurora_ray.errors import AuroraError, DiskFullError, UnknownVolumeError
 from aurora_ray.log.batch import BatchHeader, check_records, verify
+from aurora_ray.rpc.stream_server import RefusedError
 from aurora_ray.storage.keys import LSN_KEY
-from aurora_ray.storage.status import refuse
+from aurora_ray.storage.status import refusal, refuse
 from aurora_ray.storage.wire import append_reply, split_append
 
 if TYPE_CHECKING:
@@ -24,15 +28,35 @@ if TYPE_CHECKING:
 _DISK_CHECK_BYTES: Final = 1 << 20
 
 
+class AppendCall:
+    """One stream at the append port; messages and replies are bytes."""
+
+    def __init__(self, appender: Appender) -> None:
+        self._appender = appender
+        self._acked_lsn = 0
+
+    def on_message(self, message: bytes) -> bytes:
+        """Stores it; the reply. Raises RefusedError."""
+        try:
+            self._acked_lsn = max(self._acked_lsn, self._appender.store(message))
+        except AuroraError as error:
+            raise RefusedError(*refusal(self._appender.node, error)) from error
+        return append_reply(self._acked_lsn)
+
+
 class Appender:
     """Serves Append for one node."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        self.node = node
         self._unchecked_bytes = 0
 
+    def call(self) -> AppendCall:
+        """What serves a stream at the append port."""
+        return AppendCall(self)
+
     async def serve(self, _: object, context: Any) -> None:
-        """One stream; messages and replies are bytes."""
+        """One stream by gRPC's library; messages and replies are bytes."""
         read, write, store = context.read, context.write, self.store
         acked_lsn = 0
         while True:
@@ -42,12 +66,12 @@ class Appender:
             try:
                 acked_lsn = max(acked_lsn, store(message))
             except AuroraError as error:
-                await refuse(context, self._node, error)
+                await refuse(context, self.node, error)
             await write(append_reply(acked_lsn))
 
     def store(self, message: bytes) -> int:
         """Makes the message's batches durable; the highest flush_end among them. Raises AuroraError."""
-        node = self._node
+        node = self.node
         self._unchecked_bytes += len(message)
         if self._unchecked_bytes > max(_DISK_CHECK_BYTES, node.config.disk_reserve_bytes // 16):
             # The background looks every second, in which the reserve could be used up.
@@ -75,7 +99,7 @@ class Appender:
 
     def _check(self, batches: list[bytes]) -> tuple[list[tuple[Segment, BatchHeader, bytes]], int]:
         """The batches that are new, and the highest flush_end."""
-        segments = self._node.segments
+        segments = self.node.segments
         fresh: list[tuple[Segment, BatchHeader, bytes]] = []
         chain_ends: dict[Segment, int] = {}
         highest_lsn = 0

@@ -22,6 +22,7 @@ class StorageConfig:
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 0  # 0: the port used last time, or any free one
+    append_port: int = 0  # where streams of redo go; 0: any free one, clients ask for it
     retention_s: float = 300.0
     retention_bytes: int = 256 << 20
     layer_bytes: int = 32 << 20  # log is coalesced in layers of about this size ...

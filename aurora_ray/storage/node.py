@@ -53,6 +53,7 @@ class Node:
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
         self.disk_full = False
+        self.append_port = 0  # set by the server
         self.reclaim: Callable[[], None] = lambda: None  # makes sure that the directory is still this node's
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
         self.disk_bytes = 0

@@ -15,6 +15,7 @@ from grpc_health.v1._async import HealthServicer
 
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.rpc.channel import bind, make_server
+from aurora_ray.rpc.stream_server import StreamServer
 from aurora_ray.storage.append import Appender
 from aurora_ray.storage.background import Background
 from aurora_ray.storage.datadir import DataDir
@@ -53,6 +54,8 @@ class StorageServer:
         self.gossip = Gossip(self.node, self.peers, self.repairer.copy)
         self.background = Background(self.node)
         self.scrubber = Scrubber(self.node, self.peers)
+        self._appender = Appender(self.node)
+        self._append_server = StreamServer({f"/{SERVICE_NAME}/Append": self._appender.call})
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._data_dir: DataDir | None = None
@@ -70,6 +73,7 @@ class StorageServer:
         server = make_server()
         try:
             self.node.open()
+            self.node.append_port = await self._append_server.start(self._config.host, self._config.append_port)
             checks = self._register(server)
             port = self._bind(server)
             # A moment only; interrupted in the middle, grpc's server can neither go on nor stop.
@@ -81,6 +85,7 @@ class StorageServer:
             await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         except BaseException:
             await server.stop(None)
+            await self._append_server.stop()
             self.node.close()
             self._data_dir.release()
             raise
@@ -100,6 +105,7 @@ class StorageServer:
         server, self._server = self._server, None
         if server is None:
             return
+        await self._append_server.stop()
         await server.stop(grace_s)
         for task in self._tasks:
             task.cancel()
@@ -130,7 +136,7 @@ class StorageServer:
         service = StorageService(self.node, self.gossip)
         handlers: dict[str, Any] = {
             # Bytes in, bytes out: redo is never copied through a message object.
-            "Append": grpc.stream_stream_rpc_method_handler(Appender(self.node).serve),
+            "Append": grpc.stream_stream_rpc_method_handler(self._appender.serve),
             "ReadFileTable": self._stream(service.read_file_table, pb.ReadFileTableRequest, _serialize),
             "Subscribe": self._stream(service.subscribe, pb.SubscribeRequest, None),
             "FetchLog": self._stream(service.fetch_log, pb.FetchLogRequest, None),
@@ -148,6 +154,7 @@ class StorageServer:
             ("SetPeers", service.set_peers, pb.SetPeersRequest),
             ("SetReadPoint", service.set_read_point, pb.SetReadPointRequest),
             ("State", service.state, pb.StateRequest),
+            ("AppendPort", service.append_port, pb.AppendPortRequest),
         ):
             handlers[name] = grpc.unary_unary_rpc_method_handler(
                 unary(self.node, method), request_deserializer=request.FromString, response_serializer=_serialize

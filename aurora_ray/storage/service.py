@@ -144,6 +144,10 @@ class StorageService:
 
     # ---- state
 
+    async def append_port(self, _: pb.AppendPortRequest) -> pb.AppendPortReply:
+        """Where streams of redo go."""
+        return pb.AppendPortReply(port=self._node.append_port)
+
     async def state(self, request: pb.StateRequest) -> pb.StateReply:
         """What the node has."""
         node = self._node

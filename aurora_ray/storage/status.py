@@ -28,13 +28,18 @@ _STATUS: Final = (
 )
 
 
-async def refuse(context: Any, node: Node, error: errors.AuroraError) -> NoReturn:
-    """Ends the call with the error's status and sentence. What it says of our own files is seen to."""
+def refusal(node: Node, error: errors.AuroraError) -> tuple[grpc.StatusCode, str]:
+    """The error as a status and a sentence. What it says of our own files is seen to."""
     node.note_failure(error)
     for kind, code, reason in _STATUS:
         if isinstance(error, kind):
             node.counters[f"refused_{reason}"] += 1
-            await context.abort(code, str(error))
+            return code, str(error)
     _log.error("a call failed: %s", error)
-    await context.abort(grpc.StatusCode.INTERNAL, str(error))
+    return grpc.StatusCode.INTERNAL, str(error)
+
+
+async def refuse(context: Any, node: Node, error: errors.AuroraError) -> NoReturn:
+    """Ends the call with the error's status and sentence."""
+    await context.abort(*refusal(node, error))
     raise AssertionError("abort returned")

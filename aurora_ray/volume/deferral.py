@@ -101,6 +101,9 @@ class Deferral:
         if not self._mean_s:
             self._mean_s, self._deviation_s = took_s, took_s / 2
             return
+        # What was late enough to be hedged counts as just that late: a few stalls of a disk would otherwise put the
+        # hedge off for the next ones. A disk that is slow from now on still moves the bound, within some dozen flushes.
+        took_s = min(took_s, self.hedge_s)
         self._deviation_s += (abs(took_s - self._mean_s) - self._deviation_s) / 16
         self._mean_s += (took_s - self._mean_s) / 32
 

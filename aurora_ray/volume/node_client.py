@@ -23,6 +23,7 @@ from aurora_ray.errors import (
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.stream_client import StreamEndedError, open_stream
 from aurora_ray.rpc.tracing import trace_metadata
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -31,12 +32,12 @@ from aurora_ray.volume.recovery import BatchInfo, SegmentState
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 
+    from aurora_ray.rpc.stream_client import Receiver, StreamCall
     from aurora_ray.volume.recovery import Truncate
     from aurora_ray.volume.spec import NodeAddress
 
-    AppendCall = grpc.aio.StreamStreamCall[bytes, bytes]
-
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
+APPEND_PORT_TIMEOUT_S: Final = 5.0
 PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
 
@@ -61,15 +62,13 @@ _ERRORS: Final[dict[grpc.StatusCode, type[StorageError] | type[MalformedError]]]
 }
 
 
-def typed_error(node_id: str, error: grpc.aio.AioRpcError) -> AuroraError:
+def typed_error(node_id: str, code: grpc.StatusCode, details: str | None) -> AuroraError:
     """A node's refusal, or its silence, in our own tree."""
-    detail = error.details() or error.code().name
-    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+    detail = details or code.name
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
         kind: type[AuroraError] = FencedError if detail.startswith("fenced") else NotCompleteError
-    elif error.code() is grpc.StatusCode.INTERNAL and detail.startswith("Internal error from Core"):
-        kind = NodeUnreachableError  # what gRPC makes of a write to a stream that has just broken
     else:
-        kind = _ERRORS.get(error.code(), StorageError)
+        kind = _ERRORS.get(code, StorageError)
     return kind(f"storage node {node_id}: {detail}")
 
 
@@ -82,17 +81,26 @@ class NodeClient:
         channel: Any = open_channel(node.address)  # the type stubs know grpc.aio's signatures only in part
         self._channel = channel
         self._stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
-        # Bytes in, bytes out: a flush is serialised once for all nodes, and replies are one number.
-        self._append: Any = channel.stream_stream(APPEND_METHOD)
 
     async def close(self) -> None:
         """Ends all calls."""
         await self._channel.close()
 
-    def append(self) -> AppendCall:
-        """Opens an Append stream of serialised AppendRequests and AppendReplies."""
-        call: AppendCall = self._append()
-        return call
+    async def append(self, receiver: Receiver) -> StreamCall:
+        """Opens an Append stream. Bytes in, bytes out: a flush is serialised once for all nodes. See `ended`.
+
+        Raises StorageError.
+        """
+        reply = await self._call(self._stub.AppendPort(pb.AppendPortRequest(), timeout=APPEND_PORT_TIMEOUT_S))
+        host = self.node.address.rpartition(":")[0].strip("[]")
+        try:
+            return await open_stream(host, reply.port, APPEND_METHOD, receiver)
+        except StreamEndedError as error:
+            raise self.error(error.code, error.details) from error
+
+    def error(self, code: grpc.StatusCode, details: str | None) -> AuroraError:
+        """How a call of the node ended, in our own tree."""
+        return typed_error(self.node.node_id, code, details)
 
     async def create_segments(
         self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float
@@ -170,14 +178,14 @@ class NodeClient:
         try:
             packed = b"".join([chunk.data async for chunk in chunks])
         except grpc.aio.AioRpcError as error:
-            raise typed_error(self.node.node_id, error) from error
+            raise self.error(error.code(), error.details()) from error
         return FileTable.unpack(zstandard.ZstdDecompressor().decompress(packed, max_output_size=FILE_TABLE_BYTES_MAX))
 
     async def _call(self, call: Awaitable[_Reply]) -> _Reply:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise typed_error(self.node.node_id, error) from error
+            raise self.error(error.code(), error.details()) from error
 
 
 def decode_state(state: pb.SegmentState) -> SegmentState:

@@ -22,27 +22,25 @@ import math
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
-import grpc.aio
 
 from aurora_ray.errors import AuroraError, FencedError, MalformedError, StaleSegmentError
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import NodeUnreachableError, typed_error
+from aurora_ray.volume.node_client import NodeUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aurora_ray.volume.node_client import AppendCall, NodeClient
+    from aurora_ray.rpc.stream_client import StreamCall
+    from aurora_ray.volume.node_client import NodeClient
 
 BACKLOG_BYTES_MAX: Final = 64 << 20
 MESSAGE_BYTES_MAX: Final = 16 << 20  # coalescing stops here; a single flush may be larger
 FLUSH_BYTES_MAX: Final = 72 << 20  # below the largest gRPC message
 WINDOW: Final = 4  # unacknowledged messages under way to one node
 BACKOFF_S: Final = (0.02, 2.0)
-
-EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,8 @@ class StreamOwner(Protocol):
 
 
 class NodeStream:
-    """The stream to one node. `push` is the hot path; one task reads acknowledgements, one writes."""
+    """The stream to one node. `push` is the hot path: it sends at once, and acknowledgements come in as calls, without
+    a task in between. One task connects, again and again."""
 
     def __init__(self, node_id: str, client: NodeClient, owner: StreamOwner, *, installed: bool) -> None:
         self.node_id = node_id
@@ -98,7 +97,7 @@ class NodeStream:
         self._sent: deque[tuple[int, bytes]] = deque()  # sent, not acknowledged
         self._messages: deque[tuple[int, float]] = deque()  # not acknowledged: flush end, and when it was sent
         self._held = False  # what waits is to stay until it is released
-        self._writer: asyncio.Future[None] | None = None  # set while the writing task is idle
+        self._call: StreamCall | None = None  # while the stream is whole
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"append to {node_id}")
 
@@ -122,16 +121,14 @@ class NodeStream:
         self._held = hold and (self._held or not self._waiting)
         self._waiting.append((flush_end, message))
         self.backlog_bytes += len(message)
-        if self._writer is not None and not self._held and len(self._messages) < WINDOW:
-            self._wake_writer()
+        self._send_waiting()
         if self.backlog_bytes > BACKLOG_BYTES_MAX:
             self._shed(self._owner.vdl)
 
     def release(self) -> None:
         """Sends what was held back."""
         self._held = False
-        if self._waiting and self._writer is not None and len(self._messages) < WINDOW:
-            self._wake_writer()
+        self._send_waiting()
 
     def heartbeat(self, lsn: int, message: bytes) -> None:
         """Sends a message without redo, unless there is other work for the node anyway."""
@@ -152,11 +149,6 @@ class NodeStream:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _wake_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None and not writer.done():
-            writer.set_result(None)
-
     def _shed(self, vdl: int) -> None:
         for queue in (self._sent, self._waiting):
             while queue and queue[0][0] <= vdl and self.backlog_bytes > BACKLOG_BYTES_MAX:
@@ -174,7 +166,7 @@ class NodeStream:
                 if not self.installed:
                     await self._owner.prepare(self._client)
                     self.installed = True
-                await self._exchange(self._client.append())
+                await self._exchange(await self._client.append(self))
             except FencedError as error:
                 self._owner.on_node_fenced(self.node_id, error)
                 backoff_s = BACKOFF_S[1]
@@ -197,33 +189,29 @@ class NodeStream:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311 - not a secret
             backoff_s = min(backoff_s * 2, BACKOFF_S[1])
 
-    async def _exchange(self, call: AppendCall) -> None:
-        """Sends and reads acknowledgements until the stream breaks; always raises."""
-        writing = asyncio.create_task(self._write(call))
+    async def _exchange(self, call: StreamCall) -> None:
+        """Sends and takes acknowledgements until the stream breaks; always raises."""
+        self._call = call
         try:
-            while True:
-                reply: Any = await call.read()
-                if reply is EOF:
-                    raise NodeUnreachableError(f"storage node {self.node_id} ended the stream")
-                self._on_reply(pb.AppendReply.FromString(reply).acked_lsn)
-        except grpc.aio.AioRpcError as error:
-            raise typed_error(self.node_id, error) from error
+            self._send_waiting()
+            end = await call.ended()
         finally:
-            writing.cancel()
+            self._call = None
             call.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+        if end.code is grpc.StatusCode.OK:
+            raise NodeUnreachableError(f"storage node {self.node_id} ended the stream")
+        raise self._client.error(end.code, end.details)
 
-    async def _write(self, call: AppendCall) -> None:
-        waiting, messages = self._waiting, self._messages
-        try:
-            while True:
-                if not waiting or self._held or len(messages) >= WINDOW:
-                    self._writer = asyncio.get_running_loop().create_future()
-                    await self._writer
-                    continue
-                await call.write(self._take())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the reading side learns why
+    def _send_waiting(self) -> None:
+        call = self._call
+        while self._waiting and not self._held and len(self._messages) < WINDOW:
+            if call is None or not call.writable:
+                return
+            call.send_message(self._take())
+
+    def on_writable(self) -> None:
+        """See Receiver."""
+        self._send_waiting()
 
     def _take(self) -> bytes:
         """The next message, out of what waits."""
@@ -244,14 +232,15 @@ class NodeStream:
         self.message_count += 1
         return message
 
-    def _on_reply(self, lsn: int) -> None:
+    def on_message(self, reply: bytes) -> None:
+        """See Receiver. An acknowledgement."""
+        lsn: int = pb.AppendReply.FromString(reply).acked_lsn
         sent, messages = self._sent, self._messages
         while sent and sent[0][0] <= lsn:
             self.backlog_bytes -= len(sent.popleft()[1])
         while messages and messages[0][0] <= lsn:
             self._observe(time.monotonic() - messages.popleft()[1])
-        if self._waiting and not self._held and self._writer is not None:
-            self._wake_writer()
+        self._send_waiting()
         self.acked_lsn = lsn
         self._reply_count += 1
         self._complaint = None
@@ -263,7 +252,6 @@ class NodeStream:
 
     def _rewind(self) -> None:
         """What was not acknowledged waits again."""
-        self._writer = None
         self._held = False
         self._messages.clear()
         self._waiting.extendleft(reversed(self._sent))

@@ -13,6 +13,7 @@ import pytest
 from aurora_ray.log.record import page_full
 from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.streams import serialize_batches
 from tests.chaos.agreement import check_agreement
@@ -37,6 +38,14 @@ UNARY = (
 STREAMS = ("Append", "ReadFileTable", "Subscribe", "FetchLog", "CopySegment")
 CALL_TIMEOUT_S = 10.0
 UNLIMITED = (("grpc.max_send_message_length", -1),)
+
+
+async def append_port(address: str) -> int:
+    """Where the node takes redo."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
+        reply = await stub.AppendPort(pb.AppendPortRequest(), timeout=CALL_TIMEOUT_S)
+    return int(reply.port)
 
 
 @asynccontextmanager
@@ -76,6 +85,7 @@ async def test_garbage_changes_nothing(stack: Stack) -> None:
     assert before is not None
 
     await asyncio.to_thread(raw_bytes, node.address, choose)
+    await asyncio.to_thread(raw_bytes, f"127.0.0.1:{await append_port(node.address)}", choose)
     async with raw_channel(node.address) as channel:
         for name in UNARY:
             for length in (1, 17, 300):
@@ -132,7 +142,7 @@ async def test_mutated_batches_are_refused(stack: Stack) -> None:
     bad = [batch[: bit // 8] + bytes([batch[bit // 8] ^ 1 << bit % 8]) + batch[bit // 8 + 1 :] for bit in flips]
     bad += [batch[: choose.randrange(len(batch))] for _ in range(10)] + [stale, fenced]
     codes = []
-    async with raw_channel(node.address) as channel:
+    async with raw_channel(f"127.0.0.1:{await append_port(node.address)}") as channel:
         for content in bad:
             call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S)
             await call.write(serialize_batches([content]))

@@ -32,6 +32,8 @@ OWNER = b"o" * 16
 class ServerHandle:
     """A storage server with its client."""
 
+    at_append_port = True  # where redo is sent: as writers do, or at the node's address
+
     def __init__(self, config: StorageConfig, **kwargs: Any) -> None:
         self.config, self._kwargs = config, kwargs
         self.server = StorageServer(config, **kwargs)
@@ -41,11 +43,14 @@ class ServerHandle:
         self.address = await self.server.start()
         self.channel = open_channel(self.address)
         self.stub: Any = StorageNodeStub(self.channel)
-        self.append = self.channel.stream_stream("/aurora_ray.storage.v1.StorageNode/Append")
+        port = (await self.stub.AppendPort(pb.AppendPortRequest(), timeout=10)).port
+        self.append_channel = open_channel(f"{self.config.host}:{port}") if self.at_append_port else self.channel
+        self.append = self.append_channel.stream_stream("/aurora_ray.storage.v1.StorageNode/Append")
         return self
 
     async def stop(self) -> None:
         await self.channel.close()
+        await self.append_channel.close()
         await self.server.stop(0.0)
 
     async def restart(self) -> None:

@@ -6,7 +6,12 @@ import grpc
 import pytest
 
 from aurora_ray.log import record as rec
-from tests.storage.harness import Writer
+from tests.storage.harness import ServerHandle, Writer
+
+
+@pytest.fixture(params=[True, False], ids=["append port", "address"], autouse=True)
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerHandle, "at_append_port", request.param)
 
 
 async def test_what_is_acknowledged_survives_a_restart(start):

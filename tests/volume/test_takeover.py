@@ -11,6 +11,7 @@ from aurora_ray.errors import FencedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.streams import serialize_batches
+from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, encoded_flush, pages
 
@@ -19,17 +20,15 @@ if TYPE_CHECKING:
 
     from aurora_ray.volume.client import Volume
 
-# gRPC's server, when it is stopped with streams open
-pytestmark = pytest.mark.allowed_logs("due to server stop")
-
 
 async def put_directly(cluster: Cluster, nodes: Iterable[str], batches: list[bytes]) -> None:
     """Brings batches to some nodes only, as a writer that dies while sending would."""
     for node in nodes:
         client = NodeClient(cluster.nodes[node], cluster.spec.volume_id.bytes)
-        call = client.append()
-        await call.write(serialize_batches(batches))
-        await call.read()
+        inbox = Inbox()
+        call = await client.append(inbox)
+        call.send_message(serialize_batches(batches))
+        await inbox.next()
         call.cancel()
         await client.close()
 

@@ -40,6 +40,16 @@ class AppendRequest(_message.Message):
     batches: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, batches: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class AppendPortRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AppendPortReply(_message.Message):
+    __slots__ = ("port",)
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    def __init__(self, port: _Optional[int] = ...) -> None: ...
+
 class AppendReply(_message.Message):
     __slots__ = ("acked_lsn",)
     ACKED_LSN_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class StorageNodeStub:
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendReply.FromString,
                 _registered_method=True)
+        self.AppendPort = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/AppendPort',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortReply.FromString,
+                _registered_method=True)
         self.ReadPages = channel.unary_unary(
                 '/aurora_ray.storage.v1.StorageNode/ReadPages',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ReadPagesRequest.SerializeToString,
@@ -135,6 +140,13 @@ class StorageNodeServicer:
 
     def Append(self, request_iterator, context):
         """Redo, in LSN order. A reply means: all that this stream has carried up to `acked_lsn` is on this node's disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendPort(self, request, context):
+        """The port, on the same host, that serves Append and nothing else, in half the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +261,11 @@ def add_StorageNodeServicer_to_server(servicer, server):
                     servicer.Append,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.FromString,
                     response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendReply.SerializeToString,
+            ),
+            'AppendPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendPort,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortReply.SerializeToString,
             ),
             'ReadPages': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadPages,
@@ -397,6 +414,33 @@ class StorageNode:
             '/aurora_ray.storage.v1.StorageNode/Append',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.SerializeToString,
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/AppendPort',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendPortReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,129 @@
+"""The calling side of a gRPC stream on a connection of its own (see http2.py for why)."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+
+from aurora_ray.rpc.frames import PREFACE, Code
+from aurora_ray.rpc.http2 import Link, MessageError
+from aurora_ray.rpc.partition import PARTY
+
+if TYPE_CHECKING:
+    from aurora_ray.rpc.frames import ProtocolError
+
+CONNECT_TIMEOUT_S: Final = 2.0
+_STREAM: Final = 1
+_STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class StreamEndedError(Exception):
+    """The call has ended, with gRPC's `code` and its sentence `details`."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code, self.details = code, details
+
+
+class Receiver(Protocol):
+    """Who gets what comes in. Called in the event loop, in order; must not block."""
+
+    def on_message(self, message: bytes) -> None:
+        """A reply."""
+
+    def on_writable(self) -> None:
+        """Room for messages again."""
+
+
+class StreamCall(Link):
+    """A running call. `send_message` while `writable`; `await ended()` tells how it ended; `cancel` ends it."""
+
+    def __init__(self, authority: str, method: str, receiver: Receiver) -> None:
+        super().__init__()
+        self._authority, self._method, self._receiver = authority, method, receiver
+        self._ended: asyncio.Future[StreamEndedError] = asyncio.get_running_loop().create_future()
+
+    async def ended(self) -> StreamEndedError:
+        """How it ended, once it has; also a good end is one."""
+        return await asyncio.shield(self._ended)
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol. Begins the call."""
+        transport.write(PREFACE)
+        super().connection_made(transport)
+        self.begin(_STREAM)
+        self.send_headers(
+            (
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", self._method),
+                (":authority", self._authority),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+                ("user-agent", PARTY.user_agent),
+            )
+        )
+
+    def on_headers(self, stream: int, headers: dict[str, str], ended: bool) -> None:
+        """The server's, before or after its messages."""
+        if stream != self.stream:
+            return
+        if (status := headers.get("grpc-status")) is not None:
+            code = _STATUS.get(int(status) if status.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
+            self._end(code, urllib.parse.unquote(headers.get("grpc-message", "")))
+        elif ended or headers.get(":status", "200") != "200":
+            self._end(grpc.StatusCode.UNAVAILABLE, f"no gRPC server: HTTP status {headers.get(':status')}")
+
+    def on_message(self, message: bytes) -> None:
+        """See Receiver."""
+        if not self._ended.done():
+            self._receiver.on_message(message)
+
+    def on_writable(self) -> None:
+        """See Receiver."""
+        if not self._ended.done():
+            self._receiver.on_writable()
+
+    def on_end(self) -> None:
+        """Without a status: not how a gRPC server ends a call."""
+        self._end(grpc.StatusCode.INTERNAL, "the server ended the stream without a status")
+
+    def on_reset(self, code: int) -> None:
+        """The server gave the call up."""
+        self._end(grpc.StatusCode.UNAVAILABLE, f"the server reset the stream ({code})")
+
+    def on_message_error(self, error: MessageError) -> None:
+        """A reply that cannot be taken."""
+        self.send_reset(self.stream, Code.CANCEL)
+        self._end(grpc.StatusCode.INTERNAL, f"a reply cannot be taken: {error}")
+
+    def on_lost(self, why: str) -> None:
+        """The connection has ended."""
+        self._end(grpc.StatusCode.UNAVAILABLE, why)
+
+    def fail(self, error: ProtocolError) -> None:
+        """The server does not speak HTTP/2."""
+        super().fail(error)
+        self._end(grpc.StatusCode.UNAVAILABLE, f"no gRPC server: {error}")
+
+    def _end(self, code: grpc.StatusCode, details: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(StreamEndedError(code, details))
+            self.transport.close()
+
+
+async def open_stream(host: str, port: int, method: str, receiver: Receiver) -> StreamCall:
+    """Connects and begins a call of `method` ("/package.Service/Method").
+
+    Raises StreamEndedError (UNAVAILABLE) if nobody answers within CONNECT_TIMEOUT_S.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, call = await loop.create_connection(lambda: StreamCall(f"{host}:{port}", method, receiver), host, port)
+    except OSError as error:  # TimeoutError is one
+        raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, f"no connection to {host}:{port}: {error}") from error
+    return call

@@ -1,0 +1,170 @@
+"""The serving side of gRPC streams, each on a connection of its own (see http2.py for why)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+
+from aurora_ray.errors import ConfigurationError
+from aurora_ray.rpc.frames import PREFACE, Code
+from aurora_ray.rpc.http2 import Link, MessageError
+from aurora_ray.rpc.partition import PARTY, party_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Refusal = tuple[grpc.StatusCode, str]
+
+_BACKLOG: Final = 128
+_PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))  # what a status message may hold unescaped
+
+
+class RefusedError(Exception):
+    """Ends a call with this status and sentence."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code, self.details = code, details
+
+
+class Handler(Protocol):
+    """Serves one call."""
+
+    def on_message(self, message: bytes) -> bytes:
+        """The reply to a message. Raises RefusedError, which ends the call."""
+
+
+class _Connection(Link):
+    """One client's connection, with one call at a time."""
+
+    def __init__(self, server: StreamServer) -> None:
+        super().__init__()
+        self._server = server
+        self._greeting = b""
+        self._handler: Handler | None = None
+        self._last_stream = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol. The connection begins with a fixed sequence of bytes."""
+        if len(self._greeting) < len(PREFACE):
+            greeting = self._greeting + data
+            if not PREFACE.startswith(greeting[: len(PREFACE)]):
+                self.transport.abort()
+                return
+            self._greeting, data = greeting[: len(PREFACE)], greeting[len(PREFACE) :]
+        super().data_received(data)
+
+    def on_headers(self, stream: int, headers: dict[str, str], ended: bool) -> None:
+        """A call, or the trailers of one, which say nothing."""
+        if stream == self.stream:
+            if ended:
+                self.on_end()
+            return
+        if stream <= self._last_stream or stream % 2 == 0:
+            return  # of a call that has ended
+        self._last_stream = stream
+        if self.stream:
+            self.send_reset(stream, Code.REFUSED_STREAM)
+            return
+        party = party_of(headers.get("user-agent", ""))
+        if PARTY.mutes(party):
+            self.transport.abort()
+            return
+        PARTY.note(self, party)
+        self.begin(stream)
+        make_handler = self._server.methods.get(headers.get(":path", ""))
+        if make_handler is None:
+            self._refuse(RefusedError(grpc.StatusCode.UNIMPLEMENTED, "there is no such method at this port"))
+            return
+        self._handler = make_handler()
+        self.send_headers(((":status", "200"), ("content-type", "application/grpc")))
+        if ended:
+            self.on_end()
+
+    def on_message(self, message: bytes) -> None:
+        """Answers it."""
+        if self._handler is None:
+            return
+        try:
+            reply = self._handler.on_message(message)
+        except RefusedError as error:
+            self._refuse(error)
+        else:
+            self.send_message(reply)
+
+    def on_message_error(self, error: MessageError) -> None:
+        """Refuses it."""
+        self._refuse(RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not taken: {error}"))
+
+    def on_end(self) -> None:
+        """All messages have been answered."""
+        self._end(grpc.StatusCode.OK, "")
+
+    def on_reset(self, _code: int) -> None:
+        """The client gave the call up."""
+        self._forget()
+
+    def on_lost(self, _why: str) -> None:
+        """Nobody is there any more."""
+        self._forget()
+        self._server.connections.discard(self)
+
+    def _refuse(self, error: RefusedError) -> None:
+        stream = self.stream
+        self.drop_unsent()
+        self._end(error.code, error.details)
+        self.send_reset(stream, Code.NO_ERROR)  # what the client still sends is of no use
+
+    def _end(self, code: grpc.StatusCode, details: str) -> None:
+        headers = [("grpc-status", str(code.value[0])), ("grpc-message", urllib.parse.quote(details, safe=_PLAIN))]
+        if self._handler is None:
+            headers = [(":status", "200"), ("content-type", "application/grpc"), *headers]
+        self.send_headers(headers, ended=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        PARTY.forget(self)
+        self._handler = None
+        self.stream = 0
+
+
+class StreamServer:
+    """Serves `methods` ("/package.Service/Method" -> what makes a handler of a call) at a port."""
+
+    def __init__(self, methods: Mapping[str, Callable[[], Handler]]) -> None:
+        self.methods = methods
+        self.connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listens; the port. Raises ConfigurationError if it is taken."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(f"port {port} on {host} cannot be listened on: {error}") from error
+        # Interrupted in the middle, asyncio would leave the socket open: so it is ours before anything waits.
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), sock=listener, start_serving=False)
+        await self._server.start_serving()
+        bound: int = listener.getsockname()[1]
+        return bound
+
+    async def stop(self) -> None:
+        """Ends all calls."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in tuple(self.connections):
+            connection.cancel()
+        await self._server.wait_closed()
+        self._server = None

@@ -1,0 +1,399 @@
+"""gRPC streams on connections of their own: ours at both ends, and against gRPC's library at either."""
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import hpack
+import pytest
+
+from aurora_ray.errors import ConfigurationError
+from aurora_ray.rpc import http2
+from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, bind, make_server, open_channel
+from aurora_ray.rpc.frames import PREFACE, Code, Flag, Kind, pack_frame
+from aurora_ray.rpc.partition import PARTY, Cut
+from aurora_ray.rpc.stream_client import StreamCall, StreamEndedError, open_stream
+from aurora_ray.rpc.stream_server import RefusedError, StreamServer
+from tests.support.inbox import TIMEOUT_S, Inbox
+from tests.support.polling import poll_until
+
+METHOD = "/test.Echo/Stream"
+REFUSED = "refused: 100 % of it, ünd why\n"
+SIZES = (0, 1, 5, 16_379, 16_380, 70_000, (1 << 20) - 5, 1 << 20, 5_000_001, 40 << 20)
+
+
+class Echo:
+    """Answers each message with itself, but for one."""
+
+    def on_message(self, message: bytes) -> bytes:
+        if message == b"refuse":
+            raise RefusedError(grpc.StatusCode.ABORTED, REFUSED)
+        return message
+
+
+async def echo_of_library(_: object, context: Any) -> None:
+    while (message := await context.read()) is not grpc.aio.EOF:
+        if message == b"refuse":
+            await context.abort(grpc.StatusCode.ABORTED, REFUSED)
+        await context.write(message)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[StreamServer, int]]:
+    server = StreamServer({METHOD: Echo})
+    port = await server.start("127.0.0.1")
+    yield server, port
+    PARTY.set_cut(Cut())
+    await server.stop()
+
+
+@pytest.fixture
+async def library_port() -> AsyncIterator[int]:
+    server = make_server()
+    handlers = {"Stream": grpc.stream_stream_rpc_method_handler(echo_of_library)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+    port = bind(server, "127.0.0.1", 0)
+    await server.start()
+    yield port
+    await server.stop(0)
+
+
+@pytest.fixture(params=["ours", "library"])
+def any_port(request: pytest.FixtureRequest, server: tuple[StreamServer, int], library_port: int) -> int:
+    return server[1] if request.param == "ours" else library_port
+
+
+async def how_it_ended(call: StreamCall) -> StreamEndedError:
+    return await asyncio.wait_for(call.ended(), TIMEOUT_S)
+
+
+# ---- our client
+
+
+async def test_messages_of_all_sizes_come_back_in_order(any_port: int) -> None:
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", any_port, METHOD, inbox)
+    choose = random.Random(1)
+    for size in SIZES:
+        messages = [choose.randbytes(size), b"between"]
+        for message in messages:
+            call.send_message(message)
+        assert [await inbox.next() for _ in messages] == messages, size
+    for number in range(3_000):  # more than any window, none of them awaited
+        call.send_message(b"%d" % number * 50)
+    assert [await inbox.next() for _ in range(3_000)] == [b"%d" % number * 50 for number in range(3_000)]
+    call.cancel()
+    assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_server_s_refusal_is_told(any_port: int) -> None:
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", any_port, METHOD, inbox)
+    for message in (b"a", b"refuse", b"b"):
+        call.send_message(message)
+    end = await how_it_ended(call)
+    assert (end.code, end.details) == (grpc.StatusCode.ABORTED, REFUSED)
+    assert await inbox.next() == b"a"
+    assert inbox.messages.empty()
+
+
+async def test_an_unknown_method(any_port: int) -> None:
+    call = await open_stream("127.0.0.1", any_port, "/test.Echo/Nothing", Inbox())
+    assert (await how_it_ended(call)).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port}"):
+            await StreamServer({}).start("127.0.0.1", port)
+    with pytest.raises(StreamEndedError) as caught:
+        await open_stream("127.0.0.1", port, METHOD, Inbox())
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_ends(server: tuple[StreamServer, int]) -> None:
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call.send_message(b"a")
+    assert await inbox.next() == b"a"
+    await server[0].stop()
+    assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+    call.send_message(b"into the void")  # harmless: who sends it keeps it until it is acknowledged
+
+
+@pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(100), b"\xff" * 100])
+async def test_a_server_that_speaks_something_else(greeting: bytes) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        writer.close()
+
+    stranger = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with stranger:
+        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox())
+        assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "KEEPALIVE_S", 0.1)
+    monkeypatch.setattr(http2, "KEEPALIVE_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection, nobody reads from it
+        call = await open_stream("127.0.0.1", silent.getsockname()[1], METHOD, Inbox())
+        assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_silence_alone_ends_nothing(server: tuple[StreamServer, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "KEEPALIVE_S", 0.02)
+    monkeypatch.setattr(http2, "KEEPALIVE_TIMEOUT_S", 0.5)
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    pings: list[object] = []
+    [connection] = server[0].connections
+    connection._on_frame[Kind.PING] = lambda frame: (pings.append(frame), connection._on_ping(frame))[0]
+    await poll_until(lambda: len(pings) >= 4, what="both sides ask for signs of life")
+    call.send_message(b"a")
+    assert await inbox.next() == b"a"
+    call.cancel()
+
+
+# ---- our server
+
+
+async def test_the_library_s_client(server: tuple[StreamServer, int]) -> None:
+    choose = random.Random(2)
+    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+        for _ in range(3):  # calls one after the other on one connection
+            call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+            for size in SIZES:
+                message = choose.randbytes(size)
+                await call.write(message)
+                assert await call.read() == message
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
+            assert await call.code() is grpc.StatusCode.OK
+        call = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        await call.write(b"refuse")
+        assert await call.code() is grpc.StatusCode.ABORTED
+        assert await call.details() == REFUSED
+        nothing: Any = channel.unary_unary("/test.Echo/Nothing")
+        assert await nothing(b"", timeout=TIMEOUT_S).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_replies_that_wait_for_room_come_before_the_end(server: tuple[StreamServer, int]) -> None:
+    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+        call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        messages = [bytes([number]) * 3_000_000 for number in range(8)]
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        assert [reply async for reply in call] == messages
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_two_calls_at_once_take_turns(server: tuple[StreamServer, int]) -> None:
+    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+        first: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        await first.write(b"1")
+        assert await first.read() == b"1"
+        second: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        writing = asyncio.ensure_future(second.write(b"2"))
+        await first.done_writing()
+        await writing
+        assert await second.read() == b"2"
+
+
+async def test_messages_that_are_not_taken(server: tuple[StreamServer, int]) -> None:
+    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+        for options in ({}, {"compression": grpc.Compression.Gzip}):
+            call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S, **options)
+            await call.write(bytes(2_000 if options else 1))
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED if options else await call.read() == b"\0"
+            call.cancel()
+    status = await trailers_after(server[1], struct.pack(">BI", 0, MESSAGE_BYTES_MAX + 1))
+    assert status["grpc-status"] == str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+
+
+async def test_a_partition_breaks_what_runs_and_what_begins(
+    server: tuple[StreamServer, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PARTY, "name", "instance-demo-1-77")
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call.send_message(b"a")
+    assert await inbox.next() == b"a"
+    PARTY.set_cut(Cut(frozenset({PARTY.name})))
+    assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+    PARTY.set_cut(Cut())
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call.send_message(b"b")
+    assert await inbox.next() == b"b"
+    call.cancel()
+
+
+# ---- bytes by hand
+
+REQUEST = ((":method", "POST"), (":scheme", "http"), (":path", METHOD), ("content-type", "application/grpc"))
+
+
+def opening(settings: bytes = b"") -> bytes:
+    headers = hpack.Encoder().encode(REQUEST)
+    return PREFACE + pack_frame(Kind.SETTINGS, 0, 0, settings) + pack_frame(Kind.HEADERS, Flag.END_HEADERS, 1, headers)
+
+
+async def frames_after(port: int, content: bytes) -> list[tuple[int, int, int, bytes]]:
+    """What the server sends until it closes, or to the end of a call: type, flags, stream, payload."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    frames = []
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            writer.write(content)
+            while True:
+                head = await reader.readexactly(9)
+                kind, flags, stream = struct.unpack(">BBI", head[3:])
+                frames.append((kind, flags, stream, await reader.readexactly(int.from_bytes(head[:3], "big"))))
+                if kind == Kind.GOAWAY or (kind in (Kind.HEADERS, Kind.DATA) and flags & Flag.END_STREAM):
+                    return frames
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return frames
+    finally:
+        writer.close()
+
+
+async def trailers_after(port: int, data: bytes) -> dict[str, str]:
+    """How a call ends that sends this data."""
+    frames = await frames_after(port, opening() + pack_frame(Kind.DATA, 0, 1, data))
+    decoder = hpack.Decoder()
+    found: dict[str, str] = {}
+    for kind, _, _, payload in frames:
+        if kind == Kind.HEADERS:
+            found.update(decoder.decode(payload))  # type: ignore[arg-type]
+    return found
+
+
+async def test_frames_in_any_pieces(server: tuple[StreamServer, int]) -> None:
+    """Padding, priorities, headers in several frames, messages across frames, bytes one at a time."""
+    headers = hpack.Encoder().encode(REQUEST)
+    message = struct.pack(">BI", 0, 6) + b"abcdef"
+    content = PREFACE + pack_frame(Kind.SETTINGS, 0, 0)
+    content += pack_frame(Kind.HEADERS, Flag.PADDED | Flag.PRIORITY, 1, b"\x02" + bytes(5) + headers[:7] + bytes(2))
+    content += pack_frame(Kind.CONTINUATION, 0, 1, headers[7:9])
+    content += pack_frame(Kind.CONTINUATION, Flag.END_HEADERS, 1, headers[9:])
+    content += pack_frame(Kind.PRIORITY, 0, 1, bytes(5)) + bytes(
+        (0, 0, 1, 0xEE, 0, 0, 0, 0, 0, 7)
+    )  # of an unknown type
+    content += pack_frame(Kind.DATA, 0, 1, message[:3]) + pack_frame(
+        Kind.DATA, Flag.PADDED, 1, b"\1" + message[3:9] + b"x"
+    )
+    content += pack_frame(Kind.DATA, Flag.END_STREAM, 1, message[9:] + message)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server[1])
+    for byte in content:
+        writer.write(bytes((byte,)))
+        await writer.drain()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(TIMEOUT_S):
+        received = b""
+        while received.count(message) < 2:
+            received += await reader.read(1000)
+    writer.close()
+
+
+async def test_a_small_window_is_kept(server: tuple[StreamServer, int]) -> None:
+    window = struct.pack(">HI", 4, 10)  # SETTINGS_INITIAL_WINDOW_SIZE
+    message = struct.pack(">BI", 0, 20) + bytes(20)
+    content = opening(window) + pack_frame(Kind.DATA, 0, 1, message)
+    for _ in range(3):
+        content += pack_frame(Kind.WINDOW_UPDATE, 0, 1, struct.pack(">I", 5))
+    content += pack_frame(Kind.DATA, 0, 1, b"\1")  # half a message; then one that ends the call
+    content += pack_frame(Kind.DATA, 0, 1, struct.pack(">I", 1))
+    frames = await frames_after(server[1], content)
+    sizes = [len(payload) for kind, _, _, payload in frames if kind == Kind.DATA]
+    assert sum(sizes) == 25
+    assert max(sizes) <= 10
+
+
+BAD = {
+    "nothing": b"",
+    "http 1": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "half a preface": PREFACE[:10],
+    "another preface": PREFACE[:10] + b"x" * 30,
+    "a frame too long": PREFACE + b"\xff\xff\xff\0\0\0\0\0\1",
+    "data of no stream": PREFACE + pack_frame(Kind.DATA, 0, 0, b"abc"),
+    "headers of no stream": PREFACE + pack_frame(Kind.HEADERS, Flag.END_HEADERS, 0, b""),
+    "headers that are none": PREFACE + pack_frame(Kind.HEADERS, Flag.END_HEADERS, 1, b"\xff" * 50),
+    "headers cut off": PREFACE + pack_frame(Kind.HEADERS, 0, 1, b"") + pack_frame(Kind.PING, 0, 0, bytes(8)),
+    "headers without end": PREFACE
+    + pack_frame(Kind.HEADERS, 0, 1)
+    + pack_frame(Kind.CONTINUATION, 0, 1, bytes(999)) * 99,
+    "a continuation of nothing": PREFACE + pack_frame(Kind.CONTINUATION, 0, 1, b""),
+    "a push": PREFACE + pack_frame(Kind.PUSH_PROMISE, 0, 1, bytes(8)),
+    "a ping cut short": PREFACE + pack_frame(Kind.PING, 0, 0, b"1234"),
+    "a reset cut short": PREFACE + pack_frame(Kind.RST_STREAM, 0, 1, b"1"),
+    "a window cut short": PREFACE + pack_frame(Kind.WINDOW_UPDATE, 0, 0, b"1"),
+    "a window too large": PREFACE + pack_frame(Kind.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"),
+    "settings cut short": PREFACE + pack_frame(Kind.SETTINGS, 0, 0, b"12345"),
+    "a window of settings too large": PREFACE + pack_frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", 4, 2**31)),
+    "padding without end": opening() + pack_frame(Kind.DATA, Flag.PADDED, 1, b"\x09abc"),
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
+async def test_nonsense_ends_its_connection_and_no_other(server: tuple[StreamServer, int], content: bytes) -> None:
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server[1])
+    writer.write(content)
+    writer.write_eof()
+    async with asyncio.timeout(TIMEOUT_S):
+        try:
+            received = await reader.read()
+        except ConnectionError:
+            received = b""
+    writer.close()
+    if content.startswith(PREFACE):
+        goaway = received[received.rindex(pack_frame(Kind.GOAWAY, 0, 0)[3:]) :]
+        assert Code(int.from_bytes(goaway[10:14], "big")) is not Code.NO_ERROR
+    call.send_message(b"a")
+    assert await inbox.next() == b"a"
+    call.cancel()
+    await poll_until(lambda: not server[0].connections, what="connections are forgotten")
+
+
+async def test_random_frames_harm_nobody(server: tuple[StreamServer, int]) -> None:
+    choose = random.Random(3)
+    for _ in range(300):
+        content = bytearray(opening())
+        for _ in range(choose.randrange(8)):
+            payload = choose.randbytes(choose.choice((0, 1, 4, 5, 8, 9, 40)))
+            kind, flags, stream = choose.randrange(12), choose.randrange(256), choose.choice((0, 1, 1, 1, 2, 3))
+            content += bytes((0, 0, len(payload), kind, flags)) + stream.to_bytes(4, "big") + payload
+        if choose.random() < 0.3:
+            content[choose.randrange(len(PREFACE), len(content))] ^= 1 << choose.randrange(8)
+        _, writer = await asyncio.open_connection("127.0.0.1", server[1])
+        writer.write(content)
+        writer.write_eof()
+        writer.close()
+    inbox = Inbox()
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call.send_message(b"a")
+    assert await inbox.next() == b"a"
+    call.cancel()
+    await poll_until(lambda: not server[0].connections, what="connections are forgotten")
+
+
+async def test_who_never_reads_is_cut_off(server: tuple[StreamServer, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "_UNSENT_BYTES_MAX", 100_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server[1])
+    writer.write(opening(struct.pack(">HI", 4, 0)))  # no room for a single byte
+    message = struct.pack(">BI", 0, 10_000) + bytes(10_000)
+    writer.write(pack_frame(Kind.DATA, 0, 1, message) * 20)
+    await poll_until(lambda: not server[0].connections, what="the connection has been cut")
+    writer.close()
+    del reader
