@@ -89,12 +89,13 @@ sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
 bench-quick: $(BUILT) account ## the main figures beside stock PostgreSQL, in five minutes
 	$(BIN)/python -m benchmarks run quick $(ARGS)
 
-.PHONY: bench-standard
-bench-standard: $(BUILT) account bench-tools ## all main workloads, in half an hour (ARGS=--resume: go on with a run)
-	$(BIN)/python -m benchmarks run standard $(ARGS)
-
 .PHONY: bench
-bench: $(BUILT) account bench-tools ## the whole suite, in hours (ARGS=--resume: go on with a run)
+bench: $(BUILT) account bench-tools ## every workload, in an hour, and RESULTS.md from it (ARGS=--resume: go on with a run)
+	$(BIN)/python -m benchmarks run standard --out benchmarks/results/standard.json $(ARGS)
+	$(BIN)/python -m benchmarks report
+
+.PHONY: bench-full
+bench-full: $(BUILT) account bench-tools ## the same with turns of a minute, in a night
 	$(BIN)/python -m benchmarks run full $(ARGS)
 
 .PHONY: bench-report

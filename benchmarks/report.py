@@ -22,7 +22,7 @@ _INTRODUCTION = """\
 # Results
 
 Written by `make bench-report`; every measured figure comes from the JSON files named, which hold the raw figures of
-every turn, the machine, versions, settings, seed and commit. `make bench-quick`, `make bench-standard` and `make bench`
+every turn, the machine, versions, settings, seed and commit. `make bench-quick`, `make bench` and `make bench-full`
 measure anew.
 
 ## How it is measured

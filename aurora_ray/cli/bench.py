@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.loads import LoadResult
 
 SCRIPTS = {"tpcb": "tpcb-like", "select": "select-only"}
-SUITES = {"quick": "in five minutes", "standard": "in half an hour", "full": "in a night"}
+SUITES = {"quick": "in five minutes", "standard": "in an hour", "full": "in a night"}
 
 app = typer.Typer(no_args_is_help=True, help="Measure.", rich_markup_mode=None)
 

@@ -94,6 +94,7 @@ class Background:
         done = await coalesce(segment, self._config.layer_bytes, anomalies)
         if done:
             self._node.counters["layers"] += 1
+            segment.store.mind_garbage()
         for anomaly in anomalies:
             self._node.counters["table_anomalies"] += 1
             _log.error("volume %s: the log holds a change no file system would make: %s", segment.volume.hex(), anomaly)

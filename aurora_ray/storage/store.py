@@ -10,8 +10,9 @@
   family and thus in a file of its own: if the mark is there, so is what was flushed before.
 * The log's values and page images live in blob files: compaction moves keys and small deltas only, log that is
   collected is never copied, and images do not fill the blocks that a search for a page's versions reads.
-* Page versions are merged in tiers, runs of like size: in levels, every few flushes would rewrite all keys, and move
-  the oldest quarter of all images each time.
+* To collect garbage, merging moves what is alive in the older half of the image files, whether there is garbage in them
+  or not. So it does that only while there is enough (`mind_garbage`): images of pages that nobody changes stay put.
+* Page versions are merged in tiers, runs of like size: in levels, every few flushes would rewrite all keys.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ _log = logging.getLogger(__name__)
 _GONE: Final = "the segment was replaced or dropped in the middle: ask again"
 _BLOB_BYTES_MIN: Final = 512
 _WAL_BYTES_MAX: Final = 64 << 20
+_GARBAGE_SHARE: Final = 0.3  # of the image files, from which on merges collect it
+_COLLECTED_SHARE: Final = 0.5  # of the image files, the oldest: what is alive there moves
 _RUNS_BEFORE_MERGING: Final = 10  # with few, each small flush would be merged with the newest run, whatever its size
 
 
@@ -80,6 +83,7 @@ class SegmentStore:
             "marks": self._marks,
         }
         self._closed = False
+        self._collecting = False  # garbage of image files
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._no_wal = WriteOptions()
         self._no_wal.disable_wal = True
@@ -171,6 +175,15 @@ class SegmentStore:
             changes.put("marks", MARK_KEY, guarded(MARK_KEY, MARK_VALUE.pack(lsn)))
             changes.write_without_log()
             await self._flush(self._marks)
+
+    def mind_garbage(self) -> None:
+        """Lets merges of page versions collect garbage from the image files, or not. To be called now and then."""
+        held = self._pages.property_int_value("rocksdb.live-blob-file-size") or 0
+        garbage = self._pages.property_int_value("rocksdb.live-blob-file-garbage-size") or 0
+        due = garbage > _GARBAGE_SHARE * held
+        if due != self._collecting:
+            self._collecting = due
+            self._pages.set_options({"enable_blob_garbage_collection": str(due).lower()})
 
     @property
     def flushed_lsn(self) -> int:
@@ -365,7 +378,7 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
         options.set_min_blob_size(_BLOB_BYTES_MIN)
     if name == "pages":
         options.set_blob_compression_type(DBCompressionType.lz4())
-        options.set_enable_blob_gc(True)
+        options.set_blob_gc_age_cutoff(_COLLECTED_SHARE)
         options.set_compaction_style(DBCompactionStyle.universal())
         options.set_level_zero_file_num_compaction_trigger(_RUNS_BEFORE_MERGING)
     table = BlockBasedOptions()

@@ -1,0 +1,66 @@
+"""Garbage in the files of page images: collected when there is enough of it, and images move for nothing else."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from aurora_ray.storage.store import SegmentStore
+
+IMAGE_BYTES = 8000
+PAGES = 500
+
+
+class Images:
+    """Writes random images, which do not compress, as layers do."""
+
+    def __init__(self, store: SegmentStore) -> None:
+        self._store, self._choose, self._layer = store, random.Random(1), 0
+        self.newest: dict[bytes, bytes] = {}
+
+    async def layer(self, pages: Iterable[int]) -> None:
+        """An image of each."""
+        batch = self._store.batch()
+        for page in pages:
+            key = b"%08d" % page
+            self.newest[key] = self._choose.randbytes(IMAGE_BYTES)
+            batch.put("pages", key, self.newest[key])
+        batch.write_without_log()
+        self._layer += 1
+        await self._store.flush_pages(self._layer)
+        self._store.mind_garbage()
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    store = SegmentStore(tmp_path / "0", write_buffer_bytes=8 << 20)
+    yield store
+    store.close()
+
+
+def image_files(store: SegmentStore) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in store.path.glob("*.blob")}
+
+
+async def test_pages_that_change_again_and_again_do_not_fill_the_disk(store: SegmentStore) -> None:
+    images = Images(store)
+    choose = random.Random(2)
+    await images.layer(range(PAGES))
+    for _ in range(150):  # pages that change seldom keep files alive which hold little else
+        await images.layer(int(PAGES * choose.random() ** 4) for _ in range(60))
+    alive = PAGES * IMAGE_BYTES
+    assert sum(image_files(store).values()) < 3.5 * alive
+    assert dict(store.scan("pages", b"")) == images.newest
+
+
+async def test_images_of_pages_that_nobody_changes_stay_where_they_are(store: SegmentStore) -> None:
+    images = Images(store)
+    for first in range(0, PAGES, 50):
+        await images.layer(range(first, first + 50))
+    loaded = set(image_files(store))
+    assert loaded
+    for number in range(60):  # merges come by, over keys of all pages, for the first page and for the last
+        await images.layer(range(number % 2 * (PAGES - 1), number % 2 * (PAGES - 1) + 1))
+    assert loaded <= set(image_files(store))
+    assert dict(store.scan("pages", b"")) == images.newest
