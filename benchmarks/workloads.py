@@ -18,6 +18,7 @@ from benchmarks.loads import PGBENCH, SYSBENCH
 
 ALL: Final = ("aurora", "standbys", "stock", "nosync")
 READS: Final = ("aurora", "stock")
+DURABLE: Final = ("aurora", "standbys", "stock")
 _TPCC: Final = Path(__file__).with_name("tpcc")
 # The mix that the TPC-C specification asks for at least (5.2.3), the rest for new orders.
 TPCC_WEIGHTS: Final = {"new-order": 45, "payment": 43, "order-status": 4, "delivery": 4, "stock-level": 4}
@@ -60,6 +61,7 @@ CATALOGUE: Final = {
             name="tpcb-rate",
             title="pgbench TPC-B, from a checkpoint on, 400 transactions a second for all",
             scripts=("tpcb-like",),
+            systems=DURABLE,
             checkpoint=Checkpoint.JUST_BEFORE,
             rate_tps=400,
         ),
@@ -71,7 +73,13 @@ CATALOGUE: Final = {
             reads_only=True,
             log_share=0.1,
         ),
-        Workload(name="sysbench-rw", title="sysbench oltp_read_write", scripts=("oltp_read_write",), program=SYSBENCH),
+        Workload(
+            name="sysbench-rw",
+            title="sysbench oltp_read_write",
+            scripts=("oltp_read_write",),
+            program=SYSBENCH,
+            systems=DURABLE,
+        ),
         Workload(
             name="sysbench-write", title="sysbench oltp_write_only", scripts=("oltp_write_only",), program=SYSBENCH
         ),
@@ -88,6 +96,7 @@ CATALOGUE: Final = {
             title="TPC-C-like mix (our own, by functions in the database; not a TPC result)",
             scripts=tuple(f"{_TPCC / name}.sql@{weight}" for name, weight in TPCC_WEIGHTS.items()),
             protocol="simple",
+            systems=DURABLE,
         ),
     )
 }

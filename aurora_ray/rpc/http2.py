@@ -32,6 +32,7 @@ _WINDOW_MAX: Final = 2**31 - 1
 _FRAME_DEFAULT: Final = 16_384
 _FRAME_BYTES: Final = 1 << 20  # the largest that we take
 _WINDOW_BYTES: Final = 32 << 20  # what the other side may send before we say that we have taken it in
+_GRANT_BYTES: Final = 1 << 20  # ... and how often we say so. It is also how a sender on a slow link hears that we live
 _HEADER_BYTES_MAX: Final = 16 << 10
 _UNSENT_BYTES_MAX: Final = MESSAGE_BYTES_MAX + (16 << 20)  # beyond that the other side does not read at all
 _HIGH_WATER_BYTES: Final = 1 << 20
@@ -41,6 +42,9 @@ _MESSAGE_HEAD: Final = struct.Struct(">HBBBIBI")  # a DATA frame's, and the pref
 _MESSAGE_PREFIX: Final = struct.Struct(">BI")
 _SETTING: Final = struct.Struct(">HI")
 _NUMBER: Final = struct.Struct(">I")
+
+
+SERVER_KEY: Final = "aurora-server"  # metadata: whom a client expects, as a port may be another's by now
 
 
 class MessageError(Exception):
@@ -67,7 +71,7 @@ class Link(asyncio.Protocol):
         self._taken_bytes = 0  # not told the other side yet
         self._decoder = hpack.Decoder(max_header_list_size=_HEADER_BYTES_MAX)
         self._encoder = hpack.Encoder()
-        self._unsent: deque[bytes] = deque()  # pieces of messages that wait for room at the other side
+        self._unsent: deque[memoryview] = deque()  # pieces of messages that wait for room at the other side
         self._unsent_bytes = 0
         self._last = b""  # what follows them
         self._sending = 0  # the call that they belong to, which may have ended otherwise
@@ -109,6 +113,9 @@ class Link(asyncio.Protocol):
         """The connection has ended, in whatever way."""
         raise NotImplementedError
 
+    def on_leave(self) -> None:
+        """The other side says that it will close the connection."""
+
     def on_writable(self) -> None:
         """`writable` is true again."""
 
@@ -136,6 +143,10 @@ class Link(asyncio.Protocol):
             self._alive.cancel()
         self._unsent.clear()
         self.on_lost(str(exc) if exc is not None else "the other side closed the connection")
+
+    def eof_received(self) -> None:
+        """See asyncio.Protocol: the transport closes itself."""
+        self.on_leave()
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
@@ -198,7 +209,7 @@ class Link(asyncio.Protocol):
         self.transport.write(pack_frame(Kind.RST_STREAM, 0, stream, _NUMBER.pack(code)))
 
     def _send_later(self, piece: bytes) -> None:
-        self._unsent.append(piece)
+        self._unsent.append(memoryview(piece))  # a view, as frames are cut from its front
         self._unsent_bytes += len(piece)
         if self._unsent_bytes > _UNSENT_BYTES_MAX:
             self.transport.abort()
@@ -228,7 +239,7 @@ class Link(asyncio.Protocol):
         self._unsent_bytes -= nbytes
         self._link_window -= nbytes
         self._stream_window -= nbytes
-        self.transport.write(pack_frame(Kind.DATA, 0, self._sending, piece[:nbytes]))
+        self.transport.write(pack_frame(Kind.DATA, 0, self._sending, bytes(piece[:nbytes])))
 
     def begin(self, stream: int) -> None:
         """A call begins, with nothing left of the one before."""
@@ -337,7 +348,7 @@ class Link(asyncio.Protocol):
 
     def _count_taken(self, nbytes: int) -> None:
         self._taken_bytes += nbytes
-        if self._taken_bytes >= _WINDOW_BYTES // 2:
+        if self._taken_bytes >= _GRANT_BYTES:
             grant = _NUMBER.pack(self._taken_bytes)
             self._taken_bytes = 0
             for stream in {0, self.stream}:
@@ -408,6 +419,7 @@ class Link(asyncio.Protocol):
 
     def _on_goaway(self, _: Frame) -> None:
         self.transport.close()
+        self.on_leave()
 
     def _on_window(self, frame: Frame) -> None:
         _, stream, data = frame

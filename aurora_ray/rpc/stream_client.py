@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 
 from aurora_ray.rpc.frames import PREFACE, Code
-from aurora_ray.rpc.http2 import Link, MessageError
+from aurora_ray.rpc.http2 import SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Receiver(Protocol):
 class StreamCall(Link):
     """A running call. `send_message` while `writable`; `await ended()` tells how it ended; `cancel` ends it."""
 
-    def __init__(self, authority: str, method: str, receiver: Receiver) -> None:
+    def __init__(self, authority: str, method: str, receiver: Receiver, server: str) -> None:
         super().__init__()
-        self._authority, self._method, self._receiver = authority, method, receiver
+        self._authority, self._method, self._receiver, self._server = authority, method, receiver, server
         self._ended: asyncio.Future[StreamEndedError] = asyncio.get_running_loop().create_future()
 
     async def ended(self) -> StreamEndedError:
@@ -64,6 +64,7 @@ class StreamCall(Link):
                 ("te", "trailers"),
                 ("content-type", "application/grpc"),
                 ("user-agent", PARTY.user_agent),
+                *(((SERVER_KEY, self._server),) if self._server else ()),
             )
         )
 
@@ -91,6 +92,10 @@ class StreamCall(Link):
         """Without a status: not how a gRPC server ends a call."""
         self._end(grpc.StatusCode.INTERNAL, "the server ended the stream without a status")
 
+    def on_leave(self) -> None:
+        """Nothing more will come."""
+        self._end(grpc.StatusCode.UNAVAILABLE, "the server closes the connection")
+
     def on_reset(self, code: int) -> None:
         """The server gave the call up."""
         self._end(grpc.StatusCode.UNAVAILABLE, f"the server reset the stream ({code})")
@@ -115,15 +120,17 @@ class StreamCall(Link):
             self.transport.close()
 
 
-async def open_stream(host: str, port: int, method: str, receiver: Receiver) -> StreamCall:
-    """Connects and begins a call of `method` ("/package.Service/Method").
+async def open_stream(host: str, port: int, method: str, receiver: Receiver, *, server: str = "") -> StreamCall:
+    """Connects and begins a call of `method` ("/package.Service/Method"). `server`: whom we expect at that port.
 
     Raises StreamEndedError (UNAVAILABLE) if nobody answers within CONNECT_TIMEOUT_S.
     """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, call = await loop.create_connection(lambda: StreamCall(f"{host}:{port}", method, receiver), host, port)
+            _, call = await loop.create_connection(
+                lambda: StreamCall(f"{host}:{port}", method, receiver, server), host, port
+            )
     except OSError as error:  # TimeoutError is one
         raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, f"no connection to {host}:{port}: {error}") from error
     return call

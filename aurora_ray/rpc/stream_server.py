@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -11,13 +12,15 @@ import grpc
 
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.rpc.frames import PREFACE, Code
-from aurora_ray.rpc.http2 import Link, MessageError
+from aurora_ray.rpc.http2 import SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY, party_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Refusal = tuple[grpc.StatusCode, str]
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 _PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))  # what a status message may hold unescaped
@@ -51,7 +54,20 @@ class _Connection(Link):
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)
+        if self._server.stopped:  # it was accepted a moment before
+            transport.abort()
+            return
         self._server.connections.add(self)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol. Who does not read replies is not heard."""
+        super().pause_writing()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.transport.resume_reading()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The connection begins with a fixed sequence of bytes."""
@@ -81,6 +97,9 @@ class _Connection(Link):
             return
         PARTY.note(self, party)
         self.begin(stream)
+        if headers.get(SERVER_KEY, self._server.name) != self._server.name:
+            self._refuse(RefusedError(grpc.StatusCode.UNAVAILABLE, f"this is {self._server.name}, not whom you expect"))
+            return
         make_handler = self._server.methods.get(headers.get(":path", ""))
         if make_handler is None:
             self._refuse(RefusedError(grpc.StatusCode.UNIMPLEMENTED, "there is no such method at this port"))
@@ -98,6 +117,9 @@ class _Connection(Link):
             reply = self._handler.on_message(message)
         except RefusedError as error:
             self._refuse(error)
+        except Exception as error:
+            _log.exception("a call failed")
+            self._refuse(RefusedError(grpc.StatusCode.UNKNOWN, f"unexpected: {error!r}"))
         else:
             self.send_message(reply)
 
@@ -138,15 +160,20 @@ class _Connection(Link):
 
 
 class StreamServer:
-    """Serves `methods` ("/package.Service/Method" -> what makes a handler of a call) at a port."""
+    """Serves `methods` ("/package.Service/Method" -> what makes a handler of a call) at a port.
 
-    def __init__(self, methods: Mapping[str, Callable[[], Handler]]) -> None:
-        self.methods = methods
+    `name`: who we are. Calls that say that they expect somebody else are refused.
+    """
+
+    def __init__(self, methods: Mapping[str, Callable[[], Handler]], name: str = "") -> None:
+        self.methods, self.name = methods, name
+        self.stopped = False
         self.connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int = 0) -> int:
-        """Listens; the port. Raises ConfigurationError if it is taken."""
+        """Listens; the port. `host` as gRPC takes it, IPv6 in brackets. Raises ConfigurationError if it is taken."""
+        host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -161,6 +188,7 @@ class StreamServer:
 
     async def stop(self) -> None:
         """Ends all calls."""
+        self.stopped = True
         if self._server is None:
             return
         self._server.close()

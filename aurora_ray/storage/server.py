@@ -55,7 +55,7 @@ class StorageServer:
         self.background = Background(self.node)
         self.scrubber = Scrubber(self.node, self.peers)
         self._appender = Appender(self.node)
-        self._append_server = StreamServer({f"/{SERVICE_NAME}/Append": self._appender.call})
+        self._append_server = StreamServer({f"/{SERVICE_NAME}/Append": self._appender.call}, config.node_id)
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._data_dir: DataDir | None = None

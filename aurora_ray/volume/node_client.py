@@ -94,7 +94,7 @@ class NodeClient:
         reply = await self._call(self._stub.AppendPort(pb.AppendPortRequest(), timeout=APPEND_PORT_TIMEOUT_S))
         host = self.node.address.rpartition(":")[0].strip("[]")
         try:
-            return await open_stream(host, reply.port, APPEND_METHOD, receiver)
+            return await open_stream(host, reply.port, APPEND_METHOD, receiver, server=self.node.node_id)
         except StreamEndedError as error:
             raise self.error(error.code, error.details) from error
 

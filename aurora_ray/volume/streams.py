@@ -193,6 +193,8 @@ class NodeStream:
         """Sends and takes acknowledgements until the stream breaks; always raises."""
         self._call = call
         try:
+            if self._closing:  # see `_run`
+                raise asyncio.CancelledError
             self._send_waiting()
             end = await call.ended()
         finally:

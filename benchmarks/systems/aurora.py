@@ -20,7 +20,7 @@ from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from benchmarks.machine import ROOT
 from benchmarks.procfs import Component, socket_inodes
 from benchmarks.stack import StackConfig
-from benchmarks.systems.base import System, engine_counters, segments_out
+from benchmarks.systems.base import System, engine_counters, segments_between
 from benchmarks.systems.server import template
 
 ZONES: Final = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c", "c2": "c"}
@@ -196,10 +196,10 @@ class Aurora(System):
         engine = engine_counters(self.dsn, self.site.install.major)
         cached = ("wal_writes", "page_writes")
         kept = {name: value for name, value in engine.items() if name not in cached}
-        ports = {int(node.address.rpartition(":")[2]) for node in self._addresses}
-        own = socket_inodes(self.writer.pid)
-        sent = segments_out(lambda each: each.remote in ports and each.inode in own)
-        return {**kept, **self.writer.ask("stats"), **sent}
+        own, nodes = socket_inodes(self.writer.pid), set[int]()
+        for child in self.nodes.values():
+            nodes |= socket_inodes(child.pid)
+        return {**kept, **self.writer.ask("stats"), **segments_between(own, nodes)}
 
     def data_dirs(self) -> list[Path]:
         """The nodes'; the mount is a cache."""

@@ -250,6 +250,16 @@ def segments_out(chosen: Callable[[Connection], bool]) -> dict[str, float]:
         return {}
 
 
+def segments_between(senders: set[int], receivers: set[int]) -> dict[str, float]:
+    """As `segments_out`, of the connections from sockets with the one inodes to those with the others."""
+    try:
+        # Whatever the ports: each connection of this machine is in the kernel's table once for either end.
+        ends = {(each.remote, each.local) for each in connections() if each.inode in receivers}
+    except OSError:
+        return {}
+    return segments_out(lambda each: each.inode in senders and (each.local, each.remote) in ends)
+
+
 def fill(dsn: str, bin_dir: str, scale: int) -> None:
     """pgbench's tables. Raises RuntimeError."""
     fill_pgbench(dsn, bin_dir, scale)

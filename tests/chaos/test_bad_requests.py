@@ -4,7 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc.aio
@@ -121,9 +121,14 @@ def raw_bytes(address: str, choose: random.Random) -> None:
         choose.randbytes(10_000),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ):
-        with socket.create_connection((host, int(port)), timeout=CALL_TIMEOUT_S) as connection:
+        # Whoever is not spoken to properly may hang up first.
+        with (
+            suppress(ConnectionError),
+            socket.create_connection((host, int(port)), timeout=CALL_TIMEOUT_S) as connection,
+        ):
             connection.sendall(content)
-            connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # ENOTCONN
+                connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
 

@@ -33,6 +33,8 @@ class Echo:
     def on_message(self, message: bytes) -> bytes:
         if message == b"refuse":
             raise RefusedError(grpc.StatusCode.ABORTED, REFUSED)
+        if message == b"fail":
+            raise OSError("not foreseen")
         return message
 
 
@@ -45,7 +47,7 @@ async def echo_of_library(_: object, context: Any) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[StreamServer, int]]:
-    server = StreamServer({METHOD: Echo})
+    server = StreamServer({METHOD: Echo}, "echo")
     port = await server.start("127.0.0.1")
     yield server, port
     PARTY.set_cut(Cut())
@@ -236,6 +238,78 @@ async def test_a_partition_breaks_what_runs_and_what_begins(
     call.send_message(b"b")
     assert await inbox.next() == b"b"
     call.cancel()
+
+
+async def test_somebody_else_at_the_port(server: tuple[StreamServer, int]) -> None:
+    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), server="another")
+    end = await how_it_ended(call)
+    assert (end.code, "echo" in end.details) == (grpc.StatusCode.UNAVAILABLE, True)
+
+
+@pytest.mark.allowed_logs("a call failed")
+async def test_what_nobody_foresaw_is_told_and_logged(
+    server: tuple[StreamServer, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), server="echo")
+    call.send_message(b"fail")
+    end = await how_it_ended(call)
+    assert (end.code, "not foreseen" in end.details) == (grpc.StatusCode.UNKNOWN, True)
+    assert "a call failed" in caplog.text
+
+
+async def test_a_slow_link_is_not_taken_for_a_dead_one(
+    server: tuple[StreamServer, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that takes much longer than the keepalive, with acknowledgements of pings stuck behind it."""
+    monkeypatch.setattr(http2, "KEEPALIVE_S", 1.5)
+    monkeypatch.setattr(http2, "KEEPALIVE_TIMEOUT_S", 1.0)
+    reader_done = asyncio.Event()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, back = await asyncio.open_connection("127.0.0.1", server[1])
+
+        async def replies() -> None:
+            while data := await onward.read(65536):
+                writer.write(data)
+            reader_done.set()
+
+        task = asyncio.create_task(replies())
+        while data := await reader.read(64 << 10):
+            back.write(data)
+            await asyncio.sleep(0.015)  # not synchronisation: about 4 MB a second
+        back.close()
+        writer.close()
+        await task
+
+    slow = await asyncio.start_server(relay, "127.0.0.1", 0, limit=64 << 10)
+    async with slow:
+        inbox = Inbox()
+        call = await open_stream("127.0.0.1", slow.sockets[0].getsockname()[1], METHOD, inbox)
+        message = bytes(15 << 20)
+        call.send_message(message)
+        assert await inbox.next() == message
+        call.cancel()
+        await asyncio.wait_for(reader_done.wait(), TIMEOUT_S)
+
+
+@pytest.mark.parametrize("goodbye", [pack_frame(Kind.GOAWAY, 0, 0, bytes(8)), b""])
+async def test_a_server_that_leaves_with_our_messages_unread(goodbye: bytes) -> None:
+    stay = asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(pack_frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + goodbye)
+        if not goodbye:
+            writer.write_eof()
+        await stay.wait()
+        writer.close()
+
+    stranger = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1)
+    async with stranger:
+        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox())
+        call.send_message(bytes(40 << 20))
+        assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
+        call.cancel()
+        stay.set()
 
 
 # ---- bytes by hand
