@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import NodeAddress
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
-APPEND_PORT_TIMEOUT_S: Final = 5.0
+APPEND_PORT_TIMEOUT_S: Final = 2.0
 PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
 
