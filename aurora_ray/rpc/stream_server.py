@@ -18,11 +18,10 @@ from aurora_ray.rpc.partition import PARTY, party_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    Refusal = tuple[grpc.StatusCode, str]
-
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
+_ACCEPT_AGAIN_S: Final = 1.0  # after an error that is ours: too many open files, no memory
 _PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))  # what a status message may hold unescaped
 
 
@@ -169,30 +168,58 @@ class StreamServer:
         self.methods, self.name = methods, name
         self.stopped = False
         self.connections: set[_Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepted: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int = 0) -> int:
         """Listens; the port. `host` as gRPC takes it, IPv6 in brackets. Raises ConfigurationError if it is taken."""
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except (OSError, OverflowError) as error:
             raise ConfigurationError(f"port {port} on {host} cannot be listened on: {error}") from error
-        # Interrupted in the middle, asyncio would leave the socket open: so it is ours before anything waits.
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), sock=listener, start_serving=False)
-        await self._server.start_serving()
-        bound: int = listener.getsockname()[1]
+        self._listener.setblocking(False)
+        self._listen()
+        bound: int = self._listener.getsockname()[1]
         return bound
 
     async def stop(self) -> None:
         """Ends all calls."""
         self.stopped = True
-        if self._server is None:
+        listener, self._listener = self._listener, None
+        if listener is None:
             return
-        self._server.close()
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
         for connection in tuple(self.connections):
             connection.cancel()
-        await self._server.wait_closed()
-        self._server = None
+        await asyncio.gather(*self._accepted)
+
+    # asyncio's own server (3.11) loses a socket that is accepted in the moment in which it closes: so we accept.
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:
+            _log.error("no connection can be accepted: %s", error)
+            loop.remove_reader(listener)
+            loop.call_later(_ACCEPT_AGAIN_S, self._listen)
+            return
+        task = loop.create_task(self._connect(accepted))
+        self._accepted.add(task)
+        task.add_done_callback(self._accepted.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Connection(self), accepted)
+        except OSError as error:
+            _log.debug("a connection ended as it was accepted: %s", error)
+            accepted.close()

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import NodeAddress
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
-APPEND_PORT_TIMEOUT_S: Final = 2.0
+# A gRPC server in the middle of stopping may leave a call without an answer: short at first, so that whoever waits for a
+# node that restarts is not kept by its end; in all about as long as anything else may take.
+APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
 
@@ -91,12 +93,25 @@ class NodeClient:
 
         Raises StorageError.
         """
-        reply = await self._call(self._stub.AppendPort(pb.AppendPortRequest(), timeout=APPEND_PORT_TIMEOUT_S))
+        port = await self._append_port()
         host = self.node.address.rpartition(":")[0].strip("[]")
         try:
-            return await open_stream(host, reply.port, APPEND_METHOD, receiver, server=self.node.node_id)
+            return await open_stream(host, port, APPEND_METHOD, receiver, server=self.node.node_id)
         except StreamEndedError as error:
             raise self.error(error.code, error.details) from error
+
+    async def _append_port(self) -> int:
+        *tries, last_try_s = APPEND_PORT_TIMEOUTS_S
+        for timeout_s in tries:
+            try:
+                reply = await self._stub.AppendPort(pb.AppendPortRequest(), timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise self.error(error.code(), error.details()) from error
+            else:
+                return int(reply.port)
+        reply = await self._call(self._stub.AppendPort(pb.AppendPortRequest(), timeout=last_try_s))
+        return int(reply.port)
 
     def error(self, code: grpc.StatusCode, details: str | None) -> AuroraError:
         """How a call of the node ended, in our own tree."""
