@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import NodeAddress
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
-# A gRPC server in the middle of stopping may leave a call without an answer: short at first, so that whoever waits for a
-# node that restarts is not kept by its end; in all about as long as anything else may take.
+# A gRPC server in the middle of stopping may leave a call without an answer. So the first tries are short: whoever waits
+# for a node that restarts is not kept by its end.
 APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
