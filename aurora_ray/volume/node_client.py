@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import NodeAddress
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
-# A gRPC server in the middle of stopping may leave a call without an answer. So the first tries are short: whoever waits
+# A gRPC server in the middle of stopping may leave a call without an answer. So its first tries are short: who waits
 # for a node that restarts is not kept by its end.
 APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 PEERS_TIMEOUT_S: Final = 2.0
