@@ -11,7 +11,7 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.storage.coalesce import coalesce
 from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
-from aurora_ray.storage.store import WriteFailedError
+from aurora_ray.storage.rocks import WriteFailedError
 
 if TYPE_CHECKING:
     from aurora_ray.storage.damage import SegmentKey

@@ -110,7 +110,7 @@ class _LayerWriter:
         self._page_size = segment.meta.page_size
         self._cursor: Versions | None = None
         self._chains = segment.chains
-        self._changes = segment.store.batch()
+        self._changes = segment.store.page_batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
 
     @property
@@ -142,7 +142,7 @@ class _LayerWriter:
 
     def _flush(self) -> None:
         self._changes.write_without_log()
-        self._changes = self._segment.store.batch()
+        self._changes = self._segment.store.page_batch()
         self._cursor = None
 
     def _keep_cuts(self) -> list[tuple[int, Cut]]:

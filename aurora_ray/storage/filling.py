@@ -203,7 +203,7 @@ class Copy:
         pacer = Pacer()
         try:
             async for chunk in call:
-                changes = self.store.batch()
+                changes = self.store.page_batch()
                 for page in chunk.pages:
                     if google_crc32c.value(page.image) != page.crc32c:
                         raise MalformedError(f"page {page.page} of file {page.file_id} came damaged")
@@ -239,7 +239,7 @@ class Copy:
                     self.progress.bytes_copied += len(batch)
                     if pacer.due:
                         await pacer.rest()
-                changes.write_without_log()
+                changes.write()
                 if chunk.batches:
                     part.after_lsn = decode_header(chunk.batches[-1]).flush_end
         finally:
@@ -252,7 +252,7 @@ class Copy:
         packed = b"".join([chunk.data async for chunk in call])
         changes = self.store.batch()
         changes.put("tables", lsn_key(lsn), guarded(lsn_key(lsn), packed))
-        changes.write_without_log()
+        changes.write()
 
 
 def _can_deliver(peer: Peer, part: _Part) -> bool:

@@ -65,7 +65,7 @@ async def _spend_cuts(segment: Segment, file_id: int) -> None:
     spent = [cut for cut in cuts if cut.lsn <= segment.meta.floor_lsn]
     for cut in spent:
         if cut.dropped:
-            changes = segment.store.batch()
+            changes = segment.store.page_batch()
             changes.delete_range("pages", page_key(file_id, 0, 0), page_key(file_id + 1, 0, 0))
             changes.write_without_log()
         else:
@@ -81,7 +81,7 @@ async def _spend_cuts(segment: Segment, file_id: int) -> None:
 async def _delete_hidden(segment: Segment, file_id: int, cut: Cut) -> None:
     page_size = segment.meta.page_size
     first_page = -(-cut.new_size // page_size)
-    changes = segment.store.batch()
+    changes = segment.store.page_batch()
     pacer = Pacer(busy=segment.commits_come_in)
     start, stop = page_key(file_id, first_page, 0), page_key(file_id + 1, 0, 0)
     for key, _ in segment.store.scan("pages", start, stop):

@@ -11,6 +11,9 @@ Integers in keys are big-endian, so that byte order is numeric order. Column fam
                         where a node has just started the two may count from what was assumed (chains.py)
     tables   u64 lsn -> u32 CRC, the file table, zstd of its packed form (group 0 only)
     marks    b"pages" -> u32 CRC, u64 lsn (little-endian): all page versions up to here were flushed before this was
+    page-marks  the same, written after the one in marks
+
+"pages" and "page-marks" are in a database of their own (see store.py).
 
 Each CRC is CRC-32C, little-endian, over the key and what follows the CRC: a value in the wrong place is damaged too.
 """
@@ -27,7 +30,8 @@ from aurora_ray.errors import MalformedError
 META_KEY: Final = b"meta"
 CUT_PREFIX: Final = b"cut"
 MARK_KEY: Final = b"pages"
-FAMILIES: Final = ("default", "log", "pages", "tables", "marks")
+LOG_FAMILIES: Final = ("log", "tables", "marks")  # besides "default"
+PAGE_FAMILIES: Final = ("pages", "page-marks")
 
 LSN_KEY: Final = struct.Struct(">Q")
 PAGE_KEY: Final = struct.Struct(">QIQ")

@@ -16,7 +16,7 @@ from rocksdict import Cache
 from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError, UnknownVolumeError, UsageError
 from aurora_ray.log.layout import PAGE_BYTES_MAX
 from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
-from aurora_ray.storage.store import WriteFailedError
+from aurora_ray.storage.rocks import WriteFailedError
 from aurora_ray.storage.volume import NodeVolume, sync_directory
 
 if TYPE_CHECKING:

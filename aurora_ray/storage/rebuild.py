@@ -37,7 +37,7 @@ from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.filling import Copy, CopyProgress, Plan, belongs, make_plan
 from aurora_ray.storage.keys import LSN_MAX, META_KEY, lsn_key
 from aurora_ray.storage.meta import SegmentMeta
-from aurora_ray.storage.store import held_open
+from aurora_ray.storage.rocks import held_open
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.volume import INCOMING, READY, swap_directories, sync_directory
 
@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
     from aurora_ray.storage.node import Node
     from aurora_ray.storage.peers import Peer, Peers
+    from aurora_ray.storage.rocks import Batch
     from aurora_ray.storage.segment import Segment
-    from aurora_ray.storage.store import SegmentStore, StoreBatch
+    from aurora_ray.storage.store import SegmentStore
     from aurora_ray.storage.volume import NodeVolume
 
 _log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs,
                 break
             _put_if_true(changes, epochs, batch)
             at_lsn = lsn
-        changes.write_without_log()
+        changes.write()
         await asyncio.sleep(0)
     await store.flush_all()
     return at_lsn
@@ -233,7 +234,7 @@ def _merged(ours: SegmentEpochs, theirs: SegmentEpochs) -> SegmentEpochs:
     return replace(installed, promised_epoch=promised.promised_epoch, owner=promised.owner)
 
 
-def _put_if_true(changes: StoreBatch, epochs: SegmentEpochs, batch: bytes) -> None:
+def _put_if_true(changes: Batch, epochs: SegmentEpochs, batch: bytes) -> None:
     header = decode_header(batch)
     if belongs(epochs, header.epoch, header.flush_end):
         changes.put("log", lsn_key(header.flush_end), batch)

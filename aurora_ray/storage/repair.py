@@ -27,7 +27,7 @@ from aurora_ray.log.segment_rules import annulled, read_quorum
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
 from aurora_ray.storage.rebuild import rebuild
-from aurora_ray.storage.store import WriteFailedError
+from aurora_ray.storage.rocks import WriteFailedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Repairer:
             lsns = [PAGE_KEY.unpack(key)[2] for key in keys]
             points = {max(lsn, meta.floor_lsn) for lsn in lsns if lsn <= meta.coalesced_lsn}
             contents = {lsn: await self._page_at(segment, lsn, file_id, page) for lsn in sorted(points)}
-            changes = segment.store.batch()
+            changes = segment.store.page_batch()
             for key in keys:
                 changes.delete("pages", key)
             for lsn, content in contents.items():

@@ -24,7 +24,7 @@ from aurora_ray.errors import AuroraError, MalformedError
 from aurora_ray.log.batch import verify
 from aurora_ray.storage.content import FIRST, ContentDigest, PageKey, Walk
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
-from aurora_ray.storage.keys import FAMILIES, LSN_KEY, PAGE_KEY, content_of
+from aurora_ray.storage.keys import LOG_FAMILIES, LSN_KEY, PAGE_FAMILIES, PAGE_KEY, content_of
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.store import SegmentStore
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -106,7 +106,7 @@ class Scrubber:
                 await asyncio.to_thread(segment.store.checkpoint, path)
             store = SegmentStore(path, write_buffer_bytes=1 << 20, owner=(segment.volume, segment.group))
             try:
-                for family in FAMILIES:
+                for family in ("default", *LOG_FAMILIES, *PAGE_FAMILIES):
                     await self._check_family(segment, store, family)
             finally:
                 store.close()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from aurora_ray.log.batch import BatchHeader
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.storage.layers import LayerCache
-    from aurora_ray.storage.store import SegmentStore, StoreBatch
+    from aurora_ray.storage.rocks import Batch
+    from aurora_ray.storage.store import SegmentStore
 
 BUSY_FOR_S = 0.1  # after an append
 URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads and recovery would feel it
@@ -229,7 +230,7 @@ class Segment:
 
     # ---- what is stored
 
-    def save_meta(self) -> StoreBatch:
+    def save_meta(self) -> Batch:
         """A batch that holds the metadata as it is now, for the caller to add to and write."""
         changes = self.store.batch()
         changes.put("default", META_KEY, self.meta.pack())

@@ -180,7 +180,7 @@ class NodeVolume:
 
 
 def _read_meta(store: SegmentStore) -> SegmentMeta:
-    packed, flushed_lsn = store.get(META_KEY), store.flushed_lsn
+    packed, flushed_lsn = store.get(META_KEY), store.flushed_lsn()
     if packed is None and not store.path.with_name(store.path.name + MADE).exists():
         raise UnknownVolumeError(f"{store.path} is empty")
     meta = SegmentMeta.unpack(packed or b"")

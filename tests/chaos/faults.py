@@ -214,7 +214,7 @@ def damage_a_node(arena: Arena) -> None:
 
 def harm_segment(directory: Path, choose: random.Random) -> None:
     """Harms some files of a segment whose node does not run."""
-    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name not in ("LOCK", "LOG"))
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in ("LOCK", "LOG"))
     for path in choose.sample(files, min(len(files), choose.randrange(1, 4))):
         _harm(path, choose)
 

@@ -111,7 +111,7 @@ class MemoryStore:
 
 
 class MemoryBatch:
-    """Offers what `Segment` uses of `StoreBatch`."""
+    """Offers what `Segment` uses of `Batch`."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store

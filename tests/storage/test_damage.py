@@ -11,8 +11,8 @@ import pytest
 from aurora_ray.errors import UnknownVolumeError
 from aurora_ray.log import record as rec
 from aurora_ray.storage.damage import STORE, DamagedError
-from aurora_ray.storage.keys import CUT_PREFIX, META_KEY, PAGE_KEY, guarded, lsn_key
-from aurora_ray.storage.store import WriteFailedError, held_open
+from aurora_ray.storage.keys import CUT_PREFIX, META_KEY, PAGE_FAMILIES, PAGE_KEY, guarded, lsn_key
+from aurora_ray.storage.rocks import WriteFailedError, held_open
 from tests.storage.harness import PAGE_SIZE, Writer, introduce
 from tests.storage.test_history import Workload, check, sample
 from tests.support.polling import poll_until
@@ -59,9 +59,14 @@ def flip(value: bytes, at: int) -> bytes:
 
 
 def put(server, writer: Writer, family: str, key: bytes, value: bytes) -> None:
-    changes = server.segment(writer).store.batch()
+    store = server.segment(writer).store
+    of_pages = family in PAGE_FAMILIES
+    changes = store.page_batch() if of_pages else store.batch()
     changes.put(family, key, value)
-    changes.write_synced()
+    if of_pages:
+        changes.write_without_log()
+    else:
+        changes.write_synced()
 
 
 def entries(server, writer: Writer, family: str) -> list[tuple[bytes, bytes]]:
@@ -219,7 +224,7 @@ async def test_a_flipped_bit_in_a_cut_has_the_segment_copied(start):
 
 
 def largest(path: Path, suffix: str) -> Path:
-    return max(path.glob("*" + suffix), key=lambda file: file.stat().st_size)
+    return max(path.rglob("*" + suffix), key=lambda file: file.stat().st_size)
 
 
 def flip_on_disk(file: Path) -> None:
@@ -323,7 +328,7 @@ async def test_a_damaged_file_does_not_read_as_pages_never_written(start):
     assert patient.server.node.counters["copied_segments"] == 1
 
 
-@pytest.mark.parametrize("what", ["manifest", "meta"])
+@pytest.mark.parametrize("what", [".", "pages", "meta"])
 async def test_a_segment_that_does_not_open_votes_only_when_it_is_whole_again(start, what):
     servers, writer, workload = await four_copies(start)
     patient = servers[0]
@@ -334,8 +339,8 @@ async def test_a_segment_that_does_not_open_votes_only_when_it_is_whole_again(st
         put(patient, writer, "default", META_KEY, flip(store.get(META_KEY), 20))
     await store.flush_all()
     await patient.stop()
-    if what == "manifest":
-        flip_on_disk(next(store.path.glob("MANIFEST-*")))
+    if what != "meta":
+        flip_on_disk(next((store.path / what).glob("MANIFEST-*")))
     for server in servers[1:]:
         await server.stop()
     await patient.restart_stopped()

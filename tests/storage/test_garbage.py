@@ -21,7 +21,7 @@ class Images:
 
     async def layer(self, pages: Iterable[int]) -> None:
         """An image of each."""
-        batch = self._store.batch()
+        batch = self._store.page_batch()
         for page in pages:
             key = b"%08d" % page
             self.newest[key] = self._choose.randbytes(IMAGE_BYTES)
@@ -40,7 +40,7 @@ def store(tmp_path: Path):
 
 
 def image_files(store: SegmentStore) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in store.path.glob("*.blob")}
+    return {path.name: path.stat().st_size for path in (store.path / "pages").glob("*.blob")}
 
 
 async def test_pages_that_change_again_and_again_do_not_fill_the_disk(store: SegmentStore) -> None:

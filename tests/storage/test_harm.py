@@ -79,8 +79,10 @@ async def test_harm(start, tmp_path, seed):
     shutil.copytree(server.config.data_dir, pristine)
     choose = random.Random(seed)
     bad = []
-    for name in sorted(p.name for p in next((pristine / "volumes").glob("*/0")).iterdir()):
-        if name in ("LOCK", "LOG"):
+    segment = next((pristine / "volumes").glob("*/0"))
+    for path in sorted(path for path in segment.rglob("*") if path.is_file()):
+        name = path.relative_to(segment)
+        if name.name in ("LOCK", "LOG"):
             continue
         for kind in ("cut", "overwrite", "remove"):
             shutil.rmtree(server.config.data_dir)

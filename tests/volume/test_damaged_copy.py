@@ -27,10 +27,10 @@ async def test_a_read_fails_over_from_a_damaged_version(tmp_path: Path) -> None:
         )
         for node in ("a1", "a2"):
             store = cluster.segment(node).store
-            changes = store.batch()
+            changes = store.page_batch()
             for key, value in list(store.scan("pages", b"")):
                 changes.put("pages", key, value[:40] + bytes([value[40] ^ 1]) + value[41:])
-            changes.write_synced()
+            changes.write_without_log()
         for number in range(8):
             (run,) = await volume.read_pages([(0, 1, number, 1)], lsn)
             assert run.pages.rstrip(b"\0") == b"%d" % number * 600

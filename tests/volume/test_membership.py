@@ -67,18 +67,28 @@ async def progress(lsns: list[int]) -> None:
 async def identical(cluster: Cluster, nodes: tuple[str, ...], lsn: int, group: int = 0) -> None:
     """The copies have the same content and log up to `lsn`."""
     await poll_until(lambda: all(cluster.segment(node, group).scl >= lsn for node in nodes), what=f"all are at {lsn}")
-    floor_lsn = max(cluster.segment(node, group).meta.floor_lsn for node in nodes)
-    digests = set()
-    for node in nodes:
-        request = pb.DigestRequest(
-            volume=cluster.spec.volume_id.bytes, group=group, lsn=lsn, with_log=True, log_after_lsn=floor_lsn
-        )
-        stub = next(server for name, server in cluster.servers.items() if name != node).peers.stub(node)
-        assert stub is not None
-        reply = await stub.Digest(request, timeout=20)
-        assert reply.pages
-        digests.add((reply.digest, reply.log_digest, reply.pages, reply.log_batches))
+    # A floor that rises on one copy while others are asked takes log with it: then all are asked again.
+    for _ in range(20):
+        floor_lsn = highest_floor(cluster, nodes, group)
+        digests = {await digest_of(cluster, node, group, lsn, floor_lsn) for node in nodes}
+        if highest_floor(cluster, nodes, group) == floor_lsn:
+            break
     assert len(digests) == 1
+
+
+def highest_floor(cluster: Cluster, nodes: tuple[str, ...], group: int) -> int:
+    return max(cluster.segment(node, group).meta.floor_lsn for node in nodes)
+
+
+async def digest_of(cluster: Cluster, node: str, group: int, lsn: int, log_after_lsn: int) -> tuple[bytes | int, ...]:
+    request = pb.DigestRequest(
+        volume=cluster.spec.volume_id.bytes, group=group, lsn=lsn, with_log=True, log_after_lsn=log_after_lsn
+    )
+    stub = next(server for name, server in cluster.servers.items() if name != node).peers.stub(node)
+    assert stub is not None
+    reply = await stub.Digest(request, timeout=20)
+    assert reply.pages
+    return reply.digest, reply.log_digest, reply.pages, reply.log_batches
 
 
 async def test_a_member_is_replaced_while_commits_go_on(twelve: Cluster) -> None:
