@@ -3,6 +3,9 @@
 Each round asks one peer in turn, or all of them while there is a gap. What a peer answers is used in this order: a
 newer truncation history is adopted, then missing log is fetched, and if the peer no longer keeps log that old, or there
 is much of it and nothing here yet, the whole segment is copied from all peers at once (`repair.py`).
+
+While the writer's redo comes in without a gap, what a peer has more of is on its way here: nothing is fetched, and only
+one round in _ROUNDS_A_LOOK asks at all: rounds would otherwise cost a node a sixth of what appends do.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CATCH_UP_PAUSE_S: Final = 0.05
+_ROUNDS_A_LOOK: Final = 4
 _FETCH_TIMEOUT_S: Final = 60.0
 _COPY_FROM_BYTES: Final = 8 << 20  # an empty segment that lacks more log than this is copied from all peers at once
 
@@ -43,14 +47,17 @@ class Gossip:
     def __init__(self, node: Node, peers: Peers, copy: Callable[[bytes, int], object]) -> None:
         """`copy` has a segment (volume, group) copied from the peers, in the background."""
         self._node, self._peers, self._copy = node, peers, copy
-        self._turn = 0
+        self._turn = self._round = 0
 
     async def run(self) -> None:
         """Rounds until cancelled."""
         while True:
             await asyncio.sleep(self._node.config.gossip_interval_s)
             await self._peers.prune()
-            await self.round()
+            self._round += 1
+            segments = self._node.segments.values()
+            if self._round % _ROUNDS_A_LOOK == 0 or not all(segment.keeps_up for segment in segments):
+                await self.round()
 
     async def round(self) -> None:
         """Asks the next peer, or all if log is missing here."""
@@ -80,7 +87,7 @@ class Gossip:
                     return
                 for node_id in sorted(self._node.peers):
                     if node_id not in running or running[node_id].done():
-                        running[node_id] = asyncio.create_task(self.exchange(node_id))
+                        running[node_id] = asyncio.create_task(self.exchange(node_id, at_once=True))
                 _, hanging = await asyncio.wait(running.values(), timeout=min(left_s, _CATCH_UP_PAUSE_S))
                 if not hanging and behind():
                     await asyncio.sleep(_CATCH_UP_PAUSE_S)
@@ -89,8 +96,8 @@ class Gossip:
                 exchange.cancel()
             await asyncio.gather(*running.values(), return_exceptions=True)
 
-    async def exchange(self, node_id: str) -> None:
-        """Learns one peer's state and repairs from it."""
+    async def exchange(self, node_id: str, *, at_once: bool = False) -> None:
+        """Learns one peer's state and repairs from it; `at_once`: what is on its way here as well."""
         stub = self._peers.stub(node_id)
         if stub is None:
             return
@@ -99,7 +106,7 @@ class Gossip:
             for theirs in state.volumes:
                 volume = self._node.volumes.get(theirs.volume)
                 if volume is not None:
-                    await self._repair(volume, theirs.segments, stub)
+                    await self._repair(volume, theirs.segments, stub, at_once)
         except grpc.aio.AioRpcError as error:
             _log.debug("gossip with %s: %s %s", node_id, error.code(), error.details())
         except MalformedError as error:
@@ -110,14 +117,16 @@ class Gossip:
             _log.info("gossip with %s: %s", node_id, error)
             self._node.note_failure(error)
 
-    async def _repair(self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub) -> None:
+    async def _repair(
+        self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub, at_once: bool
+    ) -> None:
         for state in theirs:
             segment = volume.segments.get(state.group)
             if segment is None or segment.repair.locked():
                 continue
             async with segment.repair:
                 adopt_history(segment, state)
-                if state.scl <= segment.scl or self._node.disk_full:
+                if state.scl <= segment.scl or self._node.disk_full or (segment.keeps_up and not at_once):
                     continue
                 if segment.scl < max(state.floor_lsn, 0 if segment.scl else state.scl - _COPY_FROM_BYTES):
                     self._copy(segment.volume, segment.group)
@@ -180,5 +189,5 @@ def store_fetched(segment: Segment, batches: Iterable[bytes]) -> int:
         fetched.append((header, batch))
     segment.store.append_log((lsn_key(header.flush_end), batch) for header, batch in fetched)
     for header, _ in fetched:
-        segment.link(header)
+        segment.link(header, from_writer=False)
     return len(fetched)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.storage.store import SegmentStore
 
 BUSY_FOR_S = 0.1  # after an append
+KEEPS_UP_S = 0.5  # after an append
 URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads and recovery would feel it
 
 
@@ -77,7 +78,8 @@ class Segment:
         self.scl = 0
         self.highest_lsn = 0
         self.tail_bytes = 0  # log beyond the last layer, roughly, inflated
-        self.last_append_s = 0.0  # on the monotonic clock
+        self.last_append_s = 0.0  # on the monotonic clock, as the next; appends by whomever
+        self._heard_writer_s = 0.0
         self.background = asyncio.Lock()  # held by whatever changes layers, versions or the store itself
         self.repair = asyncio.Lock()  # held by whoever brings in log or a copy from peers
         self.cuts: dict[int, list[Cut]] = {}
@@ -103,6 +105,11 @@ class Segment:
     def has_gap(self) -> bool:
         """Whether batches wait behind a gap."""
         return bool(self._pending)
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether redo comes in from the writer, and none of it is missing."""
+        return not self._pending and time.monotonic() - self._heard_writer_s < KEEPS_UP_S
 
     def check(self, header: BatchHeader, at_lsn: int) -> bool:
         """Whether the batch is new, given that the chain ends at `at_lsn`; False for a duplicate.
@@ -132,7 +139,7 @@ class Segment:
             f" and promised {epochs.promised_epoch}, the batch is of epoch {epoch}"
         )
 
-    def link(self, header: BatchHeader) -> None:
+    def link(self, header: BatchHeader, *, from_writer: bool = True) -> None:
         """Takes a stored batch into the chain, or keeps it for when the gap before it is filled."""
         end = header.flush_end
         if header.prev_lsn == self.scl:
@@ -143,7 +150,9 @@ class Segment:
             self._pending[header.prev_lsn] = end
         self.highest_lsn = max(self.highest_lsn, end)
         self.tail_bytes += header.payload_bytes
-        self.last_append_s = time.monotonic()
+        self.last_append_s = now_s = time.monotonic()
+        if from_writer:
+            self._heard_writer_s = now_s
         self.learn_vdl(header.vdl)
 
     def commits_come_in(self) -> bool:
@@ -223,6 +232,7 @@ class Segment:
             if annulled(epochs.truncations, header.epoch, header.flush_end):
                 changes.delete("log", lsn_key(header.flush_end))
         changes.write_synced()
+        self._heard_writer_s = 0.0  # another one
         self.rescan()
         if self.layers is not None:
             self.layers.forget_tail()

@@ -58,6 +58,25 @@ async def test_recovery_annuls_what_lies_above_its_end(start):
     assert (await server.pages(writer, writer.lsn, 1, count=1))[0][:7] == b"newable"
 
 
+async def test_what_the_writer_is_about_to_send_is_not_fetched(start, monkeypatch):
+    servers = [await start(f"n{i}") for i in range(2)]
+    one, two = servers
+    writer = await Writer().open(*servers)
+    await introduce(*servers)
+    first, second, third = (writer.flush(change(n, b"%d" % n)) for n in range(3))
+    await one.send(first + second)
+    await two.send(first)
+    assert two.segment(writer).keeps_up
+    await two.server.gossip.round()
+    assert (await two.state(writer)).scl == writer.ends[1], "it is on its way"
+    await two.server.gossip.exchange("n0", at_once=True)
+    assert (await two.state(writer)).scl == writer.ends[2], "a recovery does not wait for it"
+    await one.send(third)
+    monkeypatch.setattr("aurora_ray.storage.segment.KEEPS_UP_S", 0.0)
+    await two.server.gossip.round()
+    assert (await two.state(writer)).scl == writer.lsn, "a writer that is silent sends nothing any more"
+
+
 async def test_gossip_fills_gaps_and_adopts_histories(start):
     servers = [await start(f"n{i}") for i in range(3)]
     one, two, three = servers
