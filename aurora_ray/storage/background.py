@@ -1,4 +1,8 @@
-"""The background of a node: coalescing and garbage collection, one segment after the other, and a look at the disk."""
+"""The background of a node: coalescing and garbage collection, one segment after the other, and a look at the disk.
+
+The copies of a group get the same log at the same time. So that they do not all coalesce at the same time while commits
+come in, when none of them would be quick, each node lets a different part of a layer pile up first: they take turns.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +86,18 @@ class Background:
 
     def _layer_due(self, segment: Segment) -> bool:
         config = self._config
-        if segment.tail_bytes >= config.layer_bytes:
+        share = 1 + self._turn if segment.commits_come_in() else 1
+        if segment.tail_bytes >= config.layer_bytes * share:
             # Beyond a gap or the VDL nothing can be done: the bytes there must not wake us again and again.
             return min(segment.scl, segment.vdl) > segment.meta.coalesced_lsn
         idle = time.monotonic() - segment.last_append_s >= config.idle_s
         return idle and segment.tail_bytes >= config.idle_layer_bytes
+
+    @property
+    def _turn(self) -> float:
+        """This node's among those it knows, in [0, 1)."""
+        nodes = sorted({self._config.node_id, *self._node.peers})
+        return nodes.index(self._config.node_id) / len(nodes)
 
     async def coalesce_once(self, segment: Segment) -> bool:
         """One layer; whether there was one."""

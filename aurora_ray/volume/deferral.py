@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Flush = tuple[int, int, float]  # end, bytes, when it was submitted (monotonic)
 
-DEFER_S: Final = 0.02
+DEFER_S: Final = 0.05
 HEDGE_S: Final = (0.004, 0.25)  # shortest and longest wait for a quorum before the others are asked
 FIRST_HEDGE_S: Final = 0.03  # before anything was measured
 REVIEW_S: Final = 1.0  # between looks at who is fastest
