@@ -103,9 +103,8 @@ class SegmentStore:
     @property
     def has_files(self) -> bool:
         """Whether the directory is still there. RocksDB itself would go on with the files that it has open."""
-        return all(
-            (database.path / "CURRENT").exists() for database in (self._log, self._pages)
-        )  # replaced by renaming
+        # Always there: it is replaced by renaming.
+        return all((database.path / "CURRENT").exists() for database in (self._log, self._pages))
 
     # ---- reading
 
