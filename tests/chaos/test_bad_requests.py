@@ -15,10 +15,12 @@ from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.spec import NodeAddress
 from aurora_ray.volume.streams import serialize_batches
 from tests.chaos.agreement import check_agreement
 from tests.chaos.conftest import MakeStack
 from tests.chaos.test_return import file_records, write
+from tests.support.polling import poll_until
 from tests.support.stack import Stack
 from tests.support.stack_view import counters_of, state_of
 from tests.volume.cluster import encoded_flush
@@ -133,6 +135,16 @@ def raw_bytes(address: str, choose: random.Random) -> None:
                 pass
 
 
+async def has(stack: Stack, node: NodeAddress, lsn: int) -> None:
+    """Waits until the node has the log up to there."""
+
+    async def there() -> bool:
+        state = await state_of(node, stack.spec)
+        return state is not None and state.scl >= lsn
+
+    await poll_until(there, 20, interval_s=0.05, what=f"{node.node_id} is complete up to {lsn}")
+
+
 async def test_mutated_batches_are_refused(stack: Stack) -> None:
     """Any single flipped bit, any cut, any other epoch: refused and counted."""
     choose = random.Random(2)
@@ -140,6 +152,7 @@ async def test_mutated_batches_are_refused(stack: Stack) -> None:
     await volume.append(file_records())
     lsn = await write(volume, choose, 1)
     node = stack.nodes["b2"].address
+    await has(stack, node, lsn)  # it may be one of those that get flushes later
     _, _, [(_, batch)] = encoded_flush(volume, [page_full(1, 3, b"never")])
     _, _, [(_, stale)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch + 1)
     _, _, [(_, fenced)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch - 1)
