@@ -5,7 +5,7 @@ newer truncation history is adopted, then missing log is fetched, and if the pee
 is much of it and nothing here yet, the whole segment is copied from all peers at once (`repair.py`).
 
 While the writer's redo comes in without a gap, what a peer has more of is on its way here: nothing is fetched, and only
-one round in _ROUNDS_A_LOOK asks at all: rounds would otherwise cost a node a sixth of what appends do.
+one round in _ROUNDS_A_LOOK asks at all: each would find a peer a flush ahead, and fetch what comes anyway.
 """
 
 from __future__ import annotations

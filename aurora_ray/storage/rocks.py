@@ -105,7 +105,7 @@ class Database:
         return Batch(self._db, self._handles, self._no_wal, self.owner)
 
     async def flush(self, *families: str) -> None:
-        """Writes what is in memory to files (None: of all families). Raises WriteFailedError, UnknownVolumeError."""
+        """Writes what these families, or all, have in memory to files. Raises WriteFailedError, UnknownVolumeError."""
         for family in families or tuple(self.families):
             try:
                 await asyncio.to_thread(self.families[family].flush, True)

@@ -19,6 +19,9 @@ from tests.interposer.model import PAGE_BYTES, Operations
 from tests.support.polling import poll_until
 from tests.volume.cluster import Cluster
 
+# gRPC says so when a node ends while a peer fetches log from it.
+pytestmark = pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
