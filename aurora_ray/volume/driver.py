@@ -5,8 +5,9 @@ All of it runs in one event loop, woken by the region's doorbell. The way of a c
     engine: fsync -> wanted = end of its records -> bell
     driver: take one flush of everything logged so far -> six streams -> four acknowledgements -> VDL moves -> wake
 
-Flushes grow with load by themselves: while as many are on their way as may be, everything that is logged meanwhile
-goes into the next one. Redo that nobody waits for goes out with the next flush, or after `_IDLE_S`.
+Flushes grow with load: while one is on its way, everything that is logged meanwhile goes into the next, and that one
+goes when enough commits wait for it (`grouping`). What is much, or waited for by an fsync, goes at once, beside it.
+Redo that nobody waits for goes out with the next flush, or after `_IDLE_S`.
 
 Pages come in on demand, with read-ahead that doubles while a file is read in sequence. A page is filled in only if it
 is still absent: a write that came in between is newer than what was fetched.
@@ -30,6 +31,7 @@ from aurora_ray.interposer.region import Taker
 from aurora_ray.log.batch import compress
 from aurora_ray.volume.evictor import Evictor
 from aurora_ray.volume.fetcher import Fetcher
+from aurora_ray.volume.grouping import Grouping
 from aurora_ray.volume.localfiles import LocalFiles
 from aurora_ray.volume.spec import EXTENT_PAGES
 
@@ -47,6 +49,7 @@ _QUORUM_S = telemetry.histogram("aurora_quorum_seconds", "From sending a flush u
 
 FLUSH_BYTES_MAX = 4 << 20
 FLUSHES_IN_FLIGHT_MAX = 4
+FLUSH_BYTES_URGENT = 256 << 10  # so much goes at once, whatever else is on its way or may still come
 INFLIGHT_BYTES_MAX = 32 << 20
 _IDLE_S = 0.05
 _TRACE_EVERY = 256  # flushes
@@ -79,6 +82,7 @@ class Driver:
         self._local = LocalFiles(region, root)
         self._fetcher = Fetcher(volume, region, self._local)
         self._evictor = Evictor(volume, region, self._local, cache_bytes)
+        self._grouping = Grouping(region, self._send)
         self._in_flight: deque[tuple[int, int, int]] = deque()  # flushes: end, bytes, when it was sent (ns, unix)
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,6 +118,7 @@ class Driver:
         self._volume.on_vdl = None
         if self._idle is not None:
             self._idle.cancel()
+        self._grouping.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,7 +157,7 @@ class Driver:
             return
         if poll.requests:
             self._serve_requests()
-        if poll.tail > poll.head:
+        if poll.tail > poll.head and (self._is_urgent() or not self._grouping.holds()):
             self._send()
 
     def _on_idle(self) -> None:
@@ -166,9 +171,12 @@ class Driver:
         """Sends flushes while there is something and room for it on the way."""
         volume = self._volume
         while len(self._in_flight) < FLUSHES_IN_FLIGHT_MAX and volume.inflight_bytes < INFLIGHT_BYTES_MAX:
+            if self._in_flight and not self._is_urgent():
+                return
             flush = self._taker.take(volume.vdl)
             if flush is None:
                 return
+            self._grouping.sent(flush.arrivals)
             batches = [(group, compress(batch)) for group, batch in flush.batches]
             nbytes = sum([len(batch) for _, batch in batches])
             self._in_flight.append((flush.end, nbytes, time.time_ns()))
@@ -179,6 +187,11 @@ class Driver:
             except AuroraError as error:
                 self._fail(error)
                 return
+
+    def _is_urgent(self) -> bool:
+        """Whether what is logged goes at once, even beside a flush: if it is much, or some fsync waits for it."""
+        poll = self._region.peek()
+        return bool(poll.wanted > poll.head or poll.tail - poll.head >= FLUSH_BYTES_URGENT)
 
     def _on_vdl(self, vdl: int) -> None:
         self._region.publish(vdl)
@@ -196,7 +209,8 @@ class Driver:
                     {"aurora.lsn": end, "aurora.bytes": nbytes, "aurora.vdl": vdl},
                     parent=_NO_TRACE,
                 )
-        self._send()
+        if self._in_flight or self._grouping.done() or self._is_urgent():
+            self._send()
 
     async def flush(self, *, timeout_s: float) -> int:
         """Sends all that is logged by now and waits until it is durable. Returns its LSN."""

@@ -123,6 +123,7 @@ struct slot { /* a file */
     _Atomic uint32_t next;      /* slot + 1 of the next one in the hash chain */
     uint32_t mounted_extents;   /* extents it had when mounted; their groups are loaded on demand */
     _Atomic uint32_t dropped, pinned; /* pinned: memory-mapped, never evicted */
+    _Atomic uint32_t ordered;         /* synced without waiting: readers wait until it is durable */
 };
 
 enum { REQUEST_FREE = 0, REQUEST_FILLING, REQUEST_POSTED, REQUEST_TAKEN, REQUEST_DONE };
@@ -161,8 +162,12 @@ struct region {
 
     _Alignas(64) _Atomic uint64_t tail; /* ring positions: end of the last whole record */
     _Atomic uint64_t wanted;            /* highest position that someone waits for */
+    _Atomic uint64_t ordered;           /* highest position that a sync ordered without waiting for it */
+    _Atomic uint64_t arrivals;          /* commits that ever began to wait for what was ordered */
+    _Atomic uint64_t bell_at;           /* the arrival that rings the bell; UINT64_MAX: none does */
     _Alignas(64) _Atomic uint64_t head; /* below it the driver has taken everything; ring space is free */
     _Atomic uint64_t durable;
+    _Atomic uint32_t taken; /* flushes taken so far, modulo 2^32 */
     _Atomic uint32_t durable_turn, durable_waiters;
     _Atomic uint32_t space_turn, space_waiters;
     _Alignas(64) _Atomic uint32_t bell_rung;
@@ -189,8 +194,9 @@ void ar_attach(struct region *region);
 void ar_lock(void);
 void ar_unlock(void);
 void ar_check_state(void);
-void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters);
-void ar_wake(_Atomic uint32_t *word);
+#define AR_ANYBODY UINT32_MAX
+void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, uint32_t mask);
+void ar_wake(_Atomic uint32_t *word, uint32_t mask);
 void ar_ring_bell(void);
 _Noreturn void ar_die(const char *why);
 struct slot *ar_slot(uint32_t index);
@@ -210,6 +216,8 @@ uint64_t ar_append(struct record head, const void *body, size_t body_bytes);
 void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
                     size_t from, size_t to);
 void ar_wait_durable(uint64_t lsn);
+void ar_order(uint64_t lsn);
+void ar_wait_ordered(void);
 uint64_t ar_tail_lsn(void);
 
 /* files.c: all return as the libc call does, with errno */

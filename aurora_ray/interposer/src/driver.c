@@ -177,7 +177,7 @@ struct take {
     uint8_t *buffer;
     uint64_t buffer_bytes;
     /* out */
-    uint64_t flush_start, flush_end;
+    uint64_t flush_start, flush_end, arrivals;
     uint32_t nbatches, batches_max;
     struct taken_batch *batches;
 };
@@ -274,6 +274,7 @@ static void put_records(const struct region *r, struct take *t, uint64_t from, u
 /* Takes the next flush out of the ring as encoded batches. Returns 0, or -1 when there is nothing or no room. */
 AR_EXPORT int ar_take(struct region *r, struct take *t)
 {
+    t->arrivals = atomic_load(&r->arrivals); /* before the look at the tail: what they wait for is below it */
     uint64_t from = atomic_load(&r->head), to = atomic_load_explicit(&r->tail, memory_order_acquire);
     t->nbatches = 0;
     to = measure(r, t, from, to);
@@ -298,9 +299,10 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
         t->group_tails[b->group] = t->flush_end;
     }
     atomic_store_explicit(&r->head, to, memory_order_release);
+    atomic_fetch_add_explicit(&r->taken, 1, memory_order_release); /* after head: see wake_mask */
     atomic_fetch_add(&r->space_turn, 1);
     if (atomic_load(&r->space_waiters))
-        ar_wake(&r->space_turn);
+        ar_wake(&r->space_turn, AR_ANYBODY);
     return 0;
 }
 
@@ -311,7 +313,14 @@ AR_EXPORT void ar_publish(struct region *r, uint64_t vdl)
     atomic_store_explicit(&r->durable, vdl - r->base_lsn, memory_order_release);
     atomic_fetch_add(&r->durable_turn, 1);
     if (atomic_load(&r->durable_waiters))
-        ar_wake(&r->durable_turn);
+        ar_wake(&r->durable_turn, ~(UINT32_C(1) << ((atomic_load(&r->taken) + 1) % 32))); /* not who needs the next */
+}
+
+/* From now on the commit with this number rings the bell when it begins to wait. Returns how many have begun. */
+AR_EXPORT uint64_t ar_bell_at(struct region *r, uint64_t arrival)
+{
+    atomic_store(&r->bell_at, arrival);
+    return atomic_load(&r->arrivals);
 }
 
 /* Fenced, closed, poisoned: every waiter wakes and ends its process. */
@@ -320,10 +329,10 @@ AR_EXPORT void ar_set_state(struct region *r, uint32_t state)
     atomic_store(&r->state, state);
     atomic_fetch_add(&r->durable_turn, 1);
     atomic_fetch_add(&r->space_turn, 1);
-    ar_wake(&r->durable_turn);
-    ar_wake(&r->space_turn);
+    ar_wake(&r->durable_turn, AR_ANYBODY);
+    ar_wake(&r->space_turn, AR_ANYBODY);
     for (int i = 0; i < AR_REQUESTS; i++)
-        ar_wake(&r->requests[i].state);
+        ar_wake(&r->requests[i].state, AR_ANYBODY);
 }
 
 /* ---- requests */
@@ -347,7 +356,7 @@ AR_EXPORT void ar_answer(struct region *r, uint32_t index, int error)
     struct request *q = &r->requests[index];
     q->error = error;
     atomic_store(&q->state, q->want == WANT_PREFETCH ? REQUEST_FREE : REQUEST_DONE);
-    ar_wake(&q->state);
+    ar_wake(&q->state, AR_ANYBODY);
 }
 
 struct slot_view {

@@ -20,4 +20,5 @@ const char *ar_durable_path(int dir, const char *path, char out[PATH_MAX]);
 int ar_open(int dir, const char *path, int flags, mode_t mode);
 ssize_t ar_write(int fd, const void *from, size_t n);
 void ar_capture_streams(int fd);
+bool ar_order_only(struct slot *slot);
 #endif

@@ -22,11 +22,19 @@
             return got;                                                                                                \
     }
 
+/* What was ordered and not waited for leaves the engine (by a WAL sender, an archiver) only when it is durable. */
+static void wait_if_ordered(struct slot *slot)
+{
+    if (atomic_load_explicit(&slot->ordered, memory_order_relaxed))
+        ar_wait_durable(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
+}
+
 static ssize_t pread_any(int fd, void *to, size_t n, off_t at)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot || at < 0)
         return real_pread(fd, to, n, at);
+    wait_if_ordered(slot);
     READ_PRESENT(fd, slot, at, n, real_pread(fd, to, n, at))
 }
 
@@ -43,6 +51,7 @@ static ssize_t preadv_any(int fd, const struct iovec *v, int n, off_t at)
     struct slot *slot = ar_slot_of(fd);
     if (!slot || at < 0)
         return real_preadv(fd, v, n, at);
+    wait_if_ordered(slot);
     READ_PRESENT(fd, slot, at, total(v, n), real_preadv(fd, v, n, at))
 }
 
@@ -274,6 +283,9 @@ AR_EXPORT int fsync(int fd)
 AR_EXPORT int fdatasync(int fd)
 {
     ar_capture_streams(fd);
+    struct slot *slot = ar_slot_of(fd);
+    if (slot && ar_order_only(slot))
+        return 0;
     return wait_for_fd(fd) ? 0 : real_fdatasync(fd);
 }
 AR_EXPORT int syncfs(int fd)

@@ -5,6 +5,8 @@
 #ifndef LIBC_CALLS_H
 #define LIBC_CALLS_H
 #include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -87,6 +89,8 @@
     X(FILE *, fdopen, (int fd, const char *mode))                                                                      \
     X(FILE *, freopen, (const char *path, const char *mode, FILE *stream))                                             \
     X(FILE *, freopen64, (const char *path, const char *mode, FILE *stream))                                           \
+    X(int, epoll_wait, (int fd, struct epoll_event *events, int n, int timeout_ms))                                    \
+    X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
     X(int, fflush, (FILE * stream))                                                                                    \
     X(int, fclose, (FILE * stream))
 

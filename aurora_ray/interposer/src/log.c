@@ -35,7 +35,7 @@ void ar_lock_with_space(size_t bytes)
         atomic_fetch_add_explicit(&ar_region->counters.space_waits, 1, memory_order_relaxed);
         ar_ring_bell();
         if (atomic_load(&ar_region->head) == head)
-            ar_wait(&ar_region->space_turn, turn, &ar_region->space_waiters);
+            ar_wait(&ar_region->space_turn, turn, &ar_region->space_waiters, AR_ANYBODY);
     }
 }
 
@@ -170,25 +170,66 @@ static void raise_to(_Atomic uint64_t *what, uint64_t value)
         ;
 }
 
-/* Returns when the volume is durable up to lsn; ends the process when that can no longer come true. */
-void ar_wait_durable(uint64_t lsn)
+/* Remembers that everything up to lsn was promised to be ordered; who must have it durable calls ar_wait_ordered. */
+void ar_order(uint64_t lsn)
+{
+    if (lsn > ar_region->base_lsn)
+        raise_to(&ar_region->ordered, lsn - ar_region->base_lsn);
+}
+
+/* Which wakes concern a waiter for `position`: of the flushes that were taken already, or of the next one. */
+static uint32_t wake_mask(uint64_t position)
+{
+    uint32_t taken = atomic_load_explicit(&ar_region->taken, memory_order_acquire); /* before the look at head */
+    bool on_its_way = position <= atomic_load_explicit(&ar_region->head, memory_order_acquire);
+    return UINT32_C(1) << ((taken + !on_its_way) % 32);
+}
+
+static void sleep_until_durable(uint64_t position)
 {
     struct region *r = ar_region;
-    atomic_fetch_add_explicit(&r->counters.syncs, 1, memory_order_relaxed);
-    if (lsn <= r->base_lsn)
-        return;
-    uint64_t position = lsn - r->base_lsn;
-    if (atomic_load_explicit(&r->durable, memory_order_acquire) >= position)
-        return;
-    atomic_fetch_add_explicit(&r->counters.sync_waits, 1, memory_order_relaxed);
-    if (atomic_load(&r->wanted) < position) {
-        raise_to(&r->wanted, position);
-        ar_ring_bell();
-    }
     for (;;) {
         uint32_t turn = atomic_load(&r->durable_turn);
         if (atomic_load(&r->durable) >= position)
             return;
-        ar_wait(&r->durable_turn, turn, &r->durable_waiters);
+        ar_wait(&r->durable_turn, turn, &r->durable_waiters, wake_mask(position));
     }
+}
+
+static bool is_durable(uint64_t position)
+{
+    atomic_fetch_add_explicit(&ar_region->counters.syncs, 1, memory_order_relaxed);
+    if (atomic_load_explicit(&ar_region->durable, memory_order_acquire) >= position)
+        return true;
+    atomic_fetch_add_explicit(&ar_region->counters.sync_waits, 1, memory_order_relaxed);
+    return false;
+}
+
+/* Returns when the volume is durable up to lsn; ends the process when that can no longer come true. */
+void ar_wait_durable(uint64_t lsn)
+{
+    struct region *r = ar_region;
+    uint64_t position = lsn > r->base_lsn ? lsn - r->base_lsn : 0;
+    if (is_durable(position))
+        return;
+    if (atomic_load(&r->wanted) < position) {
+        raise_to(&r->wanted, position);
+        ar_ring_bell();
+    }
+    sleep_until_durable(position);
+}
+
+/*
+ * Returns when all that was ordered by now is durable. It does not ring the bell unless it is the arrival for which the
+ * driver waits: with many commits a second, a flush for each would keep the machine from doing them.
+ */
+void ar_wait_ordered(void)
+{
+    struct region *r = ar_region;
+    uint64_t position = atomic_load_explicit(&r->ordered, memory_order_acquire);
+    if (is_durable(position))
+        return;
+    if (atomic_fetch_add(&r->arrivals, 1) + 1 >= atomic_load(&r->bell_at))
+        ar_ring_bell();
+    sleep_until_durable(position);
 }

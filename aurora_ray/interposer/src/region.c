@@ -75,13 +75,17 @@ void ar_lock(void)
 
 void ar_unlock(void) { pthread_mutex_unlock(&ar_region->lock); }
 
-/* Sleeps while *word == seen, for AR_WAIT_MS at most. Callers loop. */
-void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters)
+/* Sleeps while *word == seen, until a wake whose mask has a bit of `mask`, for AR_WAIT_MS at most. Callers loop. */
+void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, uint32_t mask)
 {
-    struct timespec t = {.tv_nsec = AR_WAIT_MS * 1000000L};
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += AR_WAIT_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
     if (waiters)
         atomic_fetch_add(waiters, 1);
-    long r = syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0);
+    long r = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, seen, &until, NULL, mask);
     if (waiters)
         atomic_fetch_sub(waiters, 1);
     ar_check_state();
@@ -89,7 +93,10 @@ void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters)
         check_driver_lives();
 }
 
-void ar_wake(_Atomic uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0); }
+void ar_wake(_Atomic uint32_t *word, uint32_t mask)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_BITSET, INT32_MAX, NULL, NULL, mask);
+}
 
 void ar_ring_bell(void)
 {
@@ -179,6 +186,7 @@ struct slot *ar_add(uint64_t ino, uint64_t file_id, uint64_t size, uint32_t moun
     atomic_store(&s->size, size);
     atomic_store(&s->dropped, 0);
     atomic_store(&s->pinned, 0);
+    atomic_store(&s->ordered, 0);
     return s;
 }
 
@@ -279,7 +287,7 @@ int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t 
         if (!wait)
             return 0;
         _Atomic uint32_t never = 0;
-        ar_wait(&never, 0, NULL);
+        ar_wait(&never, 0, NULL, AR_ANYBODY);
     }
     r->want = want;
     r->slot = slot ? ar_slot_index(slot) : UINT32_MAX;
@@ -294,7 +302,7 @@ int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t 
         return 0;
     uint32_t state;
     while ((state = atomic_load(&r->state)) != REQUEST_DONE)
-        ar_wait(&r->state, state, NULL);
+        ar_wait(&r->state, state, NULL, AR_ANYBODY);
     int error = r->error;
     atomic_store(&r->state, REQUEST_FREE);
     return error;

@@ -1,0 +1,226 @@
+/*
+ * A PostgreSQL module: commits wait for the volume where they wait for a synchronous standby, not in their WAL flush.
+ *
+ * PostgreSQL flushes its WAL under a lock, so one flush is on its way at a time. It needs that flush for two things:
+ * order (the WAL comes before the pages it describes) and durability (a commit is told to nobody before it is safe).
+ * The volume is one log, so order costs nothing: with this module loaded, fdatasync on a WAL segment only marks how far
+ * the log is wanted (interposer/src/intercept_commit.c). Durability is waited for later, without a lock and for each
+ * commit alone, at the place that PostgreSQL has for that: after the flush, and before the transaction is visible to
+ * anybody, SyncRepWaitForLSN() puts the session to sleep until a standby has the commit. Here the volume is the standby:
+ *
+ *     COMMIT -> WAL record -> XLogFlush: ordered -> SyncRepWaitForLSN -> epoll_wait
+ *                                                      interposer -> wait_for_volume() below: four of six have it
+ *            -> visible, locks released -> the client is told
+ *
+ * What PostgreSQL promises stays as it is, so what weakens that place for a real standby is closed here:
+ *   - a wait that is cancelled counts as a commit there: while a transaction commits, cancelling waits (hold_cancels);
+ *   - synchronous_commit = local does not wait there: it is raised to on for the commit;
+ *   - so is off, for what PostgreSQL makes durable under off as well: two-phase commits and changes of files;
+ *   - WAL must not leave the server before it is durable: reads of WAL segments wait (interposer), and so does all
+ *     that a WAL sender sends.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/storage.h"
+#include "fmgr.h"
+#include "libpq/auth.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+#include "utils/guc_hooks.h"
+
+#include <dlfcn.h>
+#include <signal.h>
+
+PG_MODULE_MAGIC;
+
+/* Of the interposer, which is in the process before this module. */
+static void (*defer_commits)(bool (*before_sleep)(void));
+static void (*wait_for_ordered)(void);
+static void (*gate_sends)(void);
+
+static ProcessUtility_hook_type next_utility;
+static ClientAuthentication_hook_type next_authentication;
+
+static bool cancels_held;     /* SIGINT and SIGTERM are blocked by us */
+static bool raised;           /* synchronous_commit is ours for this commit; `before_raise` is the session's */
+static int before_raise;
+static bool must_be_durable;  /* this transaction did what PostgreSQL flushes even with synchronous_commit = off */
+
+/* ---- the wait */
+
+/* Called by the interposer before this process sleeps in epoll_wait. True: there is nothing left to sleep for. */
+static bool wait_for_volume(void)
+{
+    if (MyProc == NULL || MyProc->syncRepState != SYNC_REP_WAITING)
+        return false;
+    wait_for_ordered();
+    LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
+    if (!dlist_node_is_detached(&MyProc->syncRepLinks))
+        dlist_delete_thoroughly(&MyProc->syncRepLinks);
+    MyProc->syncRepState = SYNC_REP_WAIT_COMPLETE;
+    LWLockRelease(SyncRepLock);
+    return true;
+}
+
+/* ---- around a commit */
+
+static void hold_cancels(void)
+{
+    sigset_t cancels;
+
+    if (cancels_held)
+        return;
+    sigemptyset(&cancels);
+    sigaddset(&cancels, SIGINT);
+    sigaddset(&cancels, SIGTERM);
+    sigprocmask(SIG_BLOCK, &cancels, NULL);
+    cancels_held = true;
+}
+
+static void release_cancels(void)
+{
+    sigset_t cancels;
+
+    if (!cancels_held)
+        return;
+    cancels_held = false;
+    sigemptyset(&cancels);
+    sigaddset(&cancels, SIGINT);
+    sigaddset(&cancels, SIGTERM);
+    sigprocmask(SIG_UNBLOCK, &cancels, NULL);
+}
+
+static void set_level(int level)
+{
+    synchronous_commit = level;
+    assign_synchronous_commit(level, NULL);
+}
+
+static void raise_level(void)
+{
+    if (raised || synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+        return;
+    before_raise = synchronous_commit;
+    raised = true;
+    set_level(SYNCHRONOUS_COMMIT_REMOTE_FLUSH);
+}
+
+static void begin_commit(bool always_durable)
+{
+    hold_cancels();
+    CHECK_FOR_INTERRUPTS(); /* what came before still cancels */
+    if (always_durable || synchronous_commit == SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+        raise_level();
+}
+
+static void end_commit(void)
+{
+    if (raised)
+        set_level(before_raise);
+    raised = must_be_durable = false;
+    release_cancels();
+}
+
+static bool drops_files(void)
+{
+    RelFileLocator *files;
+
+    return smgrGetPendingDeletes(true, &files) > 0; /* the list is in the transaction's memory */
+}
+
+static void on_transaction(XactEvent event, void *unused)
+{
+    (void)unused;
+    switch (event)
+    {
+        case XACT_EVENT_PRE_COMMIT:
+            if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+                begin_commit(synchronous_commit == SYNCHRONOUS_COMMIT_OFF && (must_be_durable || drops_files()));
+            break;
+        case XACT_EVENT_PRE_PREPARE:
+            begin_commit(true);
+            break;
+        case XACT_EVENT_COMMIT:
+        case XACT_EVENT_ABORT:
+        case XACT_EVENT_PREPARE:
+            end_commit();
+            break;
+        default:
+            break;
+    }
+}
+
+/* ---- hooks */
+
+static void run_utility(PlannedStmt *statement, const char *text, bool keep, ProcessUtilityContext context,
+                        ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *to,
+                        QueryCompletion *done)
+{
+    ProcessUtility_hook_type run = next_utility ? next_utility : standard_ProcessUtility;
+    Node *parsed = statement->utilityStmt;
+    bool second_phase = false;
+
+    if (IsA(parsed, TransactionStmt))
+    {
+        TransactionStmtKind kind = ((TransactionStmt *) parsed)->kind;
+
+        second_phase = kind == TRANS_STMT_COMMIT_PREPARED || kind == TRANS_STMT_ROLLBACK_PREPARED;
+    }
+    else if (GetCommandLogLevel(parsed) == LOGSTMT_DDL)
+        must_be_durable = true;
+    if (!second_phase)
+    {
+        run(statement, text, keep, context, parameters, environment, to, done);
+        return;
+    }
+    begin_commit(true);
+    PG_TRY();
+    {
+        run(statement, text, keep, context, parameters, environment, to, done);
+    }
+    PG_FINALLY();
+    {
+        end_commit();
+    }
+    PG_END_TRY();
+}
+
+static void on_authentication(Port *port, int status)
+{
+    if (am_walsender)
+        gate_sends();
+    if (next_authentication)
+        next_authentication(port, status);
+}
+
+static void *of_interposer(const char *name)
+{
+    void *found = dlsym(RTLD_DEFAULT, name);
+
+    if (found == NULL)
+        ereport(FATAL, (errmsg("this module needs a data directory on a volume: the interposer has no %s", name)));
+    return found;
+}
+
+PGDLLEXPORT void _PG_init(void);
+
+void _PG_init(void)
+{
+    if (!process_shared_preload_libraries_in_progress)
+        ereport(ERROR, (errmsg("this module can only be loaded through shared_preload_libraries")));
+    defer_commits = (void (*)(bool (*)(void))) of_interposer("ar_defer_commits");
+    wait_for_ordered = (void (*)(void)) of_interposer("ar_wait_for_ordered");
+    gate_sends = (void (*)(void)) of_interposer("ar_gate_sends");
+    next_utility = ProcessUtility_hook;
+    ProcessUtility_hook = run_utility;
+    next_authentication = ClientAuthentication_hook;
+    ClientAuthentication_hook = on_authentication;
+    RegisterXactCallback(on_transaction, NULL);
+    defer_commits(wait_for_volume);
+}

