@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from aurora_ray.interposer.region import Region
 
-SHARE: Final = 0.75
-WAIT_S: Final = 0.002
+SHARE: Final = 0.85
+WAIT_S: Final = 0.003
 _NOBODY: Final = (1 << 64) - 1
 
 

@@ -6,6 +6,9 @@ Real engines on six nodes of which three go away, so that nothing becomes durabl
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +35,7 @@ HALF = ("a1", "b1", "c1")
 ON_A_VOLUME = {"AURORA_REGION_FD": "3"}
 WITH = [major for major in sorted(INSTALLS) if commit_module(INSTALLS[major], ON_A_VOLUME, {})]
 WITHOUT = [major for major in sorted(INSTALLS) if major not in WITH]
+TRIES = 80
 PATIENCE_S = 0.5  # how long something is watched that must not happen
 Session = psycopg.AsyncConnection[Any]
 
@@ -49,8 +53,17 @@ class Ground:
         await self.cluster.start(*HALF)
         await self.stack.volume.update_nodes(self.cluster.addresses)
 
-    async def session(self, **options: Any) -> Session:
+    async def connect(self, **options: Any) -> Session:
         return await psycopg.AsyncConnection.connect(make_conninfo(self.dsn, **options), autocommit=True)
+
+    @asynccontextmanager
+    async def session(self, **options: Any) -> AsyncIterator[Session]:
+        """Closed at the end, without a rollback that would wait for a commit."""
+        session = await self.connect(**options)
+        try:
+            yield session
+        finally:
+            await session.close()
 
     async def waits(self, session: Session, observer: Session) -> None:
         """Returns when `session` waits for its commit."""
@@ -84,13 +97,13 @@ async def ground_of(
             engine_user=account.name,
             shared_buffers_bytes=32 << 20,
             cache_bytes=256 << 20,
-            max_connections=20,
+            max_connections=TRIES + 20,
             parameters={"autovacuum": "off", "max_prepared_transactions": "4", "wal_level": "logical", **parameters},
             create=True,
         )
         async with opened(config, Stages()) as (stack, facts):
             ground = Ground(cluster, stack, facts["dsn"])
-            async with await ground.session() as session:
+            async with ground.session() as session:
                 await session.execute("CREATE TABLE t (id int PRIMARY KEY)")
                 await session.execute("CREATE TABLE other (id int)")
             yield ground
@@ -123,7 +136,7 @@ async def stays_hidden(committer: Session, observer: Session, work: Awaitable[An
 
 
 async def test_a_commit_is_neither_visible_nor_told_before_it_is_durable(ground: Ground) -> None:
-    async with await ground.session() as committer, await ground.session() as observer:
+    async with ground.session() as committer, ground.session() as observer:
         assert await value(observer, "SELECT current_setting('shared_preload_libraries') LIKE '%%aurora_commit%%'")
         await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
 
@@ -136,8 +149,8 @@ async def test_nor_where_it_waits_in_its_flush(
     parameters = {} if major in WITHOUT else {"max_wal_senders": "0", "wal_level": "replica"}
     async with (
         ground_of(data_dir, account, INSTALLS[major], image_cache, **parameters) as ground,
-        await ground.session() as committer,
-        await ground.session() as observer,
+        ground.session() as committer,
+        ground.session() as observer,
     ):
         assert await value(observer, "SHOW shared_preload_libraries") == ""
         await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
@@ -145,14 +158,14 @@ async def test_nor_where_it_waits_in_its_flush(
 
 async def test_local_waits_as_on_does(ground: Ground) -> None:
     options = "-c synchronous_commit=local"
-    async with await ground.session(options=options) as committer, await ground.session() as observer:
+    async with ground.session(options=options) as committer, ground.session() as observer:
         await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
         assert await value(committer, "SHOW synchronous_commit") == "local"
 
 
 async def test_two_phases_wait_even_when_commits_do_not(ground: Ground) -> None:
     options = "-c synchronous_commit=off"
-    async with await ground.session(options=options) as committer, await ground.session() as observer:
+    async with ground.session(options=options) as committer, ground.session() as observer:
         await committer.execute("BEGIN")
         await committer.execute("INSERT INTO t VALUES (1)")
         await ground.lose_quorum()
@@ -167,7 +180,7 @@ async def test_two_phases_wait_even_when_commits_do_not(ground: Ground) -> None:
 
 async def test_off_does_not_wait_but_for_changes_of_files(ground: Ground) -> None:
     options = "-c synchronous_commit=off"
-    async with await ground.session(options=options) as committer, await ground.session() as observer:
+    async with ground.session(options=options) as committer, ground.session() as observer:
         await ground.lose_quorum()
         await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (1)"), 5)
         assert await value(observer, "SELECT count(*) FROM t") == 1
@@ -180,19 +193,24 @@ async def test_off_does_not_wait_but_for_changes_of_files(ground: Ground) -> Non
 
 
 async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> None:
-    """At any moment: each of several commits is cancelled again and again from its beginning on."""
-    async with await ground.session() as observer, await ground.session() as canceller:
+    """Whenever it comes: while the statement runs, in the middle of the commit, and while that waits."""
+    async with ground.session() as observer, ground.session() as canceller:
         await ground.lose_quorum()
         tasks, sessions = [], []
-        for number in range(6):
-            session = await ground.session()
+        for number in range(TRIES):
+            session = await ground.connect()
             task = asyncio.ensure_future(session.execute("INSERT INTO t VALUES (%s)", [number]))
-            for _ in range(40):
-                await canceller.execute("SELECT pg_cancel_backend(%s)", [session.info.backend_pid])
-                assert await value(observer, "SELECT count(*) FROM t") == 0
+            await asyncio.sleep(0)  # sends it
+            due_ns = time.perf_counter_ns() + number % 40 * 20_000
+            while time.perf_counter_ns() < due_ns:
+                pass
+            os.kill(session.info.backend_pid, signal.SIGINT)
+            assert await value(observer, "SELECT count(*) FROM t") == 0
             tasks.append(task)
             sessions.append(session)
-        last = await ground.session()
+        await canceller.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        assert await value(observer, "SELECT count(*) FROM t") == 0
+        last = await ground.connect()
         tasks.append(asyncio.ensure_future(last.execute("INSERT INTO t VALUES (100)")))
         await ground.waits(last, observer)
         await canceller.execute("SELECT pg_terminate_backend(%s)", [last.info.backend_pid])
@@ -201,6 +219,7 @@ async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> N
         await ground.regain_quorum()
         done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
         told = sum(not isinstance(each, BaseException) for each in done[:-1])
+        assert 0 < told < TRIES, "some before their commit, some in it"
         assert await value(observer, "SELECT count(*) FROM t WHERE id < 100") == told
         assert await value(observer, "SELECT count(*) FROM t WHERE id = 100") == 1
         for session in (*sessions, last):
@@ -214,9 +233,9 @@ async def test_what_is_not_durable_is_not_decoded(ground: Ground) -> None:
         "'publication_names', 'p')"
     )
     async with (
-        await ground.session() as committer,
-        await ground.session() as observer,
-        await ground.session() as reader,
+        ground.session() as committer,
+        ground.session() as observer,
+        ground.session() as reader,
     ):
         await reader.execute("CREATE PUBLICATION p FOR TABLE t")
         await reader.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
@@ -240,7 +259,7 @@ async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineIn
     def arrived() -> bool:
         return any(marker.encode() in path.read_bytes() for path in received.iterdir())
 
-    async with await ground.session() as committer, await ground.session() as observer:
+    async with ground.session() as committer, ground.session() as observer:
         await committer.execute("CREATE TABLE words (word text)")
         receiver = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
         try:
@@ -260,7 +279,7 @@ async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineIn
 
 async def test_no_standby_can_take_the_volumes_place(ground: Ground) -> None:
     """Its name is longer than a name can be."""
-    async with await ground.session() as session:
+    async with ground.session() as session:
         assert len(await value(session, "SELECT btrim(current_setting('synchronous_standby_names'), '\"')")) > 63
 
 
