@@ -83,6 +83,11 @@ class Stack:
     def __init__(self, volume: Volume, mounted: MountedVolume, engine: PostgresEngine) -> None:
         self.volume, self._mounted, self._engine = volume, mounted, engine
 
+    @property
+    def port(self) -> int:
+        """The engine's."""
+        return self._engine.port
+
     def stats(self) -> dict[str, float]:
         """All counters of the data path."""
         return {**self._mounted.stats(), **self.volume.stats()}
@@ -90,6 +95,11 @@ class Stack:
     async def flush(self) -> dict[str, float]:
         """Makes everything written so far durable."""
         return {"lsn": await self._mounted.flush(timeout_s=TIMEOUT_S)}
+
+    async def restart(self) -> None:
+        """The engine alone, in order, on the same mount; its port may be another then."""
+        await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
+        await start_engine(self._engine, self._mounted)
 
     async def stop(self) -> dict[str, float]:
         """In order: the engine shuts down, and the volume has all of it."""
@@ -135,11 +145,16 @@ async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Sta
         cleanup.push_async_callback(mounted.close)
         cleanup.push_async_callback(engine.stop, StopMode.KILL)
         with stages.measure("engine"):
-            await engine.start(
-                mounted.mount_dir, env=mounted.engine_environment(), pass_fds=mounted.pass_fds, timeout_s=TIMEOUT_S
-            )
+            await start_engine(engine, mounted)
         await engine.set_superuser_password(password, timeout_s=TIMEOUT_S)
         yield Stack(volume, mounted, engine), {"dsn": engine.dsn(passfile), "engine_pid": engine.pid}
+
+
+async def start_engine(engine: PostgresEngine, mounted: MountedVolume) -> None:
+    """On the mount's data directory."""
+    await engine.start(
+        mounted.mount_dir, env=mounted.engine_environment(), pass_fds=mounted.pass_fds, timeout_s=TIMEOUT_S
+    )
 
 
 async def import_tree(config: StackConfig, stages: Stages) -> None:

@@ -30,7 +30,13 @@ from aurora_ray.config import MIB
 from aurora_ray.engine.base import EngineExit, EngineInstall, StopMode, VolatilePattern
 from aurora_ray.engine.credentials import verifies
 from aurora_ray.engine.network import claim_port
-from aurora_ray.engine.postgres_commit import commit_module, stage_module
+from aurora_ray.engine.postgres_commit import (
+    PRELOAD,
+    commit_module,
+    configured_preloads,
+    stage_module,
+    with_module,
+)
 from aurora_ray.engine.postgres_image import SUPERUSER
 from aurora_ray.engine.postgres_settings import VOLATILE_PATTERNS, server_settings
 from aurora_ray.engine.process import EngineProcess, processes_in
@@ -156,7 +162,7 @@ class PostgresEngine:
         _clear_lock(data_dir)
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
-        command = self._command(data_dir, env or {})
+        command = await self._command(data_dir, env or {}, pass_fds)
         with telemetry.span("engine.spawn"):
             process = EngineProcess.spawn(
                 command,
@@ -255,8 +261,7 @@ class PostgresEngine:
         except psycopg.Error as error:
             raise EngineError(f"PostgreSQL on port {self._port} refuses: {str(error).strip()}") from error
 
-    def _command(self, data_dir: Path, env: Mapping[str, str]) -> list[str]:
-        module = commit_module(self._install, env, self._parameters)
+    async def _command(self, data_dir: Path, env: Mapping[str, str], pass_fds: Sequence[int]) -> list[str]:
         settings = server_settings(
             major=self._install.major,
             host=self._host,
@@ -265,8 +270,13 @@ class PostgresEngine:
             shared_buffers_bytes=self._shared_buffers_bytes,
             max_connections=self._max_connections,
             parameters=self._parameters,
-            commit_module=stage_module(module, self._run_dir) if module is not None else None,
         )
+        module = commit_module(self._install, env)
+        if module is not None:
+            others = settings.get(PRELOAD)
+            if others is None:
+                others = await configured_preloads(self._install, self._account, data_dir, env, pass_fds)
+            settings[PRELOAD] = with_module(stage_module(module, self._run_dir), others)
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self._install.bin_dir / "postgres"), "-D", str(data_dir), *options]
 

@@ -1,38 +1,34 @@
-"""Which servers let commits wait for the volume outside their WAL flush, and the module that they load for it.
+"""The module with which a server lets commits wait for the volume outside their WAL flush.
 
-See `src/commit.c` for what it does. It is built for the PostgreSQL versions of the wheel, against their own headers;
-servers of other origin wait in the flush, as they always can.
+See `src/commit.c` for what it does, and when it does nothing. It is built for the PostgreSQL versions of the wheel,
+against their own headers; servers of other origin wait in the flush, as they always can.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.install import WHEEL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import EngineInstall
 
-# The name of the one synchronous standby. None can take that place: a name has at most 63 characters.
-STANDBY: Final = "the volume: a commit is visible when four of its six copies have it on disk"
+PRELOAD: Final = "shared_preload_libraries"
 _ON_A_VOLUME: Final = "AURORA_REGION_FD"  # in a server's environment
+_ASK_TIMEOUT_S: Final = 30.0
 
 
-def commit_module(install: EngineInstall, env: Mapping[str, str], parameters: Mapping[str, str]) -> Path | None:
-    """The module for this server; None if its commits shall wait in the flush.
-
-    That is so without a volume, for an installation that is not the wheel's, and if the caller has synchronous standbys
-    of his own or no WAL senders at all: then PostgreSQL's place to wait is taken, or closed.
-    """
-    chosen = {name.lower(): value for name, value in parameters.items()}
+def commit_module(install: EngineInstall, env: Mapping[str, str]) -> Path | None:
+    """The module for this server; None without a volume, and for an installation that is not the wheel's."""
     if _ON_A_VOLUME not in env or not any(part.relative.startswith(WHEEL) for part in install.parts):
-        return None
-    if chosen.get("synchronous_standby_names", "").strip() or chosen.get("max_wal_senders", "").strip() == "0":
         return None
     spec = importlib.util.find_spec(f"aurora_ray.engine._commit_{install.major}")
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
@@ -47,13 +43,30 @@ def stage_module(module: Path, run_dir: Path) -> Path:
     return copy
 
 
-def module_settings(module: Path, parameters: Mapping[str, str]) -> dict[str, str]:
-    """The settings that make a server load and use it; libraries that the caller loads are loaded after it."""
+async def configured_preloads(
+    install: EngineInstall, account: EngineAccount, data_dir: Path, env: Mapping[str, str], pass_fds: Sequence[int]
+) -> str:
+    """What the configuration in a data directory has the server load. If it cannot be read, the start will say why."""
+    command = [str(install.bin_dir / "postgres"), "-D", str(data_dir), "-C", PRELOAD]
+    asked = await asyncio.create_subprocess_exec(
+        *account.command(command, env=env),
+        env=dict(BASE_ENVIRONMENT),
+        pass_fds=tuple(pass_fds),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd="/",
+    )
+    try:
+        async with asyncio.timeout(_ASK_TIMEOUT_S):
+            output, _ = await asked.communicate()
+    except BaseException:
+        asked.kill()
+        await asked.wait()
+        raise
+    return output.decode().strip() if asked.returncode == 0 else ""
+
+
+def with_module(module: Path, others: str) -> str:
+    """The libraries to load; the module is the first."""
     quoted = '"{}"'.format(str(module).replace('"', '""'))
-    others = next((value for name, value in parameters.items() if name.lower() == "shared_preload_libraries"), "")
-    return {
-        "shared_preload_libraries": ", ".join(filter(None, (quoted, others.strip()))),
-        "synchronous_standby_names": f'"{STANDBY}"',
-        # Nobody holds a lock over a flush, so nobody has to sleep in it for others to join: the driver groups.
-        "commit_delay": "0",
-    }
+    return ", ".join(filter(None, (quoted, others.strip())))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.config import KIB
 from aurora_ray.engine.base import VolatileKind, VolatilePattern
-from aurora_ray.engine.postgres_commit import module_settings
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -140,14 +139,10 @@ def server_settings(
     shared_buffers_bytes: int,
     max_connections: int,
     parameters: Mapping[str, str],
-    commit_module: Path | None = None,
 ) -> dict[str, str]:
-    """Everything for the command line. With `commit_module`, that file is loaded (see `postgres_commit`).
-
-    Raises ConfigurationError for a parameter that is not the caller's to set.
-    """
+    """Everything for the command line. Raises ConfigurationError for a parameter that is not the caller's to set."""
     fixed = {**_FIXED, **(_FIXED_18 if major >= 18 else {})}
-    chosen = {name.lower(): value for name, value in parameters.items()}
+    chosen = {name.lower().replace("-", "_"): value for name, value in parameters.items()}  # as -c takes them
     refused = sorted(name for name in chosen if name in fixed or name in _OURS)
     if refused:
         raise ConfigurationError(f"the parameter {refused[0]} is fixed by the storage underneath: remove it")
@@ -163,7 +158,6 @@ def server_settings(
         "effective_cache_size": f"{3 * shared_buffers_bytes // KIB}kB",
         **chosen,
         **fixed,
-        **(module_settings(commit_module, parameters) if commit_module is not None else {}),
         "listen_addresses": host,
         "port": str(port),
         "unix_socket_directories": quoted_dir,

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,21 @@ from psycopg.conninfo import make_conninfo
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
+from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_commit import commit_module
 from benchmarks.stack import Stack, StackConfig, Stages, opened
-from tests.engine.conftest import INSTALLS, account, image_cache, install
+from tests.engine.conftest import INSTALLS, account, cluster, image, image_cache, install, make_engine, records
 from tests.support.polling import poll_until
 from tests.volume.cluster import Cluster, running
 
-__all__ = ["account", "image_cache", "install"]
+__all__ = ["account", "cluster", "image", "image_cache", "install", "make_engine", "records"]
 
 # gRPC says so when a node ends while a peer fetches log from it.
 pytestmark = [pytest.mark.postgres, pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")]
 
 HALF = ("a1", "b1", "c1")
 ON_A_VOLUME = {"AURORA_REGION_FD": "3"}
-WITH = [major for major in sorted(INSTALLS) if commit_module(INSTALLS[major], ON_A_VOLUME, {})]
+WITH = [major for major in sorted(INSTALLS) if commit_module(INSTALLS[major], ON_A_VOLUME)]
 WITHOUT = [major for major in sorted(INSTALLS) if major not in WITH]
 TRIES = 80
 PATIENCE_S = 0.5  # how long something is watched that must not happen
@@ -45,6 +46,7 @@ class Ground:
 
     def __init__(self, cluster: Cluster, stack: Stack, dsn: str) -> None:
         self.cluster, self.stack, self.dsn = cluster, stack, dsn
+        self.wait_event = "SyncRep"
 
     async def lose_quorum(self) -> None:
         await self.cluster.stop(*HALF)
@@ -54,7 +56,9 @@ class Ground:
         await self.stack.volume.update_nodes(self.cluster.addresses)
 
     async def connect(self, **options: Any) -> Session:
-        return await psycopg.AsyncConnection.connect(make_conninfo(self.dsn, **options), autocommit=True)
+        return await psycopg.AsyncConnection.connect(
+            make_conninfo(self.dsn, port=self.stack.port, **options), autocommit=True
+        )
 
     @asynccontextmanager
     async def session(self, **options: Any) -> AsyncIterator[Session]:
@@ -69,10 +73,9 @@ class Ground:
         """Returns when `session` waits for its commit."""
 
         async def look() -> bool:
-            found = await value(
-                observer, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s", session.info.backend_pid
-            )
-            return found in ("SyncRep", "WALSync", "WalSync")
+            pid = session.info.backend_pid
+            found = await value(observer, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s", pid)
+            return found == self.wait_event
 
         await poll_until(look)
 
@@ -137,7 +140,8 @@ async def stays_hidden(committer: Session, observer: Session, work: Awaitable[An
 
 async def test_a_commit_is_neither_visible_nor_told_before_it_is_durable(ground: Ground) -> None:
     async with ground.session() as committer, ground.session() as observer:
-        assert await value(observer, "SELECT current_setting('shared_preload_libraries') LIKE '%%aurora_commit%%'")
+        assert "aurora_commit" in await value(observer, "SHOW shared_preload_libraries")
+        assert await value(observer, "SHOW commit_delay") == "0"
         await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
 
 
@@ -152,7 +156,9 @@ async def test_nor_where_it_waits_in_its_flush(
         ground.session() as committer,
         ground.session() as observer,
     ):
-        assert await value(observer, "SHOW shared_preload_libraries") == ""
+        ground.wait_event = "WalSync" if major >= 17 else "WALSync"
+        assert await value(observer, "SHOW synchronous_standby_names") == ""
+        assert await value(observer, "SHOW commit_delay") == "1500"
         await stays_hidden(committer, observer, committer.execute("INSERT INTO t VALUES (1)"), ground)
 
 
@@ -277,6 +283,56 @@ async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineIn
             await asyncio.wait_for(receiver.wait(), 20)
 
 
+async def test_a_publisher_is_not_told_of_what_is_not_durable(
+    ground: Ground, make_engine: Callable[..., PostgresEngine], cluster: Path, data_dir: Path
+) -> None:
+    """It would forget the changes, and the subscriber could lose them with its last moments."""
+    publisher = make_engine(run_dir=data_dir / "publisher", parameters={"wal_level": "logical", "autovacuum": "off"})
+    await publisher.start(cluster)
+    source = f"host={publisher._socket_dir} port={publisher.port} user=postgres dbname=postgres"
+    async with (
+        await psycopg.AsyncConnection.connect(source, autocommit=True) as origin,
+        ground.session() as subscriber,
+    ):
+        await origin.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        await origin.execute("CREATE PUBLICATION p FOR TABLE t")
+        await subscriber.execute(f"CREATE SUBSCRIPTION s CONNECTION '{source}' PUBLICATION p")
+        await origin.execute("INSERT INTO t VALUES (1)")
+
+        async def has(count: int) -> bool:
+            return await value(subscriber, "SELECT count(*) FROM t") == count
+
+        async def confirmed() -> bool:
+            return await value(origin, "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots", committed)
+
+        committed = await value(origin, "SELECT pg_current_wal_lsn()")
+        await poll_until(lambda: has(1))
+        await poll_until(confirmed)
+        await ground.lose_quorum()
+        await origin.execute("INSERT INTO t VALUES (2)")
+        committed = await value(origin, "SELECT pg_current_wal_lsn()")
+        await poll_until(lambda: has(2))
+        assert await stays_undone(asyncio.ensure_future(poll_until(confirmed)))
+        await ground.regain_quorum()
+        await poll_until(confirmed, 20)
+        await subscriber.execute("DROP SUBSCRIPTION s")
+
+
+async def test_the_owners_own_settings_stay(ground: Ground) -> None:
+    """His libraries are loaded too; with standbys of his own, commits wait for them, and for the volume in the flush."""
+    async with ground.session() as session:
+        await session.execute("ALTER SYSTEM SET shared_preload_libraries = 'pgoutput'")
+        await session.execute("ALTER SYSTEM SET synchronous_standby_names = 'mine'")
+    await ground.stack.restart()
+    async with ground.session() as session:
+        loaded = await value(session, "SHOW shared_preload_libraries")
+        assert "aurora_commit" in loaded
+        assert loaded.endswith(", pgoutput")
+        assert await value(session, "SHOW synchronous_standby_names") == "mine"
+        await session.execute("SET synchronous_commit = local")
+        await session.execute("INSERT INTO t VALUES (1)")
+
+
 async def test_no_standby_can_take_the_volumes_place(ground: Ground) -> None:
     """Its name is longer than a name can be."""
     async with ground.session() as session:
@@ -284,9 +340,7 @@ async def test_no_standby_can_take_the_volumes_place(ground: Ground) -> None:
 
 
 def test_who_waits_in_the_flush(install: EngineInstall) -> None:
-    module = commit_module(install, ON_A_VOLUME, {})
+    module = commit_module(install, ON_A_VOLUME)
     assert module is not None
     assert module.is_file()
-    assert commit_module(install, {}, {}) is None
-    assert commit_module(install, ON_A_VOLUME, {"Max_Wal_Senders": "0"}) is None
-    assert commit_module(install, ON_A_VOLUME, {"synchronous_standby_names": "mine"}) is None
+    assert commit_module(install, {}) is None

@@ -9,7 +9,7 @@
  * anybody, SyncRepWaitForLSN() puts the session to sleep until a standby has the commit. Here the volume is the standby:
  *
  *     COMMIT -> WAL record -> XLogFlush: ordered -> SyncRepWaitForLSN -> epoll_wait
- *                                                      interposer -> wait_for_volume() below: four of six have it
+ *                                                      interposer -> before_sleep() below: four of six have it
  *            -> visible, locks released -> the client is told
  *
  * What PostgreSQL promises stays as it is, so what weakens that place for a real standby is closed here:
@@ -17,14 +17,15 @@
  *   - synchronous_commit = local does not wait there: it is raised to on for the commit;
  *   - so is off, for what PostgreSQL makes durable under off as well: two-phase commits and changes of files;
  *   - WAL must not leave the server before it is durable: reads of WAL segments wait (interposer), and so does all
- *     that a WAL sender sends.
+ *     that a WAL sender sends;
+ *   - nobody must be told of an LSN as flushed before that: a subscriber's workers tell their publisher, which forgets
+ *     the changes then. What they send waits as well.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "catalog/storage.h"
 #include "fmgr.h"
-#include "libpq/auth.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
@@ -40,25 +41,48 @@
 PG_MODULE_MAGIC;
 
 /* Of the interposer, which is in the process before this module. */
-static void (*defer_commits)(bool (*before_sleep)(void));
+struct ar_commit_hooks {
+    bool (*before_sleep)(void);
+    void (*after_sleep)(void);
+    bool (*send_waits)(void);
+};
 static void (*wait_for_ordered)(void);
-static void (*gate_sends)(void);
+
+/* The one synchronous standby. None can take that place: a name has at most 63 characters. */
+#define STANDBY "\"the volume: a commit is visible when four of its six copies have it on disk\""
 
 static ProcessUtility_hook_type next_utility;
-static ClientAuthentication_hook_type next_authentication;
 
-static bool cancels_held;     /* SIGINT and SIGTERM are blocked by us */
+static bool cancels_held;     /* SIGINT and SIGTERM are blocked by us ... */
+static bool cancels_let;      /* ... but not while this process sleeps in the middle of it */
 static bool raised;           /* synchronous_commit is ours for this commit; `before_raise` is the session's */
 static int before_raise;
 static bool must_be_durable;  /* this transaction did what PostgreSQL flushes even with synchronous_commit = off */
 
 /* ---- the wait */
 
-/* Called by the interposer before this process sleeps in epoll_wait. True: there is nothing left to sleep for. */
-static bool wait_for_volume(void)
+static void mask_cancels(int how)
 {
-    if (MyProc == NULL || MyProc->syncRepState != SYNC_REP_WAITING)
+    sigset_t cancels;
+
+    sigemptyset(&cancels);
+    sigaddset(&cancels, SIGINT);
+    sigaddset(&cancels, SIGTERM);
+    sigprocmask(how, &cancels, NULL);
+}
+
+/*
+ * Called by the interposer before this process sleeps in epoll_wait. True: there is nothing left to sleep for. Early in a
+ * commit a process may sleep for a lock (NOTIFY takes one): there it can still be cancelled without harm.
+ */
+static bool before_sleep(void)
+{
+    if (MyProc == NULL || MyProc->syncRepState != SYNC_REP_WAITING) {
+        cancels_let = cancels_held && InterruptHoldoffCount == 0;
+        if (cancels_let)
+            mask_cancels(SIG_UNBLOCK);
         return false;
+    }
     wait_for_ordered();
     LWLockAcquire(SyncRepLock, LW_EXCLUSIVE);
     if (!dlist_node_is_detached(&MyProc->syncRepLinks))
@@ -68,32 +92,35 @@ static bool wait_for_volume(void)
     return true;
 }
 
+static void after_sleep(void)
+{
+    if (cancels_let)
+        mask_cancels(SIG_BLOCK);
+    cancels_let = false;
+}
+
+/* Called by the interposer before this process sends. True: only what is durable may have been seen by who sends. */
+static bool send_waits(void)
+{
+    return am_walsender || MyBackendType == B_BG_WORKER || MyBackendType == B_WAL_RECEIVER;
+}
+
 /* ---- around a commit */
 
 static void hold_cancels(void)
 {
-    sigset_t cancels;
-
     if (cancels_held)
         return;
-    sigemptyset(&cancels);
-    sigaddset(&cancels, SIGINT);
-    sigaddset(&cancels, SIGTERM);
-    sigprocmask(SIG_BLOCK, &cancels, NULL);
+    mask_cancels(SIG_BLOCK);
     cancels_held = true;
 }
 
 static void release_cancels(void)
 {
-    sigset_t cancels;
-
     if (!cancels_held)
         return;
     cancels_held = false;
-    sigemptyset(&cancels);
-    sigaddset(&cancels, SIGINT);
-    sigaddset(&cancels, SIGTERM);
-    sigprocmask(SIG_UNBLOCK, &cancels, NULL);
+    mask_cancels(SIG_UNBLOCK);
 }
 
 static void set_level(int level)
@@ -191,14 +218,6 @@ static void run_utility(PlannedStmt *statement, const char *text, bool keep, Pro
     PG_END_TRY();
 }
 
-static void on_authentication(Port *port, int status)
-{
-    if (am_walsender)
-        gate_sends();
-    if (next_authentication)
-        next_authentication(port, status);
-}
-
 static void *of_interposer(const char *name)
 {
     void *found = dlsym(RTLD_DEFAULT, name);
@@ -208,19 +227,37 @@ static void *of_interposer(const char *name)
     return found;
 }
 
+/* Why PostgreSQL's place to wait is not ours; NULL if it is. */
+static const char *place_is_taken(void)
+{
+    if (max_wal_senders == 0)
+        return "max_wal_senders is 0";
+    if (SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0')
+        return "synchronous_standby_names is set";
+    return NULL;
+}
+
 PGDLLEXPORT void _PG_init(void);
 
 void _PG_init(void)
 {
+    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits};
+    void (*defer_commits)(const struct ar_commit_hooks *);
+    const char *why = place_is_taken();
+
     if (!process_shared_preload_libraries_in_progress)
         ereport(ERROR, (errmsg("this module can only be loaded through shared_preload_libraries")));
-    defer_commits = (void (*)(bool (*)(void))) of_interposer("ar_defer_commits");
-    wait_for_ordered = (void (*)(void)) of_interposer("ar_wait_for_ordered");
-    gate_sends = (void (*)(void)) of_interposer("ar_gate_sends");
+    if (why != NULL) {
+        ereport(LOG, (errmsg("commits wait for the volume in their WAL flush, because %s", why)));
+        return;
+    }
+    defer_commits = (void (*)(const struct ar_commit_hooks *))of_interposer("ar_defer_commits");
+    wait_for_ordered = (void (*)(void))of_interposer("ar_wait_for_ordered");
+    SetConfigOption("synchronous_standby_names", STANDBY, PGC_POSTMASTER, PGC_S_OVERRIDE);
+    /* Nobody holds a lock while he waits, so nobody has to sleep for others to join: the volume's driver groups. */
+    SetConfigOption("commit_delay", "0", PGC_POSTMASTER, PGC_S_OVERRIDE);
     next_utility = ProcessUtility_hook;
     ProcessUtility_hook = run_utility;
-    next_authentication = ClientAuthentication_hook;
-    ClientAuthentication_hook = on_authentication;
     RegisterXactCallback(on_transaction, NULL);
-    defer_commits(wait_for_volume);
+    defer_commits(&hooks);
 }

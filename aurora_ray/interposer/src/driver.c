@@ -274,10 +274,10 @@ static void put_records(const struct region *r, struct take *t, uint64_t from, u
 /* Takes the next flush out of the ring as encoded batches. Returns 0, or -1 when there is nothing or no room. */
 AR_EXPORT int ar_take(struct region *r, struct take *t)
 {
-    t->arrivals = atomic_load(&r->arrivals); /* before the look at the tail: what they wait for is below it */
-    uint64_t from = atomic_load(&r->head), to = atomic_load_explicit(&r->tail, memory_order_acquire);
+    uint64_t arrivals = atomic_load(&r->arrivals); /* before the look at the tail: what they wait for is below it */
+    uint64_t from = atomic_load(&r->head), tail = atomic_load_explicit(&r->tail, memory_order_acquire), to;
     t->nbatches = 0;
-    to = measure(r, t, from, to);
+    to = measure(r, t, from, tail);
     sort_batches(t);
     uint64_t offset = 0, front = sizeof(struct batch) + groups_bytes(t->nbatches);
     for (uint32_t i = 0; i < t->nbatches; i++) {
@@ -288,6 +288,8 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
         return -1;
     t->flush_start = r->base_lsn + from;
     t->flush_end = r->base_lsn + to;
+    if (to == tail)
+        t->arrivals = arrivals; /* otherwise some wait for what is left: they count for the next */
     for (uint32_t i = 0; i < t->nbatches; i++)
         put_header(t, &t->batches[i]);
     put_records(r, t, from, to);

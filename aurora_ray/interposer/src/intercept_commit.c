@@ -3,18 +3,15 @@
  * makes its commits wait elsewhere (engine/src/commit.c) calls ar_defer_commits: from then on fdatasync only orders, in
  * this process and in those it forks; and what must not be seen before it is durable waits where it would be seen:
  *   - a file that was ordered so is read, by whoever, only when all of it is durable;
- *   - a process that asks for it sends nothing to its peer before that.
+ *   - a process of which the module says so sends nothing before that;
+ *   - a command is run (an archiver's) only when all that was ordered before is durable.
  */
 #include "intercept.h"
 #include <errno.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
 
-static bool (*before_sleep)(void); /* not NULL: fdatasync only orders */
-static bool sends_wait;
+static struct ar_commit_hooks hooks; /* empty: fdatasync waits */
 
-/* `hook` is called each time this process is about to sleep in epoll_wait; true: it shall not, nothing came. */
-AR_EXPORT void ar_defer_commits(bool (*hook)(void)) { before_sleep = hook; }
+AR_EXPORT void ar_defer_commits(const struct ar_commit_hooks *of_module) { hooks = *of_module; }
 
 /* Returns when all that fdatasync ordered by now, in any process, is durable. */
 AR_EXPORT void ar_wait_for_ordered(void)
@@ -23,29 +20,45 @@ AR_EXPORT void ar_wait_for_ordered(void)
         ar_wait_ordered();
 }
 
-/* From now on this process's sends wait as if each called ar_wait_for_ordered. */
-AR_EXPORT void ar_gate_sends(void) { sends_wait = true; }
-
 /* What fdatasync is for `slot`: true if it is done. */
 bool ar_order_only(struct slot *slot)
 {
-    if (!before_sleep)
+    if (!hooks.before_sleep)
         return false;
     atomic_store_explicit(&slot->ordered, 1, memory_order_relaxed);
     ar_order(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
     return true;
 }
 
+/* Before somebody reads the file of `slot`, by whatever way. */
+void ar_wait_if_ordered(struct slot *slot)
+{
+    if (atomic_load_explicit(&slot->ordered, memory_order_relaxed))
+        ar_wait_durable(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
+}
+
 AR_EXPORT int epoll_wait(int fd, struct epoll_event *events, int n, int timeout_ms)
 {
-    if (before_sleep && timeout_ms != 0 && before_sleep())
+    if (!hooks.before_sleep || timeout_ms == 0)
+        return real_epoll_wait(fd, events, n, timeout_ms);
+    if (hooks.before_sleep())
         return 0;
-    return real_epoll_wait(fd, events, n, timeout_ms);
+    int got = real_epoll_wait(fd, events, n, timeout_ms), error = errno;
+    hooks.after_sleep();
+    errno = error;
+    return got;
 }
 
 AR_EXPORT ssize_t send(int fd, const void *data, size_t n, int flags)
 {
-    if (sends_wait)
+    if (hooks.send_waits && hooks.send_waits())
         ar_wait_for_ordered();
     return real_send(fd, data, n, flags);
+}
+
+AR_EXPORT int system(const char *command)
+{
+    if (hooks.before_sleep)
+        ar_wait_for_ordered();
+    return real_system(command);
 }

@@ -22,19 +22,12 @@
             return got;                                                                                                \
     }
 
-/* What was ordered and not waited for leaves the engine (by a WAL sender, an archiver) only when it is durable. */
-static void wait_if_ordered(struct slot *slot)
-{
-    if (atomic_load_explicit(&slot->ordered, memory_order_relaxed))
-        ar_wait_durable(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
-}
-
 static ssize_t pread_any(int fd, void *to, size_t n, off_t at)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot || at < 0)
         return real_pread(fd, to, n, at);
-    wait_if_ordered(slot);
+    ar_wait_if_ordered(slot);
     READ_PRESENT(fd, slot, at, n, real_pread(fd, to, n, at))
 }
 
@@ -51,7 +44,7 @@ static ssize_t preadv_any(int fd, const struct iovec *v, int n, off_t at)
     struct slot *slot = ar_slot_of(fd);
     if (!slot || at < 0)
         return real_preadv(fd, v, n, at);
-    wait_if_ordered(slot);
+    ar_wait_if_ordered(slot);
     READ_PRESENT(fd, slot, at, total(v, n), real_preadv(fd, v, n, at))
 }
 
@@ -118,6 +111,7 @@ static void *mmap_any(void *hint, size_t n, int protection, int flags, int fd, o
         return MAP_FAILED;
     }
     if (slot) {
+        ar_wait_if_ordered(slot);
         atomic_store(&slot->pinned, 1);
         if (ar_need(fd, slot, (uint64_t)at, n) < 0)
             return MAP_FAILED;

@@ -84,6 +84,8 @@ static FILE *fopen_any(const char *path, const char *mode)
     /* The libc will read by itself too, so all of the file must be here; the engines use stdio for small files. */
     if (slot)
         atomic_store(&slot->pinned, 1);
+    if (slot)
+        ar_wait_if_ordered(slot);
     FILE *file = slot && ar_need(fd, slot, 0, atomic_load(&slot->size)) < 0 ? NULL : real_fdopen(fd, mode);
     if (!file)
         close(fd);

@@ -91,6 +91,7 @@
     X(FILE *, freopen64, (const char *path, const char *mode, FILE *stream))                                           \
     X(int, epoll_wait, (int fd, struct epoll_event *events, int n, int timeout_ms))                                    \
     X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
+    X(int, system, (const char *command))                                                                              \
     X(int, fflush, (FILE * stream))                                                                                    \
     X(int, fclose, (FILE * stream))
 
