@@ -319,7 +319,7 @@ async def test_a_publisher_is_not_told_of_what_is_not_durable(
 
 
 async def test_the_owners_own_settings_stay(ground: Ground) -> None:
-    """His libraries are loaded too; with standbys of his own, commits wait for them, and for the volume in the flush."""
+    """His libraries are loaded too; with his own standbys, commits wait for them, and for the volume in their flush."""
     async with ground.session() as session:
         await session.execute("ALTER SYSTEM SET shared_preload_libraries = 'pgoutput'")
         await session.execute("ALTER SYSTEM SET synchronous_standby_names = 'mine'")
