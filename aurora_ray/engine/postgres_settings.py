@@ -64,9 +64,9 @@ _TUNING: Final[Mapping[str, str]] = {
     # Sync commits flush themselves; 200 ms is only how late an asynchronous one may become durable (at most three
     # times that), and each round of the WAL writer costs a message to six nodes.
     "wal_writer_delay": "200ms",
-    # Where commits wait in their flush (see postgres_commit; elsewhere it is 0 and the driver groups them): a flush costs
-    # the machine a message to six nodes whatever it carries, so it pays to let more commits join it. The
-    # delay is about half of a flush's time, and applies only while `commit_siblings` other transactions are open.
+    # Where commits wait in their flush (see postgres_commit; elsewhere it is 0, and the driver groups them): a flush
+    # costs the machine a message to six nodes whatever it carries, so it pays to let more commits join it. The delay
+    # is about half of a flush's time, and applies only while `commit_siblings` other transactions are open.
     "commit_delay": "1500",
     "commit_siblings": "5",
     # Cheap here: a checkpoint sends the changed bytes of dirty pages once, without full images after it.
