@@ -22,6 +22,7 @@ def engine_module(major: int) -> Extension:
     return Extension(
         f"aurora_ray.engine._commit_{major}",
         ["aurora_ray/engine/src/commit.c"],
+        depends=["aurora_ray/interposer/src/commit_hooks.h"],
         extra_compile_args=[*FLAGS, "-isystem", str(include)],
     )
 

@@ -151,8 +151,9 @@ class PostgresEngine:
     ) -> None:
         """Starts as writer and returns when it accepts statements; crash recovery, if needed, is part of it.
 
-        `env` and `pass_fds` go to the server and to nothing before it. Raises ConfigurationError (no such program, port
-        in use, a refused parameter) or EngineError, which quotes the end of the log. Then nothing is left running.
+        `env` and `pass_fds` go to the server, and to a look at its configuration before that. Raises ConfigurationError
+        (no such program, port in use, a refused parameter) or EngineError, which quotes the end of the log. Then
+        nothing is left running.
         """
         if self._process is not None:
             raise EngineError(f"this engine already runs, as process {self._process.pid}")

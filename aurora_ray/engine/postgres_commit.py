@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.install import WHEEL
+from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +47,10 @@ def stage_module(module: Path, run_dir: Path) -> Path:
 async def configured_preloads(
     install: EngineInstall, account: EngineAccount, data_dir: Path, env: Mapping[str, str], pass_fds: Sequence[int]
 ) -> str:
-    """What the configuration in a data directory has the server load. If it cannot be read, the start will say why."""
+    """What the configuration in a data directory has the server load.
+
+    Empty if the server cannot read it: its start will say why. Raises EngineError if it does not answer in time.
+    """
     command = [str(install.bin_dir / "postgres"), "-D", str(data_dir), "-C", PRELOAD]
     asked = await asyncio.create_subprocess_exec(
         *account.command(command, env=env),
@@ -59,9 +63,11 @@ async def configured_preloads(
     try:
         async with asyncio.timeout(_ASK_TIMEOUT_S):
             output, _ = await asked.communicate()
-    except BaseException:
+    except BaseException as error:
         asked.kill()
         await asked.wait()
+        if isinstance(error, TimeoutError):
+            raise EngineError(f"PostgreSQL did not read its configuration within {_ASK_TIMEOUT_S:g} s") from error
         raise
     return output.decode().strip() if asked.returncode == 0 else ""
 

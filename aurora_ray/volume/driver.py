@@ -2,7 +2,7 @@
 
 All of it runs in one event loop, woken by the region's doorbell. The way of a commit:
 
-    engine: fsync -> wanted = end of its records -> bell
+    engine: fdatasync orders its records -> it waits; the last of those that the next flush waits for rings the bell
     driver: take one flush of everything logged so far -> six streams -> four acknowledgements -> VDL moves -> wake
 
 Flushes grow with load: while one is on its way, everything that is logged meanwhile goes into the next, and that one

@@ -30,7 +30,7 @@ _NOBODY: Final = (1 << 64) - 1
 class Grouping:
     """Has the region's bell rung, or calls `go`, when the next flush is due. For one event loop; `close` it at the end.
 
-    It is told of the flushes that go when no other is on its way (`sent`), and of the end of the last (`done`).
+    It is told of each flush that goes (`sent`), and when none is on its way any more (`done`).
     """
 
     def __init__(self, region: Region, go: Callable[[], None]) -> None:
@@ -55,6 +55,7 @@ class Grouping:
 
     def done(self) -> bool:
         """Nothing is on its way any more. True if the next is due at once; if not, it will be said when it is."""
+        self.close()
         sessions = self._region.bell_at(_NOBODY) - self._before
         self._share = max(1, math.ceil(SHARE * sessions))
         if self._has_come(self._share):

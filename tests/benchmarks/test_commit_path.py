@@ -15,7 +15,8 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from benchmarks.stack import Stack, StackConfig, Stages, opened
+from benchmarks.stack import Stack
+from tests.support.engine_stack import engine_on
 from tests.volume.cluster import running
 
 pytestmark = pytest.mark.postgres
@@ -45,22 +46,13 @@ QUIET = {
 async def stack(
     data_dir: Path, account: EngineAccount, install: EngineInstall, image_cache: Path
 ) -> AsyncIterator[tuple[Stack, str]]:
-    async with running(data_dir / "nodes") as cluster:
-        config = StackConfig(
-            volume=cluster.spec.to_dict(),
-            nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
-            root=str(data_dir),
-            bin_dir=str(install.bin_dir),
-            images_dir=str(image_cache),
-            engine_user=account.name,
-            shared_buffers_bytes=32 << 20,
-            cache_bytes=256 << 20,
-            max_connections=20,
-            parameters=QUIET,
-            create=True,
-        )
-        async with opened(config, Stages()) as (opened_stack, facts):
-            yield opened_stack, facts["dsn"]
+    async with (
+        running(data_dir / "nodes") as cluster,
+        engine_on(
+            cluster, data_dir, account=account, install=install, image_cache=image_cache, parameters=QUIET
+        ) as opened_stack,
+    ):
+        yield opened_stack
 
 
 async def test_a_commit_costs_one_wait_and_one_message_to_each_copy(stack: tuple[Stack, str]) -> None:

@@ -22,8 +22,9 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_commit import commit_module
-from benchmarks.stack import Stack, StackConfig, Stages, opened
+from benchmarks.stack import Stack
 from tests.engine.conftest import INSTALLS, account, cluster, image, image_cache, install, make_engine, records
+from tests.support.engine_stack import engine_on
 from tests.support.polling import poll_until
 from tests.volume.cluster import Cluster, running
 
@@ -90,26 +91,27 @@ async def value(session: Session, query: str, *arguments: Any) -> Any:
 async def ground_of(
     data_dir: Path, account: EngineAccount, install: EngineInstall, image_cache: Path, **parameters: str
 ) -> AsyncIterator[Ground]:
-    async with running(data_dir / "nodes") as cluster:
-        config = StackConfig(
-            volume=cluster.spec.to_dict(),
-            nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
-            root=str(data_dir),
-            bin_dir=str(install.bin_dir),
-            images_dir=str(image_cache),
-            engine_user=account.name,
-            shared_buffers_bytes=32 << 20,
-            cache_bytes=256 << 20,
+    settings = {"autovacuum": "off", "max_prepared_transactions": "4", "wal_level": "logical", **parameters}
+    async with (
+        running(data_dir / "nodes") as cluster,
+        engine_on(
+            cluster,
+            data_dir,
+            account=account,
+            install=install,
+            image_cache=image_cache,
+            parameters=settings,
             max_connections=TRIES + 20,
-            parameters={"autovacuum": "off", "max_prepared_transactions": "4", "wal_level": "logical", **parameters},
-            create=True,
-        )
-        async with opened(config, Stages()) as (stack, facts):
-            ground = Ground(cluster, stack, facts["dsn"])
-            async with ground.session() as session:
-                await session.execute("CREATE TABLE t (id int PRIMARY KEY)")
-                await session.execute("CREATE TABLE other (id int)")
-            yield ground
+        ) as (
+            stack,
+            dsn,
+        ),
+    ):
+        ground = Ground(cluster, stack, dsn)
+        async with ground.session() as session:
+            await session.execute("CREATE TABLE t (id int PRIMARY KEY)")
+            await session.execute("CREATE TABLE other (id int)")
+        yield ground
 
 
 @pytest.fixture(params=WITH, ids=lambda major: f"postgres-{major}")
@@ -230,6 +232,41 @@ async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> N
         assert await value(observer, "SELECT count(*) FROM t WHERE id = 100") == 1
         for session in (*sessions, last):
             await session.close()
+
+
+async def test_a_commit_that_waits_for_a_lock_can_be_cancelled(ground: Ground) -> None:
+    """NOTIFY takes one at its commit, and keeps it until the commit is done."""
+    async with ground.session() as first, ground.session() as second, ground.session() as observer:
+        for number, session in enumerate((first, second)):
+            await session.execute("BEGIN")
+            await session.execute("INSERT INTO t VALUES (%s)", [number])
+            await session.execute("NOTIFY c")
+        await ground.lose_quorum()
+        commit = asyncio.ensure_future(first.execute("COMMIT"))
+        await ground.waits(first, observer)
+        blocked = asyncio.ensure_future(second.execute("COMMIT"))
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        await poll_until(lambda: value(observer, query, second.info.backend_pid))
+        await observer.execute("SELECT pg_cancel_backend(%s)", [second.info.backend_pid])
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await asyncio.wait_for(blocked, 5)
+        await ground.regain_quorum()
+        await asyncio.wait_for(commit, 20)
+        assert await value(observer, "SELECT count(*) FROM t") == 1
+
+
+async def test_what_is_not_durable_is_not_read_from_files(ground: Ground) -> None:
+    """PostgreSQL's own functions for files read through the C library's streams."""
+    read = "SELECT length(pg_read_binary_file('pg_wal/' || pg_walfile_name(pg_current_wal_insert_lsn())))"
+    async with ground.session() as committer, ground.session() as observer, ground.session() as reader:
+        await ground.lose_quorum()
+        commit = asyncio.ensure_future(committer.execute("INSERT INTO t VALUES (1)"))
+        await ground.waits(committer, observer)
+        reading = asyncio.ensure_future(value(reader, read))
+        assert await stays_undone(reading)
+        await ground.regain_quorum()
+        assert await asyncio.wait_for(reading, 20) > 0
+        await asyncio.wait_for(commit, 20)
 
 
 async def test_what_is_not_durable_is_not_decoded(ground: Ground) -> None:

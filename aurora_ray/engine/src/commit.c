@@ -4,7 +4,7 @@
  * PostgreSQL flushes its WAL under a lock, so one flush is on its way at a time. It needs that flush for two things:
  * order (the WAL comes before the pages it describes) and durability (a commit is told to nobody before it is safe).
  * The volume is one log, so order costs nothing: with this module loaded, fdatasync on a WAL segment only marks how far
- * the log is wanted (interposer/src/intercept_commit.c). Durability is waited for later, without a lock and for each
+ * the log is ordered (interposer/src/intercept_commit.c). Durability is waited for later, without a lock and for each
  * commit alone, at the place that PostgreSQL has for that: after the flush, and before the transaction is visible to
  * anybody, SyncRepWaitForLSN() puts the session to sleep until a standby has the commit. Here the volume is the standby:
  *
@@ -35,17 +35,14 @@
 #include "utils/guc.h"
 #include "utils/guc_hooks.h"
 
+#include "../../interposer/src/commit_hooks.h"
+
 #include <dlfcn.h>
 #include <signal.h>
 
 PG_MODULE_MAGIC;
 
 /* Of the interposer, which is in the process before this module. */
-struct ar_commit_hooks {
-    bool (*before_sleep)(void);
-    void (*after_sleep)(void);
-    bool (*send_waits)(void);
-};
 static void (*wait_for_ordered)(void);
 
 /* The one synchronous standby. None can take that place: a name has at most 63 characters. */

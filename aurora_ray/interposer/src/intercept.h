@@ -22,11 +22,4 @@ ssize_t ar_write(int fd, const void *from, size_t n);
 void ar_capture_streams(int fd);
 bool ar_order_only(struct slot *slot);
 void ar_wait_if_ordered(struct slot *slot);
-
-/* What an engine's module gives to ar_defer_commits; it has a copy of this declaration. */
-struct ar_commit_hooks {
-    bool (*before_sleep)(void); /* this process is about to sleep in epoll_wait; true: it shall not, nothing came */
-    void (*after_sleep)(void);
-    bool (*send_waits)(void); /* what is sent now waits as if it called ar_wait_for_ordered */
-};
 #endif

@@ -6,6 +6,7 @@
  *   - a process of which the module says so sends nothing before that;
  *   - a command is run (an archiver's) only when all that was ordered before is durable.
  */
+#include "commit_hooks.h"
 #include "intercept.h"
 #include <errno.h>
 

@@ -1,0 +1,11 @@
+/* What an engine's module gives to ar_defer_commits: the one thing that interposer and module both know. */
+#ifndef COMMIT_HOOKS_H
+#define COMMIT_HOOKS_H
+#include <stdbool.h>
+
+struct ar_commit_hooks {
+    bool (*before_sleep)(void); /* this process is about to sleep in epoll_wait; true: it shall not, nothing came */
+    void (*after_sleep)(void);
+    bool (*send_waits)(void); /* what is sent now waits as if it called ar_wait_for_ordered */
+};
+#endif

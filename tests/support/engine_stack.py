@@ -1,0 +1,44 @@
+"""An engine on a volume of a test's cluster, without Ray: `benchmarks.stack` in the test's own process."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.stack import Stack, StackConfig, Stages, opened
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.base import EngineInstall
+
+
+@asynccontextmanager
+async def engine_on(
+    cluster: Any,
+    root: Path,
+    *,
+    account: EngineAccount,
+    install: EngineInstall,
+    image_cache: Path,
+    parameters: Mapping[str, str],
+    max_connections: int = 20,
+) -> AsyncIterator[tuple[Stack, str]]:
+    """A new PostgreSQL on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN."""
+    config = StackConfig(
+        volume=cluster.spec.to_dict(),
+        nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
+        root=str(root),
+        bin_dir=str(install.bin_dir),
+        images_dir=str(image_cache),
+        engine_user=account.name,
+        shared_buffers_bytes=32 << 20,
+        cache_bytes=256 << 20,
+        max_connections=max_connections,
+        parameters=dict(parameters),
+        create=True,
+    )
+    async with opened(config, Stages()) as (stack, facts):
+        yield stack, facts["dsn"]
