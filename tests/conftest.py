@@ -59,9 +59,11 @@ def run_dir(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def leak_detector(run_dir: Path) -> LeakDetector:
+def leak_detector(run_dir: Path) -> Iterator[LeakDetector]:
     """The run's leak detector."""
-    return LeakDetector(run_dir)
+    detector = LeakDetector(run_dir)
+    yield detector
+    detector.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

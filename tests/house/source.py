@@ -28,7 +28,7 @@ def files(*suffixes: str) -> tuple[Path, ...]:
 
 
 def _skipped(path: Path) -> bool:
-    return is_generated(path) or "__pycache__" in path.parts
+    return is_generated(path) or "__pycache__" in path.parts or path.name == ".git"  # a work tree's is a file
 
 
 @cache

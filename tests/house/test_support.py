@@ -6,22 +6,26 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.leaks import SHARED_MEMORY, LeakDetector
+from tests.support.leaks import LeakDetector
 from tests.support.logs import LogRecorder
 from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.ports import PortAllocator
 from tests.support.processes import ProcessWatch, kill
+from tests.support.shared_memory import SHARED_MEMORY
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 @pytest.fixture
-def detector(tmp_path: Path) -> LeakDetector:
-    return LeakDetector(tmp_path, grace_s=0.2)
+def detector(tmp_path: Path) -> Iterator[LeakDetector]:
+    detector = LeakDetector(tmp_path, grace_s=0.2)
+    yield detector
+    detector.close()
 
 
 def test_no_leak_no_complaint(detector: LeakDetector, tmp_path: Path) -> None:
@@ -89,9 +93,31 @@ def test_finds_a_thread(detector: LeakDetector) -> None:
 def test_finds_and_removes_shared_memory(detector: LeakDetector) -> None:
     before = detector.snapshot()
     segment = SHARED_MEMORY / f"aurora-test-{uuid.uuid4().hex}"
-    segment.write_bytes(b"left")
+    with segment.open("wb"):
+        poll_until_blocking(lambda: segment.name in detector.snapshot().shared_memory, what="it is noticed")
     assert detector.leaks_since(before) == [f"shared memory {segment.name}"]
     assert not segment.exists()
+
+
+def test_shared_memory_of_others_is_none_of_our_business(detector: LeakDetector) -> None:
+    """Not even after its maker has ended: it could be that of a fleet that was killed, and is being looked into."""
+    before = detector.snapshot()
+    name = f"aurora-test-{uuid.uuid4().hex}"
+    segment = SHARED_MEMORY / name
+    # Adopted by init before it makes anything, and with nothing of this run about it.
+    maker = "import os, sys, time\nwhile os.getppid() == int(sys.argv[2]): time.sleep(0.01)\n"
+    maker += "f = open(sys.argv[1], 'wb'); print(os.getpid(), flush=True); time.sleep(0.3)"
+    command = f"'{sys.executable}' -c \"$1\" '{segment}' $$ &"
+    shell = subprocess.run(
+        ["sh", "-c", command, "sh", maker], check=True, cwd="/", env={}, timeout=30, stdout=subprocess.PIPE
+    )
+    try:
+        assert int(shell.stdout) > 1, "the pipe is closed when the maker has ended"
+        assert segment.exists()
+        assert detector.leaks_since(before) == []
+        assert segment.exists()
+    finally:
+        segment.unlink(missing_ok=True)
 
 
 def test_finds_and_removes_temporary_files(detector: LeakDetector, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.polling import poll_until_blocking
-from tests.support.processes import Process, ProcessWatch, kill, users_of_file
+from tests.support.processes import Process, ProcessWatch, kill
+from tests.support.shared_memory import SHARED_MEMORY, SharedMemoryWatch
 
 GRACE_S = 3.0
 KINDS = ("process", "port", "thread", "shm", "tmp")
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 # Entries of the run's temporary directory that belong to the run rather than to one test.
 _RUN_ENTRIES = ("pytest-of-", "ray")
 _LISTENING = "0A"
@@ -37,8 +37,13 @@ class LeakDetector:
     def __init__(self, run_dir: Path, grace_s: float = GRACE_S) -> None:
         self._run_dir = run_dir
         self._grace_s = grace_s
-        self._suspects: frozenset[str] = frozenset()
         self._watch = ProcessWatch(run_dir)
+        self._shared_memory = SharedMemoryWatch(self._watch)
+        self._shared_memory.start()
+
+    def close(self) -> None:
+        """Ends its thread."""
+        self._shared_memory.stop()
 
     def snapshot(self) -> _Snapshot:
         """What is there now."""
@@ -46,7 +51,7 @@ class LeakDetector:
             processes=self._watch.ours(),
             listening=_own_listening_sockets(),
             threads=frozenset(threading.enumerate()),
-            shared_memory=_entries(SHARED_MEMORY),
+            shared_memory=self._shared_memory.made(),
             temporary=_entries(self._run_dir),
         )
 
@@ -56,14 +61,12 @@ class LeakDetector:
             "process": lambda: [str(process) for process in self._watch.started_since(before.processes)],
             "port": lambda: _new_ports(before.listening),
             "thread": lambda: _new_threads(before.threads),
-            "shm": lambda: [f"shared memory {name}" for name in self._unused_shared_memory()],
+            "shm": lambda: [f"shared memory {name}" for name in self._new_shared_memory(before)],
             "tmp": lambda: self._new_temporary(before.temporary),
         }
         assert set(checks) == set(KINDS)
         assert set(allowed) <= set(KINDS), f"unknown kinds of leaks: {set(allowed) - set(KINDS)}"
         wanted = [check for kind, check in checks.items() if kind not in allowed]
-        # /dev/shm is the whole machine's. What others create now, and have not mapped yet, is none of our business.
-        self._suspects = _entries(SHARED_MEMORY) - before.shared_memory
 
         def find() -> list[str]:
             return [leak for check in wanted for leak in check()]
@@ -80,18 +83,15 @@ class LeakDetector:
         if "process" not in allowed:
             kill(self._watch.started_since(before.processes))
         if "shm" not in allowed:
-            for name in self._unused_shared_memory():
+            for name in self._new_shared_memory(before):
                 (SHARED_MEMORY / name).unlink(missing_ok=True)
         if "tmp" not in allowed:
             for name in _entries(self._run_dir) - before.temporary:
                 if not name.startswith(_RUN_ENTRIES):
                     remove_tree(self._run_dir / name)
 
-    def _unused_shared_memory(self) -> list[str]:
-        """Suspects that are still there and that no foreign process uses."""
-        left = sorted(_entries(SHARED_MEMORY) & self._suspects)
-        ours = {os.getpid(), *self._watch.ours()} if left else set()
-        return [name for name in left if users_of_file(SHARED_MEMORY / name) <= ours]
+    def _new_shared_memory(self, before: _Snapshot) -> list[str]:
+        return sorted(self._shared_memory.made() - before.shared_memory)
 
     def _new_temporary(self, before: frozenset[str]) -> list[str]:
         new = sorted(_entries(self._run_dir) - before)

@@ -1,6 +1,6 @@
 """The last step of `.ci/run`: nothing that the run started, and no shared memory of it, may be there any more.
 
-    python -m tests.support.leftovers <run's directory> <listing of /dev/shm from before>
+    python -m tests.support.leftovers <run's directory> <names in /dev/shm that the run made>
 
 Removes what is left, names it on stderr, and ends with 1 if there was anything.
 """
@@ -9,15 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from tests.support.leaks import GRACE_S, SHARED_MEMORY
+from tests.support.leaks import GRACE_S
 from tests.support.polling import poll_until_blocking
-from tests.support.processes import Process, ProcessWatch, kill, users_of_file
+from tests.support.processes import Process, ProcessWatch, kill
+from tests.support.shared_memory import SHARED_MEMORY
 
 
-def main(run_dir: Path, shared_memory_before: frozenset[str]) -> int:
+def main(run_dir: Path, shared_memory_made: frozenset[str]) -> int:
     """The exit code."""
     watch = ProcessWatch(run_dir)
-    suspects = _shared_memory() - shared_memory_before
     callers = _ancestors()
 
     def processes() -> list[Process]:
@@ -31,17 +31,13 @@ def main(run_dir: Path, shared_memory_before: frozenset[str]) -> int:
         kill(left)
     else:
         names = []
-    for name in sorted(_shared_memory() & suspects):
+    for name in sorted(shared_memory_made):
         segment = SHARED_MEMORY / name
-        if not users_of_file(segment):
+        if segment.exists():
             names.append(f"shared memory {name}")
             segment.unlink(missing_ok=True)
     sys.stderr.writelines(f"left behind: {name}\n" for name in names)
     return 1 if names else 0
-
-
-def _shared_memory() -> frozenset[str]:
-    return frozenset(entry.name for entry in SHARED_MEMORY.iterdir() if entry.is_file())
 
 
 def _ancestors() -> set[int]:
