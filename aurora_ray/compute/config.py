@@ -28,7 +28,8 @@ class WriterPhase(StrEnum):
 
 
 class HalfMadeVolumeError(AuroraError):
-    """A volume that shall be initialised has content: an earlier initialisation was cut short. Take a new volume."""
+    """A volume that shall be initialised has content, and that is no complete data directory: an earlier initialisation
+    was cut short. Nobody ever served on it. Take a new volume."""
 
     retryable = True
 
@@ -70,7 +71,7 @@ class EngineChoice:
 class WriterConfig:
     """Everything a writer needs to open its volume and run an engine on it.
 
-    `initialise`: the volume is new and gets the engine's prepared data directory first.
+    `initialise`: the volume may be new; if it is empty, it gets the engine's prepared data directory first.
     """
 
     cluster: str

@@ -16,9 +16,11 @@ from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.image import import_records
 from aurora_ray.engine.install import find_install, stage
 from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import ClusterIdentity
+from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, PreparedImage, prepare_image
 from aurora_ray.errors import UsageError
+from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.volume.reader import PageRange
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import EngineChoice, WriterConfig
@@ -93,3 +95,15 @@ def _prepare(choice: EngineChoice) -> PreparedEngine:
 async def import_image(prepared: PreparedEngine, volume: Volume) -> None:
     """Fills an empty volume with a new cluster's data directory; durable when it returns."""
     await import_records(prepared.image.records(ClusterIdentity.new(time.time())), volume)
+
+
+async def is_complete(volume: Volume) -> bool:
+    """Whether a volume holds a complete data directory: the control file is the last thing that `import_image` writes.
+
+    Raises what reading a volume raises.
+    """
+    entry = (await volume.read_file_table()).lookup(CONTROL_PATH)
+    if entry is None or not entry.extents or entry.extents[0] == NO_GROUP:
+        return False
+    (run,) = await volume.read_pages([PageRange(entry.extents[0], entry.file_id, 0, 1)])
+    return any(run.pages)

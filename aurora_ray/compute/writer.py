@@ -26,7 +26,7 @@ from opentelemetry import trace
 from aurora_ray import telemetry
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
 from aurora_ray.compute.directories import prepare_instance_dirs
-from aurora_ray.compute.engines import import_image, prepare_engine
+from aurora_ray.compute.engines import import_image, is_complete, prepare_engine
 from aurora_ray.compute.first_write import FirstWrite
 from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
 from aurora_ray.compute.watch import engine_watch
@@ -105,6 +105,8 @@ class Writer:
             _describe(
                 {"aurora.epoch": volume.epoch, "aurora.lsn.end": volume.tail_lsn, "aurora.nodes": len(config.nodes)}
             )
+        if volume.tail_lsn == 0 and not config.initialise:
+            raise EngineError(f"volume {config.volume.volume_id} is empty, though it held a data directory")
         if config.initialise:
             with self._stage("initialise", WriterPhase.INITIALISING):
                 await self._initialise(volume, prepared)
@@ -127,9 +129,11 @@ class Writer:
             await engine.set_superuser_password(config.superuser_password, timeout_s=config.open_timeout_s)
 
     async def _initialise(self, volume: Volume, prepared: PreparedEngine) -> None:
-        if volume.tail_lsn != 0:
-            raise HalfMadeVolumeError(f"volume {volume.spec.volume_id} is not initialised and has content already")
-        await import_image(prepared, volume)
+        """What is in the volume decides: whoever asks may not have heard of an initialisation that was completed."""
+        if volume.tail_lsn == 0:
+            await import_image(prepared, volume)
+        elif not await is_complete(volume):
+            raise HalfMadeVolumeError(f"the initialisation of volume {volume.spec.volume_id} was cut short")
 
     async def _mount(self, volume: Volume, engine: Engine, prepared: PreparedEngine) -> MountedVolume:
         account = prepared.account

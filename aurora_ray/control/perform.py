@@ -184,21 +184,24 @@ async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) ->
     config = _writer_config(plane, action)
     instance.seen = InstanceSeen(InstancePhase.OPENING, told=plane.observe().addresses())
     try:
-        opened = await instance.process.open(config)
+        instance.opened = opened = await instance.process.open(config)
     except Exception as error:
-        instance.seen = InstanceSeen(InstancePhase.ENDED, str(error))
+        if await plane.processes.settle(action.instance_id, instance, str(error)) is InstancePhase.AVAILABLE:
+            return  # only the answer was lost
         if isinstance(error, HalfMadeVolumeError):
-            await _replace_volume(plane, action.cluster)
+            await _replace_volume(plane, action.cluster, config.volume.volume_id)
         raise
-    if action.initialise:
-        volume_id = config.volume.volume_id
-        await plane.commit(lambda fleet: fleet.with_initialised(volume_id))
-    status = await instance.process.status()
-    instance.opened = opened
-    if status is not None:
-        plane.processes.set_available(action.instance_id, instance, status)
+    await plane.processes.settle(action.instance_id, instance)
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
     plane.say(f"{action.instance_id} is available in epoch {opened.epoch} ({stages})")
+
+
+async def _note_initialised(plane: ControlPlane, action: reconcile.NoteInitialised) -> None:
+    def change(fleet: Fleet) -> Fleet:
+        known = any(volume.volume_id == action.volume_id for volume in fleet.volumes())
+        return fleet.with_initialised(action.volume_id) if known else fleet
+
+    await plane.commit(change)
 
 
 def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> WriterConfig:
@@ -231,18 +234,22 @@ def engine_choice(plane: ControlPlane, cluster: DBCluster) -> EngineChoice:
     )
 
 
-async def _replace_volume(plane: ControlPlane, cluster_name: str) -> None:
-    """A volume whose initialisation was cut short is dropped, and a new one takes its place."""
+async def _replace_volume(plane: ControlPlane, cluster_name: str, volume_id: UUID) -> None:
+    """A volume whose initialisation was cut short, as the instance found in it, is dropped, and a new one takes its
+    place. One that anybody ever served on is not: it is noted as such before anything else is done with it."""
 
     def change(fleet: Fleet) -> Fleet:
         cluster = fleet.cluster(cluster_name)
+        if cluster.volume.volume_id != volume_id or cluster.volume.initialised:
+            return fleet
         groups = (place_group(0, fleet.azs, fleet.nodes, fleet.volumes()),)
-        fresh = replace(cluster.volume, volume_id=uuid4(), groups=groups, initialised=False)
+        fresh = replace(cluster.volume, volume_id=uuid4(), groups=groups)
         changed = fleet.with_cluster(replace(cluster, volume=fresh))
         return replace(changed, dropped_volumes=(*changed.dropped_volumes, cluster.volume))
 
-    plane.say(f"the volume of {cluster_name} was left half-made and is replaced by a new one")
-    await plane.commit(change)
+    fleet = await plane.commit(change)
+    if fleet.cluster(cluster_name).volume.volume_id != volume_id:
+        plane.say(f"the volume of {cluster_name} was left half-made and is replaced by a new one")
 
 
 async def _tell_instance(plane: ControlPlane, action: reconcile.TellInstance) -> None:
@@ -294,6 +301,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.OpenControl: _open_control,
     reconcile.StartInstance: _start_instance,
     reconcile.OpenInstance: _open_instance,
+    reconcile.NoteInitialised: _note_initialised,
     reconcile.TellInstance: _tell_instance,
     reconcile.StopInstance: _stop_instance,
     reconcile.AllocateGroup: _allocate_group,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -23,6 +24,8 @@ from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora_ray.control.model import StorageNode
+
+_log = logging.getLogger(__name__)
 
 OPENING_POLL_S: Final = 0.25
 STATUS_TIMEOUT_S: Final = 5.0
@@ -177,7 +180,7 @@ class Processes:
                 self.set_available(instance_id, instance, status, since_s=-math.inf)
             elif status is not None and status.phase is not WriterPhase.ENDED:
                 instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
-                self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
+                self._watch_open(instance_id, instance)
         return instance
 
     def set_available(
@@ -198,6 +201,30 @@ class Processes:
         )
         self.tasks.start(self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 
+    async def settle(self, instance_id: str, instance: Instance, why: str = "") -> InstancePhase:
+        """Finds out what an opening led to (`why`: what it failed of, if it is known), and notes it.
+
+        Nothing is concluded from silence: a process that does not say what it is at is asked until it does.
+        """
+        try:
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                status = await instance.process.status()
+        except ProcessGoneError:
+            phase = InstancePhase.ENDED  # that is watched as well
+        except Exception as error:
+            self._say(f"{instance_id} does not say whether it is open: {error or type(error).__name__}")
+            phase = InstancePhase.OPENING
+        else:
+            phase = _phase_of(status)
+            if status is not None and phase is InstancePhase.AVAILABLE:
+                self.set_available(instance_id, instance, status)
+                return phase
+            why = why or (status.reason if status is not None else "")
+        instance.seen = replace(instance.seen, phase=phase, reason=why)
+        if phase is InstancePhase.OPENING:
+            self._watch_open(instance_id, instance)
+        return phase
+
     async def _adopt_instance(self, instance_id: str, process: InstanceProcess) -> None:
         """One that does not say what it is at is taken for busy: either it says so later, or it is found to hang."""
         try:
@@ -207,7 +234,10 @@ class Processes:
             instance = self.instances.get(instance_id)
             if instance is not None:
                 instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
-                self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
+                self._watch_open(instance_id, instance)
+
+    def _watch_open(self, instance_id: str, instance: Instance) -> None:
+        self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
 
     async def refresh(self, instance_id: str) -> None:
         """Looks at an available instance; its process's end is noticed by the watches, not here."""
@@ -241,20 +271,29 @@ class Processes:
             self._on_change()
 
     async def _watch_opening(self, instance_id: str, instance: Instance) -> None:
-        """An opening that an earlier control plane asked for: available in the end, or ended."""
-        with contextlib.suppress(ProcessGoneError):
-            while True:
-                with contextlib.suppress(TimeoutError):  # if it hangs, the heartbeats say so
+        """An opening whose answer nobody waits for (any more): available in the end, or ended. If it hangs, the
+        heartbeats say so."""
+        while self.instances.get(instance_id) is instance and instance.seen.phase is InstancePhase.OPENING:
+            try:
+                async with asyncio.timeout(STATUS_TIMEOUT_S):
                     status = await instance.process.status()
-                    if status is not None and status.phase is WriterPhase.AVAILABLE:
-                        self.set_available(instance_id, instance, status)
-                        self._on_change()
-                        return
-                    if status is None or status.phase is WriterPhase.ENDED:
-                        break
-                await asyncio.sleep(OPENING_POLL_S)
-            instance.seen = replace(instance.seen, phase=InstancePhase.ENDED)
-            self._on_change()
+            except ProcessGoneError:
+                return  # that is watched as well
+            except Exception as error:  # whatever it is, it says nothing about the opening
+                _log.info("%s does not say what it is at: %r", instance_id, error)
+            else:
+                if instance.seen.phase is not InstancePhase.OPENING:
+                    return
+                phase = _phase_of(status)
+                if status is not None and phase is InstancePhase.AVAILABLE:
+                    self.set_available(instance_id, instance, status)
+                elif phase is InstancePhase.ENDED:
+                    reason = status.reason if status is not None else ""
+                    instance.seen = replace(instance.seen, phase=phase, reason=reason)
+                if phase is not InstancePhase.OPENING:
+                    self._on_change()
+                    return
+            await asyncio.sleep(OPENING_POLL_S)
 
     async def _watch_incarnation(self, instance_id: str, instance: Instance) -> None:
         try:
@@ -269,3 +308,10 @@ class Processes:
         self._say(f"{instance_id} ended: {outcome.reason}")
         self._on_end(instance_id, outcome.reason, self._clock() - instance.available_since_s)
         self._on_change()
+
+
+def _phase_of(status: WriterStatus | None) -> InstancePhase:
+    """What a process says it is at, after it was asked to open something: None if that never began."""
+    if status is None or status.phase is WriterPhase.ENDED:
+        return InstancePhase.ENDED
+    return InstancePhase.AVAILABLE if status.phase is WriterPhase.AVAILABLE else InstancePhase.OPENING

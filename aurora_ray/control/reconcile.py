@@ -14,6 +14,7 @@ The order of things is given by preconditions alone:
 - an instance's process is started at any time, because starting processes is slow, but the instance is opened only
   when a write quorum of every group of its volume runs (`StartInstance`, `OpenInstance`). An instance whose engine or
   mount ended is opened again in the same process; nothing of the old incarnation is used again;
+- a volume on which an engine serves is noted to be complete, whoever had it opened (`NoteInitialised`);
 - a volume that fills up gets another group before it is full (`AllocateGroup`), which is given to the writer once a
   write quorum of nodes has the segments (`AddGroup`);
 - a cluster that shall go loses its instances first, then its declaration, then its segments (`StopInstance`,
@@ -219,7 +220,8 @@ class StartInstance(Action):
 
 @dataclass(frozen=True, slots=True)
 class OpenInstance(Action):
-    """Seal the volume, mount it, start the engine. `initialise`: it is new and gets a data directory first."""
+    """Seal the volume, mount it, start the engine. `initialise`: nobody has noted yet that it holds a data directory;
+    if it is empty, it gets one."""
 
     cluster: str
     instance_id: str
@@ -229,6 +231,19 @@ class OpenInstance(Action):
     def key(self) -> str:
         """Shared by all that changes an instance."""
         return f"instance:{self.instance_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class NoteInitialised(Action):
+    """Note that a cluster's volume holds a complete data directory: an engine serves on it."""
+
+    cluster: str
+    volume_id: UUID
+
+    @property
+    def key(self) -> str:
+        """Per cluster."""
+        return f"initialised:{self.cluster}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +439,9 @@ def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> I
     if seen.phase in (InstancePhase.OPENING, InstancePhase.STOPPING):
         return
     if seen.phase is InstancePhase.AVAILABLE:
+        if not cluster.volume.initialised and observed.control_open:
+            why = f"{instance.instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
+            yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
         if seen.told != observed.addresses():
             why = f"{instance.instance_id} does not know where all running storage nodes answer"
             yield TellInstance(why, instance.instance_id, observed.addresses())

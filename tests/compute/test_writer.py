@@ -15,10 +15,13 @@ import psycopg
 import pytest
 
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig, WriterPhase
+from aurora_ray.compute.engines import is_complete, prepare_engine
 from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
-from aurora_ray.errors import AuroraError, ConfigurationError, QuorumLostError
+from aurora_ray.engine.image import import_records
+from aurora_ray.engine.postgres_control import ClusterIdentity
+from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, QuorumLostError
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until
 from tests.support.timing import scaled
@@ -143,6 +146,35 @@ async def test_a_half_made_volume_is_not_used(config: WriterConfig, cluster: Clu
     await volume.append(pages((0, b"something")))
     with pytest.raises(HalfMadeVolumeError):
         await Writer(config).start()
+
+
+async def test_a_complete_volume_is_used_though_nobody_noted_that_it_is(config: WriterConfig) -> None:
+    writer = Writer(config)
+    await writer.start()
+    await execute(config, "create table t (i int)")
+    await writer.stop()
+    again = Writer(config)
+    await again.start()
+    assert await execute(config, "select count(*) from t") == [(0,)]
+    await again.stop()
+
+
+@pytest.mark.parametrize("left_out", [1, 5])
+async def test_an_import_that_lacks_its_last_records_is_half_made(
+    config: WriterConfig, cluster: Cluster, left_out: int
+) -> None:
+    prepared = await prepare_engine(config.engine)
+    records = list(prepared.image.records(ClusterIdentity.new(1.0)))
+    volume = await cluster.open()
+    await import_records(records[:-left_out], volume)
+    assert not await is_complete(volume)
+    await volume.append(records[-left_out:])
+    assert await is_complete(volume)
+
+
+async def test_a_volume_that_held_a_data_directory_is_not_filled_again(config: WriterConfig) -> None:
+    with pytest.raises(EngineError, match="is empty, though it held a data directory"):
+        await Writer(replace(config, initialise=False)).start()
 
 
 async def test_a_failed_start_leaves_nothing_behind(config: WriterConfig, cluster: Cluster) -> None:
