@@ -49,6 +49,7 @@ class Background:
             if now_s - measured_s >= _DISK_MEASURE_S:
                 measured_s = now_s
                 await self._node.measure_disk()
+                await self._node.tend_graveyard()
             for volume in list(self._node.volumes.values()):
                 for segment in list(volume.segments.values()):
                     await self._tend(volume, segment)

@@ -34,6 +34,9 @@ class StorageConfig:
     lease_s_max: float = 60.0  # read points live no longer than this without renewal; GC waits as long after a start
     scrub_interval_s: float = 6 * 3600.0  # from the end of one round over everything stored to the next; 0: never
     scrub_bytes_per_s: int = 8 << 20  # at most, while it goes on
+    graveyard_s: float = 24 * 3600.0  # a dropped volume can be brought back for so long
+    graveyard_bytes: int = 1 << 30  # at most, of segments that were replaced and tails that were annulled ...
+    graveyard_disk_share: float = 0.05  # ... nor more than this share of the disk
     disk_reserve_bytes: int = 256 << 20  # appends are refused while less than this is free
     write_buffer_bytes: int = 16 << 20  # RocksDB's, a segment
     block_cache_bytes: int = 32 << 20  # RocksDB's, for the node

@@ -6,7 +6,8 @@
       port         hint: where it listened last time
       peers.json   hint: where the others are
       volumes/     <uuid>/<group>, see volume.py
-      copies/      checkpoints that are being sent
+      copies/      checkpoints that are being scrubbed
+      graveyard/   what was dropped or replaced, kept for a while, see graveyard.py
 
 Whatever else is found there is somebody else's: the node then refuses to start and changes nothing. Hints that cannot
 be read are dropped.
@@ -20,10 +21,11 @@ import logging
 import os
 import time
 import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.storage import effects
+from aurora_ray.storage.graveyard import GRAVEYARD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +36,7 @@ _NODE, _LOCK, _VOLUMES = "node", "lock", "volumes"
 _LOCK_WAIT_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.02
 _HINTS: Final = ("port", "peers.json")
-_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, "copies", *_HINTS, "node.new", "port.new", "peers.new"})
+_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, GRAVEYARD, "copies", *_HINTS, "node.new", "port.new", "peers.new"})
 
 
 class DataDir:
@@ -50,7 +52,7 @@ class DataDir:
     def _hold(self) -> None:
         path = self.path
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            effects.make_directory(path)
             _check_names(path)
             self._lock_fd = _lock(path)
         except OSError as error:
@@ -129,9 +131,7 @@ def _check_owner(path: Path, node_id: str) -> None:
             "no node can stand in for another with its data"
         )
     if not owner:
-        temporary = path / f"{_NODE}.new"
-        temporary.write_text(node_id)
-        temporary.replace(note)
+        effects.write_file(note, node_id.encode())
 
 
 def _drop_bad_hints(path: Path) -> None:
@@ -139,8 +139,7 @@ def _drop_bad_hints(path: Path) -> None:
         hint = path / name
         if hint.exists() and not _is_hint(name, hint.read_bytes()):
             _log.warning("%s cannot be read and is removed: it was a hint only", hint)
-            with suppress(FileNotFoundError):
-                hint.unlink()
+            effects.remove_file(hint)
 
 
 def _is_hint(name: str, content: bytes) -> bool:

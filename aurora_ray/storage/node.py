@@ -6,18 +6,26 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from rocksdict import Cache
 
-from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError, UnknownVolumeError, UsageError
+from aurora_ray.errors import (
+    AuroraError,
+    ConfigurationError,
+    MalformedError,
+    StorageError,
+    UnknownVolumeError,
+    UsageError,
+)
 from aurora_ray.log.layout import PAGE_BYTES_MAX
+from aurora_ray.storage import effects
 from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
+from aurora_ray.storage.graveyard import Graveyard
 from aurora_ray.storage.rocks import WriteFailedError
-from aurora_ray.storage.volume import NodeVolume, sync_directory
+from aurora_ray.storage.volume import NodeVolume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +57,7 @@ class Node:
         self.started_s = clock()
         self.counters: Counter[str] = Counter()
         self.damage = DamageBook(self.counters)
+        self.graveyard = Graveyard(config, clock, self.counters)
         self.volumes: dict[bytes, NodeVolume] = {}
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
@@ -63,10 +72,11 @@ class Node:
 
     def open(self) -> None:
         """Opens all that is on disk. Raises ConfigurationError if the machine does not let us (a full disk)."""
-        self._volumes_dir.mkdir(parents=True, exist_ok=True)
+        effects.make_directory(self._volumes_dir)
+        self.graveyard.open()
         for path in sorted(self._volumes_dir.iterdir()):
-            if path.name.startswith("dropped-"):
-                shutil.rmtree(path)
+            if path.name.startswith("dropped-"):  # by a node from before there was a graveyard; it may be half gone
+                effects.remove_tree(path)
                 continue
             volume = self._volume_at(uuid.UUID(path.name).bytes)
             try:
@@ -104,37 +114,88 @@ class Node:
         held = self.volumes.get(volume)
         if held is None:
             held = self._volume_at(volume)
-            held.path.mkdir(parents=True, exist_ok=True)
-            sync_directory(self._volumes_dir)
+            effects.make_directory(held.path)
         for group in groups:
             held.create(group, page_size, members)
         self.volumes[volume] = held
         self.index(held)
 
-    def drop_groups(self, volume: bytes, groups: Sequence[int]) -> None:
-        """Deletes some segments of a volume; unknown ones are fine."""
+    def drop_groups(self, volume: bytes, groups: Sequence[int], reason: str) -> str:
+        """Moves some segments of a volume to the graveyard; unknown ones are fine. As `drop_volume`."""
         held = self.volumes.get(volume)
         if held is None:
-            return
+            return ""
+        if not {*held.segments, *held.lost}.difference(groups):
+            return self.drop_volume(volume, reason)
         for group in groups:
             self.segments.pop((volume, group), None)
-            held.drop(group)
-        if not held.segments and not held.lost:
-            self.drop_volume(volume)
+            held.drop(group, reason)
+        return ""
 
-    def drop_volume(self, volume: bytes) -> None:
-        """Forgets a volume and deletes its segments; unknown ones are fine."""
-        held = self.volumes.pop(volume, None)
+    def drop_volume(self, volume: bytes, reason: str) -> str:
+        """Moves a volume to the graveyard; the grave's name. Empty, and nothing is kept, for one that is not here or
+        that nothing was ever written to. Raises StorageError; then it is here as before.
+        """
+        held = self.volumes.get(volume)
         if held is None:
-            return
+            return ""
+        groups = (*held.segments, *held.lost)
+        unwritten = held.is_empty
+        self._forget(held)
+        try:
+            if unwritten:
+                self.graveyard.destroy(held.path)
+                return ""
+            return self.graveyard.bury(held.path, "volume", volume, groups, reason)
+        except OSError as error:
+            if held.path.exists():
+                self._open_volume(volume)
+            raise StorageError(f"volume {volume.hex()} could not be moved to the graveyard: {error}") from error
+
+    def _forget(self, held: NodeVolume) -> None:
+        del self.volumes[held.volume]
         for group in (*held.segments, *held.lost):
-            self.segments.pop((volume, group), None)
-            self.damage.forget((volume, group))
+            self.segments.pop((held.volume, group), None)
+            self.damage.forget((held.volume, group))
         held.close()
-        doomed = held.path.with_name(f"dropped-{held.path.name}")
-        held.path.rename(doomed)
-        sync_directory(self._volumes_dir)
-        shutil.rmtree(doomed)
+
+    def _open_volume(self, volume: bytes) -> None:
+        """Opens what is on disk of a volume. Raises StorageError, or what RocksDB has to say; then nothing is open."""
+        held = self._volume_at(volume)
+        try:
+            held.open_all()
+        except BaseException:
+            held.close()
+            raise
+        if not (held.segments or held.lost):
+            raise StorageError(f"there is no segment in {held.path}")
+        self.volumes[volume] = held
+        self.index(held)
+
+    def restore_volume(self, volume: bytes, name: str) -> str:
+        """Brings a volume back from the graveyard, the newest grave's or the one named; its name.
+
+        Raises UnknownVolumeError, UsageError if the volume is here, StorageError if it cannot be opened; then it is in
+        the graveyard still.
+        """
+        path = self._volume_at(volume).path
+        if volume in self.volumes or (path.exists() and any(path.iterdir())):
+            raise UsageError(f"volume {volume.hex()} is on node {self.config.node_id}: there is nothing to restore")
+        grave = self.graveyard.find_volume(volume, name)
+        self.graveyard.exhume(grave, path)
+        try:
+            self._open_volume(volume)
+        except Exception as error:  # RocksDB's errors have no common class
+            self.graveyard.bury(path, "volume", volume, grave.groups, grave.reason)
+            raise StorageError(f"volume {volume.hex()} could not be brought back: {error}") from error
+        self.counters["restored_volumes"] += 1
+        return grave.name
+
+    async def tend_graveyard(self) -> None:
+        """Removes what has been kept for long enough, or takes more room than it may."""
+        stat = os.statvfs(self.config.data_dir)
+        due = self.graveyard.due(self._free_bytes(self.config.data_dir), stat.f_blocks * stat.f_frsize)
+        await self.graveyard.purge(due)
 
     def index(self, volume: NodeVolume) -> None:
         """Shows the hot path the segments of a volume."""
@@ -142,9 +203,21 @@ class Node:
             self.segments[volume.volume, group] = segment
 
     def set_peers(self, addresses: dict[str, str]) -> None:
-        """Remembers where the other nodes are, across restarts too."""
-        self.peers = {node_id: a for node_id, a in addresses.items() if node_id != self.config.node_id}
-        self._write("peers.json", json.dumps(self.peers))
+        """Remembers where the other nodes are, across restarts too.
+
+        Raises UsageError for addresses that are none, and if nobody is named at all: a node that knew nobody could
+        mend nothing. If only the node itself is named, what it knows stays.
+        """
+        for node_id, address in addresses.items():
+            host, _, port = address.rpartition(":")
+            if not (node_id and host and port.isdigit() and 0 < int(port) <= 0xFFFF):
+                raise UsageError(f"{address[:80]!r} of node {node_id[:64]!r} is not an address: host:port is needed")
+        if not addresses:
+            raise UsageError("no addresses are given: name the nodes that hold segments with this one")
+        peers = {node_id: address for node_id, address in addresses.items() if node_id != self.config.node_id}
+        if peers and peers != self.peers:
+            self._write("peers.json", json.dumps(peers))
+            self.peers = peers
 
     def remembered_port(self) -> int:
         """The port used last time; 0 if none."""
@@ -184,7 +257,7 @@ class Node:
 
     async def measure_disk(self) -> None:
         """Updates `disk_bytes`."""
-        self.disk_bytes = await asyncio.to_thread(_tree_bytes, self.config.data_dir)
+        self.disk_bytes = await asyncio.to_thread(effects.tree_bytes, self.config.data_dir)
 
     def note_failure(self, error: Exception) -> None:
         """Sees to what an error says of our own files: damage is repaired, a failed write undone."""
@@ -227,7 +300,12 @@ class Node:
 
     def _volume_at(self, volume: bytes) -> NodeVolume:
         return NodeVolume(
-            volume, self._volumes_dir / str(uuid.UUID(bytes=volume)), self.config, self._cache, self.damage
+            volume,
+            self._volumes_dir / str(uuid.UUID(bytes=volume)),
+            self.config,
+            self._cache,
+            damage=self.damage,
+            graveyard=self.graveyard,
         )
 
     def _read(self, name: str) -> str | None:
@@ -235,18 +313,4 @@ class Node:
         return path.read_text() if path.exists() else None
 
     def _write(self, name: str, text: str) -> None:
-        path = self.config.data_dir / name
-        temporary = path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(path)
-
-
-def _tree_bytes(path: Path) -> int:
-    total = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(directory, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue  # RocksDB deletes files while we look
-    return total
+        effects.write_file(self.config.data_dir / name, text.encode())

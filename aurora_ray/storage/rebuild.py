@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -33,13 +32,14 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import MalformedError, StorageError
 from aurora_ray.log.batch import decode_header, verify
 from aurora_ray.log.segment_rules import SegmentEpochs, read_quorum, write_quorum
+from aurora_ray.storage import effects
 from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.filling import Copy, CopyProgress, Plan, belongs, make_plan
 from aurora_ray.storage.keys import LSN_MAX, META_KEY, lsn_key
 from aurora_ray.storage.meta import SegmentMeta
 from aurora_ray.storage.rocks import held_open
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.volume import INCOMING, READY, swap_directories, sync_directory
+from aurora_ray.storage.volume import INCOMING, READY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -92,8 +92,7 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
     path = volume.path / str(group)
     incoming = path.with_name(path.name + INCOMING)
     try:
-        if incoming.exists():
-            shutil.rmtree(incoming)
+        effects.remove_tree(incoming)
         with contextlib.closing(volume.open_store(incoming)) as store:
             async with _leases(node, plan, volume.volume, group):
                 await Copy(plan, volume.volume, group, store, progress).run()
@@ -109,7 +108,8 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
         return False
     finally:
         progress.ended_s = time.monotonic()
-        shutil.rmtree(incoming, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the next copy, or the next start, removes it
+            effects.remove_tree(incoming)
     node.damage.forget((volume.volume, group))
     node.counters["copied_segments"] += 1
     node.counters["copied_bytes"] += progress.bytes_copied
@@ -159,10 +159,9 @@ class _Place:
         if held_open(path):  # what holds it may remove files by their names, and the new ones have the same
             raise StorageError(f"{path} is still held open")
         if ready.exists():
-            shutil.rmtree(ready)
-        path.with_name(path.name + INCOMING).rename(ready)
-        sync_directory(path.parent)
-        swap_directories(path)
+            self.volume.put_aside(ready, "a copy that did not take its place")
+        effects.rename(path.with_name(path.name + INCOMING), ready)
+        self.volume.take_ready(path)
         fresh = self.volume.open_segment(path)
         self.node.index(self.volume)
         return fresh
@@ -171,6 +170,8 @@ class _Place:
 async def _install(place: _Place, segment: Segment | None, store: SegmentStore, meta: SegmentMeta) -> None:
     """Puts the filled store in the old segment's place. Raises StorageError if that is gone."""
     if segment is None:
+        if int(place.path.name) not in place.volume.lost:
+            raise StorageError("the segment was dropped meanwhile")
         _save(store, meta)
         store.close()
         place.take()

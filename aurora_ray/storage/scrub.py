@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 import uuid
 from collections import Counter
@@ -22,6 +21,7 @@ import grpc.aio
 
 from aurora_ray.errors import AuroraError, MalformedError
 from aurora_ray.log.batch import verify
+from aurora_ray.storage import effects
 from aurora_ray.storage.content import FIRST, ContentDigest, PageKey, Walk
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import LOG_FAMILIES, LSN_KEY, PAGE_FAMILIES, PAGE_KEY, content_of
@@ -97,7 +97,7 @@ class Scrubber:
 
     async def _check_files(self, segment: Segment) -> None:
         copies = self._node.config.data_dir / "copies"
-        copies.mkdir(exist_ok=True)
+        effects.make_directory(copies)
         path = copies / uuid.uuid4().hex
         try:
             async with segment.background:
@@ -111,7 +111,7 @@ class Scrubber:
             finally:
                 store.close()
         finally:
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            await asyncio.to_thread(effects.remove_tree, path)
 
     async def _check_family(self, segment: Segment, store: SegmentStore, family: str) -> None:
         pacer, nbytes = Pacer(busy=segment.commits_come_in), 0

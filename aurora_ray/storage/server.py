@@ -145,6 +145,9 @@ class StorageServer:
         for name, method, request in (
             ("CreateSegments", service.create_segments, pb.CreateSegmentsRequest),
             ("DropVolume", service.drop_volume, pb.DropVolumeRequest),
+            ("ListGraveyard", service.list_graveyard, pb.ListGraveyardRequest),
+            ("RestoreVolume", service.restore_volume, pb.RestoreVolumeRequest),
+            ("PurgeGraveyard", service.purge_graveyard, pb.PurgeGraveyardRequest),
             ("ReadPages", service.read_pages, pb.ReadPagesRequest),
             ("Seal", service.seal, pb.SealRequest),
             ("Truncate", service.truncate, pb.TruncateRequest),

@@ -43,12 +43,30 @@ class StorageService:
         return pb.CreateSegmentsReply()
 
     async def drop_volume(self, request: pb.DropVolumeRequest) -> pb.DropVolumeReply:
-        """Forgets a volume, or some of its groups."""
+        """Moves a volume, or some of its groups, to the graveyard."""
+        _require_volume(request.volume)
+        reason = request.reason or "a caller asked for it without a reason"
         if request.groups:
-            self._node.drop_groups(request.volume, request.groups)
-        else:
-            self._node.drop_volume(request.volume)
-        return pb.DropVolumeReply()
+            return pb.DropVolumeReply(grave=self._node.drop_groups(request.volume, request.groups, reason))
+        return pb.DropVolumeReply(grave=self._node.drop_volume(request.volume, reason))
+
+    async def list_graveyard(self, request: pb.ListGraveyardRequest) -> pb.ListGraveyardReply:
+        """What was dropped or replaced, and is kept."""
+        if request.volume:
+            _require_volume(request.volume)
+        graves = [grave for grave in self._node.graveyard.graves if request.volume in (b"", grave.volume)]
+        return pb.ListGraveyardReply(graves=[grave.message() for grave in graves])
+
+    async def restore_volume(self, request: pb.RestoreVolumeRequest) -> pb.RestoreVolumeReply:
+        """Brings a dropped volume back."""
+        _require_volume(request.volume)
+        return pb.RestoreVolumeReply(grave=self._node.restore_volume(request.volume, request.grave))
+
+    async def purge_graveyard(self, request: pb.PurgeGraveyardRequest) -> pb.PurgeGraveyardReply:
+        """Destroys graves before their time."""
+        if not request.graves:
+            raise UsageError("no graves are named: list the graveyard and name what shall go")
+        return pb.PurgeGraveyardReply(bytes=await self._node.graveyard.purge(request.graves))
 
     # ---- reading
 
@@ -177,6 +195,11 @@ class StorageService:
         if copy is not None:
             state.copy.CopyFrom(copy.message())
         return state
+
+
+def _require_volume(volume: bytes) -> None:
+    if len(volume) != 16:
+        raise UsageError(f"a volume is named by 16 bytes, not {len(volume)}")
 
 
 def unary(node: Node, method: Any) -> Any:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from rocksdict import BlockBasedOptions, Cache, DBCompactionStyle, DBCompressionType, DBRecoveryMode, Options
 
 from aurora_ray.errors import MalformedError
+from aurora_ray.storage import effects
 from aurora_ray.storage.keys import (
     LOG_FAMILIES,
     LSN_KEY,
@@ -64,7 +65,7 @@ class SegmentStore:
         self.path = path
         families = {name: _family_options(name, write_buffer_bytes, cache) for name in (*LOG_FAMILIES, *PAGE_FAMILIES)}
         separate_pages(path, path / PAGES, lambda: _db_options(cache), families, owner)
-        (path / PAGES).mkdir(parents=True, exist_ok=True)
+        effects.make_directory(path / PAGES)
         # Pages first: what is in the log has been there later, so a crash while both are made leaves nothing that lacks
         # the other.
         self._pages = Database(

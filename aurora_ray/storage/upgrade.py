@@ -6,11 +6,11 @@ Such a directory is brought up to date when it is opened. The old family goes la
 from __future__ import annotations
 
 import logging
-import shutil
 from typing import TYPE_CHECKING, Final
 
 from rocksdict import Rdict
 
+from aurora_ray.storage import effects
 from aurora_ray.storage.keys import LOG_FAMILIES, MARK_KEY, PAGE_FAMILIES
 from aurora_ray.storage.rocks import Database
 
@@ -38,7 +38,7 @@ def separate_pages(
     if not (path / "CURRENT").exists() or PAGES not in Rdict.list_cf(str(path)):
         return
     _log.warning("%s: page versions get a database of their own; this is done once", path)
-    shutil.rmtree(pages_path, ignore_errors=True)
+    effects.remove_tree(pages_path)  # copied from here, not in full: else the old family would be gone
     old = Database(path, options(), {name: families[name] for name in (*LOG_FAMILIES, PAGES)}, owner)
     try:
         new = Database(pages_path, options(), {name: families[name] for name in PAGE_FAMILIES}, owner)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import logging
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, NotCompleteError, UnknownVolumeError
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs
+from aurora_ray.storage import effects
 from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
 from aurora_ray.storage.keys import META_KEY
 from aurora_ray.storage.layers import LayerCache
@@ -18,7 +18,7 @@ from aurora_ray.storage.segment import Segment, VdlBox
 from aurora_ray.storage.store import SegmentStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from rocksdict import Cache
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from aurora_ray.storage.config import StorageConfig
     from aurora_ray.storage.damage import DamageBook
     from aurora_ray.storage.filling import CopyProgress
+    from aurora_ray.storage.graveyard import Graveyard
+
+_log = logging.getLogger(__name__)
 
 INCOMING, READY, OLD = ".incoming", ".ready", ".old"  # suffixes of a segment's directory while a copy replaces it
 LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a copy is in its place
@@ -39,9 +42,19 @@ class NodeVolume:
     part in any quorum of it, and gets it back from its peers (`rebuild.py`).
     """
 
-    def __init__(self, volume: bytes, path: Path, config: StorageConfig, cache: Cache, damage: DamageBook) -> None:
+    def __init__(
+        self,
+        volume: bytes,
+        path: Path,
+        config: StorageConfig,
+        cache: Cache,
+        *,
+        damage: DamageBook,
+        graveyard: Graveyard,
+    ) -> None:
         self.volume, self.path = volume, path
-        self._config, self._cache, self._damage = config, cache, damage
+        self._config, self._cache, self._damage, self._graveyard = config, cache, damage, graveyard
+        self._closed = False
         self.box = VdlBox()
         self.segments: dict[int, Segment] = {}
         self.lost: set[int] = set()
@@ -58,6 +71,15 @@ class NodeVolume:
         """Of every segment; 0 if all are lost."""
         return next((segment.meta.page_size for segment in self.segments.values()), 0)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known that nothing was ever written to what is here."""
+        return not self.lost and all(self._never_written(segment) for segment in self.segments.values())
+
+    def _never_written(self, segment: Segment) -> bool:
+        damaged = self._damage.items((self.volume, segment.group))
+        return not (segment.closed or segment.highest_lsn or segment.meta.floor_lsn or damaged)
+
     def segment(self, group: int) -> Segment:
         """The segment of `group`. Raises UnknownVolumeError."""
         segment = self.segments.get(group)
@@ -67,7 +89,7 @@ class NodeVolume:
 
     def open_all(self) -> None:
         """Opens what is on disk, finishing a replacement that a crash cut short."""
-        finish_replacements(self.path)
+        finish_replacements(self.path, self._put_replaced_aside)
         for path in sorted(self.path.iterdir()):
             if path.name.isdigit():
                 self._open(path)
@@ -81,8 +103,8 @@ class NodeVolume:
     def _open(self, path: Path) -> None:
         try:
             self.open_segment(path)
-        except UnknownVolumeError:
-            shutil.rmtree(path)  # a crash came between creating it and writing to it
+        except UnknownVolumeError:  # a crash came between creating it and writing to it
+            self.put_aside(path, "nothing says what it is: it was being made when the node ended")
         except Exception as error:  # RocksDB's errors have no common class
             if not (isinstance(error, MalformedError | DamagedError) or is_corruption(error)):
                 raise
@@ -105,16 +127,27 @@ class NodeVolume:
         """From now on, an empty directory is one that lost what was in it."""
         path = self.path / f"{group}{MADE}"
         if not path.exists():
-            path.touch()
-            sync_directory(self.path)
+            effects.write_file(path, b"")
+
+    def put_aside(self, path: Path, reason: str) -> None:
+        """Moves the directory of a closed segment to the graveyard."""
+        self._graveyard.bury(path, "segment", self.volume, [int(path.name.partition(".")[0])], reason)
+
+    def _put_replaced_aside(self, path: Path) -> None:
+        """A copy is in its place. If the graveyard has no room, it goes."""
+        try:
+            self.put_aside(path, "a copy from peers has taken its place")
+        except OSError as error:
+            _log.warning("%s cannot be moved to the graveyard and is removed: %s", path, error)
+            effects.remove_tree(path)
 
     def _lose(self, path: Path, error: Exception) -> None:
         group, lost = int(path.name), path.with_name(path.name + LOST)
         if path.exists():
-            shutil.rmtree(lost, ignore_errors=True)
-            path.rename(lost)
-        lost.mkdir(parents=True, exist_ok=True)  # so that it is known to be lost after a restart as well
-        sync_directory(self.path)
+            if lost.exists():
+                self._put_replaced_aside(lost)
+            effects.rename(path, lost)
+        effects.make_directory(lost)  # so that it is known to be lost after a restart as well
         self.lost.add(group)
         self._damage.report(DamagedError((self.volume, group), STORE, str(error)))
 
@@ -136,13 +169,21 @@ class NodeVolume:
                 )
             return existing
         meta = empty_meta(page_size, members, self.segments.values())
-        segment = self.adopt(group, self.open_store(self.path / str(group)), meta)
-        segment.save_meta().write_synced()
-        self._note_made(group)
-        return segment
+        store = self.open_store(self.path / str(group))
+        try:
+            changes = store.batch()
+            changes.put("default", META_KEY, meta.pack())
+            changes.write_synced()
+            self._note_made(group)
+            return self.adopt(group, store, meta)
+        except BaseException:
+            store.close()
+            raise
 
     def open_store(self, path: Path) -> SegmentStore:
-        """The RocksDB directory at `path`."""
+        """The RocksDB directory at `path`. Raises UnknownVolumeError if the volume was dropped."""
+        if self._closed:
+            raise UnknownVolumeError(f"volume {self.name} was dropped on this node")
         return SegmentStore(path, write_buffer_bytes=self._config.write_buffer_bytes, cache=self._cache)
 
     def adopt(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
@@ -156,24 +197,38 @@ class NodeVolume:
         """Opens a closed segment from what is on disk. Raises whatever prevents it; then nothing has changed."""
         self.open_segment(segment.store.path)
 
+    def take_ready(self, path: Path) -> None:
+        """Puts `<path>.ready` in the place of `path`, durably."""
+        swap_directories(path, self._put_replaced_aside)
+
     def found(self, group: int) -> None:
         """A lost segment is back."""
         self.lost.discard(group)
-        shutil.rmtree(self.path / f"{group}{LOST}", ignore_errors=True)
+        lost = self.path / f"{group}{LOST}"
+        if lost.exists():
+            self._put_replaced_aside(lost)
 
-    def drop(self, group: int) -> None:
-        """Deletes a segment; an unknown one is fine."""
-        (self.path / f"{group}{MADE}").unlink(missing_ok=True)
+    def drop(self, group: int, reason: str) -> None:
+        """Moves a segment to the graveyard; an unknown one is fine. One that was never written to is removed."""
+        effects.remove_file(self.path / f"{group}{MADE}")
         segment = self.segments.pop(group, None)
         if segment is not None:
+            unwritten = self._never_written(segment)
             segment.close()
-            shutil.rmtree(segment.store.path)
+            if unwritten:
+                self._graveyard.destroy(segment.store.path)
+            else:
+                self.put_aside(segment.store.path, reason)
         self.copies.pop(group, None)
-        self.found(group)
+        self.lost.discard(group)
+        lost = self.path / f"{group}{LOST}"
+        if lost.exists():
+            self.put_aside(lost, reason)
         self._damage.forget((self.volume, group))
 
     def close(self) -> None:
-        """Closes every segment."""
+        """Closes every segment; nothing can be opened here any more."""
+        self._closed = True
         for segment in self.segments.values():
             segment.close()
         self.segments.clear()
@@ -200,30 +255,23 @@ def empty_meta(page_size: int, members: Sequence[str], siblings: Iterable[Segmen
     return meta
 
 
-def finish_replacements(path: Path) -> None:
-    """Completes or undoes the replacement of segments by copies after a crash; see `copying.py`."""
+def finish_replacements(path: Path, put_aside: Callable[[Path], None]) -> None:
+    """Completes or undoes the replacement of segments by copies after a crash; see `rebuild.py`."""
     for ready in path.glob("*" + READY):
-        swap_directories(path / ready.name.removesuffix(READY))
-    for leftover in (*path.glob("*" + INCOMING), *path.glob("*" + OLD)):
-        shutil.rmtree(leftover)
+        swap_directories(path / ready.name.removesuffix(READY), put_aside)
+    for incoming in path.glob("*" + INCOMING):
+        effects.remove_tree(incoming)  # part of what peers have
+    for old in path.glob("*" + OLD):
+        put_aside(old)
 
 
-def swap_directories(path: Path) -> None:
+def swap_directories(path: Path, put_aside: Callable[[Path], None]) -> None:
     """Puts `<path>.ready` in the place of `path`; can be repeated after a crash at any point."""
     old = path.with_name(path.name + OLD)
     if path.exists():
         if old.exists():
-            shutil.rmtree(old)
-        path.rename(old)
-    path.with_name(path.name + READY).rename(path)
-    sync_directory(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes names created or moved in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            put_aside(old)
+        effects.rename(path, old)
+    effects.rename(path.with_name(path.name + READY), path)
+    if old.exists():
+        put_aside(old)

@@ -86,6 +86,25 @@ def test_tests_do_not_sleep() -> None:
     )
 
 
+def test_a_storage_node_changes_its_disk_in_one_place() -> None:
+    """Whatever else would rename, make or remove something, no test of crash points would cut the power after it."""
+    changing = {"rename", "replace", "unlink", "mkdir", "rmdir", "touch", "write_text", "write_bytes", "rmtree"}
+    changing |= {"makedirs", "remove", "truncate", "hardlink_to", "symlink_to", "link", "fsync"}
+    wrong = [
+        f"{where(path, node)}: {name}"
+        for path, module in package_modules()
+        if module.startswith("aurora_ray.storage.") and not module.endswith(".effects") and ".v1." not in module
+        for node, name in qualified_calls(parse(path))
+        if name.rpartition(".")[2] in changing
+        if not name.startswith("effects.") and name not in _NO_FILES
+    ]
+    assert not wrong, "use aurora_ray.storage.effects:\n" + "\n".join(wrong)
+
+
+# Of dataclasses, of a log, of a list, of a text, of a chain of batches.
+_NO_FILES = ("replace", "truncate", "self._left.remove", "setting.name.replace", "segment.link")
+
+
 def _is_zero(call: ast.Call) -> bool:
     return len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
 

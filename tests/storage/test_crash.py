@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from aurora_ray.storage.coalesce import _LayerWriter
@@ -43,6 +45,6 @@ def test_a_replacement_that_was_cut_short_is_finished_or_undone(tmp_path, found,
     for name, content in found.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(content)
-    finish_replacements(tmp_path)
+    finish_replacements(tmp_path, shutil.rmtree)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     assert (tmp_path / "0" / "file").read_text() == kept

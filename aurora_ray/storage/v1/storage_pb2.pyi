@@ -1,10 +1,22 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class GraveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRAVE_UNKNOWN: _ClassVar[GraveKind]
+    GRAVE_VOLUME: _ClassVar[GraveKind]
+    GRAVE_SEGMENT: _ClassVar[GraveKind]
+    GRAVE_TAIL: _ClassVar[GraveKind]
+GRAVE_UNKNOWN: GraveKind
+GRAVE_VOLUME: GraveKind
+GRAVE_SEGMENT: GraveKind
+GRAVE_TAIL: GraveKind
 
 class CreateSegmentsRequest(_message.Message):
     __slots__ = ("volume", "page_size", "groups", "members")
@@ -23,16 +35,78 @@ class CreateSegmentsReply(_message.Message):
     def __init__(self) -> None: ...
 
 class DropVolumeRequest(_message.Message):
-    __slots__ = ("volume", "groups")
+    __slots__ = ("volume", "groups", "reason")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     groups: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, volume: _Optional[bytes] = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
+    reason: str
+    def __init__(self, volume: _Optional[bytes] = ..., groups: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DropVolumeReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("grave",)
+    GRAVE_FIELD_NUMBER: _ClassVar[int]
+    grave: str
+    def __init__(self, grave: _Optional[str] = ...) -> None: ...
+
+class Grave(_message.Message):
+    __slots__ = ("name", "kind", "volume", "groups", "bytes", "since_ms", "until_ms", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: GraveKind
+    volume: bytes
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    bytes: int
+    since_ms: int
+    until_ms: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[GraveKind, str]] = ..., volume: _Optional[bytes] = ..., groups: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ..., since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListGraveyardRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
+
+class ListGraveyardReply(_message.Message):
+    __slots__ = ("graves",)
+    GRAVES_FIELD_NUMBER: _ClassVar[int]
+    graves: _containers.RepeatedCompositeFieldContainer[Grave]
+    def __init__(self, graves: _Optional[_Iterable[_Union[Grave, _Mapping]]] = ...) -> None: ...
+
+class RestoreVolumeRequest(_message.Message):
+    __slots__ = ("volume", "grave")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    GRAVE_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    grave: str
+    def __init__(self, volume: _Optional[bytes] = ..., grave: _Optional[str] = ...) -> None: ...
+
+class RestoreVolumeReply(_message.Message):
+    __slots__ = ("grave",)
+    GRAVE_FIELD_NUMBER: _ClassVar[int]
+    grave: str
+    def __init__(self, grave: _Optional[str] = ...) -> None: ...
+
+class PurgeGraveyardRequest(_message.Message):
+    __slots__ = ("graves",)
+    GRAVES_FIELD_NUMBER: _ClassVar[int]
+    graves: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, graves: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PurgeGraveyardReply(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("batches",)
@@ -81,12 +155,14 @@ class ReadPagesRequest(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ..., lsn: _Optional[int] = ..., required_scl: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[PageRange, _Mapping]]] = ...) -> None: ...
 
 class ReadPagesReply(_message.Message):
-    __slots__ = ("kinds", "pages")
+    __slots__ = ("kinds", "pages", "crcs")
     KINDS_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    CRCS_FIELD_NUMBER: _ClassVar[int]
     kinds: bytes
     pages: bytes
-    def __init__(self, kinds: _Optional[bytes] = ..., pages: _Optional[bytes] = ...) -> None: ...
+    crcs: bytes
+    def __init__(self, kinds: _Optional[bytes] = ..., pages: _Optional[bytes] = ..., crcs: _Optional[bytes] = ...) -> None: ...
 
 class ReadFileTableRequest(_message.Message):
     __slots__ = ("volume", "lsn", "required_scl")

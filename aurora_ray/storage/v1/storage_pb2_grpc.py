@@ -44,6 +44,21 @@ class StorageNodeStub:
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeReply.FromString,
                 _registered_method=True)
+        self.ListGraveyard = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/ListGraveyard',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardReply.FromString,
+                _registered_method=True)
+        self.RestoreVolume = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/RestoreVolume',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeReply.FromString,
+                _registered_method=True)
+        self.PurgeGraveyard = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/PurgeGraveyard',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardReply.FromString,
+                _registered_method=True)
         self.Append = channel.stream_stream(
                 '/aurora_ray.storage.v1.StorageNode/Append',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.SerializeToString,
@@ -132,7 +147,28 @@ class StorageNodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DropVolume(self, request, context):
-        """Forgets a volume and deletes its segments, or some of them.
+        """Moves a volume's segments, or some of them, to the node's graveyard: they are kept there for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGraveyard(self, request, context):
+        """What lies in the graveyard, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreVolume(self, request, context):
+        """Brings a dropped volume back as it was. NOT_FOUND if there is none, INVALID_ARGUMENT if the node has the volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeGraveyard(self, request, context):
+        """Destroys what is named, before its time: to be called by a person's word only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +292,21 @@ def add_StorageNodeServicer_to_server(servicer, server):
                     servicer.DropVolume,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeRequest.FromString,
                     response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeReply.SerializeToString,
+            ),
+            'ListGraveyard': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGraveyard,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardReply.SerializeToString,
+            ),
+            'RestoreVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreVolume,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeReply.SerializeToString,
+            ),
+            'PurgeGraveyard': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeGraveyard,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardReply.SerializeToString,
             ),
             'Append': grpc.stream_stream_rpc_method_handler(
                     servicer.Append,
@@ -387,6 +438,87 @@ class StorageNode:
             '/aurora_ray.storage.v1.StorageNode/DropVolume',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeRequest.SerializeToString,
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGraveyard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/ListGraveyard',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ListGraveyardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/RestoreVolume',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.RestoreVolumeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeGraveyard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/PurgeGraveyard',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.PurgeGraveyardReply.FromString,
             options,
             channel_credentials,
             insecure,
