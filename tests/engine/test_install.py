@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine import install as installs
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.install import discover, find_install, install_at, stage
@@ -14,8 +13,8 @@ from aurora_ray.errors import ConfigurationError
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 
-def test_the_wheel_brings_two_versions() -> None:
-    assert [install.major for install in discover()][:2] == [18, 16]
+def test_the_wheels_bring_two_versions() -> None:
+    assert [install.major for install in discover()][:3] == [18, 18, 16]
     assert find_install().major == 18
     assert find_install("16").version.startswith("16.")
     assert find_install(find_install("16").version).major == 16
@@ -60,7 +59,7 @@ def test_a_tree_out_of_reach_is_copied_once(account: EngineAccount, data_dir: Pa
         ignore = shutil.ignore_patterns("include", "*.a")
         shutil.copytree(part.source, private / part.relative, symlinks=True, ignore=ignore)
     private.chmod(0o700)
-    hidden = install_at(private / installs.WHEEL / "pginstall18" / "bin")
+    hidden = install_at(private / find_install("18").parts[0].relative / "bin")
     staged = stage(hidden, account, data_dir / "engines")
     assert staged.bin_dir.is_relative_to(data_dir / "engines")
     assert staged.version == hidden.version
@@ -78,3 +77,9 @@ def test_a_tree_that_works_only_in_its_place_is_not_copied(account: EngineAccoun
     install = EngineInstall("postgres", "18.4", closed / "bin")
     with pytest.raises(ConfigurationError, match="only works where it is"):
         stage(install, account, data_dir / "engines")
+
+
+def test_the_default_brings_the_extensions_that_people_expect() -> None:
+    share = find_install().bin_dir.parent / "share"
+    there = {path.stem for path in share.glob("**/extension/*.control")}
+    assert there >= {"pg_stat_statements", "pg_trgm", "hstore", "postgres_fdw", "amcheck", "vector"}
