@@ -8,7 +8,7 @@
 
 No single one has everything. The first is the default: what users create (`CREATE EXTENSION pg_stat_statements`,
 `pg_trgm`, `hstore`, `postgres_fdw`, `vector`) and what makes commits quick matter on the first day; `pgcrypto` and an
-engine with OpenSSL come with `aurora up --engine-version 17` where the third is installed, or with a system's PostgreSQL.
+engine with OpenSSL come with `aurora up --engine-version 17` where the third is installed, or with a system's.
 """
 
 from __future__ import annotations
