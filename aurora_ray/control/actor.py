@@ -1,16 +1,21 @@
 """The control plane's Ray actor: a loop thread with a ControlPlane on it, and its calls.
 
 It is named, detached, and the only actor that Ray restarts by itself (`max_restarts=-1`): whatever kills it, the new
-one finds the processes that run and reads the declared state from the control volume. One that was fenced by another
-ends for good.
+one finds the processes that run and reads the declared state from the control volume.
+
+One that was fenced by another gives way (`give_way`). Ray starts an actor anew on another machine when it does not hear
+of the first one, which may still run there: the name, the handle and the actor's id lead to the successor then, so
+what is left of the first one may end nothing but its own process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import ray
 
@@ -20,9 +25,10 @@ from aurora_ray.compute.process import configure_process
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.ray_endpoints import RayEndpointRuntime
-from aurora_ray.control.ray_runtime import CONTROL_NAME, NAMESPACE, RayRuntime
-from aurora_ray.control.runtime import ControlConfig
+from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CONTROL_NAME, NAMESPACE, RayRuntime
+from aurora_ray.control.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.errors import FencedError
 from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
 
@@ -33,6 +39,7 @@ CONCURRENCY: Final = 64
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
 CHAOS_TIMEOUT_S: Final = 30.0
 SHUTDOWN_TIMEOUT_S: Final = 240.0
+GIVE_WAY_EVERY_S: Final = 5.0
 
 
 class ControlActor:
@@ -42,10 +49,11 @@ class ControlActor:
         PARTY.name = CONTROL_PARTY
         configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
         self._config = config
+        self._life = uuid4().hex
         self._loop = LoopThread("control")
         self._plane = self._loop.call(_make(config), SLACK_S)
         self._api = ControlApi(self._plane)
-        self._loop.submit(_run(self._plane))
+        self._loop.submit(_run(self._plane, self._life))
 
     def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         return self._loop.call(work, timeout_s + SLACK_S)
@@ -54,6 +62,7 @@ class ControlActor:
         """Who it is and what it is responsible for."""
         return {
             "pid": os.getpid(),
+            "life": self._life,
             "data_dir": str(self._config.data_dir),
             "region": self._plane.fleet.region,
             "epoch": self._plane.epoch,
@@ -112,15 +121,39 @@ async def _make(config: ControlConfig) -> ControlPlane:
     return plane
 
 
-async def _run(plane: ControlPlane) -> None:
+async def _run(plane: ControlPlane, life: str) -> None:
     try:
         await plane.run()
     except FencedError as error:
         _log.warning("%s", error)
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        await give_way(life, successor_life, lambda: os._exit(0))
     except Exception:
         _log.exception("the control plane failed; a new one takes its place")
         os._exit(1)  # not an orderly exit: Ray starts the next one
+
+
+async def successor_life() -> str:
+    """The life of the control actor that Ray knows now; empty while it does not answer."""
+    handle = await asyncio.to_thread(find_control)
+    if handle is None:
+        return ""
+    try:
+        info = await result_of(handle.info.remote(), CALL_TIMEOUT_S)
+    except (ProcessGoneError, TimeoutError):
+        return ""
+    return str(info.get("life", ""))
+
+
+async def give_way(life: str, ask: Callable[[], Awaitable[str]], end: Callable[[], None]) -> None:
+    """Ends this process once the actor is known to live elsewhere. If it is this one that Ray knows (what fenced it is
+    no actor of this cluster), it stays and answers that it was replaced: Ray would start it anew, and it would fence
+    the other one in its turn."""
+    while True:
+        other = await ask()
+        if other and other != life:
+            end()
+            return
+        await asyncio.sleep(GIVE_WAY_EVERY_S)
 
 
 def ensure_control(config: ControlConfig) -> Any:

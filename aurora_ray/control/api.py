@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.control import report
+from aurora_ray.control.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
 from aurora_ray.control.moving import move_writer
 from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
-from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.control.runtime import ProcessGoneError, SupersededError
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.install import find_install
 from aurora_ray.engine.network import claim_port
@@ -40,14 +41,17 @@ class ControlApi:
         self._plane = plane
 
     async def wait_open(self, timeout_s: float) -> None:
-        """Waits until the declared state is loaded. Raises QuorumLostError, or ConfigurationError if it cannot be."""
+        """Waits until the declared state is loaded. Raises QuorumLostError, ConfigurationError if it cannot be, and
+        SupersededError where another control plane has it."""
         await self._plane.wait_until(self._is_open, timeout_s, "loading the control state")
 
     def _is_open(self) -> bool:
+        if self._plane.is_superseded:
+            raise SupersededError("another control plane has taken over this fleet: ask again, that one answers")
         if self._plane.is_open:
             return True
         attempts = self._plane.attempts.items()
-        hopeless = [attempt.error for key, attempt in attempts if key.startswith("node:") and attempt.permanent]
+        hopeless = [attempt.error for what, attempt in attempts if what.startswith(NODE_PREFIX) and attempt.permanent]
         if len(hopeless) > COPIES - WRITE_QUORUM:
             raise ConfigurationError(
                 f"{len(hopeless)} of the storage nodes do not start; the first says: {hopeless[0]}"
@@ -123,7 +127,7 @@ class ControlApi:
 
         def available() -> bool:
             cluster = self._plane.fleet.cluster(name)
-            attempt = self._plane.attempts.get(f"instance:{cluster.writer().instance_id}")
+            attempt = self._plane.attempts.get(key(Kind.INSTANCE, cluster.writer().instance_id))
             if attempt is not None and attempt.permanent:
                 raise ConfigurationError(attempt.error)
             problem = self._plane.endpoints.problem(cluster)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aurora_ray.compute import signals
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.faults import Faults, Island, Pause
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.rpc.partition import CONTROL_PARTY, Cut, instance_party, storage_party
@@ -77,10 +78,10 @@ class Chaos:
         """The fleet stops, and with it all that was cut off or kept away."""
         self._faults.clear()
 
-    def held(self) -> frozenset[str]:
+    def held(self) -> frozenset[Key]:
         """Keys of actions that must not be taken now: nodes that stay away."""
         now_s = self._clock()
-        return frozenset(f"node:{node}" for node, until_s in self._faults.away_until_s.items() if until_s > now_s)
+        return frozenset(key(Kind.NODE, node) for node, until_s in self._faults.away_until_s.items() if until_s > now_s)
 
     def in_force(self) -> list[dict[str, Any]]:
         """See the function."""

@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, Fleet, Role
 from aurora_ray.control.reconcile import Action, InstancePhase
-from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.control.runtime import ProcessGoneError, SupersededError
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
 from aurora_ray.endpoint.relay import Target
+from aurora_ray.errors import FencedError
 
 if TYPE_CHECKING:
     from aurora_ray.control.processes import Instance, Tasks
     from aurora_ray.control.runtime import ControlConfig
 
-KEY: Final = "endpoints"
 APPLY_TIMEOUT_S: Final = 15.0
 PROBLEM_RETRY_S: Final = 2.0
 
@@ -68,9 +69,9 @@ class StartEndpoints(Action):
     """Start the process that has the endpoints."""
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """There is one."""
-        return KEY
+        return key(Kind.ENDPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,9 @@ class PointEndpoints(Action):
     orders: tuple[EndpointOrder, ...]
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One at a time: what is told last must be what holds."""
-        return KEY
+        return key(Kind.ENDPOINTS)
 
 
 def cluster_endpoint(cluster: str) -> str:
@@ -222,7 +223,7 @@ class Endpoints:
             self._take(process)
 
     async def perform(self, action: StartEndpoints | PointEndpoints, generation: int, now_s: float) -> None:
-        """Carries it out. Raises FencedError when a later control plane has told the process something else."""
+        """Carries it out. Raises SupersededError when a later control plane has told the process something else."""
         if isinstance(action, StartEndpoints):
             if self._runtime is not None:
                 self._take(await self._runtime.start(self._config))
@@ -235,6 +236,8 @@ class Endpoints:
         except TimeoutError:
             await process.end()  # stuck, and with it every session
             raise ProcessGoneError(f"the endpoints' process did not answer in {APPLY_TIMEOUT_S:g} s") from None
+        except FencedError as error:
+            raise SupersededError(str(error)) from error
         self._told, self._told_at_s = action.orders, now_s
         self._problems = {state.name: state.problem for state in states if state.problem}
 
@@ -246,7 +249,7 @@ class Endpoints:
 
     def _take(self, process: EndpointProcess) -> None:
         self._process, self._told, self._problems = process, None, {}
-        self._tasks.start(self._watch(process), "watch endpoints")
+        self._tasks.watch(lambda: self._watch(process), "watch endpoints")
 
     async def _watch(self, process: EndpointProcess) -> None:
         why = await process.wait_gone()

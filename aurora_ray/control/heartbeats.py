@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.watch import Watch, Watched
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.placement import quorum_up
 from aurora_ray.control.reconcile import Action, InstancePhase
 from aurora_ray.control.runtime import ProcessGoneError
@@ -43,9 +44,9 @@ class KillInstance(Action):
     instance_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """A key of its own: whatever else goes on with the instance hangs with it."""
-        return f"kill:{self.instance_id}"
+        return key(Kind.KILL, self.instance_id)
 
 
 class Isolation:
@@ -129,6 +130,8 @@ class Heartbeats:
             if not done:
                 return False
             heard = asked.pop()
+            if heard.cancelled():
+                return False
             error = heard.exception()
             if isinstance(error, ProcessGoneError):
                 return True  # that is seen elsewhere
@@ -148,12 +151,15 @@ class Heartbeats:
                     patient.hung = waiting.result().why
                     self._plane.hung(instance_id, patient.hung)
                     self._plane.notify()
+                else:
+                    gone.result()
             finally:
                 for task in (waiting, gone, *asked):
                     task.cancel()
                 await asyncio.gather(waiting, gone, *asked, return_exceptions=True)
+                asked.clear()
 
-        self._plane.processes.tasks.start(watch(), f"heartbeats {instance_id}")
+        self._plane.processes.tasks.watch(watch, f"heartbeats {instance_id}")
 
     async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: WriterStatus | None) -> None:
         if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:

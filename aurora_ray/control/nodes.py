@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,17 @@ async def _call(node_id: str, what: str, ignored: grpc.StatusCode | None = None)
             return
         detail = error.details() or error.code().name
         raise NodeCallError(f"Storage node {node_id} could not {what}: {detail}.") from error
+    except asyncio.CancelledError as error:
+        if is_cancelled():
+            raise
+        # gRPC says so when the channel is closed under a call; nobody wants the caller to end.
+        raise NodeCallError(f"Storage node {node_id} could not {what}: its connection was closed.") from error
+
+
+def is_cancelled() -> bool:
+    """Whether the present task itself was asked to end, and not only something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def segments_of(reply: pb.StateReply) -> frozenset[tuple[UUID, int]]:

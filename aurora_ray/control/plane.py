@@ -14,7 +14,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -27,11 +28,13 @@ from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.failovers import Failovers
 from aurora_ray.control.heartbeats import Heartbeats, KillInstance
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.metrics_port import MetricsPort
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
+from aurora_ray.control.runtime import SupersededError
 from aurora_ray.control.store import ControlStore
 from aurora_ray.errors import AuroraError, FencedError, QuorumLostError
 from aurora_ray.volume.spec import NodeAddress
@@ -64,7 +67,7 @@ class ControlPlane:
     ) -> None:
         self.config = config
         self.fleet = bootstrap.load(config.data_dir) or bootstrap.new_fleet(config.region, config.azs)
-        self.attempts: dict[str, Attempt] = {}
+        self.attempts: dict[Key, Attempt] = {}
         self.trail: deque[tuple[float, str]] = deque(maxlen=TRAIL_SENTENCES)
         self.processes = Processes(
             runtime,
@@ -83,7 +86,7 @@ class ControlPlane:
         self._sickbed = Sickbed()
         self._clock = clock
         self._store: ControlStore | None = None
-        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._busy: dict[Key, asyncio.Task[None]] = {}
         self._saving = asyncio.Lock()
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -99,6 +102,11 @@ class ControlPlane:
     def is_open(self) -> bool:
         """Whether the declared state is loaded; until then it has no clusters."""
         return self._store is not None
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another control plane has taken over: what this one knows is old."""
+        return self._fenced.is_set()
 
     @property
     def epoch(self) -> int:
@@ -143,7 +151,7 @@ class ControlPlane:
     # ---- the loop
 
     async def run(self) -> None:
-        """Runs until `shutdown`. Raises FencedError when another control plane has taken over."""
+        """Runs until `shutdown`. Raises SupersededError when another control plane has taken over."""
         bootstrap.save(self.config.data_dir, self.fleet)
         await self.processes.adopt(self.fleet.nodes)
         await self.endpoints.adopt()
@@ -151,7 +159,7 @@ class ControlPlane:
         while not self._stopping:
             if self._fenced.is_set():
                 await self.processes.tasks.cancel()
-                raise FencedError("another control plane has taken over; this one ends")
+                raise SupersededError("another control plane has taken over; this one ends")
             self._wake.clear()
             self._cycle()
             with contextlib.suppress(TimeoutError):
@@ -180,21 +188,23 @@ class ControlPlane:
         if now_s - self._looked_at_s >= STATUS_EVERY_S:
             self._looked_at_s = now_s
             for instance_id, instance in self.processes.instances.items():
-                if instance.seen.phase is InstancePhase.AVAILABLE and f"look:{instance_id}" not in self._busy:
-                    self._start(f"look:{instance_id}", self.processes.refresh(instance_id))
+                look = key(Kind.LOOK_AT_INSTANCE, instance_id)
+                if instance.seen.phase is InstancePhase.AVAILABLE and look not in self._busy:
+                    self._start(look, self.processes.refresh(instance_id))
         if now_s - self._looked_at_nodes_s >= LOOK_AT_NODES_EVERY_S:
             self._looked_at_nodes_s = now_s
             for node_id in self.processes.nodes:
-                if f"look:{node_id}" not in self._busy:
-                    self._start(f"look:{node_id}", self.processes.look_at_node(node_id))
+                look = key(Kind.LOOK_AT_NODE, node_id)
+                if look not in self._busy:
+                    self._start(look, self.processes.look_at_node(node_id))
 
-    def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, what: Key, work: Coroutine[Any, Any, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
-            if self._busy.get(key) is task:  # else the next one of the key has begun already
-                del self._busy[key]
+            if self._busy.get(what) is task:  # else the next one of the key has begun already
+                del self._busy[what]
 
-        self._busy[key] = self.processes.tasks.start(work, key)
-        self._busy[key].add_done_callback(ended)
+        self._busy[what] = self.processes.tasks.start(work, what)
+        self._busy[what].add_done_callback(ended)
 
     def notify(self) -> None:
         """Something changed: decide anew, and let those who wait for a state look again."""
@@ -225,7 +235,7 @@ class ControlPlane:
                 else:
                     await perform(self, action)
             self.failovers.done(action)
-        except FencedError:
+        except SupersededError:
             self._fenced.set()
         except Exception as error:
             if not isinstance(error, AuroraError):
@@ -237,12 +247,13 @@ class ControlPlane:
             self._busy.pop(action.key, None)
             self.notify()
 
-    def _failed(self, key: str, error: Exception) -> None:
-        retryable = not isinstance(error, AuroraError) or error.retryable
+    def _failed(self, what: Key, error: Exception) -> None:
+        # A writer that was fenced is opened in a higher epoch.
+        retryable = not isinstance(error, AuroraError) or error.retryable or isinstance(error, FencedError)
         text = str(error) or type(error).__name__
-        before = self.attempts.get(key)
-        self.attempts[key] = Attempt.after_failure(before, text, retryable=retryable, now_s=self._clock())
-        self.say(f"{key} failed: {text}")
+        before = self.attempts.get(what)
+        self.attempts[what] = Attempt.after_failure(before, text, retryable=retryable, now_s=self._clock())
+        self.say(f"{what} failed: {text}")
 
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)
@@ -256,42 +267,53 @@ class ControlPlane:
 
     def _incarnation_ended(self, instance_id: str, reason: str, lasted_s: float) -> None:
         if lasted_s < SETTLED_AFTER_S:
-            self._failed(f"instance:{instance_id}", QuorumLostError(f"it ended after {lasted_s:.1f} s: {reason}"))
+            self._failed(key(Kind.INSTANCE, instance_id), QuorumLostError(f"it ended after {lasted_s:.1f} s: {reason}"))
 
     # ---- declared state
 
     async def open_store(self) -> None:
         """Opens the control volume, fencing an older control plane, and takes over the state in it."""
-        store, loaded = await ControlStore.open(
-            self.fleet.control_volume, self.addresses(), timeout_s=OPEN_CONTROL_TIMEOUT_S, on_fenced=self._fenced.set
-        )
+        with self._own_volume():
+            store, loaded = await ControlStore.open(
+                self.fleet.control_volume,
+                self.addresses(),
+                timeout_s=OPEN_CONTROL_TIMEOUT_S,
+                on_fenced=self._fenced.set,
+            )
         async with self._saving:
             fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
             if fleet != loaded:
                 fleet = replace(fleet, revision=fleet.revision + 1)
-                await store.save(fleet)
+                with self._own_volume():
+                    await store.save(fleet)
             bootstrap.save(self.config.data_dir, fleet)
             self.fleet, self._store = fleet, store
         self.failovers.take_over()
         self.say(f"the control state is open in epoch {store.epoch}, revision {fleet.revision}")
 
     async def commit(self, change: Callable[[Fleet], Fleet]) -> Fleet:
-        """Changes the declared state: durable first, then in force. Raises FencedError, QuorumLostError."""
+        """Changes the declared state: durable first, then in force. Raises SupersededError, QuorumLostError."""
         async with self._saving:
             changed = change(self.fleet)
             if changed == self.fleet:
                 return changed
             if self._store is not None:
                 changed = replace(changed, revision=self.fleet.revision + 1)
-                try:
+                with self._own_volume():
                     await self._store.save(changed)
-                except FencedError:
-                    self._fenced.set()
-                    raise
             bootstrap.save(self.config.data_dir, changed)
             self.fleet = changed
         self.notify()
         return changed
+
+    @contextmanager
+    def _own_volume(self) -> Iterator[None]:
+        """Who is fenced in here is this control plane itself."""
+        try:
+            yield
+        except FencedError as error:
+            self._fenced.set()
+            raise SupersededError(str(error)) from error
 
     # ---- the end
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
-from aurora_ray.control.nodes import CALL_TIMEOUT_S, NodeClients, lost_segments_of, segments_of
+from aurora_ray.control.nodes import CALL_TIMEOUT_S, NodeClients, is_cancelled, lost_segments_of, segments_of
 from aurora_ray.control.reach import Reachable
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 OPENING_POLL_S: Final = 0.25
 STATUS_TIMEOUT_S: Final = 5.0
 ADOPT_TIMEOUT_S: Final = 2.0
+WATCH_AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -54,16 +55,39 @@ class Instance:
 
 @dataclass(slots=True)
 class Tasks:
-    """Tasks that go on by themselves; held until done, since the loop alone would not keep them."""
+    """Tasks that go on by themselves; held until done, which the loop alone does not do. None fails unnoticed."""
 
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Runs `work`, which handles its own errors."""
+        """Runs `work`, which handles its own errors; one that it does not handle is logged."""
         task = asyncio.create_task(work, name=name)
         self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def watch(self, begin: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
+        """Runs what watches something: it ends by returning, and begins anew when it fails or is cancelled by a call
+        that it waited for."""
+
+        async def run() -> None:
+            while True:
+                try:
+                    return await begin()
+                except asyncio.CancelledError:
+                    if is_cancelled():
+                        raise
+                    _log.warning("%s was cut short, and begins anew", name)
+                except Exception:
+                    _log.exception("%s failed, and begins anew", name)
+                await asyncio.sleep(WATCH_AGAIN_S)
+
+        return self.start(run(), name)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed", task.get_name(), exc_info=task.exception())
 
     async def cancel(self) -> None:
         """Cancels all of them and waits for their ends."""
@@ -132,7 +156,7 @@ class Processes:
         node = Node(process, seen)
         self.nodes[node_id] = node
         self.nodes_seen.add(node_id)
-        self.tasks.start(self._watch_node(node_id, node), f"watch node {node_id}")
+        self.tasks.watch(lambda: self._watch_node(node_id, node), f"watch node {node_id}")
 
     async def look_at_node(self, node_id: str) -> None:
         """Looks at what a running node has; one that does not answer is noted as silent."""
@@ -173,7 +197,7 @@ class Processes:
         """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
         instance = Instance(Reachable(process), InstanceSeen(InstancePhase.IDLE))
         self.instances[instance_id] = instance
-        self.tasks.start(self._watch_process(instance_id, instance), f"watch process {instance_id}")
+        self.tasks.watch(lambda: self._watch_process(instance_id, instance), f"watch process {instance_id}")
         with contextlib.suppress(ProcessGoneError):
             status = await process.status()
             if status is not None and status.phase is WriterPhase.AVAILABLE:
@@ -199,7 +223,7 @@ class Processes:
             free_bytes=status.free_bytes,
             placements=status.placements,
         )
-        self.tasks.start(self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
+        self.tasks.watch(lambda: self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 
     async def settle(self, instance_id: str, instance: Instance, why: str = "") -> InstancePhase:
         """Finds out what an opening led to (`why`: what it failed of, if it is known), and notes it.
@@ -237,7 +261,7 @@ class Processes:
                 self._watch_open(instance_id, instance)
 
     def _watch_open(self, instance_id: str, instance: Instance) -> None:
-        self.tasks.start(self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
+        self.tasks.watch(lambda: self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
 
     async def refresh(self, instance_id: str) -> None:
         """Looks at an available instance; its process's end is noticed by the watches, not here."""

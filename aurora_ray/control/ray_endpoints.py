@@ -21,7 +21,7 @@ from aurora_ray import telemetry
 from aurora_ray.compute.actor import ActorInfo, remote_class
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.ray_calls import result_of
-from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CRUMB, NAMESPACE, START_TIMEOUT_S
+from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CRUMB, NAMESPACE, START_TIMEOUT_S, noted_info
 from aurora_ray.control.runtime import NoPlaceError, ProcessGoneError
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 
@@ -119,13 +119,17 @@ class RayEndpointRuntime:
             raise
 
     async def find(self) -> EndpointProcess | None:
-        """The actor of an earlier control plane; one that does not answer is ended."""
+        """The actor of an earlier control plane, whether it answers or not."""
         try:
             handle = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
         except ValueError:
             return None
         try:
             return RayEndpoints(handle, await result_of(handle.info.remote(), CALL_TIMEOUT_S))
-        except (ProcessGoneError, TimeoutError):
-            ray.kill(handle)
+        except ProcessGoneError:
             return None
+        except (
+            TimeoutError
+        ):  # its relays may be at work all the same: if it is stuck, that shows when it is told something
+            noted = await asyncio.to_thread(noted_info, handle)
+            return RayEndpoints(handle, noted) if noted is not None else None

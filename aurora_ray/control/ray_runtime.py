@@ -14,11 +14,14 @@ import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
+import ray._private.state
 import ray.util
 
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
+from aurora_ray.compute.config import WriterPhase
+from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.ray_spares import Spares, instance_of, names
 from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
@@ -218,9 +221,12 @@ class RayRuntime:
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor: one that is in waiting, or a new one."""
-        instance = await self._spares.take(instance_id, az, choice)
-        if instance is None:
-            instance = await self._existing(instance_id) or await self._new_instance(instance_id, az, choice)
+
+        async def otherwise() -> RayInstance:
+            return await self._existing(instance_id) or await self._new_instance(instance_id, az, choice)
+
+        instance = await self._spares.take(instance_id, az, choice, otherwise)
+        assert instance is not None, "there is another way to get one"  # noqa: S101
         self._spares.make_later(instance_id, az, choice)
         return instance
 
@@ -252,39 +258,49 @@ class RayRuntime:
         """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
         named = await asyncio.to_thread(ray.util.list_named_actors)
         ours = sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX))
-        found: dict[str, InstanceProcess] = {}
+        found: dict[str, list[RayInstance]] = {}
         for name, instance in zip(ours, await asyncio.gather(*map(self._find_instance, ours)), strict=True):
-            if instance is None:
-                continue
-            instance_id = instance_of(INSTANCE_PREFIX, name)
-            known = found.get(instance_id)
-            if known is not None and await _is_idle(instance):
-                await instance.abort()
-                continue
-            if known is not None:
-                await known.abort()
-            found[instance_id] = instance
-        return found
+            if instance is not None:
+                found.setdefault(instance_of(INSTANCE_PREFIX, name), []).append(instance)
+        return {instance_id: await _busiest(those) for instance_id, those in found.items()}
 
     async def _find_instance(self, name: str) -> RayInstance | None:
-        """One that hangs is killed, as one that begins to hang would be: what takes its place is a new one."""
+        """One that does not answer is there all the same: whether it hangs is for the heartbeats to find, which take
+        their time and look at what it does."""
         handle = await _find(name)
         if handle is None:
             return None
         try:
             info = await _info(handle)
         except TimeoutError:
-            ray.kill(handle)
-            return None
+            info = await asyncio.to_thread(noted_info, handle)
         return self._instance(instance_of(INSTANCE_PREFIX, name), handle, info) if info is not None else None
 
 
-async def _is_idle(instance: InstanceProcess) -> bool:
-    """Whether nothing was ever opened in it."""
+async def _busiest(instances: Sequence[RayInstance]) -> RayInstance:
+    """Of the processes of one instance the one that has most to lose; the others are ended."""
+    if len(instances) == 1:
+        return instances[0]
+    standings = await asyncio.gather(*map(_standing, instances))
+    kept = instances[standings.index(max(standings))]
+    for other in instances:
+        if other is not kept:
+            await other.abort()
+    return kept
+
+
+async def _standing(instance: RayInstance) -> int:
+    """0: gone, 1: nothing is open in it, 2: it does not say, 3: it opens something, 4: it serves."""
     try:
-        return await instance.status() is None
-    except (ProcessGoneError, TimeoutError):
-        return False
+        async with asyncio.timeout(FIND_TIMEOUT_S):
+            status = await instance.status()
+    except ProcessGoneError:
+        return 0
+    except TimeoutError:
+        return 2
+    if status is None or status.phase is WriterPhase.ENDED:
+        return 1
+    return 4 if status.phase is WriterPhase.AVAILABLE else 3
 
 
 def _node_dir(node: StorageNode, config: ControlConfig) -> Path:
@@ -342,6 +358,16 @@ async def _info(handle: Any) -> ActorInfo | None:
     except ProcessGoneError:
         return None
     return info
+
+
+def noted_info(handle: Any) -> ActorInfo | None:
+    """Where a living actor runs, as Ray has noted it: for one that does not say so itself."""
+    # (Ray's public way to ask for this needs its dashboard.)
+    noted = ray._private.state.actors(handle._actor_id.hex())
+    if not noted or noted["State"] != "ALIVE":
+        return None
+    pid, host = int(noted["Pid"]), str(noted["Address"]["IPAddress"])
+    return ActorInfo(pid, host, ticks=start_ticks(pid) or 0 if host == ray.util.get_node_ip_address() else 0)
 
 
 async def _wait_gone(handle: Any) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
@@ -51,57 +52,84 @@ class _Spare(Generic[P]):
 
 
 class Spares(Generic[P]):
-    """`make` starts an idle process for an instance, in an AZ. Belongs to one event loop."""
+    """`make` starts an idle process for an instance, in an AZ. Belongs to one event loop.
+
+    What is done for one instance is done in turn: nobody takes, or finds by its name, what another is just making.
+    """
 
     def __init__(self, make: Callable[[str, str, EngineChoice], Awaitable[P]], after_s: float = MAKE_AFTER_S) -> None:
         self._make = make
         self._after_s = after_s
         self._spares: dict[str, _Spare[P]] = {}
-        self._making: dict[str, asyncio.Task[None]] = {}
+        self._later: dict[str, tuple[asyncio.Task[None], str]] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def take(self, instance_id: str, az: str, choice: EngineChoice) -> P | None:
-        """The instance's spare, if there is one that fits and answers; one that does not is ended."""
-        await self._cancel(instance_id)
-        spare = self._spares.pop(instance_id, None)
-        if spare is None:
-            return None
-        if (spare.az, spare.choice) == (az, choice) and await spare.process.answers(ANSWER_WITHIN_S):
-            return spare.process
-        await spare.process.abort()
-        return None
+    async def take(
+        self,
+        instance_id: str,
+        az: str,
+        choice: EngineChoice,
+        otherwise: Callable[[], Awaitable[P]] | None = None,
+    ) -> P | None:
+        """The instance's spare, if there is one that fits and answers; one that does not is ended. `otherwise` gives
+        the process if there is no spare."""
+        self._forget_later(instance_id, unless_in=az)
+        async with self._turns[instance_id]:
+            self._forget_later(instance_id)
+            spare = self._spares.pop(instance_id, None)
+            if spare is not None:
+                if (spare.az, spare.choice) == (az, choice) and await spare.process.answers(ANSWER_WITHIN_S):
+                    return spare.process
+                await spare.process.abort()
+            return await otherwise() if otherwise is not None else None
 
     def make_later(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         """Starts one after a while; none is there (`take`). It is tried once: the instance's next start tries again."""
-        self._making[instance_id] = asyncio.create_task(
-            self._make_one(instance_id, az, choice), name=f"spare of {instance_id}"
-        )
+        self._forget_later(instance_id)
+        making = self._make_later(instance_id, az, choice)
+        self._later[instance_id] = asyncio.create_task(making, name=f"spare of {instance_id}"), az
 
     async def ready(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         """Makes sure that there is one in this AZ, whose instance is going to move there. Raises what `make` does."""
-        spare = self._spares.get(instance_id)
-        if spare is not None and (spare.az, spare.choice) == (az, choice):
-            return
-        await self.drop(instance_id)
-        self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
+        self._forget_later(instance_id, unless_in=az)
+        async with self._turns[instance_id]:
+            spare = self._spares.get(instance_id)
+            if spare is None or (spare.az, spare.choice) != (az, choice):
+                await self._drop(instance_id)
+                await self._keep(instance_id, az, choice)
 
     async def drop(self, instance_id: str) -> None:
         """The instance needs none any more."""
-        await self._cancel(instance_id)
+        self._forget_later(instance_id)
+        async with self._turns[instance_id]:
+            await self._drop(instance_id)
+
+    async def _drop(self, instance_id: str) -> None:
+        self._forget_later(instance_id)
         spare = self._spares.pop(instance_id, None)
         if spare is not None:
             await spare.process.abort()
 
-    async def _cancel(self, instance_id: str) -> None:
-        making = self._making.pop(instance_id, None)
-        if making is not None:
-            making.cancel()
-            await asyncio.gather(making, return_exceptions=True)
+    def _forget_later(self, instance_id: str, unless_in: str = "") -> None:
+        """What has begun in that AZ is let finish; what has not, or is elsewhere, is cancelled, its process ended."""
+        later, az = self._later.get(instance_id, (None, ""))
+        if later is None or (az == unless_in and self._turns[instance_id].locked()):
+            return
+        del self._later[instance_id]
+        later.cancel()
 
-    async def _make_one(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    async def _make_later(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         await asyncio.sleep(self._after_s)
-        with contextlib.suppress(AuroraError):  # no place, or its name is not free yet: then there is none
-            self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
-            _log.info("a process is in waiting for %s", instance_id)
+        async with self._turns[instance_id]:
+            if instance_id in self._spares:
+                return
+            with contextlib.suppress(AuroraError):  # no place, or its name is not free yet: then there is none
+                await self._keep(instance_id, az, choice)
+                _log.info("a process is in waiting for %s", instance_id)
+
+    async def _keep(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        assert instance_id not in self._spares, "it would be lost, and never ended"  # noqa: S101
+        self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
 
 
 def names(prefix: str, instance_id: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from enum import StrEnum
 from itertools import chain
 from uuid import UUID
 
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
 from aurora_ray.control.placement import WRITE_QUORUM, quorum_up
 from aurora_ray.volume.spec import GroupPlacement
@@ -119,9 +120,9 @@ class Observed:
     nodes: Mapping[str, NodeSeen] = field(default_factory=dict)
     instances: Mapping[str, InstanceSeen] = field(default_factory=dict)
     control_open: bool = False
-    busy: frozenset[str] = frozenset()
-    held: frozenset[str] = frozenset()  # keys of what must not be done now, although nothing of the kind goes on
-    attempts: Mapping[str, Attempt] = field(default_factory=dict)
+    busy: frozenset[Key] = frozenset()
+    held: frozenset[Key] = frozenset()  # keys of what must not be done now, although nothing of the kind goes on
+    attempts: Mapping[Key, Attempt] = field(default_factory=dict)
     control_placements: tuple[GroupPlacement, ...] = ()  # of the control volume, while it is open
     ailing: Mapping[str, Ailing] = field(default_factory=dict)  # by storage node
 
@@ -152,7 +153,7 @@ class Action:
     why: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Actions of one key exclude each other."""
         raise NotImplementedError
 
@@ -164,9 +165,9 @@ class StartNode(Action):
     node_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One process a node."""
-        return f"node:{self.node_id}"
+        return key(Kind.NODE, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,9 @@ class TellNodes(Action):
     addresses: Addresses
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One round at a time."""
-        return "peers"
+        return key(Kind.PEERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,9 @@ class CreateSegments(Action):
     segments: tuple[SegmentOrder, ...]
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One a node at a time."""
-        return f"segments:{self.node_id}"
+        return key(Kind.SEGMENTS, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +201,9 @@ class OpenControl(Action):
     """Open the control volume (which fences an older control plane) and load the declared state."""
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """There is one."""
-        return "control"
+        return key(Kind.CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,9 @@ class StartInstance(Action):
     instance_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Shared by all that changes an instance."""
-        return f"instance:{self.instance_id}"
+        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +229,9 @@ class OpenInstance(Action):
     initialise: bool
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Shared by all that changes an instance."""
-        return f"instance:{self.instance_id}"
+        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +242,9 @@ class NoteInitialised(Action):
     volume_id: UUID
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Per cluster."""
-        return f"initialised:{self.cluster}"
+        return key(Kind.INITIALISED, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +254,9 @@ class StopInstance(Action):
     instance_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Shared by all that changes an instance."""
-        return f"instance:{self.instance_id}"
+        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +267,9 @@ class TellInstance(Action):
     addresses: Addresses
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Its own key: it must not wait for an opening that itself waits for a node."""
-        return f"tell:{self.instance_id}"
+        return key(Kind.TELL, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +280,9 @@ class AllocateGroup(Action):
     group: int
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One growth of a volume at a time."""
-        return f"grow:{self.cluster}"
+        return key(Kind.GROW, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +294,9 @@ class AddGroup(Action):
     group: Group
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One growth of a volume at a time."""
-        return f"grow:{self.cluster}"
+        return key(Kind.GROW, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +306,9 @@ class ForgetCluster(Action):
     cluster: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Per cluster."""
-        return f"cluster:{self.cluster}"
+        return key(Kind.CLUSTER, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +319,9 @@ class DropVolumes(Action):
     volume_ids: tuple[UUID, ...]
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Per node."""
-        return f"drop:{self.node_id}"
+        return key(Kind.DROP, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)

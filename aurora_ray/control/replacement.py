@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, Fleet, Group, VolumeState
 from aurora_ray.control.placement import quorum_up
 from aurora_ray.control.reconcile import Action, Ailment, InstancePhase, Observed
@@ -56,9 +57,9 @@ class ReplaceNode(Action):
     node_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One replacement at a time."""
-        return "replacement"
+        return key(Kind.REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ class CancelReplacement(Action):
     node_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One replacement at a time."""
-        return "replacement"
+        return key(Kind.REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,9 @@ class ChangeMembers(Action):
     filled: str = ""
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One change of a volume at a time."""
-        return f"members:{self.volume_id}"
+        return key(Kind.MEMBERS, self.volume_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,9 @@ class NotePlacements(Action):
     placements: tuple[GroupPlacement, ...]
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """One change of a volume at a time."""
-        return f"members:{self.volume_id}"
+        return key(Kind.MEMBERS, self.volume_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,9 @@ class RemoveNode(Action):
     node_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> Key:
         """Its own key: failures to start it must not put it off."""
-        return f"remove:{self.node_id}"
+        return key(Kind.REMOVE, self.node_id)
 
 
 def wanted(fleet: Fleet, observed: Observed, now_s: float, rules: ReplaceRules) -> Iterator[Action | str]:
@@ -267,7 +268,7 @@ def _removals(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
     in_force = _in_force(fleet, observed)
     held = {n for placements in in_force.values() for p in placements for n in p.all_node_ids}
     for node in fleet.nodes:
-        if not fleet.is_done_with(node) or f"node:{node.node_id}" in observed.busy or node.node_id in held:
+        if not fleet.is_done_with(node) or key(Kind.NODE, node.node_id) in observed.busy or node.node_id in held:
             continue
         if node.leaving and not all(in_force.values()):  # a step may have been taken that nobody has noted
             yield f"storage node {node.node_id} is removed when every volume has a writer"

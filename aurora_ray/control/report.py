@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from aurora_ray.compute.engines import SUPERUSERS
 from aurora_ray.control.endpoints import address_of, cluster_endpoint, reader_endpoint
+from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import (
     ClusterPhase,
     DBCluster,
@@ -60,7 +61,7 @@ def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: 
     return f"postgresql://{user}@{','.join(hosts)}/postgres?passfile={path}&target_session_attrs=read-write"
 
 
-def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[str, Attempt]) -> str:
+def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[Key, Attempt]) -> str:
     """One word: creating, available, recovering (it was available and will be), failed (someone must act), deleting."""
     if cluster.phase is ClusterPhase.DELETING:
         return "deleting"
@@ -68,7 +69,7 @@ def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempt
     instance = instances.get(writer)
     if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
         return "available"
-    attempt = attempts.get(f"instance:{writer}")
+    attempt = attempts.get(key(Kind.INSTANCE, writer))
     if attempt is not None and attempt.permanent:
         return "failed"
     return "recovering" if cluster.volume.initialised else "creating"
@@ -84,7 +85,7 @@ def report_cluster(
     instances: Mapping[str, Instance],
     statuses: Mapping[str, WriterStatus | None],
     node_states: Mapping[str, pb.StateReply],
-    attempts: Mapping[str, Attempt],
+    attempts: Mapping[Key, Attempt],
     endpoints: Mapping[str, Any],
     notes: tuple[str, ...] = (),
     faults: Sequence[Mapping[str, Any]] = (),
@@ -143,14 +144,14 @@ def report_endpoints(
 ) -> dict[str, Any]:
     """Where clients connect: addresses that stay. `sessions`: open and held ones, null if they are not known."""
     reported: dict[str, Any] = {}
-    for key, role, name in (
+    for which, role, name in (
         ("cluster", Role.WRITER, cluster_endpoint(cluster.name)),
         ("reader", Role.READER, reader_endpoint(cluster.name)),
     ):
         host, port = addresses[role]
         stats = states[name].stats if name in states else None
         sessions = {"open": stats.open, "held": stats.held, "cut": stats.cut} if stats is not None else None
-        reported[key] = {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
+        reported[which] = {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
     return reported
 
 
@@ -162,11 +163,11 @@ def _instance(
     declared: DBInstance,
     instances: Mapping[str, Instance],
     statuses: Mapping[str, WriterStatus | None],
-    attempts: Mapping[str, Attempt],
+    attempts: Mapping[Key, Attempt],
 ) -> dict[str, Any]:
     instance_id = declared.instance_id
     instance, status = instances.get(instance_id), statuses.get(instance_id)
-    attempt = attempts.get(f"instance:{instance_id}")
+    attempt = attempts.get(key(Kind.INSTANCE, instance_id))
     state = str(instance.seen.phase) if instance is not None else "no process"
     if instance is not None and instance.seen.phase is InstancePhase.OPENING and status is not None:
         state = str(status.phase)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from aurora_ray.errors import AuroraError
+from aurora_ray.errors import AuroraError, FencedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,10 @@ class NoPlaceError(AuroraError):
     """No machine of the AZ takes the process now."""
 
     retryable = True
+
+
+class SupersededError(FencedError):
+    """Another control plane has taken over the work of this one. (Any other FencedError speaks of a writer.)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A process that is there and does nothing is found, killed and replaced; one without storage is left alone."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from aurora_ray import telemetry
 from aurora_ray.compute.config import WriterStatus
 from aurora_ray.compute.health import HealthRules
+from aurora_ray.control import processes
 from aurora_ray.control.heartbeats import Heartbeats
+from aurora_ray.control.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.telemetry.spanreader import read_traces
 from tests.control.local_runtime import LocalInstance, LocalRuntime
@@ -51,6 +54,62 @@ async def test_a_hung_process_is_killed_and_replaced_and_its_trace_is_whole(
     names = [span.name for span in spans]
     for name in ("failover", "failover.detect", "failover.decide", "control.StartInstance", "control.OpenInstance"):
         assert name in names
+
+
+async def test_heartbeats_go_on_whatever_a_look_ended_with(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "WATCH_AGAIN_S", 0.02)
+    async with started(runtime) as running:
+        running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        instance = runtime.instances["demo-1"]
+        status, ends = instance.status, [asyncio.CancelledError(), RuntimeError("what nobody expects")]
+
+        async def says() -> WriterStatus | None:
+            asking = asyncio.current_task()
+            if ends and asking is not None and asking.get_name().startswith("heartbeat "):
+                raise ends.pop()
+            return await status()
+
+        instance.status = says  # type: ignore[method-assign]
+        await poll_until(lambda: not ends, what="it was asked twice")
+        hang(instance)
+        await poll_until(lambda: runtime.instances["demo-1"] is not instance, what="a new process")
+
+
+async def test_a_call_whose_connection_is_closed_fails_and_cancels_nobody() -> None:
+    clients = NodeClients()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        asking = asyncio.create_task(clients.state("a-1", address, timeout_s=5))
+        await poll_until(lambda: clients._channels, what="it is asked")
+        await asyncio.sleep(0.1)  # not synchronisation: the call is to be under way, at whatever stage
+        await clients.forget("a-1")
+        with pytest.raises(NodeCallError):
+            await asking
+        assert not asking.cancelled()
+
+
+async def test_a_watch_begins_anew_when_it_fails_and_ends_when_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "WATCH_AGAIN_S", 0.0)
+    tasks, begun = processes.Tasks(), [0]
+
+    async def look() -> None:
+        begun[0] += 1
+        if begun[0] == 1:
+            raise RuntimeError("no")
+        if begun[0] == 2:
+            raise asyncio.CancelledError
+        await asyncio.Event().wait()
+
+    tasks.watch(look, "look")
+    await poll_until(lambda: begun[0] == 3, what="it began anew twice")
+    await tasks.cancel()
+    assert not tasks.running
 
 
 async def test_nobody_is_replaced_while_storage_has_no_write_quorum(runtime: LocalRuntime) -> None:

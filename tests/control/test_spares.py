@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aurora_ray.compute.config import EngineChoice
 from aurora_ray.control.ray_spares import Spares, instance_of, names
-from aurora_ray.control.runtime import NoPlaceError
+from aurora_ray.control.runtime import NoPlaceError, ProcessGoneError
 from tests.support.polling import poll_until
 
 CHOICE = EngineChoice("postgres", "18", Path("data"))
@@ -102,3 +102,52 @@ async def test_without_room_there_is_none() -> None:
 def test_names_go_both_ways() -> None:
     for name in names("instance-", "demo-1"):
         assert instance_of("instance-", name) == "demo-1"
+
+
+@dataclass
+class TwoNames:
+    """As in Ray: a name is taken from the beginning of a start on, and found by whoever looks for it."""
+
+    begun: dict[str, Waiting] = field(default_factory=dict)
+    pause: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, instance_id: str, az: str, choice: EngineChoice) -> Waiting:
+        if instance_id in self.begun:
+            raise ProcessGoneError("it is still there and cannot be started anew yet")
+        process = self.begun[instance_id] = Waiting(az)
+        await self.pause.wait()
+        return process
+
+    async def existing(self) -> Waiting:
+        return self.begun["demo-1"]
+
+
+async def test_two_moves_at_once_never_make_the_spare_and_the_writer_one() -> None:
+    maker = TwoNames()
+    spares = Spares(maker)
+    first = asyncio.create_task(spares.ready("demo-1", "b", CHOICE))
+    second = asyncio.create_task(spares.ready("demo-1", "b", CHOICE))
+    taking = asyncio.create_task(spares.take("demo-1", "b", CHOICE, maker.existing))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not taking.done(), "it does not find by its name what is being made for another"
+    maker.pause.set()
+    await asyncio.gather(first, second)
+    writer = await taking
+    maker.begun.clear()
+    await spares.ready("demo-1", "c", CHOICE)
+    assert writer is not None
+    assert not writer.aborted
+
+
+async def test_one_that_is_being_made_elsewhere_is_not_waited_for() -> None:
+    maker = TwoNames()
+    spares = Spares(maker, after_s=0)
+    spares.make_later("demo-1", "b", CHOICE)
+    await poll_until(lambda: maker.begun, what="it is begun")
+    other = Waiting("a")
+
+    async def otherwise() -> Waiting:
+        return other
+
+    assert await spares.take("demo-1", "a", CHOICE, otherwise) is other

@@ -1,0 +1,46 @@
+"""Keys of what goes on in the control plane: of one key one thing goes on at a time, and failures are counted by it.
+
+Names of clusters, instances, nodes and AZs are users' and may be the same, so a key says what its name is a name of.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum, unique
+from typing import Final, NewType
+from uuid import UUID
+
+Key = NewType("Key", str)
+"""Made by `key` alone."""
+
+
+@unique
+class Kind(StrEnum):
+    """What a key's name is a name of, and what goes on with it."""
+
+    NODE = "node"
+    PEERS = "peers"
+    SEGMENTS = "segments"
+    DROP = "drop"
+    REMOVE = "remove"
+    REPLACEMENT = "replacement"
+    MEMBERS = "members"
+    CONTROL = "control"
+    INSTANCE = "instance"
+    KILL = "kill"
+    TELL = "tell"
+    GROW = "grow"
+    INITIALISED = "initialised"
+    CLUSTER = "cluster"
+    ENDPOINTS = "endpoints"
+    LOOK_AT_NODE = "look-at-node"
+    LOOK_AT_INSTANCE = "look-at-instance"
+
+
+def key(kind: Kind, name: str | UUID = "") -> Key:
+    """The key of that kind; no two kinds share any."""
+    return Key(f"{kind}:{name}" if name else str(kind))
+
+
+assert not any(":" in kind for kind in Kind), "a kind must end at the first colon"  # noqa: S101
+
+NODE_PREFIX: Final = f"{Kind.NODE}:"
