@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aurora_ray.rpc.process import raise_descriptor_limit
 from tests.support.leaks import LeakDetector, remove_tree
 from tests.support.logs import LogRecorder
 from tests.support.ports import PortAllocator
@@ -23,6 +24,7 @@ _RUN_DIR = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run a temporary directory of its own, for this process and all that it starts."""
+    raise_descriptor_limit()  # mounts and segments of a test live in this process
     # Short, as Unix sockets will lie in it; passable for others, as engines run under an account of their own.
     run_dir = Path(tempfile.mkdtemp(prefix="aurora-"))
     run_dir.chmod(0o711)

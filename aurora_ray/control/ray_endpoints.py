@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +39,6 @@ class EndpointActor:
 
     def __init__(self, fleet_dir: str) -> None:
         configure_process("endpoint", NAME, Path(fleet_dir))
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each session
         self._host = EndpointHost()
         self._never = threading.Event()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _VERSION: Final = 1
 _EXTENTS_MAX: Final = 1 << 26
+_PART_ENTRIES: Final = 512  # in a part of `packing`
 ROOT_MODE: Final = 0o700
 
 
@@ -281,6 +282,10 @@ class FileTable:
 
     def pack(self) -> bytes:
         """The packed form described above."""
+        return b"".join(self.packing())
+
+    def packing(self) -> Iterator[bytes]:
+        """The packed form in parts, each a millisecond's work or so. The table must not change meanwhile."""
         directories: list[tuple[int, bytes, int]] = []
         names: list[tuple[int, bytes, int]] = []
         symlinks: list[tuple[int, bytes, bytes]] = []
@@ -294,9 +299,18 @@ class FileTable:
                     names.append((number, name, node.file_id))
                 elif isinstance(node, _Symlink):
                     symlinks.append((number, name, node.target))
-        files = [(f.file_id, f.mode, f.size, f.extents.tobytes()) for _, f in sorted(self._files.items())]
-        content = (_VERSION, self.lsn, self.next_file_id, files, directories, names, symlinks)
-        return bytes(msgpack.packb(content))
+            yield b""
+        files = [file for _, file in sorted(self._files.items())]
+        packer = msgpack.Packer()
+        yield packer.pack_array_header(7)
+        yield from (packer.pack(value) for value in (_VERSION, self.lsn, self.next_file_id))
+        yield packer.pack_array_header(len(files))
+        for some in _parts(files):
+            yield b"".join(packer.pack((f.file_id, f.mode, f.size, f.extents.tobytes())) for f in some)
+        for entries in (directories, names, symlinks):
+            yield packer.pack_array_header(len(entries))
+            for some in _parts(entries):
+                yield b"".join(map(packer.pack, some))
 
     @classmethod
     def unpack(cls, data: bytes) -> FileTable:
@@ -330,6 +344,10 @@ class FileTable:
         for above, name, target in symlinks:
             _add_name(nodes[above], name, _Symlink(target))
         return table
+
+
+def _parts(entries: list[Any]) -> Iterator[list[Any]]:
+    return (entries[at : at + _PART_ENTRIES] for at in range(0, len(entries), _PART_ENTRIES))
 
 
 def _add_name(parent: _Directory, name: bytes, node: _Node) -> None:

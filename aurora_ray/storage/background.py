@@ -2,6 +2,9 @@
 
 The copies of a group get the same log at the same time. So that they do not all coalesce at the same time while commits
 come in, when none of them would be quick, each node lets a different part of a layer pile up first: they take turns.
+
+A segment's turn is one layer, then garbage: however fast its redo comes in, the next segment is not kept waiting. Among
+commits a turn takes ten times as long as its work (see `pacing.py`), so segments with a pause have a lane of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.storage.coalesce import coalesce
 from aurora_ray.storage.damage import DamagedError
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
+from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.rocks import WriteFailedError
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ _log = logging.getLogger(__name__)
 _DISK_CHECK_S: Final = 1.0
 _DISK_MEASURE_S: Final = 10.0
 _RETRY_S: Final = 5.0
+_ANOMALIES_LOGGED: Final = 3  # a layer
 
 
 class Background:
@@ -39,21 +44,35 @@ class Background:
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
-        """The loop."""
-        checked_s = measured_s = -_DISK_MEASURE_S
+        """The loops."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._look_after_disk(), name="storage-disk")
+            for busy in (False, True):
+                lanes.create_task(self._lane(busy=busy), name=f"storage-lane-{'busy' if busy else 'idle'}")
+
+    async def _look_after_disk(self) -> None:
+        measured_s = -_DISK_MEASURE_S
         while True:
+            self._check()
             now_s = time.monotonic()
-            if now_s - checked_s >= _DISK_CHECK_S:
-                checked_s = now_s
-                self._check()
             if now_s - measured_s >= _DISK_MEASURE_S:
                 measured_s = now_s
                 await self._node.measure_disk()
                 await self._node.tend_graveyard()
+            await asyncio.sleep(_DISK_CHECK_S)
+
+    async def _lane(self, *, busy: bool) -> None:
+        """Turns of the segments to which commits come in, or of the others."""
+        pacer = Pacer()
+        while True:
+            merged = False
             for volume in list(self._node.volumes.values()):
                 for segment in list(volume.segments.values()):
-                    await self._tend(volume, segment)
-            await asyncio.sleep(self._config.background_interval_s)
+                    if segment.commits_come_in() == busy:
+                        merged |= await self._tend(volume, segment)
+                    if pacer.due:
+                        await pacer.rest()
+            await asyncio.sleep(0 if merged else self._config.background_interval_s)
 
     def _check(self) -> None:
         try:
@@ -63,16 +82,19 @@ class Background:
             self._node.counters["background_errors"] += 1
             _log.warning("node %s: its directory cannot be looked after: %s", self._config.node_id, error)
 
-    async def _tend(self, volume: NodeVolume, segment: Segment) -> None:
+    async def _tend(self, volume: NodeVolume, segment: Segment) -> bool:
+        """The segment's turn; whether a layer was made."""
         key = (segment.volume, segment.group)
         if self._resting and self._resting.get(key, 0.0) > time.monotonic():
-            return
+            return False
         self._resting.pop(key, None)
+        if segment.background.locked():
+            return False  # a copy or a repair waits for peers perhaps: the others shall not
+        merged = False
         try:
             async with segment.background:
-                while not segment.closed and self._layer_due(segment):
-                    if not await self.coalesce_once(segment):
-                        break
+                if not segment.closed and self._layer_due(segment):
+                    merged = await self.coalesce_once(segment)
                 if not segment.closed:
                     await self.collect_once(volume, segment)
         except (DamagedError, WriteFailedError) as error:
@@ -80,10 +102,11 @@ class Background:
             self._node.note_failure(error)
         except Exception as error:  # RocksDB's errors have no common class
             if segment.closed:
-                return  # dropped or replaced in the middle
+                return False  # dropped or replaced in the middle
             self._resting[key] = time.monotonic() + _RETRY_S
             self._node.counters["background_errors"] += 1
             _log.exception("volume %s group %d: background work failed: %s", volume.name, segment.group, error)
+        return merged
 
     def _layer_due(self, segment: Segment) -> bool:
         config = self._config
@@ -107,9 +130,12 @@ class Background:
         if done:
             self._node.counters["layers"] += 1
             segment.store.mind_garbage()
-        for anomaly in anomalies:
-            self._node.counters["table_anomalies"] += 1
-            _log.error("volume %s: the log holds a change no file system would make: %s", segment.volume.hex(), anomaly)
+        self._node.counters["table_anomalies"] += len(anomalies)
+        for anomaly in anomalies[:_ANOMALIES_LOGGED]:
+            _log.error(
+                "volume %s: the log holds a change no file system would make (the layer has %d): %s",
+                segment.volume.hex(), len(anomalies), anomaly,
+            )  # fmt: skip
         return done
 
     async def collect_once(self, volume: NodeVolume, segment: Segment) -> None:

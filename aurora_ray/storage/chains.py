@@ -46,6 +46,7 @@ class KnownChains:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[int, int], array[int]] = {}
+        self._of_file: dict[int, set[int]] = {}  # the ranges of each file: it may be dropped among thousands
         # While no range had to make room: ranges that come and go, assumed anew each time, would let chains grow
         # without end. After `clear`, which is rare, they may be that much longer once more.
         self.may_assume = True
@@ -66,17 +67,27 @@ class KnownChains:
         chains = self._ranges.get(key)
         if chains is None:
             if len(self._ranges) >= RANGES_MAX:
-                del self._ranges[next(iter(self._ranges))]
+                self._forget(next(iter(self._ranges)))
                 self.may_assume = False
             chains = self._ranges[key] = array("I", _EMPTY)
+            self._of_file.setdefault(file_id, set()).add(key[1])
         return chains
 
     def forget_file(self, file_id: int) -> None:
         """A cut may have hidden any version of it."""
-        for key in [key for key in self._ranges if key[0] == file_id]:
-            del self._ranges[key]
+        for number in self._of_file.pop(file_id, ()):
+            del self._ranges[file_id, number]
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        file_id, number = key
+        del self._ranges[key]
+        of_file = self._of_file[file_id]
+        of_file.discard(number)
+        if not of_file:
+            del self._of_file[file_id]
 
     def clear(self) -> None:
         """Nothing is known any more."""
         self._ranges.clear()
+        self._of_file.clear()
         self.may_assume = True

@@ -13,7 +13,8 @@ leaves versions at an LSN that is not a layer's end: correct for that LSN, merge
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import asyncio
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import zstandard
@@ -39,7 +40,7 @@ from aurora_ray.storage.reading import apply_to_table, stored_table
 from aurora_ray.storage.versions import Versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.pages import Change
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _WRITE_BYTES: Final = 256 << 10
 _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
+_CUTS_A_STEP: Final = 256
 _IMAGES_A_LOOK: Final = 4
 _COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
@@ -62,12 +64,40 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     try:
         await _LayerWriter(segment, index).write()
         await segment.store.flush_pages(index.end_lsn)
+        await _forget_spent_cuts(segment)
         table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
+        if table is not None:
+            await _write_table(segment, table)
         _commit(segment, index, table)
     except BaseException:
         segment.chains.clear()  # they are of a layer that is not there
         raise
+    await _let_go(index)
     return True
+
+
+async def _forget_spent_cuts(segment: Segment) -> None:
+    """Deletes cuts that hide nothing any more, now that the deletion of what they hid is durable."""
+    pacer = Pacer(busy=segment.commits_come_in)
+    while segment.spent_cuts:
+        changes = segment.store.batch()
+        for file_id, lsn in segment.spent_cuts[-_CUTS_A_STEP:]:
+            changes.delete("default", cut_key(file_id, lsn))
+        changes.write()
+        del segment.spent_cuts[-_CUTS_A_STEP:]
+        if pacer.due:
+            await pacer.rest()
+
+
+async def _let_go(index: LayerIndex) -> None:
+    """Frees an index that nobody else has, in steps: at once, its million objects would take tens of milliseconds."""
+    pacer = Pacer()
+    pages = index.pages
+    while pages:
+        for _ in range(min(len(pages), _STEP_PAGES)):
+            pages.popitem()
+        if pacer.due:
+            await pacer.rest()
 
 
 async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str]) -> FileTable:
@@ -84,19 +114,32 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
     return table
 
 
+async def _write_table(segment: Segment, table: FileTable) -> None:
+    """Durably; until the layer is there, nobody looks for it."""
+    pacer = Pacer(busy=segment.commits_come_in)
+    parts = []
+    for part in table.packing():
+        parts.append(part)
+        if pacer.due:
+            await pacer.rest()
+    packed = await asyncio.to_thread(_COMPRESSOR.compress, b"".join(parts))
+    key = lsn_key(table.lsn)
+    changes = segment.store.batch()
+    changes.put("tables", key, guarded(key, packed))
+    changes.write()
+    await segment.store.sync_log()
+
+
 def _commit(segment: Segment, index: LayerIndex, table: FileTable | None) -> None:
     """From here on reads use the new versions; one synced write, so a crash falls on one side or the other."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
     meta = segment.meta
     meta.layers.append(Layer(index.end_lsn, index.time_us, index.nbytes))
-    changes = segment.save_meta()
-    if table is not None:
-        key = lsn_key(index.end_lsn)
-        changes.put("tables", key, guarded(key, _COMPRESSOR.compress(table.pack())))
-    for file_id, lsn in segment.spent_cuts:
-        changes.delete("default", cut_key(file_id, lsn))
-    changes.write_synced()
-    segment.spent_cuts.clear()
+    try:
+        segment.save_meta().write_synced()
+    except BaseException:
+        meta.layers.pop()
+        raise
     segment.table = table
     segment.tail_bytes = max(0, segment.tail_bytes - index.nbytes)
     segment.layers.forget_tail()
@@ -112,6 +155,7 @@ class _LayerWriter:
         self._chains = segment.chains
         self._changes = segment.store.page_batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
+        self._written = 0  # bytes since the last flush of page versions
 
     @property
     def _versions(self) -> Versions:
@@ -122,41 +166,53 @@ class _LayerWriter:
 
     async def write(self) -> None:
         index = self._index
-        kept_cuts = self._keep_cuts()
-        for file_id, numbers in _steps(sorted(set(index.pages) | self._boundary_pages())):
+        kept_cuts = await self._keep_cuts()
+        async for file_id, numbers in _steps(chain(index.pages, self._boundary_pages()), self._pause):
             cuts = index.cuts.get(file_id)
             if cuts is None:
-                self._pages(file_id, numbers)
+                await self._pages(file_id, numbers)
             else:
                 for number in numbers:
                     self._page_with_cuts(file_id, page_of(number), index.pages.get(number, ()), cuts)
+                    await self._pause()
             if self._changes.nbytes >= _WRITE_BYTES:
-                self._flush()
-            if self._pacer.due:
-                await self._pacer.rest()
-        self._flush()
+                await self._flush()
+            await self._pause()
+        await self._flush()
         for file_id in index.cuts:
             self._chains.forget_file(file_id)
+            await self._pause()
         for file_id, cut in kept_cuts:
             self._segment.cuts.setdefault(file_id, []).append(cut)
 
-    def _flush(self) -> None:
+    async def _pause(self) -> None:
+        if self._pacer.due:
+            await self._pacer.rest()
+
+    async def _flush(self) -> None:
+        self._written += self._changes.nbytes
         self._changes.write_without_log()
         self._changes = self._segment.store.page_batch()
         self._cursor = None
+        if self._written >= self._segment.store.write_buffer_bytes:
+            # Of its own accord, RocksDB would make us wait, in the event loop, when it has too many buffers to flush.
+            self._written = 0
+            await self._segment.store.flush_pages()
 
-    def _keep_cuts(self) -> list[tuple[int, Cut]]:
+    async def _keep_cuts(self) -> list[tuple[int, Cut]]:
         """Remembers, durably with the layer, cuts of files that have versions; others have nothing to hide."""
-        kept = [
-            (file_id, cut)
-            for file_id, cuts in self._index.cuts.items()
-            if self._versions.has_file(file_id)
-            for cut in cuts
-        ]
+        kept: list[tuple[int, Cut]] = []
         changes = self._segment.store.batch()
-        for file_id, cut in kept:
-            key = cut_key(file_id, cut.lsn)
-            changes.put("default", key, guarded(key, CUT_VALUE.pack(cut.new_size, cut.dropped)))
+        for file_id, cuts in self._index.cuts.items():
+            if self._versions.has_file(file_id):
+                for cut in cuts:
+                    kept.append((file_id, cut))
+                    key = cut_key(file_id, cut.lsn)
+                    changes.put("default", key, guarded(key, CUT_VALUE.pack(cut.new_size, cut.dropped)))
+            if self._pacer.due:
+                changes.write()
+                changes = self._segment.store.batch()
+                await self._pacer.rest()
         changes.write()
         return kept
 
@@ -170,7 +226,7 @@ class _LayerWriter:
             if cut.new_size % size
         }
 
-    def _pages(self, file_id: int, numbers: list[int]) -> None:
+    async def _pages(self, file_id: int, numbers: list[int]) -> None:
         """Pages of one range, without cuts in this layer. Where older cuts hide versions, nothing can be assumed."""
         index, known = self._index, self._chains.range_of(file_id, page_of(numbers[0]))
         assumed = ASSUMED if self._chains.may_assume and file_id not in self._segment.cuts else 0
@@ -180,8 +236,10 @@ class _LayerWriter:
         self._changes.put_all("pages", versions)
         for number in images:
             self._delete_unneeded(file_id, page_of(number))
+            await self._pause()
         for number in left:
             self._page(file_id, page_of(number), index.pages[number], base_is_zeros=False)
+            await self._pause()
 
     def _page_with_cuts(self, file_id: int, page: int, changes: Sequence[Change], cuts: Sequence[Cut]) -> None:
         size, offset = self._page_size, page * self._page_size
@@ -257,14 +315,19 @@ class _LayerWriter:
             self._changes.delete("pages", unneeded)
 
 
-def _steps(numbers: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """Ascending numbers of pages (see `page_number_key`) in parts: of one file, one range and at most _STEP_PAGES."""
-    at = 0
-    while at < len(numbers):
-        begin_of_next = numbers[at] - numbers[at] % RANGE_PAGES + RANGE_PAGES
-        stop = bisect_left(numbers, begin_of_next, at, min(at + _STEP_PAGES, len(numbers)))
-        yield numbers[at] >> 32, numbers[at:stop]
-        at = stop
+async def _steps(numbers: Iterable[int], pause: Callable[[], Awaitable[None]]) -> AsyncIterator[tuple[int, list[int]]]:
+    """Numbers of pages (see `page_number_key`), ascending, in parts: of one file, of one range and at most _STEP_PAGES
+    each. They are put in order range by range: a sort of all would take tens of milliseconds.
+    """
+    ranges: dict[int, set[int]] = {}
+    for at, number in enumerate(numbers):
+        ranges.setdefault(number // RANGE_PAGES, set()).add(number)
+        if not at % RANGE_PAGES:
+            await pause()
+    for begin in sorted(ranges):
+        ordered = sorted(ranges.pop(begin))
+        for at in range(0, len(ordered), _STEP_PAGES):
+            yield ordered[0] >> 32, ordered[at : at + _STEP_PAGES]
 
 
 def _thinned(zero_from: Sequence[int], kept: Sequence[int]) -> list[int]:

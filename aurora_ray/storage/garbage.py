@@ -55,8 +55,11 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
         changes.delete_range("log", lsn_key(0), lsn_key(floor_lsn + 1))
         changes.delete_range("tables", lsn_key(0), lsn_key(floor_lsn))
         changes.write_synced()
+    pacer = Pacer(busy=segment.commits_come_in)
     for file_id in [file_id for file_id, cuts in segment.cuts.items() if cuts[0].lsn <= meta.floor_lsn]:
         await _spend_cuts(segment, file_id)
+        if pacer.due:
+            await pacer.rest()
 
 
 async def _spend_cuts(segment: Segment, file_id: int) -> None:

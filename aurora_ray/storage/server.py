@@ -15,6 +15,7 @@ from grpc_health.v1._async import HealthServicer
 
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.rpc.channel import bind, make_server
+from aurora_ray.rpc.process import raise_descriptor_limit
 from aurora_ray.rpc.stream_server import StreamServer
 from aurora_ray.storage.append import Appender
 from aurora_ray.storage.background import Background
@@ -68,6 +69,7 @@ class StorageServer:
         """
         if self._server is not None:
             raise UsageError("the storage server has been started already")
+        raise_descriptor_limit()
         self._data_dir = DataDir(self._config.data_dir, self._config.node_id)
         self.node.reclaim = self._data_dir.reclaim
         server = make_server()

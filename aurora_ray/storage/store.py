@@ -20,11 +20,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from rocksdict import BlockBasedOptions, Cache, DBCompactionStyle, DBCompressionType, DBRecoveryMode, Options
 
-from aurora_ray.errors import MalformedError
+from aurora_ray.errors import MalformedError, UnknownVolumeError
 from aurora_ray.storage import effects
 from aurora_ray.storage.keys import (
     LOG_FAMILIES,
@@ -62,7 +63,7 @@ class SegmentStore:
     def __init__(
         self, path: Path, *, write_buffer_bytes: int, cache: Cache | None = None, owner: SegmentKey = (b"", 0)
     ) -> None:
-        self.path = path
+        self.path, self.write_buffer_bytes = path, write_buffer_bytes
         families = {name: _family_options(name, write_buffer_bytes, cache) for name in (*LOG_FAMILIES, *PAGE_FAMILIES)}
         separate_pages(path, path / PAGES, lambda: _db_options(cache), families, owner)
         effects.make_directory(path / PAGES)
@@ -164,6 +165,15 @@ class SegmentStore:
             for key, batch in entries:
                 self.put_log(key, batch)
             self.sync(True)
+        except Exception as error:
+            raise WriteFailedError(self.owner, error) from error
+
+    async def sync_log(self) -> None:
+        """Makes what was written to log and metadata durable, without the event loop. Raises as `flush_pages`."""
+        try:
+            await asyncio.to_thread(self.sync, True)
+        except UnknownVolumeError:
+            raise
         except Exception as error:
             raise WriteFailedError(self.owner, error) from error
 

@@ -1,11 +1,18 @@
-"""When a node coalesces."""
+"""When a node coalesces, and whom that keeps waiting."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
+from typing import TYPE_CHECKING
 
 from aurora_ray.log import record as rec
-from tests.storage.harness import Writer, introduce
+from tests.storage.harness import ServerHandle, Writer, introduce
+from tests.support.polling import poll_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 async def test_nodes_take_turns_while_commits_come_in_and_none_waits_in_a_pause(start):
@@ -30,3 +37,75 @@ async def test_nodes_take_turns_while_commits_come_in_and_none_waits_in_a_pause(
             segment.tail_bytes = 2000
             assert not background._layer_due(segment), "less than a layer"
     assert due_from == [3000, 4000, 5000]
+
+
+async def test_a_segment_whose_redo_never_ends_keeps_no_other_one_waiting(start) -> None:
+    server = await start(layer_bytes=1000, background_interval_s=0.001, retention_s=0.0, retention_bytes=0)
+    busy, other = [await Writer().open(server, groups=(0,)) for _ in range(2)]
+    await server.send(other.flush(rec.page_delta(1, 0, [(0, b"x" * 900)]), rec.page_delta(1, 1, [(0, b"y" * 900)])))
+    await server.send([other.heartbeat()])
+    floors = server.segment(busy).meta, server.segment(other).meta
+
+    async def until(done: Callable[[], bool]) -> None:
+        for number in range(400):
+            records = [rec.page_delta(1, page, [(number % 100, b"z" * 900)]) for page in range(4)]
+            await server.send(busy.flush(*records, vdl=busy.lsn))  # more than a layer each time
+            if done():
+                return
+        raise AssertionError(f"floors {[meta.floor_lsn for meta in floors]}, layers {[m.layers for m in floors]}")
+
+    await until(lambda: floors[1].floor_lsn == other.lsn)
+    collected_lsn = floors[0].floor_lsn
+    await until(lambda: floors[0].floor_lsn > collected_lsn)  # and its own garbage goes meanwhile
+
+
+async def test_a_segment_that_waits_for_its_peers_keeps_no_other_one_waiting(start) -> None:
+    server = await start(layer_bytes=1000, background_interval_s=0.001)
+    held, other = [await Writer().open(server) for _ in range(2)]
+    async with server.segment(held).background:  # as a repair does
+        for writer in (held, other):
+            await server.send(writer.flush(rec.page_delta(1, 0, [(0, b"x" * 1000)])))
+            await server.send([writer.heartbeat()])
+        await poll_until(lambda: server.segment(other).meta.layers != [], what="the other one is merged")
+        assert not server.segment(held).meta.layers
+
+
+async def test_thousands_of_dropped_files_do_not_hold_up_the_event_loop(start) -> None:
+    server = await start(retention_s=0.0, retention_bytes=0)
+    writer, count = await Writer().open(server), 6000
+    segment = server.segment(writer)
+    for first in range(0, count, 2000):
+        files = range(first, first + 2000)
+        records = [(rec.create(10 + n, b"f%d" % n), rec.page_full(10 + n, 0, b"page")) for n in files]
+        await server.send(writer.flush(*(record for pair in records for record in pair)))
+    longest = await _longest_step(server, writer)
+    for first in range(0, count, 2000):
+        await server.send(writer.flush(*(rec.drop(10 + number) for number in range(first, first + 2000))))
+    longest = max(longest, await _longest_step(server, writer))
+    assert not segment.cuts, "they are collected"
+    await server.send(writer.flush(rec.mkdir(b"d")))
+    longest = max(longest, await _longest_step(server, writer))
+    assert not list(segment.store.scan("default", b"cut", b"cuu"))
+    assert longest < 0.03
+
+
+async def _longest_step(server: ServerHandle, writer: Writer) -> float:
+    """CPU seconds of the longest step of the event loop while a layer is made and garbage collected."""
+    await server.send([writer.heartbeat()])
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        last_s = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now_s = time.thread_time()
+            longest, last_s = max(longest, now_s - last_s), now_s
+
+    gc.disable()  # it is rare in a node's process, and here it looks at what all the tests have left
+    watcher = asyncio.create_task(watch())
+    await server.coalesce(writer)
+    await server.collect(writer)
+    watcher.cancel()
+    gc.enable()
+    return longest

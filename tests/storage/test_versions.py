@@ -121,11 +121,16 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_steps_are_of_one_range_and_hold_every_page_once(seed: int) -> None:
+async def test_steps_are_of_one_range_and_hold_every_page_once(seed: int) -> None:
     choose = random.Random(seed)
     pages = [choose.randrange(3 * RANGE_PAGES) for _ in range(choose.choice([1, 50, 3000]))]
     numbers = sorted({choose.randrange(3) << 32 | page for page in pages} | {1 << 70 | pages[0]})
-    steps = list(_steps(numbers))
+    shuffled = choose.sample(numbers, len(numbers))
+
+    async def pause() -> None:
+        pass
+
+    steps = [step async for step in _steps([*shuffled, shuffled[0]], pause)]
     assert [number for _, part in steps for number in part] == numbers
     for file_id, part in steps:
         assert 0 < len(part) <= 128
