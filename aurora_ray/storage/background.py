@@ -10,6 +10,7 @@ commits a turn takes ten times as long as its work (see `pacing.py`), so segment
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,8 @@ from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.rocks import WriteFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aurora_ray.storage.damage import SegmentKey
     from aurora_ray.storage.node import Node
     from aurora_ray.storage.segment import Segment
@@ -41,38 +44,48 @@ class Background:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config
+        self._measured_s = -_DISK_MEASURE_S
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
         """The loops."""
         async with asyncio.TaskGroup() as lanes:
-            lanes.create_task(self._look_after_disk(), name="storage-disk")
+            lanes.create_task(self._again_and_again(self._look_after_disk), name="storage-disk")
             for busy in (False, True):
-                lanes.create_task(self._lane(busy=busy), name=f"storage-lane-{'busy' if busy else 'idle'}")
+                turns = functools.partial(self._lane, busy=busy)
+                lanes.create_task(self._again_and_again(turns), name=f"storage-lane-{'busy' if busy else 'idle'}")
 
-    async def _look_after_disk(self) -> None:
-        measured_s = -_DISK_MEASURE_S
+    async def _again_and_again(self, step: Callable[[], Awaitable[float]]) -> None:
+        """`step` says after how many seconds it wants to be called again; no error ends it."""
         while True:
-            self._check()
-            now_s = time.monotonic()
-            if now_s - measured_s >= _DISK_MEASURE_S:
-                measured_s = now_s
-                await self._node.measure_disk()
-                await self._node.tend_graveyard()
-            await asyncio.sleep(_DISK_CHECK_S)
+            try:
+                pause_s = await step()
+            except Exception as error:  # RocksDB's errors have no common class
+                self._node.counters["background_errors"] += 1
+                _log.exception("node %s: background work failed: %s", self._config.node_id, error)
+                pause_s = _RETRY_S
+            await asyncio.sleep(pause_s)
 
-    async def _lane(self, *, busy: bool) -> None:
-        """Turns of the segments to which commits come in, or of the others."""
+    async def _look_after_disk(self) -> float:
+        self._check()
+        now_s = time.monotonic()
+        if now_s - self._measured_s >= _DISK_MEASURE_S:
+            self._measured_s = now_s
+            await self._node.measure_disk()
+            await self._node.tend_graveyard()
+        return _DISK_CHECK_S
+
+    async def _lane(self, *, busy: bool) -> float:
+        """A turn of each segment to which commits come in, or of each of the others."""
         pacer = Pacer()
-        while True:
-            merged = False
-            for volume in list(self._node.volumes.values()):
-                for segment in list(volume.segments.values()):
-                    if segment.commits_come_in() == busy:
-                        merged |= await self._tend(volume, segment)
-                    if pacer.due:
-                        await pacer.rest()
-            await asyncio.sleep(0 if merged else self._config.background_interval_s)
+        merged = False
+        for volume in list(self._node.volumes.values()):
+            for segment in list(volume.segments.values()):
+                if segment.commits_come_in() == busy:
+                    merged |= await self._tend(volume, segment)
+                if pacer.due:
+                    await pacer.rest()
+        return 0.0 if merged else self._config.background_interval_s
 
     def _check(self) -> None:
         try:
