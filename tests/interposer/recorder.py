@@ -15,6 +15,7 @@ from uuid import UUID
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region, Taker
 from aurora_ray.log import batch as batches
+from aurora_ray.log import record
 from aurora_ray.log.filetable import FileKind, FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import apply_page, iter_records
@@ -22,6 +23,7 @@ from aurora_ray.volume.localfiles import LocalFiles
 from tests.interposer.model import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterable
 
     from aurora_ray.log.record import Record
@@ -37,16 +39,16 @@ class Replay:
         self.table = FileTable()
         self.pages: dict[tuple[int, int], bytearray] = {}
 
-    def apply(self, record: Record) -> None:
-        self.table.apply(record)
-        match record.type:
+    def apply(self, change: Record) -> None:
+        self.table.apply(change)
+        match change.type:
             case RecordType.PAGE:
-                image = self.pages.setdefault((record.file_id, record.page), bytearray(PAGE_BYTES))
-                apply_page(record, image)
+                image = self.pages.setdefault((change.file_id, change.page), bytearray(PAGE_BYTES))
+                apply_page(change, image)
             case RecordType.TRUNCATE:
-                self._cut(record.file_id, int.from_bytes(record.body, "little"))
+                self._cut(change.file_id, int.from_bytes(change.body, "little"))
             case RecordType.DROP:
-                self._cut(record.file_id, 0)
+                self._cut(change.file_id, 0)
 
     def _cut(self, file_id: int, size: int) -> None:
         for key in [k for k in self.pages if k[0] == file_id]:
@@ -90,12 +92,30 @@ class Recorder:
         self.groups = 1
         self.taker = Taker(self.region, volume=VOLUME, epoch=1, group_tails={}, flush_bytes_max=200_000)
         self.local = LocalFiles(self.region, self.mount.resolve())
+        self.extents: dict[int, array[int]] = {}  # of mounted files, by slot
         self.records: list[Record] = []
         self.replay = Replay()
         self.random = random.Random(seed)
         self.evict = evict
         self.evicted_pages = 0
         self.hand = native.Candidate()
+        self.publishes = True
+        self.output = b""
+
+    def mounted(self, path: Path, file_id: int, extents: array[int]) -> None:
+        """Makes a file that is there one of the volume's, with its extents in these groups."""
+        found = path.stat()
+        self.extents[self.region.mount_file(found.st_ino, file_id, found.st_size, len(extents))] = extents
+        self.replay.apply(record.create(file_id, os.fsencode(path.relative_to(self.mount))))
+        self.replay.apply(record.size(file_id, found.st_size))
+        for number, group in enumerate(extents):
+            self.replay.apply(record.extent(file_id, number, group))
+
+    def slot(self, path: str) -> int:
+        """The slot of a file of the mount."""
+        slot = self.region.find_slot((self.mount / path).stat().st_ino)
+        assert slot is not None
+        return slot
 
     def close(self) -> None:
         self.local.close()
@@ -126,7 +146,7 @@ class Recorder:
             if kill_after_records is not None and len(self.records) >= kill_after_records:
                 child.kill()
         self.turn()
-        _, errors = child.communicate()
+        self.output, errors = child.communicate()
         if child.returncode not in (0, -9):
             raise AssertionError(f"exit code {child.returncode}: {errors.decode()}")
         return child.returncode
@@ -135,30 +155,32 @@ class Recorder:
         poll = self.region.poll()
         assert poll.state == native.STATE_RUNNING or self.records is not None
         for index, request in self.region.requests():
-            self.region.answer(index, self._serve(request))
+            self.region.answer(index, self.serve_request(request))
         self._take()
         if self.evict and self.random.random() < 0.5:
-            self._evict()
+            self.evict_some()
 
     def _take(self) -> None:
         while (flush := self.taker.take(0)) is not None:
-            found = [record for _, batch in flush.batches for record in iter_records(batches.payload(batch))]
+            found = [each for _, batch in flush.batches for each in iter_records(batches.payload(batch))]
             for _, batch in flush.batches:
                 batches.verify(batch)
-            found.sort(key=lambda record: record.lsn)
+            found.sort(key=lambda each: each.lsn)
             assert found[-1].lsn == flush.end
-            for record in found:
-                self.replay.apply(record)
+            for each in found:
+                self.replay.apply(each)
             self.records += found
-            self.region.publish(flush.end)
+            if self.publishes:
+                self.region.publish(flush.end)
 
-    def _serve(self, request: native.Request) -> int:
+    def serve_request(self, request: native.Request) -> int:
         if request.want == native.WANT_GROUP:
             if not self.region.free_extents():
                 self.region.add_group(self.groups, GROUP_EXTENTS)
                 self.groups += 1
             return 0
         if request.want == native.WANT_EXTENTS:
+            self.region.tell_extents(request.slot, request.first, self.extents[request.slot])
             return 0
         self._take()
         fd = self.local.get(request.slot, pid=request.pid, fd=request.fd)
@@ -169,7 +191,7 @@ class Recorder:
         kinds = bytes(page is not None for page in pages)
         return self.region.fill(request.slot, fd, request.first, kinds, b"".join(page for page in pages if page))
 
-    def _evict(self) -> None:
+    def evict_some(self) -> None:
         durable = self.region.base_lsn + self.region.peek().durable
         for slot, chunk in self.region.evictable(self.hand, durable, 4, 64):
             fd = self.local.get(slot)
@@ -180,9 +202,9 @@ class Recorder:
     def states(self, lsns: Iterable[int]) -> Iterable[tuple[int, dict[str, bytes | None]]]:
         """The tree at each of these LSNs (ascending), from the log alone."""
         replay, records = Replay(), iter(self.records)
-        record = next(records, None)
+        upcoming = next(records, None)
         for lsn in lsns:
-            while record is not None and record.lsn <= lsn:
-                replay.apply(record)
-                record = next(records, None)
+            while upcoming is not None and upcoming.lsn <= lsn:
+                replay.apply(upcoming)
+                upcoming = next(records, None)
             yield lsn, replay.snapshot()

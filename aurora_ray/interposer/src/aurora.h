@@ -4,7 +4,8 @@
  *
  *   region.c     attach, the lock, waiting, the table of files and of their chunks
  *   log.c        the ring: appending redo records
- *   files.c      what a write or a truncate means to the log; making absent pages present
+ *   files.c      what a truncate means to the log, and where extents are placed; making absent pages present
+ *   writes.c     what a write means to the log
  *   names.c      what a create, a rename, an unlink means to the log
  *   intercept*.c the libc functions that lead here
  *   driver.c     the consumer's side, called by Python through ctypes; driver_pages.c is its part about local files
@@ -220,14 +221,19 @@ void ar_order(uint64_t lsn);
 void ar_wait_ordered(void);
 uint64_t ar_tail_lsn(void);
 
-/* files.c: all return as the libc call does, with errno */
-bool ar_is_volatile(const char *path);
+/* writes.c: all return as the libc call does, with errno */
 ssize_t ar_write_at(int fd, struct slot *slot, const void *data, size_t bytes, off_t offset);
+ssize_t ar_write_end(int fd, struct slot *slot, const void *data, size_t bytes, off_t *end);
+int ar_capture(int fd, struct slot *slot, uint64_t offset);
+
+/* files.c: the same */
+int ar_lock_placed(struct slot *slot, uint32_t first, uint32_t end);
+void ar_grow(struct slot *slot, uint64_t size);
 int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes);
+bool ar_is_volatile(const char *path);
 void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes);
 int ar_truncate(int fd, struct slot *slot, uint64_t size);
 int ar_extend(int fd, struct slot *slot, uint64_t offset, uint64_t bytes);
-void ar_capture(int fd, struct slot *slot, uint64_t offset);
 uint32_t ar_pages_of(uint64_t bytes);
 void ar_know_extents(struct slot *slot, uint32_t first, uint32_t end);
 void ar_for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct slot *, uint32_t, uint64_t),

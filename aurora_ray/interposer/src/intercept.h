@@ -19,7 +19,7 @@ int ar_track_copy(int from, int to);
 const char *ar_durable_path(int dir, const char *path, char out[PATH_MAX]);
 int ar_open(int dir, const char *path, int flags, mode_t mode);
 ssize_t ar_write(int fd, const void *from, size_t n);
-void ar_capture_streams(int fd);
+int ar_capture_streams(int fd); /* -1: what a stream wrote could not be read back, so it is not in the log */
 bool ar_order_only(struct slot *slot);
 void ar_wait_if_ordered(struct slot *slot);
 #endif

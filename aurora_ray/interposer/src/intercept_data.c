@@ -137,13 +137,24 @@ static void after_write(int fd, struct slot *slot, ssize_t n)
         ar_wait_durable(atomic_load(&slot->last_lsn));
 }
 
+/* At the file's end, whatever others append at the same time; the descriptor's position is there afterwards. */
+static ssize_t append(int fd, struct slot *slot, const void *from, size_t n, bool moves)
+{
+    off_t end = 0;
+    ssize_t done = ar_write_end(fd, slot, from, n, &end);
+    if (done > 0 && moves)
+        lseek(fd, end, SEEK_SET);
+    after_write(fd, slot, done);
+    return done;
+}
+
 static ssize_t pwrite_any(int fd, const void *from, size_t n, off_t at)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot)
         return real_pwrite(fd, from, n, at);
-    if (ar_fds[fd].flags & FD_APPEND)
-        at = (off_t)atomic_load(&slot->size);
+    if (at >= 0 && ar_fds[fd].flags & FD_APPEND)
+        return append(fd, slot, from, n, false);
     ssize_t done = ar_write_at(fd, slot, from, n, at);
     after_write(fd, slot, done);
     return done;
@@ -154,16 +165,27 @@ ssize_t ar_write(int fd, const void *from, size_t n)
     struct slot *slot = ar_slot_of(fd);
     if (!slot)
         return real_write(fd, from, n);
-    off_t at = ar_fds[fd].flags & FD_APPEND ? (off_t)atomic_load(&slot->size) : lseek(fd, 0, SEEK_CUR);
+    if (ar_fds[fd].flags & FD_APPEND)
+        return append(fd, slot, from, n, true);
+    off_t at = lseek(fd, 0, SEEK_CUR);
     return advance(fd, at, pwrite_any(fd, from, n, at));
 }
 
+enum place { AT_POSITION, AT_OFFSET, AT_END };
+
+static ssize_t write_placed(int fd, const void *from, size_t n, off_t at, enum place place)
+{
+    if (place == AT_END)
+        return append(fd, ar_slot_of(fd), from, n, at == -1);
+    return place == AT_OFFSET ? pwrite_any(fd, from, n, at) : ar_write(fd, from, n);
+}
+
 /* Vectors are gathered: a write is compared and logged as one run of bytes. */
-static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, bool positioned)
+static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, enum place place)
 {
     size_t bytes = total(v, n), done = 0;
     if (n == 1)
-        return positioned ? pwrite_any(fd, v->iov_base, bytes, at) : ar_write(fd, v->iov_base, bytes);
+        return write_placed(fd, v->iov_base, bytes, at, place);
     char *all = malloc(bytes ? bytes : 1);
     if (!all) {
         errno = ENOMEM;
@@ -173,7 +195,7 @@ static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, bool pos
         memcpy(all + done, v[i].iov_base, v[i].iov_len);
         done += v[i].iov_len;
     }
-    ssize_t result = positioned ? pwrite_any(fd, all, bytes, at) : ar_write(fd, all, bytes);
+    ssize_t result = write_placed(fd, all, bytes, at, place);
     int error = errno;
     free(all);
     errno = error;
@@ -182,7 +204,7 @@ static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, bool pos
 
 static ssize_t pwritev_any(int fd, const struct iovec *v, int n, off_t at)
 {
-    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, at, true) : real_pwritev(fd, v, n, at);
+    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, at, AT_OFFSET) : real_pwritev(fd, v, n, at);
 }
 
 AR_EXPORT ssize_t write(int fd, const void *from, size_t n)
@@ -192,7 +214,7 @@ AR_EXPORT ssize_t write(int fd, const void *from, size_t n)
 }
 AR_EXPORT ssize_t writev(int fd, const struct iovec *v, int n)
 {
-    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, 0, false) : real_writev(fd, v, n);
+    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, 0, AT_POSITION) : real_writev(fd, v, n);
 }
 AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
 AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
@@ -205,9 +227,8 @@ AR_EXPORT ssize_t pwritev2(int fd, const struct iovec *v, int n, off_t at, int f
     struct slot *slot = ar_slot_of(fd);
     if (!slot || n <= 0)
         return real_pwritev2(fd, v, n, at, flags);
-    if (flags & RWF_APPEND)
-        at = (off_t)atomic_load(&slot->size);
-    ssize_t done = gathered(fd, v, n, at, at != -1);
+    enum place place = flags & RWF_APPEND ? AT_END : at == -1 ? AT_POSITION : AT_OFFSET;
+    ssize_t done = gathered(fd, v, n, at, place);
     if (done > 0 && flags & (RWF_SYNC | RWF_DSYNC))
         ar_wait_durable(atomic_load(&slot->last_lsn));
     return done;
@@ -217,13 +238,11 @@ AR_EXPORT ssize_t pwritev64v2(int fd, const struct iovec *v, int n, off_t at, in
     return pwritev2(fd, v, n, at, flags);
 }
 
-/* Copies inside the kernel would be invisible; these go through memory when either side is ours. */
-static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t n)
+static ssize_t copy_in_steps(int in, off_t *in_at, int out, off_t *out_at, size_t n, char *buffer, size_t room)
 {
-    static __thread char buffer[65536];
     size_t done = 0;
     while (done < n) {
-        size_t want = n - done < sizeof buffer ? n - done : sizeof buffer;
+        size_t want = n - done < room ? n - done : room;
         ssize_t got = in_at ? pread_any(in, buffer, want, *in_at) : read_any(in, buffer, want);
         if (got <= 0)
             return done ? (ssize_t)done : got;
@@ -241,6 +260,22 @@ static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t
             break;
     }
     return (ssize_t)done;
+}
+
+/* Copies inside the kernel would be invisible; these go through memory when either side is ours. */
+static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t n)
+{
+    const size_t room = 65536;
+    char *buffer = malloc(room); /* not thread-local, and not on the stack: threads may have little of either */
+    if (!buffer) {
+        errno = ENOMEM;
+        return -1;
+    }
+    ssize_t done = copy_in_steps(in, in_at, out, out_at, n, buffer, room);
+    int error = errno;
+    free(buffer);
+    errno = error;
+    return done;
 }
 
 AR_EXPORT ssize_t copy_file_range(int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags)
@@ -271,12 +306,14 @@ static bool wait_for_fd(int fd)
 
 AR_EXPORT int fsync(int fd)
 {
-    ar_capture_streams(fd);
+    if (ar_capture_streams(fd) < 0)
+        return -1;
     return wait_for_fd(fd) ? 0 : real_fsync(fd);
 }
 AR_EXPORT int fdatasync(int fd)
 {
-    ar_capture_streams(fd);
+    if (ar_capture_streams(fd) < 0)
+        return -1;
     struct slot *slot = ar_slot_of(fd);
     if (slot && ar_order_only(slot))
         return 0;
@@ -284,7 +321,8 @@ AR_EXPORT int fdatasync(int fd)
 }
 AR_EXPORT int syncfs(int fd)
 {
-    ar_capture_streams(-1);
+    if (ar_capture_streams(-1) < 0)
+        return -1;
     if (ar_active)
         ar_wait_durable(ar_tail_lsn());
     return ar_active && fd >= 0 && fd < FD_MAX && ar_fds[fd].slot ? 0 : real_syncfs(fd);

@@ -19,36 +19,42 @@ struct stream {
 static struct stream *streams;
 static pthread_mutex_t streams_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void capture(struct stream *s)
+static int capture(struct stream *s)
 {
     struct slot *slot = ar_slot_of(s->fd);
     if (!slot)
-        return;
-    ar_capture(s->fd, slot, s->anywhere ? 0 : s->logged);
+        return 0;
+    if (ar_capture(s->fd, slot, s->anywhere ? 0 : s->logged) < 0)
+        return -1; /* it stays to be logged */
     s->logged = atomic_load(&slot->size);
+    return 0;
 }
 
-static void capture_file(FILE *file)
+static int capture_file(FILE *file)
 {
+    int result = 0;
     if (!ar_active || !streams)
-        return;
+        return 0;
     pthread_mutex_lock(&streams_lock);
     for (struct stream *s = streams; s; s = s->next)
-        if (!file || s->file == file)
-            capture(s);
+        if ((!file || s->file == file) && capture(s) < 0)
+            result = -1;
     pthread_mutex_unlock(&streams_lock);
+    return result;
 }
 
 /* fd -1: all of them. An fsync of a stream's descriptor covers what fflush has handed to the kernel before. */
-void ar_capture_streams(int fd)
+int ar_capture_streams(int fd)
 {
+    int result = 0;
     if (!ar_active || !streams)
-        return;
+        return 0;
     pthread_mutex_lock(&streams_lock);
     for (struct stream *s = streams; s; s = s->next)
-        if (fd < 0 || s->fd == fd)
-            capture(s);
+        if ((fd < 0 || s->fd == fd) && capture(s) < 0)
+            result = -1;
     pthread_mutex_unlock(&streams_lock);
+    return result;
 }
 
 static FILE *watch_stream(FILE *file, int fd, const char *mode)
@@ -128,8 +134,7 @@ AR_EXPORT int fflush(FILE *stream)
 {
     ar_resolve_libc();
     int result = real_fflush(stream);
-    capture_file(stream);
-    return result;
+    return capture_file(stream) < 0 ? EOF : result;
 }
 
 AR_EXPORT int fclose(FILE *stream)
@@ -149,12 +154,14 @@ AR_EXPORT int fclose(FILE *stream)
         pthread_mutex_unlock(&streams_lock);
     }
     int flushed = gone ? real_fflush(stream) : 0;
-    if (gone)
-        capture(gone);
+    int captured = gone ? capture(gone) : 0, error = errno;
     free(gone);
     if (fd >= 0)
         ar_track(fd, 0, 0);
-    return real_fclose(stream) || flushed ? EOF : 0;
+    if (real_fclose(stream))
+        return EOF;
+    errno = captured ? error : errno;
+    return flushed || captured ? EOF : 0;
 }
 
 __attribute__((destructor)) static void end(void)

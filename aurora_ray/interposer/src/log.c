@@ -119,7 +119,7 @@ static void note(struct slot *slot, struct chunk *chunk, uint64_t lsn)
 
 static void append_full(struct slot *slot, struct chunk *chunk, struct record head, const uint8_t *image)
 {
-    static __thread uint8_t body[4 + AR_PAGE_BYTES_MAX];
+    static uint8_t body[4 + AR_PAGE_BYTES_MAX]; /* under the lock: one a process will do */
     uint32_t bytes = ar_region->page_bytes;
     while (bytes && !image[bytes - 1])
         bytes--;
@@ -137,7 +137,7 @@ static void append_full(struct slot *slot, struct chunk *chunk, struct record he
 void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
                     size_t from, size_t to)
 {
-    static __thread struct {
+    static struct { /* the same */
         struct range ranges[RANGES_MAX + 1];
         uint8_t data[AR_PAGE_BYTES_MAX];
     } body;

@@ -7,7 +7,7 @@
 
 void ar_name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second)
 {
-    char body[2 * 4096];
+    static char body[2 * 4096]; /* under the lock: one a process will do */
     size_t n = strlen(first);
     memcpy(body, first, n);
     if (second) {
