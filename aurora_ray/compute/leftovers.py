@@ -17,6 +17,7 @@ import signal
 import time
 from pathlib import Path
 
+from aurora_ray.durable import replace_file
 from aurora_ray.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -42,9 +43,7 @@ def write_pid_file(path: Path, pid: int) -> None:
     ticks = start_ticks(pid)
     if ticks is None:
         return
-    temporary = path.with_suffix(".new")
-    temporary.write_text(f"{pid} {ticks} {_boot_id()}\n")
-    temporary.replace(path)
+    replace_file(path, f"{pid} {ticks} {_boot_id()}\n", durable=False)  # no process survives a power cut
 
 
 def read_pid_file(path: Path) -> int | None:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.control.placement import default_nodes, place_group
-from aurora_ray.control.private_file import replace_file
+from aurora_ray.durable import replace_file
 from aurora_ray.errors import ConfigurationError, UsageError
 
 FILE_NAME = "fleet.toml"
@@ -77,7 +77,7 @@ def save(data_dir: Path, fleet: Fleet) -> None:
     try:
         if path.exists() and path.read_text() == text:
             return
-        replace_file(path, text, durable=True)
+        replace_file(path, text)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aurora_ray.control.private_file import replace_file
+from aurora_ray.durable import replace_file
 
 FILE_NAME: Final = "chaos.json"
 
@@ -79,7 +79,8 @@ class Faults:
             for target, island in self.islands.items()
         }
         paused = {target: asdict(pause) for target, pause in self.paused.items()}
-        replace_file(self.path, json.dumps({"islands": islands, "away": self.away_until_s, "paused": paused}))
+        text = json.dumps({"islands": islands, "away": self.away_until_s, "paused": paused})
+        replace_file(self.path, text, durable=False)  # processes that a power cut ended are cut off from nobody
 
     def clear(self) -> None:
         """All of them are over."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aurora_ray.compute.directories import prepare_data_dir
 from aurora_ray.control import bootstrap, faults, local_ray, outages
 from aurora_ray.control.runtime import ControlConfig
+from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Fleet:
     @classmethod
     def _join(cls, address: str, config: ControlConfig) -> Fleet:
         control = _connect(address, config.data_dir, own=False, config=config)
-        (config.data_dir / JOINED_NAME).write_text(address + "\n")
+        replace_file(config.data_dir / JOINED_NAME, address + "\n")
         fleet = cls(control, config.data_dir)
         theirs = fleet.info()["data_dir"]
         if theirs != str(config.data_dir):

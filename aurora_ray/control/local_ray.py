@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,7 +31,7 @@ from typing import Final
 
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.progress import children_of
-from aurora_ray.control.private_file import replace_file
+from aurora_ray.durable import make_file, replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError
 
 FILE_NAME: Final = "ray.json"
@@ -46,6 +47,7 @@ MARK_NAME: Final = "AURORA_RAY_OF"
 # Without these two, actors serve on, but nobody starts another one.
 DAEMON_NAMES: Final = ("gcs_server", "raylet")
 POLL_S: Final = 0.02
+_TOKEN: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalRayError(AuroraError):
@@ -138,7 +140,8 @@ def dead(daemons: dict[str, tuple[int, int]]) -> dict[str, int]:
 def note(data_dir: Path, address: str, daemons: dict[str, tuple[int, int]]) -> None:
     """Called by the host process when its cluster is up, and without an address when it is to be started anew."""
     host = {"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
-    replace_file(data_dir / FILE_NAME, json.dumps({**host, "daemons": daemons}) + "\n")
+    text = json.dumps({**host, "daemons": daemons}) + "\n"
+    replace_file(data_dir / FILE_NAME, text, durable=False)  # it names processes, which no power cut survives
 
 
 def start(data_dir: Path, arguments: list[str]) -> LocalRay:
@@ -250,10 +253,15 @@ def _gone(pid: int, timeout_s: float) -> bool:
 
 
 def _make_token(path: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+    """Nothing runs now that knows the token; one that is none (a disk that was full, an earlier version's that a power
+    cut emptied) is made anew."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if _TOKEN.fullmatch(path.read_text().strip()) is None:
+            path.unlink()
+    try:
+        make_file(path, secrets.token_hex(32))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def make_private_dir(data_dir: Path) -> None:

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.control.private_file import replace_file
+from aurora_ray.durable import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,4 +66,5 @@ class Outages:
             if not self._noted:
                 self._path.unlink(missing_ok=True)
                 return
-            replace_file(self._path, json.dumps({name: asdict(outage) for name, outage in self._noted.items()}))
+            text = json.dumps({name: asdict(outage) for name, outage in self._noted.items()})
+            replace_file(self._path, text, durable=False)  # on the way to a failover, and about nothing but its trace

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import secrets
-import tempfile
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from aurora_ray.durable import make_file
 from aurora_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PASSWORD_BYTES: Final = 24
 _SCRAM: Final = "SCRAM-SHA-256"
@@ -33,19 +34,8 @@ def ensure_passfile(path: Path, user: str) -> str:
         pass
     password = secrets.token_urlsafe(PASSWORD_BYTES)  # no character that the file format would want escaped
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp: mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"*:*:*:{user}:{password}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # unlike a rename, this never replaces the password of someone faster
-        except FileExistsError:
-            return _password_in(path, user)
-    finally:
-        Path(temporary).unlink()
-    return password
+    made = make_file(path, f"*:*:*:{user}:{password}\n")
+    return password if made else _password_in(path, user)  # someone was faster
 
 
 def _password_in(path: Path, user: str) -> str:

@@ -13,11 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from aurora_ray.durable import move_tree
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.base import EngineInstall, TreePart
 from aurora_ray.engine.wheels import PACKAGES, WHEELS
 from aurora_ray.errors import ConfigurationError
 
+COPY_FORMAT: Final = "synced"  # copies by other names were not: a power cut may have emptied them
 KIND: Final = "postgres"
 MAJOR_MIN: Final = 15  # recovery_prefetch and the shared-memory statistics, which the settings rely on
 SYSTEM_PATTERNS: Final = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")  # Debian's, PGDG's for RPM systems
@@ -105,7 +107,8 @@ def stage(install: EngineInstall, account: EngineAccount, engines_dir: Path) -> 
 
 def _copy(install: EngineInstall, engines_dir: Path) -> Path:
     """The bin directory of the copy; whole or not there, through a rename. Names tell the sources apart."""
-    origin = hashlib.sha256("\0".join(str(part.source) for part in install.parts).encode()).hexdigest()[:8]
+    sources = (COPY_FORMAT, *(str(part.source) for part in install.parts))
+    origin = hashlib.sha256("\0".join(sources).encode()).hexdigest()[:8]
     target = engines_dir / f"{install.kind}-{install.version}-{origin}"
     main = install.parts[0]
     bin_dir = target / main.relative / install.bin_dir.relative_to(main.source)
@@ -120,7 +123,7 @@ def _copy(install: EngineInstall, engines_dir: Path) -> Path:
             shutil.copytree(part.source, temporary / part.relative, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         _open_to_all(temporary)
         try:
-            temporary.rename(target)
+            move_tree(temporary, target)
         except OSError:  # someone else was faster; theirs is as good
             if not target.is_dir():
                 raise

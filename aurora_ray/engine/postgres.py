@@ -27,6 +27,7 @@ from psycopg import sql
 
 from aurora_ray import telemetry
 from aurora_ray.config import MIB
+from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineInstall, StopMode, VolatilePattern
 from aurora_ray.engine.credentials import verifies
 from aurora_ray.engine.network import claim_port
@@ -173,10 +174,10 @@ class PostgresEngine:
                 work_dir=self._socket_dir,
                 log_path=self.log_path,
             )
-        self._pid_note.write_text(str(process.pid))
         self._process, self._segments = process, set()
         self._watcher = asyncio.create_task(self._watch(process), name=f"watch postgres {process.pid}")
         try:
+            replace_file(self._pid_note, str(process.pid), durable=False)  # an engine without a note would be nobody's
             with telemetry.span("engine.recover"):
                 async with asyncio.timeout(timeout_s):
                     await self._wait_ready(process, data_dir)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.durable import move_tree, replace_file
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.image import tree_records
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity, identity_patches
@@ -112,14 +113,12 @@ def _build(install: EngineInstall, account: EngineAccount, target: Path, timeout
             "system_identifier": int(facts["Database system identifier"]),
             "nonce": facts["Mock authentication nonce"],
         }
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        replace_file(building / MANIFEST, json.dumps(manifest, indent=2) + "\n", mode=0o644)
         if account.switch:
             os.chown(
                 building, os.geteuid(), os.getegid()
             )  # done: engines must not reach what other clusters start from
-        _sync_tree(building)
-        building.rename(target)
-        _sync(target.parent)
+        move_tree(building, target)  # synced: later, nobody looks whether the pages in it are whole
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -204,19 +203,3 @@ def _locked(path: Path, timeout_s: float) -> Iterator[None]:
                     raise EngineError(f"another process has held {path} for {timeout_s:g} s: is it stuck?") from None
                 time.sleep(LOCK_INTERVAL_S)
         yield
-
-
-def _sync_tree(root: Path) -> None:
-    """Everything below `root` on disk: later, nobody looks whether the pages in it are whole."""
-    for directory, _, names in os.walk(root):
-        for name in names:
-            _sync(Path(directory) / name)
-        _sync(Path(directory))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -92,3 +92,14 @@ def test_a_cluster_serves_while_its_daemons_live(tmp_path: Path) -> None:
         local_ray.note(tmp_path, address, {"raylet": (os.getpid(), daemon_ticks)})
         with pytest.raises(local_ray.LocalRayError, match="`aurora down`, then `aurora up`"):
             local_ray.find_serving(tmp_path, 0)
+
+
+@pytest.mark.parametrize("left", ["", "cut off", "0" * 63])
+def test_a_token_that_is_none_is_made_anew(tmp_path: Path, left: str) -> None:
+    path = tmp_path / local_ray.TOKEN_NAME
+    path.write_text(left)
+    local_ray._make_token(path)
+    token = path.read_text()
+    assert len(token) == 64
+    local_ray._make_token(path)
+    assert path.read_text() == token

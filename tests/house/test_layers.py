@@ -6,14 +6,16 @@ that can fail: to add an edge, change the table, and be ready to say why.
 
 from tests.house.source import imports, package_modules, where
 
-_BASE = {"errors"}
+_BASE = {"durable", "errors", "troubles"}
 _DATA_PATH = _BASE | {"log", "rpc", "telemetry"}
 _LOWER = _DATA_PATH | {"interposer", "config", "regions"}
 _ACTORS = _LOWER | {"volume", "engine", "storage"}
 _MIDDLE = _ACTORS | {"compute", "endpoint", "replication", "serverless"}
 
 MAY_IMPORT: dict[str, set[str]] = {
+    "durable": set(),
     "errors": set(),
+    "troubles": set(),
     "config": _BASE,
     "regions": _BASE | {"config"},
     "telemetry": _BASE,
