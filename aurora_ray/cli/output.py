@@ -119,7 +119,8 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         behind = _bytes(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
         row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}" if known else "-", behind)
         nodes.add_row(*row, _bytes(n["disk_bytes"]) if known else "-")
-    reasons = [_fault(fault) for fault in status.get("faults", ())]
+    reasons = [f"{trouble['subject']}: {trouble['sentence']}" for trouble in status.get("troubles", ())]
+    reasons += [_fault(fault) for fault in status.get("faults", ())]
     reasons += [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
     reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.errors import AuroraError
+from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
 CACHE_BYTES_DEFAULT = 4 << 30
@@ -136,3 +137,4 @@ class WriterStatus:
     reason: str = ""
     stats: dict[str, int | float] = field(default_factory=dict)
     placements: tuple[GroupPlacement, ...] = ()  # who holds the groups in truth
+    troubles: tuple[Trouble, ...] = ()

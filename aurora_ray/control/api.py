@@ -203,6 +203,7 @@ class ControlApi:
             ),
             notes=(*plane.notes, *plane.metrics_port.notes),
             faults=plane.chaos.in_force(),
+            troubles=plane.troubles(),
         ) | {"metrics": plane.metrics_port.url}
 
     async def secret(self, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.telemetry.fleet_metrics import family, merge
 
 if TYPE_CHECKING:
+    from aurora_ray.compute.config import WriterStatus
     from aurora_ray.control.plane import ControlPlane
     from aurora_ray.control.processes import Instance
     from aurora_ray.endpoint.host import EndpointState
@@ -82,10 +84,12 @@ def _clusters(plane: ControlPlane) -> Iterable[bytes]:
     vdls: list[Sample] = []
     epochs: list[Sample] = []
     up: list[Sample] = []
+    statuses: list[WriterStatus | None] = []
     for cluster in plane.fleet.clusters:
         labels = {"cluster": cluster.name}
         instance = plane.processes.instances.get(cluster.writer().instance_id)
         status = plane.processes.last_status(cluster.writer().instance_id)
+        statuses.append(status)
         up.append((labels, float(instance is not None and instance.seen.phase == "available")))
         if status is not None:
             vdls.append((labels, float(status.vdl)))
@@ -93,6 +97,10 @@ def _clusters(plane: ControlPlane) -> Iterable[bytes]:
     yield family("aurora_cluster_up", "gauge", "1 while the writer accepts statements", up)
     yield family("aurora_cluster_vdl_bytes", "gauge", "Volume durable LSN, as last looked at", vdls)
     yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
+    told = [*plane.troubles(), *(t for s in statuses if s is not None for t in s.troubles)]
+    counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
+    troubles = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
+    yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", troubles)
 
 
 def _endpoints(states: Mapping[str, EndpointState]) -> Iterable[bytes]:

@@ -36,13 +36,15 @@ from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.runtime import SupersededError
 from aurora_ray.control.store import ControlStore
-from aurora_ray.errors import AuroraError, FencedError, QuorumLostError
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError
+from aurora_ray.troubles import Trouble, TroubleCode
 from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
     from aurora_ray.control.endpoints import EndpointRuntime
     from aurora_ray.control.model import Fleet
     from aurora_ray.control.runtime import ControlConfig, Runtime
+    from aurora_ray.control.store import Version
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class ControlPlane:
         self._stopping = False
         self._fenced = asyncio.Event()
         self._plan = reconcile.Plan((), ())
+        self._file_problem = ""  # why the bootstrap file does not follow
         self._looked_at_s = 0.0
         self._looked_at_nodes_s = 0.0
 
@@ -122,6 +125,15 @@ class ControlPlane:
     def notes(self) -> tuple[str, ...]:
         """What the last cycle said has to wait."""
         return self._plan.notes
+
+    def troubles(self) -> list[Trouble]:
+        """What is not as it shall be with the control plane itself."""
+        found = []
+        if self._file_problem:
+            found.append(Trouble(TroubleCode.FLEET_FILE, "control", self._file_problem))
+        damaged = self._store.damaged if self._store is not None else ()
+        found += [Trouble(TroubleCode.STATE_DAMAGED, "control", _passed_over(version)) for version in damaged]
+        return found
 
     def observe(self) -> Observed:
         """A consistent picture for one decision."""
@@ -168,6 +180,8 @@ class ControlPlane:
 
     def _cycle(self) -> None:
         now_s = self._clock()
+        if self._file_problem:
+            self._note_fleet()
         instances, observed = self.processes.instances, self.observe()
         further = chain(
             replacement.wanted(self.fleet, observed, now_s, self._rules),
@@ -280,15 +294,21 @@ class ControlPlane:
                 timeout_s=OPEN_CONTROL_TIMEOUT_S,
                 on_fenced=self._fenced.set,
             )
-        async with self._saving:
-            fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
-            if fleet != loaded:
-                fleet = replace(fleet, revision=fleet.revision + 1)
-                with self._own_volume():
-                    await store.save(fleet)
-            bootstrap.save(self.config.data_dir, fleet)
-            self.fleet, self._store = fleet, store
+        try:
+            async with self._saving:
+                fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
+                if fleet != loaded or store.damaged:
+                    fleet = replace(fleet, revision=fleet.revision + 1)
+                    with self._own_volume():
+                        await store.save(fleet)
+                self.fleet, self._store = fleet, store
+        finally:
+            if self._store is not store:
+                await store.close()
+        self._note_fleet()
         self.failovers.take_over()
+        for version in store.damaged:
+            self.say(_passed_over(version))
         self.say(f"the control state is open in epoch {store.epoch}, revision {fleet.revision}")
 
     async def commit(self, change: Callable[[Fleet], Fleet]) -> Fleet:
@@ -301,10 +321,25 @@ class ControlPlane:
                 changed = replace(changed, revision=self.fleet.revision + 1)
                 with self._own_volume():
                     await self._store.save(changed)
-            bootstrap.save(self.config.data_dir, changed)
-            self.fleet = changed
+                # It is durable, whatever becomes of the file: the next change must build on it.
+                self.fleet = changed
+                self._note_fleet()
+            else:
+                bootstrap.save(self.config.data_dir, changed)
+                self.fleet = changed
         self.notify()
         return changed
+
+    def _note_fleet(self) -> None:
+        """Has the bootstrap file follow. If it cannot be written, the next cycle tries again: its content is not needed
+        while we run, and a control plane that starts with an older one finds its way from there."""
+        try:
+            bootstrap.save(self.config.data_dir, self.fleet)
+            self._file_problem = ""
+        except ConfigurationError as error:
+            if self._file_problem != str(error):
+                self._file_problem = str(error)
+                self.say(str(error))
 
     @contextmanager
     def _own_volume(self) -> Iterator[None]:
@@ -337,6 +372,13 @@ class ControlPlane:
         await processes.clients.close()
         nodes, processes.nodes = processes.nodes, {}
         await _all(n.process.stop(destroy=destroy, timeout_s=END_TIMEOUT_S) for n in nodes.values())
+
+
+def _passed_over(version: Version) -> str:
+    return (
+        f"version {version.number} of the control state cannot be used ({version.problem}) and the one before it is in "
+        "force: what was declared in between is forgotten; `aurora repair state` shows all versions"
+    )
 
 
 def merge(local: Fleet, loaded: Fleet) -> Fleet:

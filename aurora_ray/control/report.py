@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.reconcile import Attempt
     from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
+    from aurora_ray.troubles import Trouble
 
 VOLUME_BYTES_MAX: Final = 128 << 40
 
@@ -89,8 +90,9 @@ def report_cluster(
     endpoints: Mapping[str, Any],
     notes: tuple[str, ...] = (),
     faults: Sequence[Mapping[str, Any]] = (),
+    troubles: Iterable[Trouble] = (),
 ) -> dict[str, Any]:
-    """The whole of `aurora status NAME --json`. `faults`: see chaos.in_force."""
+    """The whole of `aurora status NAME --json`. `faults`: see chaos.in_force; `troubles`: of the fleet as a whole."""
     status = statuses.get(cluster.writer().instance_id)
     volume_id = cluster.volume.volume_id
     pairs = fleet.replacements()
@@ -121,8 +123,15 @@ def report_cluster(
             "limit_bytes": VOLUME_BYTES_MAX,
         },
         "faults": [dict(fault) for fault in faults],
+        "troubles": [trouble.report() for trouble in sorted({*troubles, *_told(statuses.values())})],
         "notes": [*notes, *_to_be_replaced(fleet, nodes)],
     }
+
+
+def _told(statuses: Iterable[WriterStatus | None]) -> Iterator[Trouble]:
+    for status in statuses:
+        if status is not None:
+            yield from status.troubles
 
 
 def _to_be_replaced(fleet: Fleet, nodes: Mapping[str, Node]) -> Iterator[str]:

@@ -1,38 +1,58 @@
-"""Where the declared state is kept: a file in the control volume, on the same six storage nodes as everything else.
+"""Where the declared state is kept: in files of the control volume, on the same six storage nodes as everything else.
 
 Opening seals the volume, so of two control planes only the one that came last can save; the other gets FencedError and
-must end. A save is one append, hence one flush: recovery keeps it whole or drops it whole. Only pages that differ from
-the last save are written. Old versions are the storage nodes' to collect.
-
-The file (id 1, group 0), in pages of the volume's page size:
-  0 u32 magic "ARC1" | 4 u32 crc32c of the state | 8 u64 length of the state | 16 the state (see model.py), then zeros
+must end. A save is one append, hence one flush: recovery keeps it whole or drops it whole. It writes a whole version to
+a file of its own (state_file.py), so a save whose outcome is unknown cannot harm the next. The last VERSIONS_KEPT
+versions can be read; where the newest is damaged, the one before it counts, and whoever opened it is told (`damaged`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
+import time
 from collections.abc import Callable, Sequence
-from typing import Final, Self
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
-import google_crc32c
-
+from aurora_ray.control import state_file
 from aurora_ray.control.model import Fleet, VolumeState, pack, unpack
+from aurora_ray.control.state_file import VERSIONS_KEPT, Content, Listing, Pages
 from aurora_ray.errors import MalformedError
-from aurora_ray.log.record import Record, create, extent, page_full, size, truncate
+from aurora_ray.log.record import Record
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.membership import change_members
-from aurora_ray.volume.spec import EXTENT_PAGES, GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
-HEADER: Final = struct.Struct("<IIQ")
-MAGIC: Final = 0x31435241  # "ARC1"
-FILE_ID: Final = 1
-FILE_PATH: Final = b"control-state"
 CLOSE_TIMEOUT_S: Final = 3.0
-STATE_BYTES_MAX: Final = 32 << 20  # one flush must carry it
+SAVE_TIMEOUT_S: Final = 30.0
 
-assert HEADER.size == 16  # noqa: S101
+
+class StateDamagedError(MalformedError):
+    """No version of the control state can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A saved state. `fleet` is None and `problem` says why if it cannot be used."""
+
+    number: int
+    saved_at_s: float
+    nbytes: int
+    fleet: Fleet | None
+    problem: str = ""
+
+    def report(self) -> dict[str, Any]:
+        """Plain values, for people: nothing secret."""
+        fleet = self.fleet
+        return {
+            "version": self.number,
+            "saved_at_s": self.saved_at_s or None,
+            "bytes": self.nbytes,
+            "revision": fleet.revision if fleet is not None else None,
+            "clusters": sorted(c.name for c in fleet.clusters) if fleet is not None else [],
+            "problem": self.problem,
+        }
 
 
 def volume_spec(volume: VolumeState) -> VolumeSpec:
@@ -41,66 +61,107 @@ def volume_spec(volume: VolumeState) -> VolumeSpec:
     return VolumeSpec(volume.volume_id, volume.page_size, volume.group_bytes, groups)
 
 
-def frame(state: bytes, page_size: int) -> list[bytes]:
-    """The file's pages, each of `page_size` bytes."""
-    content = HEADER.pack(MAGIC, google_crc32c.value(state), len(state)) + state
-    return [content[at : at + page_size].ljust(page_size, b"\0") for at in range(0, len(content), page_size)]
-
-
-def pages_needed(first_page: bytes, page_size: int) -> int:
-    """How many pages the file has, from its first. Raises MalformedError."""
-    magic, _, length = HEADER.unpack_from(first_page)
-    if magic != MAGIC or length > STATE_BYTES_MAX:
-        raise MalformedError("The control volume does not hold a control state.")
-    return -(-(HEADER.size + int(length)) // page_size)
-
-
-def unframe(content: bytes) -> bytes:
-    """The state from the file's pages. Raises MalformedError."""
-    _, crc, length = HEADER.unpack_from(content)
-    state = content[HEADER.size : HEADER.size + length]
-    if len(state) != length or google_crc32c.value(state) != crc:
-        raise MalformedError("The control state is damaged: its CRC does not match.")
-    return state
-
-
 class ControlStore:
-    """The open control volume. `save` is called by one task at a time."""
+    """The open control volume. `save` is called by one task at a time.
 
-    def __init__(self, volume: Volume, saved: list[bytes]) -> None:
+    `damaged`: versions newer than the one that was loaded, which cannot be used.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        there: Listing,
+        loaded: Version | None = None,
+        damaged: Sequence[Version] = (),
+        first: bytes | None = None,
+    ) -> None:
+        self.damaged = tuple(damaged)
+        self.loaded = loaded
         self._volume = volume
-        self._saved = saved
+        self._kept = list(there.numbers)  # versions that are in the log, whatever the outcome of their saves
+        self._next = there.next_number
+        self._first = first  # the state in a file of format 1, until the first save
+        self._saved: list[bytes] = []  # the pages of the last version known to be durable
 
     @classmethod
     async def open(
-        cls, volume: VolumeState, nodes: Sequence[NodeAddress], *, timeout_s: float, on_fenced: Callable[[], None]
+        cls,
+        volume: VolumeState,
+        nodes: Sequence[NodeAddress],
+        *,
+        timeout_s: float,
+        on_fenced: Callable[[], None],
+        choice: int | None = None,
+        even_damaged: bool = False,
     ) -> tuple[Self, Fleet | None]:
-        """Seals, recovers, reads; no fleet if none was ever saved. Raises QuorumLostError, MalformedError."""
+        """Seals, recovers, reads the newest version that is whole, or the one chosen; no fleet if none was ever saved.
+
+        Raises QuorumLostError, StateDamagedError if no version is whole (unless `even_damaged`: then there is no fleet,
+        and the next save makes one), ConfigurationError if a newer program wrote it.
+        """
         opened = await Volume.open(volume_spec(volume), nodes, timeout_s=timeout_s, on_fenced=on_fenced)
         try:
             async with asyncio.timeout(timeout_s):
-                pages = await _read(opened, volume.page_size)
-                fleet = unpack(unframe(b"".join(pages))) if pages else None
+                store = await cls._load(opened, choice=choice, even_damaged=even_damaged)
         except BaseException:
             await opened.close()
             raise
-        return cls(opened, pages), fleet
+        return store, store.loaded.fleet if store.loaded is not None else None
+
+    @classmethod
+    async def _load(cls, volume: Volume, *, choice: int | None, even_damaged: bool) -> Self:
+        if volume.tail_lsn == 0:
+            return cls(volume, Listing())
+        there = await state_file.listing(volume)
+        damaged: list[Version] = []
+        for number in reversed([n for n in there.numbers if choice in (None, n)]):
+            content = await state_file.read(volume, there, number, volume.spec.page_size)
+            version = _version(content)
+            if version.fleet is not None:
+                return cls(volume, there, version, damaged, content.state if content.first_format else None)
+            damaged.append(version)
+        if even_damaged:
+            return cls(volume, there, None, damaged)
+        what = "; ".join(f"version {v.number}: {v.problem}" for v in damaged) or "there is no such version"
+        raise StateDamagedError(f"no version of the control state can be used ({what}): see `aurora repair state`")
 
     @property
     def epoch(self) -> int:
         """The epoch of this control plane."""
         return self._volume.epoch
 
-    async def save(self, fleet: Fleet) -> int:
-        """Makes the state durable on a write quorum; its LSN. Raises FencedError, QuorumLostError, MalformedError."""
-        state = pack(fleet)
-        if len(state) > STATE_BYTES_MAX:
-            raise MalformedError(f"The control state has {len(state)} bytes, {STATE_BYTES_MAX} is the limit.")
+    async def save(self, fleet: Fleet, timeout_s: float = SAVE_TIMEOUT_S) -> int:
+        """Makes the state durable on a write quorum; its LSN.
+
+        Raises FencedError, MalformedError (nothing was saved), QuorumLostError: then the outcome is not known, and the
+        next save is right whatever it turns out to be.
+        """
         page_size = self._volume.spec.page_size
-        pages = frame(state, page_size)
-        lsn = await self._volume.append(changes(self._saved, pages, page_size))
-        self._saved = pages
+        states, kept = [pack(fleet)], list(self._kept)
+        records: list[Record] = []
+        if self._first is not None:
+            states.insert(0, self._first)
+            kept.remove(state_file.FIRST_FILE_ID)
+            records += state_file.removing(state_file.FIRST_FILE_ID, first_format=True)
+        for number, state in enumerate(states, self._next):
+            pages = state_file.frame(state, number, time.time(), page_size)
+            records += state_file.writing(number, pages, page_size)
+            kept.append(number)
+        for number in kept[:-VERSIONS_KEPT]:
+            records += state_file.removing(number)
+        tail_lsn = self._volume.tail_lsn
+        try:
+            lsn = await self._volume.append(records, timeout_s)
+            self._saved = pages
+        finally:
+            # What was handed over comes before all that is handed over later, or neither is ever durable.
+            if self._volume.tail_lsn != tail_lsn:
+                self._kept, self._next, self._first = kept[-VERSIONS_KEPT:], kept[-1] + 1, None
         return lsn
+
+    async def versions(self) -> list[Version]:
+        """All versions, newest first. Raises QuorumLostError."""
+        return await read_versions(self._volume, self._volume.spec.page_size) if self._volume.tail_lsn else []
 
     @property
     def placements(self) -> tuple[GroupPlacement, ...]:
@@ -122,36 +183,18 @@ class ControlStore:
                 await self._volume.close()
 
 
-def changes(old: Sequence[bytes], new: Sequence[bytes], page_size: int) -> list[Record]:
-    """The records that turn the file with pages `old` into the one with pages `new`."""
-    records: list[Record] = []
-    if not old:
-        records.append(create(FILE_ID, FILE_PATH))
-    if len(new) > len(old):
-        extents_old, extents_new = (-(-len(pages) // EXTENT_PAGES) for pages in (old, new))
-        records += [extent(FILE_ID, number, 0) for number in range(extents_old, extents_new)]
-        records.append(size(FILE_ID, len(new) * page_size))
-    elif len(new) < len(old):
-        records.append(truncate(FILE_ID, len(new) * page_size))
-    for number, page in enumerate(new):
-        if number >= len(old) or old[number] != page:
-            records.append(page_full(FILE_ID, number, page))
-    return records
+async def read_versions(source: Pages, page_size: int) -> list[Version]:
+    """All versions in the control volume, newest first. Raises QuorumLostError."""
+    there = await state_file.listing(source)
+    return [_version(await state_file.read(source, there, n, page_size)) for n in reversed(there.numbers)]
 
 
-async def _read(volume: Volume, page_size: int) -> list[bytes]:
-    """The file's pages; none if nothing was ever saved."""
-    if volume.tail_lsn == 0:
-        return []
-    first = await _read_run(volume, 0, 1, page_size)
-    count = pages_needed(first[0], page_size)
-    return first if count == 1 else first + await _read_run(volume, 1, count - 1, page_size)
-
-
-async def _read_run(volume: Volume, first_page: int, count: int, page_size: int) -> list[bytes]:
-    (run,) = await volume.read_pages([(0, FILE_ID, first_page, count)])
-    pages, at = [], 0
-    for kind in run.kinds:
-        pages.append(run.pages[at : at + page_size] if kind else bytes(page_size))
-        at += page_size if kind else 0
-    return pages
+def _version(content: Content) -> Version:
+    """Raises ConfigurationError if a newer program wrote it: that is no damage."""
+    fleet, problem = None, content.problem
+    if not problem:
+        try:
+            fleet = unpack(content.state)
+        except MalformedError as error:
+            problem = str(error)
+    return Version(content.number, content.saved_at_s, len(content.state), fleet, problem)

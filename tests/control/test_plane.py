@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
+from aurora_ray.control import bootstrap
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig, Runtime
@@ -236,3 +238,25 @@ class _Broken:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._runtime, name)
+
+
+async def test_a_change_that_is_durable_stays_though_the_fleets_file_cannot_be_written(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ConfigurationError("fleet.toml cannot be written: No space left on device")
+
+    async with started(runtime) as running:
+        await running.api.wait_open(20)
+        plane, node = running.plane, running.plane.fleet.nodes[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(bootstrap, "save", full)
+            await plane.commit(lambda fleet: fleet.with_node(replace(node, host="10.0.0.17")))
+            assert plane.fleet.node(node.node_id).host == "10.0.0.17"
+            assert any("No space left" in sentence for _, sentence in plane.trail)
+        await poll_until(lambda: _host_in_file(runtime, node.node_id) == "10.0.0.17", what="the file follows")
+
+
+def _host_in_file(runtime: LocalRuntime, node_id: str) -> str:
+    loaded = bootstrap.load(runtime.directory)
+    return loaded.node(node_id).host if loaded is not None else ""
