@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import ray
+import ray.util
 
 from aurora_ray.compute.actor import remote_class
 from aurora_ray.compute.loop import LoopThread
@@ -27,7 +28,7 @@ from aurora_ray.control.metrics import fleet_metrics
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.ray_endpoints import RayEndpointRuntime
-from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CONTROL_NAME, NAMESPACE, RayRuntime
+from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, NAMESPACE, RayRuntime
 from aurora_ray.control.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.errors import FencedError
 from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
@@ -64,6 +65,7 @@ class ControlActor:
             "pid": os.getpid(),
             "life": self._life,
             "data_dir": str(self._config.data_dir),
+            "fleet_id": str(self._plane.fleet.fleet_id),
             "region": self._plane.fleet.region,
             "epoch": self._plane.epoch,
             "open": self._plane.is_open,
@@ -157,9 +159,11 @@ async def give_way(life: str, ask: Callable[[], Awaitable[str]], end: Callable[[
 
 
 def ensure_control(config: ControlConfig) -> Any:
-    """The handle of the control actor of this Ray cluster, which is started if there is none."""
+    """The handle of the control actor of this Ray cluster, which is started if there is none: on this machine, where
+    the fleet's file is, now and whenever Ray starts it again."""
+    here = {f"node:{ray.util.get_node_ip_address()}": CRUMB}
     options = {"name": CONTROL_NAME, "namespace": NAMESPACE, "get_if_exists": True, "max_restarts": -1}
-    return remote_class(ControlActor, max_concurrency=CONCURRENCY, **options).remote(config)
+    return remote_class(ControlActor, max_concurrency=CONCURRENCY, resources=here, **options).remote(config)
 
 
 def find_control() -> Any:

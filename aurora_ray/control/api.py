@@ -56,6 +56,9 @@ class ControlApi:
             raise ConfigurationError(
                 f"{len(hopeless)} of the storage nodes do not start; the first says: {hopeless[0]}"
             )
+        control = self._plane.attempts.get(key(Kind.CONTROL))
+        if control is not None and control.permanent:
+            raise ConfigurationError(control.error)
         return False
 
     # ---- clusters

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,7 @@ CALL_TIMEOUT_S: Final = 30.0
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 260.0
 PROGRESS_EVERY_S: Final = 0.3
+UNSERVED_TIMEOUT_S: Final = 5.0
 OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
 OUR_FILES: Final = (
     bootstrap.FILE_NAME,
@@ -49,6 +51,10 @@ Progress = Callable[[str], None]
 
 class NotRunningError(AuroraError):
     """There is no fleet, or it is stopped."""
+
+
+class OtherFleetError(NotRunningError):
+    """What runs there is another fleet: nothing of it may be touched."""
 
 
 class Fleet:
@@ -78,19 +84,27 @@ class Fleet:
             if running is None and (data_dir / JOINED_NAME).exists():
                 return cls._join((data_dir / JOINED_NAME).read_text().strip(), config)
             if running is None:
+                config = _with_fleet(config)
                 progress("starting Ray")
                 running = _start_ray(data_dir, config)
-            return cls(_connect(running.address, data_dir, own=True, config=config), data_dir)
+            _connect(running.address, data_dir, own=True)
+            return cls(_ensure_control(running.address, config), data_dir)
 
     @classmethod
     def _join(cls, address: str, config: ControlConfig) -> Fleet:
-        control = _connect(address, config.data_dir, own=False, config=config)
+        """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet runs there,
+        or if this one's file may be on another machine."""
+        control = _connect(address, config.data_dir, own=False)
+        if control is not None:
+            _require_ours(control, config.data_dir, address)
+        else:
+            if not bootstrap.exists(config.data_dir):
+                _require_nowhere(config.data_dir)
+            config = _with_fleet(config)
+        control = _ensure_control(address, config)
+        _require_ours(control, config.data_dir, address)  # somebody else may have been faster
         replace_file(config.data_dir / JOINED_NAME, address + "\n")
-        fleet = cls(control, config.data_dir)
-        theirs = fleet.info()["data_dir"]
-        if theirs != str(config.data_dir):
-            raise UsageError(f"the Ray cluster at {address} runs the fleet of {theirs}: name it with --data-dir")
-        return fleet
+        return cls(control, config.data_dir)
 
     @classmethod
     def find(cls, data_dir: Path) -> Fleet:
@@ -98,13 +112,18 @@ class Fleet:
         running = _find_serving(data_dir)
         joined = data_dir / JOINED_NAME
         if running is not None:
-            control = _connect(running.address, data_dir, own=True, config=None)
+            control = _connect(running.address, data_dir, own=True)
         elif joined.exists():
-            control = _connect(joined.read_text().strip(), data_dir, own=False, config=None)
+            address = joined.read_text().strip()
+            control = _connect(address, data_dir, own=False)
+            if control is not None:
+                _require_ours(control, data_dir, address)
         else:
             control = None
         if control is None:
-            state = "is stopped" if bootstrap.exists(data_dir) else "does not exist"
+            if not bootstrap.exists(data_dir):
+                bootstrap.require_no_signs(data_dir)
+            state = "is stopped" if bootstrap.exists(data_dir) else "does not exist on this machine"
             raise NotRunningError(f"the fleet in {data_dir} {state}; start it with `aurora up`")
         return cls(control, data_dir)
 
@@ -199,14 +218,15 @@ class Fleet:
 
 def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) -> bool:
     """Stops the fleet, in order as far as it answers, and removes its data if asked; whether it ran."""
-    if not bootstrap.exists(data_dir):
+    joined = (data_dir / JOINED_NAME).exists()
+    if not (bootstrap.exists(data_dir) or bootstrap.signs(data_dir) or joined or local_ray.find(data_dir)):
         if destroy or not data_dir.exists():
             return False
-        raise NotRunningError(f"there is no fleet in {data_dir}")
+        raise NotRunningError(f"there is no fleet in {data_dir} on this machine")
     with _locked(data_dir):
         was_running = False
         running = local_ray.find(data_dir)
-        if running is None or running.serves:  # else nobody is there to be asked
+        if running.serves if running is not None else joined:  # else nobody is there to be asked
             with contextlib.suppress(NotRunningError):
                 fleet = Fleet.find(data_dir)
                 was_running = True
@@ -214,6 +234,7 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
                 fleet.shutdown(destroy=destroy)
         progress("stopping Ray")
         was_running = local_ray.stop(data_dir) or was_running
+        _require_unserved(data_dir)
         _end_leftovers(data_dir)
         (data_dir / JOINED_NAME).unlink(missing_ok=True)
         if destroy:
@@ -275,8 +296,72 @@ def _start_ray(data_dir: Path, config: ControlConfig) -> local_ray.LocalRay:
     return running
 
 
-def _connect(address: str, data_dir: Path, *, own: bool, config: ControlConfig | None) -> Any:
-    """The control actor at a Ray cluster: found, or started if `config` is given; None if there is none."""
+def _with_fleet(config: ControlConfig) -> ControlConfig:
+    """Knows which fleet it is: the one of the file, which is made here, and nowhere else, for a new one."""
+    fleet = bootstrap.found_or_new(config.data_dir, config.region, config.azs)
+    bootstrap.save(config.data_dir, fleet)
+    return replace(config, fleet_id=str(fleet.fleet_id))
+
+
+def _require_ours(control: Any, data_dir: Path, address: str) -> None:
+    """Raises OtherFleetError unless that control plane says it runs the fleet of our file; then it is let go of."""
+    import ray
+
+    theirs = Fleet(control, data_dir).info()
+    ours = bootstrap.load(data_dir)
+    if ours is None or theirs["data_dir"] != str(data_dir) or theirs["fleet_id"] != str(ours.fleet_id):
+        ray.shutdown()
+        raise OtherFleetError(
+            f"the Ray cluster at {address} runs fleet {theirs['fleet_id']} of {theirs['data_dir']}, not the one of "
+            f"{data_dir}: name that directory with --data-dir, or another Ray cluster with --address"
+        )
+
+
+def _require_nowhere(data_dir: Path) -> None:
+    """Raises ConfigurationError if a machine of the connected Ray cluster has a fleet in this directory, or does not
+    tell: then none may be made here."""
+    import ray
+
+    from aurora_ray.control.ray_runtime import CRUMB
+
+    look = ray.remote(_fleet_here)
+    asked = {
+        node["NodeManagerAddress"]: look.options(
+            num_cpus=0, resources={f"node:{node['NodeManagerAddress']}": CRUMB}, max_retries=0
+        ).remote(str(data_dir))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=CALL_TIMEOUT_S)
+    for machine, ref in asked.items():
+        try:
+            found = ray.get(ref, timeout=0.1)
+        except Exception as error:
+            raise ConfigurationError(
+                f"machine {machine} does not tell whether a fleet is in its {data_dir}, so none is made here: {error}"
+            ) from None
+        if found:
+            raise ConfigurationError(
+                f"machine {machine} has {found}: a fleet is there already; run `aurora up` on the machine that has its "
+                f"{bootstrap.FILE_NAME}, or have that made anew with `aurora repair fleet`"
+            )
+
+
+def _fleet_here(data_dir: str) -> str:
+    """What tells of a fleet on the machine where this runs; empty if nothing does."""
+    path = Path(data_dir)
+    return str(path / bootstrap.FILE_NAME) if bootstrap.exists(path) else next(iter(bootstrap.signs(path)), "")
+
+
+def _ensure_control(address: str, config: ControlConfig) -> Any:
+    from aurora_ray.control.actor import ensure_control
+
+    _require_azs(config.azs, address)
+    return ensure_control(config)
+
+
+def _connect(address: str, data_dir: Path, *, own: bool) -> Any:
+    """Connects to a Ray cluster; its control actor, or None. Raises NotRunningError."""
     if own:
         os.environ.update(local_ray.environment(data_dir))
     import logging
@@ -290,12 +375,9 @@ def _connect(address: str, data_dir: Path, *, own: bool, config: ControlConfig |
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise NotRunningError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
-    from aurora_ray.control.actor import ensure_control, find_control
+    from aurora_ray.control.actor import find_control
 
-    if config is None:
-        return find_control()
-    _require_azs(config.azs, address)
-    return ensure_control(config)
+    return find_control()
 
 
 def _require_azs(azs: Sequence[str], address: str) -> None:
@@ -349,6 +431,34 @@ def _end_leftovers(data_dir: Path) -> None:
             forget_run(dirs.run)
 
     asyncio.run(end_all())
+
+
+def _require_unserved(data_dir: Path) -> None:
+    """Raises UsageError if a process still serves a storage node's data here, whoever started it: it belongs to a fleet
+    whose control plane runs elsewhere, or does not answer. One that is about to end is waited for."""
+    deadline_s = time.monotonic() + UNSERVED_TIMEOUT_S
+    for lock in sorted((data_dir / "nodes").glob("*/lock")):
+        while _is_held(lock):
+            if time.monotonic() > deadline_s:
+                raise UsageError(
+                    f"a running process serves {lock.parent}, so no engine is ended and nothing is removed: stop that "
+                    "fleet with `aurora down` on the machine where its control plane runs, or end its Ray cluster"
+                )
+            time.sleep(local_ray.POLL_S)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _remove(data_dir: Path) -> None:

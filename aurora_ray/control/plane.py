@@ -68,7 +68,7 @@ class ControlPlane:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.fleet = bootstrap.load(config.data_dir) or bootstrap.new_fleet(config.region, config.azs)
+        self.fleet = bootstrap.found_or_new(config.data_dir, config.region, config.azs, config.fleet_id)
         self.attempts: dict[Key, Attempt] = {}
         self.trail: deque[tuple[float, str]] = deque(maxlen=TRAIL_SENTENCES)
         self.processes = Processes(
@@ -295,6 +295,7 @@ class ControlPlane:
                 on_fenced=self._fenced.set,
             )
         try:
+            _check_loaded(self.fleet, loaded)
             async with self._saving:
                 fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
                 if fleet != loaded or store.damaged:
@@ -379,6 +380,20 @@ def _passed_over(version: Version) -> str:
         f"version {version.number} of the control state cannot be used ({version.problem}) and the one before it is in "
         "force: what was declared in between is forgotten; `aurora repair state` shows all versions"
     )
+
+
+def _check_loaded(local: Fleet, loaded: Fleet | None) -> None:
+    """Raises ConfigurationError if the state cannot be that of the fleet's file: then nobody may go on from it."""
+    if loaded is None and local.revision > 0:
+        raise ConfigurationError(
+            "the control volume is empty, though a state was saved in it: nothing is made in its place; bring back the "
+            "storage nodes' data, or see `aurora repair state`"
+        )
+    if loaded is not None and local.fleet_id not in (loaded.fleet_id, bootstrap.UNKNOWN_FLEET):
+        raise ConfigurationError(
+            f"{bootstrap.FILE_NAME} is that of fleet {local.fleet_id}, the control volume that of {loaded.fleet_id}: "
+            "restore the right file, or have it made anew with `aurora repair fleet`"
+        )
 
 
 def merge(local: Fleet, loaded: Fleet) -> Fleet:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import cast
+from uuid import UUID
 
 import pytest
 
@@ -260,3 +261,29 @@ async def test_a_change_that_is_durable_stays_though_the_fleets_file_cannot_be_w
 def _host_in_file(runtime: LocalRuntime, node_id: str) -> str:
     loaded = bootstrap.load(runtime.directory)
     return loaded.node(node_id).host if loaded is not None else ""
+
+
+async def test_a_control_volume_without_the_state_that_was_saved_in_it_is_not_begun_anew(
+    runtime: LocalRuntime,
+) -> None:
+    bootstrap.save(runtime.directory, replace(bootstrap.new_fleet("somewhere", AZS), revision=7))
+    async with started(runtime) as running:
+        with pytest.raises(ConfigurationError, match=r"though a state was saved in it.*aurora repair state"):
+            await running.api.wait_open(20)
+        assert not running.plane.is_open
+
+
+async def test_the_state_of_another_fleet_is_not_taken_over(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        await running.api.wait_open(20)
+        fleet = running.plane.fleet
+    bootstrap.save(runtime.directory, replace(fleet, fleet_id=UUID(int=5)))
+    async with started(runtime) as running:
+        with pytest.raises(ConfigurationError, match="aurora repair fleet"):
+            await running.api.wait_open(20)
+    bootstrap.save(runtime.directory, replace(fleet, fleet_id=bootstrap.UNKNOWN_FLEET))
+    async with started(runtime) as running:
+        await running.api.wait_open(20)
+        loaded = bootstrap.load(runtime.directory)
+        assert loaded is not None
+        assert loaded.fleet_id == running.plane.fleet.fleet_id == fleet.fleet_id
