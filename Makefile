@@ -25,6 +25,9 @@ ROUNDS ?= 200
 FLEET_ROUNDS ?= $(ROUNDS)
 SEEDS ?= 5000
 
+# Files of tests that `make test` runs side by side: a test that starts real processes mostly waits for them.
+JOBS ?= 3
+
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -46,8 +49,8 @@ account: ## create the system account that engines run as (root only: other user
 ##### Checking
 
 .PHONY: test
-test: $(BUILT) account ## run the tests, without the long ones of chaos and sim
-	$(BIN)/pytest -m "not chaos and not sim" $(ARGS)
+test: $(BUILT) account ## run the tests, without the long ones of chaos and sim (JOBS=n: files side by side)
+	$(BIN)/pytest -m "not chaos and not sim" -n $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: lint-python lint-c proto-check ## check style and types of everything

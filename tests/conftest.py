@@ -23,7 +23,12 @@ _RUN_DIR = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a temporary directory of its own, for this process and all that it starts."""
+    """Give the run a temporary directory of its own, for this process and all that it starts.
+
+    With workers (pytest-xdist) each has one; the process that only hands out files to them needs none.
+    """
+    if config.getoption("numprocesses", None):
+        return
     raise_descriptor_limit()  # mounts and segments of a test live in this process
     # Short, as Unix sockets will lie in it; passable for others, as engines run under an account of their own.
     run_dir = Path(tempfile.mkdtemp(prefix="aurora-"))
@@ -43,8 +48,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         remove_tree(run_dir)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scale the timeout of every test."""
+    """Scale the timeout of every test; files that take long come first, so no worker ends with one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        longest = {item.path for item in items if any(map(item.get_closest_marker, ("ray", "postgres")))}
+        items.sort(key=lambda item: item.path not in longest)
     if TIMEOUT_FACTOR == 1:
         return
     default_s = float(config.getini("timeout") or 0)

@@ -1,7 +1,8 @@
 """TCP ports for tests: free, never handed out twice in a run, and not where the kernel takes its own from.
 
 Binding port 0 and closing it again would give a port that any outgoing connection on the machine may take before the
-test does. Ours come from below the ephemeral range, each run starting elsewhere so that runs side by side seldom meet.
+test does. Ours come from below the ephemeral range, each run starting elsewhere so that runs side by side seldom meet;
+workers of one run (pytest-xdist) share them out and never meet.
 """
 
 import os
@@ -19,8 +20,11 @@ class PortAllocator:
         self._host = host
         self._end = int(_EPHEMERAL_RANGE.read_text().split()[0]) if _EPHEMERAL_RANGE.exists() else 32_768
         self._span = self._end - FIRST_PORT
-        self._next = os.getpid() * 97 % self._span
-        self._left = self._span
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        run = os.getppid() if workers > 1 else os.getpid()
+        self._left = self._span // workers
+        self._next = (run * 97 + worker * self._left) % self._span
 
     def allocate(self) -> int:
         """A port that nothing listens on. Raises RuntimeError when none is left."""
