@@ -21,6 +21,12 @@ class ConfigurationError(AuroraError):
     """The machine or the settings lack something: no compiler, no engine, no account, a port in use."""
 
 
+class PortInUseError(ConfigurationError):
+    """Something else listens on the port; another port will do."""
+
+    retryable = True
+
+
 class EngineError(AuroraError):
     """A database engine did not start, stop or answer as it should."""
 

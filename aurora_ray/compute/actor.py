@@ -1,17 +1,18 @@
 """The two Ray actors that hold data: a storage node, and an instance (an engine on a mount). Thin: the work is done by
 StorageServer and Writer, on a loop thread of their own.
 
-They are threaded actors (`max_concurrency`): each call runs on a thread of Ray's, hands a coroutine to the loop thread
-and waits. Some calls wait without a limit on purpose, as watches: they return when the thing they watch has ended, and
-raise at the caller when the whole process has gone. A class with a coroutine method would become an asyncio actor, with
-every call on one thread, so there is none in here.
+They are asyncio actors: each call is a coroutine on Ray's loop that hands another one to the loop thread and waits for
+it without a thread. So every method is one (a plain method would stop them all while it runs), and none waits without a
+limit, because Ray does not end the calls of a caller that died: a watch (`hold`, `wait_ended`) answers after `HOLD_S`
+at the latest that nothing has ended yet, and is asked again by callers that still live. Of one that does not, its last
+question is left, for that time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from aurora_ray.storage.config import StorageConfig
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
-CONCURRENCY: Final = 16
+CONCURRENCY: Final = 1000
+HOLD_S: Final = 20.0
 START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_MAX_S: Final = 300.0  # whoever asks has a limit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +63,31 @@ class StorageNodeActor:
         # Others reach it where Ray reaches this machine: 127.0.0.1 for a Ray that is on one machine only.
         self._server = StorageServer(replace(config, host=ray.util.get_node_ip_address()))
         self._loop = LoopThread("storage")
-        self._never = threading.Event()
 
-    def start(self) -> ActorInfo:
+    async def start(self) -> ActorInfo:
         """Opens the segments and serves. Raises ConfigurationError."""
-        self._config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._loop.call(self._server.start(), START_TIMEOUT_S)
-        return self.info()
+        await asyncio.to_thread(self._config.data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await self._loop.ask(self._server.start(), START_TIMEOUT_S)
+        return await self.info()
 
-    def info(self) -> ActorInfo:
+    async def info(self) -> ActorInfo:
         """Where it is."""
         return _info(self._server.address)
 
-    def hold(self) -> None:
-        """A watch: never returns while the process lives."""
-        self._never.wait()
+    async def hold(self) -> None:
+        """A watch: raises at the caller when the process has gone; returns when it is time to ask again."""
+        await asyncio.sleep(HOLD_S)
 
-    def cut(self, cut: Cut) -> None:
+    async def cut(self, cut: Cut) -> None:
         """Whom the node does not hear from now on."""
-        self._loop.call(_set_cut(cut), START_TIMEOUT_S)
+        await self._loop.ask(_set_cut(cut), START_TIMEOUT_S)
 
-    def stop(self, destroy: bool, grace_s: float) -> None:
+    async def stop(self, destroy: bool, grace_s: float) -> None:
         """Ends serving; with `destroy` removes the directory."""
-        self._loop.call(self._server.stop(grace_s), START_TIMEOUT_S)
+        await self._loop.ask(self._server.stop(grace_s), START_TIMEOUT_S)
         telemetry.shutdown()
         if destroy:
-            shutil.rmtree(self._config.data_dir, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._config.data_dir, ignore_errors=True)
 
 
 class InstanceActor:
@@ -98,54 +100,56 @@ class InstanceActor:
         self._directory = choice.data_dir / "instances" / instance_id
         self._instance = Instance()
         self._loop = LoopThread("writer")
-        self._never = threading.Event()
         self._loop.submit(self._instance.get_ready(choice))
 
-    def info(self) -> ActorInfo:
+    async def info(self) -> ActorInfo:
         """Where it is."""
         return _info()
 
-    def hold(self) -> None:
-        """A watch: never returns while the process lives."""
-        self._never.wait()
+    async def hold(self) -> None:
+        """A watch: raises at the caller when the process has gone; returns when it is time to ask again."""
+        await asyncio.sleep(HOLD_S)
 
-    def open(self, config: WriterConfig, trace: Mapping[str, str]) -> Opened:
+    async def open(self, config: WriterConfig, trace: Mapping[str, str]) -> Opened:
         """See Instance.open."""
-        return self._loop.call(self._instance.open(config, trace), config.open_timeout_s + START_TIMEOUT_S)
+        return await self._loop.ask(self._instance.open(config, trace), config.open_timeout_s + START_TIMEOUT_S)
 
-    def wait_ended(self) -> Outcome:
-        """A watch, see Instance.wait_ended."""
-        return self._loop.call(self._instance.wait_ended())
+    async def wait_ended(self) -> Outcome | None:
+        """A watch, see Instance.wait_ended; None when it is time to ask again."""
+        try:
+            return await self._loop.ask(self._instance.wait_ended(), HOLD_S)
+        except TimeoutError:
+            return None
 
-    def status(self) -> WriterStatus | None:
+    async def status(self) -> WriterStatus | None:
         """See Instance.status."""
-        return self._loop.call(self._instance.status(), START_TIMEOUT_S)
+        return await self._loop.ask(self._instance.status(), START_TIMEOUT_S)
 
-    def metrics(self) -> bytes:
+    async def metrics(self) -> bytes:
         """This process's, as Prometheus text."""
         return telemetry.exposition()
 
-    def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See Instance.first_write."""
-        return self._loop.call(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)
+        return await self._loop.ask(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)
 
-    def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """See Instance.update_nodes."""
-        self._loop.call(self._instance.update_nodes(nodes), START_TIMEOUT_S)
+        await self._loop.ask(self._instance.update_nodes(nodes), START_TIMEOUT_S)
 
-    def add_group(self, placement: GroupPlacement) -> None:
+    async def add_group(self, placement: GroupPlacement) -> None:
         """See Instance.add_group."""
-        self._loop.call(self._instance.add_group(placement), START_TIMEOUT_S)
+        await self._loop.ask(self._instance.add_group(placement), START_TIMEOUT_S)
 
-    def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         """See Instance.change_members."""
-        return self._loop.call(self._instance.change_members(placement, filled), START_TIMEOUT_S)
+        return await self._loop.ask(self._instance.change_members(placement, filled), START_TIMEOUT_S)
 
-    def stop(self, fast: bool, destroy: bool) -> Outcome | None:
+    async def stop(self, fast: bool, destroy: bool) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""
-        outcome = self._loop.call(self._instance.stop(fast=fast))
+        outcome = await self._loop.ask(self._instance.stop(fast=fast), STOP_TIMEOUT_MAX_S)
         if destroy:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
         telemetry.shutdown()
         return outcome
 
@@ -160,6 +164,6 @@ async def _set_cut(cut: Cut) -> None:
 
 
 def remote_class(cls: type[Any], **options: Any) -> Any:
-    """`cls` as a Ray actor class: threaded, without a CPU of its own, outliving whoever makes it."""
+    """`cls` as a Ray actor class: without a CPU of its own, outliving whoever makes it."""
     defaults = {"num_cpus": 0, "max_concurrency": CONCURRENCY, "lifetime": "detached", "max_restarts": 0}
     return ray.remote(cls).options(**{**defaults, **options})

@@ -42,6 +42,11 @@ class LoopThread:
             future.cancel()
             raise
 
+    async def ask(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """The same from another loop, without a thread that waits."""
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(self.submit(coroutine))
+
     def close(self, timeout_s: float = 2.0) -> None:
         """Stops the loop; what still runs on it is abandoned."""
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -36,7 +36,6 @@ from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONCURRENCY: Final = 64
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
 CHAOS_TIMEOUT_S: Final = 30.0
 SHUTDOWN_TIMEOUT_S: Final = 240.0
@@ -56,10 +55,10 @@ class ControlActor:
         self._api = ControlApi(self._plane)
         self._loop.submit(_run(self._plane, self._life))
 
-    def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        return self._loop.call(work, timeout_s + SLACK_S)
+    async def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        return await self._loop.ask(work, timeout_s + SLACK_S)
 
-    def info(self) -> dict[str, Any]:
+    async def info(self) -> dict[str, Any]:
         """Who it is and what it is responsible for."""
         return {
             "pid": os.getpid(),
@@ -71,53 +70,55 @@ class ControlActor:
             "open": self._plane.is_open,
         }
 
-    def create(self, name: str, options: dict[str, Any], timeout_s: float) -> bool:
+    async def create(self, name: str, options: dict[str, Any], timeout_s: float) -> bool:
         """See ControlApi.create."""
-        return self._call(self._api.create(name, timeout_s=timeout_s, **options), timeout_s)
+        return await self._call(self._api.create(name, timeout_s=timeout_s, **options), timeout_s)
 
-    def wait_available(self, name: str, timeout_s: float) -> None:
+    async def wait_available(self, name: str, timeout_s: float) -> None:
         """See ControlApi.wait_available."""
-        self._call(self._api.wait_available(name, timeout_s), 2 * timeout_s)
+        await self._call(self._api.wait_available(name, timeout_s), 2 * timeout_s)
 
-    def delete(self, name: str, timeout_s: float) -> None:
+    async def delete(self, name: str, timeout_s: float) -> None:
         """See ControlApi.delete."""
-        self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
+        await self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
 
-    def clusters(self) -> list[dict[str, Any]]:
+    async def clusters(self) -> list[dict[str, Any]]:
         """See ControlApi.clusters."""
-        return self._call(self._api.clusters(), SLACK_S)
+        return await self._call(self._api.clusters(), SLACK_S)
 
-    def status(self, name: str) -> dict[str, Any]:
+    async def status(self, name: str) -> dict[str, Any]:
         """See ControlApi.status."""
-        return self._call(self._api.status(name), SLACK_S)
+        return await self._call(self._api.status(name), SLACK_S)
 
-    def secret(self, name: str) -> str:
+    async def secret(self, name: str) -> str:
         """See ControlApi.secret."""
-        return self._call(self._api.secret(name), SLACK_S)
+        return await self._call(self._api.secret(name), SLACK_S)
 
-    def failover(self, name: str, target: str | None, timeout_s: float) -> None:
+    async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
         """See ControlApi.failover."""
-        self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
+        await self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
 
-    def chaos(self, verb: str, target: str, name: str, for_s: float | None, for_good: bool) -> list[dict[str, Any]]:
+    async def chaos(
+        self, verb: str, target: str, name: str, for_s: float | None, for_good: bool
+    ) -> list[dict[str, Any]]:
         """See Chaos.strike."""
-        return self._call(self._plane.chaos.strike(verb, target, name, for_s, for_good=for_good), CHAOS_TIMEOUT_S)
+        return await self._call(self._plane.chaos.strike(verb, target, name, for_s, for_good=for_good), CHAOS_TIMEOUT_S)
 
-    def metrics(self) -> bytes:
+    async def metrics(self) -> bytes:
         """See metrics.fleet_metrics."""
-        return self._call(fleet_metrics(self._plane), SLACK_S)
+        return await self._call(fleet_metrics(self._plane), SLACK_S)
 
-    def trail(self) -> list[tuple[float, str]]:
+    async def trail(self) -> list[tuple[float, str]]:
         """See ControlApi.trail."""
         return self._api.trail()
 
-    def shutdown(self, destroy: bool) -> None:
+    async def shutdown(self, destroy: bool) -> None:
         """Stops all processes in order; the actor itself stays, idle, until it is killed."""
-        self._call(self._plane.shutdown(destroy=destroy), SHUTDOWN_TIMEOUT_S)
+        await self._call(self._plane.shutdown(destroy=destroy), SHUTDOWN_TIMEOUT_S)
 
 
 async def _make(config: ControlConfig) -> ControlPlane:
-    """On the loop that it is going to live on. (Not a method: a coroutine method would make this an asyncio actor.)"""
+    """On the loop that it is going to live on."""
     plane = ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
     await plane.metrics_port.open(config.metrics_port)
     return plane
@@ -163,7 +164,7 @@ def ensure_control(config: ControlConfig) -> Any:
     the fleet's file is, now and whenever Ray starts it again."""
     here = {f"node:{ray.util.get_node_ip_address()}": CRUMB}
     options = {"name": CONTROL_NAME, "namespace": NAMESPACE, "get_if_exists": True, "max_restarts": -1}
-    return remote_class(ControlActor, max_concurrency=CONCURRENCY, resources=here, **options).remote(config)
+    return remote_class(ControlActor, resources=here, **options).remote(config)
 
 
 def find_control() -> Any:

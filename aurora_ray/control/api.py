@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +16,10 @@ from aurora_ray.control.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
 from aurora_ray.control.moving import move_writer
 from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
+from aurora_ray.control.ports import free_ports
 from aurora_ray.control.runtime import ProcessGoneError, SupersededError
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.install import find_install
-from aurora_ray.engine.network import claim_port
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from aurora_ray.storage.v1 import storage_pb2 as pb
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
-FIRST_PORT: Final = 15432  # below the ports that the kernel hands out, so that nobody else gets ours by accident
-PORTS: Final = 1000
 LOOK_TIMEOUT_S: Final = 2.0
 
 
@@ -99,7 +96,7 @@ class ControlApi:
             raise UsageError(f"there is a cluster {wanted.name!r} already")
         group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
         volume = VolumeState(uuid4(), PAGE_SIZES[engine], self._plane.config.group_bytes, (group,))
-        port, reader_port, writer_port = self._free_ports(fleet, 3)
+        port, reader_port, writer_port = free_ports(fleet, self._plane.config.listen_host, 3)
         az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
         writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port)
         cluster = replace(
@@ -112,17 +109,6 @@ class ControlApi:
             cache_bytes=cache_bytes,
         )
         return fleet.with_cluster(cluster)
-
-    def _free_ports(self, fleet: Fleet, count: int) -> list[int]:
-        taken = {port for c in fleet.clusters for port in (c.port, c.reader_port, *(i.port for i in c.instances))}
-        free: list[int] = []
-        for port in range(FIRST_PORT, FIRST_PORT + PORTS):
-            if port not in taken:
-                with suppress(ConfigurationError):
-                    free.append(claim_port(self._plane.config.listen_host, port))
-            if len(free) == count:
-                return free
-        raise ConfigurationError(f"too few of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are free")
 
     async def wait_available(self, name: str, timeout_s: float) -> None:
         """Waits until statements are accepted at the cluster endpoint. Raises what keeps it from that for good."""

@@ -17,10 +17,11 @@ from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import reconcile, replacement
 from aurora_ray.control.model import StorageNode
 from aurora_ray.control.placement import az_to_start, place_group
+from aurora_ray.control.ports import free_ports
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.control.store import volume_spec
-from aurora_ray.errors import AuroraError
+from aurora_ray.errors import AuroraError, PortInUseError
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 END_TIMEOUT_S: Final = 90.0
 REMOVE_TIMEOUT_S: Final = 10.0
+AZ_GRACE_S: Final = 10.0
 
 _REPLACEMENTS: Final = telemetry.counter("aurora_control_replacements", "Storage nodes that others took the place of.")
 
@@ -168,13 +170,21 @@ async def _placed(plane: ControlPlane, cluster: str, declared: DBInstance) -> DB
     """The instance, moved to another AZ if the storage nodes of its own are gone."""
     azs = {node.node_id: node.az for node in plane.fleet.nodes}
     running = [azs[n] for n in plane.processes.nodes if n in azs]
-    ran_before = {azs[n] for n in plane.processes.nodes_seen if n in azs}
-    az = az_to_start(declared.az, plane.fleet.azs, running, ran_before)
+    az = az_to_start(declared.az, plane.fleet.azs, running, _azs_that_ran(plane, azs))
     if az == declared.az:
         return declared
     plane.say(f"AZ {declared.az} is gone: {declared.instance_id} moves to {az}")
     fleet = await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
     return _declared(fleet, cluster, declared.instance_id)
+
+
+def _azs_that_ran(plane: ControlPlane, azs: Mapping[str, str]) -> set[str]:
+    """AZs whose nodes would run if they were there: those of nodes seen to run, and, once a control plane that has just
+    begun has given them time to come up, those of nodes that ran under an earlier one."""
+    ran = {azs[node_id] for node_id in plane.processes.nodes_seen if node_id in azs}
+    if plane.runs_for_s >= AZ_GRACE_S:
+        ran |= {node.az for node in plane.fleet.nodes if node.host}
+    return ran
 
 
 async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) -> None:
@@ -190,6 +200,8 @@ async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) ->
             return  # only the answer was lost
         if isinstance(error, HalfMadeVolumeError):
             await _replace_volume(plane, action.cluster, config.volume.volume_id)
+        elif isinstance(error, PortInUseError):
+            await _replace_port(plane, action, config.port)
         raise
     await plane.processes.settle(action.instance_id, instance)
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
@@ -250,6 +262,21 @@ async def _replace_volume(plane: ControlPlane, cluster_name: str, volume_id: UUI
     fleet = await plane.commit(change)
     if fleet.cluster(cluster_name).volume.volume_id != volume_id:
         plane.say(f"the volume of {cluster_name} was left half-made and is replaced by a new one")
+
+
+async def _replace_port(plane: ControlPlane, action: reconcile.OpenInstance, taken: int) -> None:
+    """Somebody else took the port while no engine listened on it. Clients know the endpoint's, so another will do."""
+
+    def change(fleet: Fleet) -> Fleet:
+        declared = _declared(fleet, action.cluster, action.instance_id)
+        if declared.port != taken:
+            return fleet
+        (port,) = free_ports(fleet, plane.config.listen_host, 1, after=taken)
+        return fleet.with_instance(action.cluster, replace(declared, port=port))
+
+    fleet = await plane.commit(change)
+    port = _declared(fleet, action.cluster, action.instance_id).port
+    plane.say(f"port {taken} of {action.instance_id} is in use by something else; it listens on {port} from now on")
 
 
 async def _tell_instance(plane: ControlPlane, action: reconcile.TellInstance) -> None:

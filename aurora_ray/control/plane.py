@@ -96,6 +96,7 @@ class ControlPlane:
         self._fenced = asyncio.Event()
         self._plan = reconcile.Plan((), ())
         self._file_problem = ""  # why the bootstrap file does not follow
+        self._began_s = clock()
         self._looked_at_s = 0.0
         self._looked_at_nodes_s = 0.0
 
@@ -105,6 +106,11 @@ class ControlPlane:
     def is_open(self) -> bool:
         """Whether the declared state is loaded; until then it has no clusters."""
         return self._store is not None
+
+    @property
+    def runs_for_s(self) -> float:
+        """For how long this control plane has been looking, in seconds."""
+        return self._clock() - self._began_s
 
     @property
     def is_superseded(self) -> bool:

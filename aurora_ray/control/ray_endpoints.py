@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +16,10 @@ import ray
 import ray.util
 
 from aurora_ray import telemetry
-from aurora_ray.compute.actor import ActorInfo, remote_class
+from aurora_ray.compute.actor import HOLD_S, ActorInfo, remote_class
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.ray_calls import result_of
-from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CRUMB, NAMESPACE, START_TIMEOUT_S, noted_info
+from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CRUMB, NAMESPACE, START_TIMEOUT_S, noted_info, wait_gone
 from aurora_ray.control.runtime import NoPlaceError, ProcessGoneError
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 
@@ -40,26 +39,25 @@ class EndpointActor:
     def __init__(self, fleet_dir: str) -> None:
         configure_process("endpoint", NAME, Path(fleet_dir))
         self._host = EndpointHost()
-        self._never = threading.Event()
 
-    def info(self) -> ActorInfo:
+    async def info(self) -> ActorInfo:
         """Where it is."""
         return ActorInfo(os.getpid(), ray.util.get_node_ip_address())
 
-    def hold(self) -> None:
-        """A watch: never returns while the process lives."""
-        self._never.wait()
+    async def hold(self) -> None:
+        """A watch: see InstanceActor.hold."""
+        await asyncio.sleep(HOLD_S)
 
-    def apply(
+    async def apply(
         self, orders: Sequence[EndpointOrder], generation: int, trace: Mapping[str, str]
     ) -> tuple[EndpointState, ...]:
         """See EndpointHost.apply."""
         with telemetry.attached(telemetry.extract_dict(trace)), telemetry.span("endpoint.apply"):
-            return self._host.apply(orders, generation)
+            return await asyncio.to_thread(self._host.apply, orders, generation)
 
-    def states(self) -> tuple[EndpointState, ...]:
+    async def states(self) -> tuple[EndpointState, ...]:
         """See EndpointHost.states."""
-        return self._host.states()
+        return await asyncio.to_thread(self._host.states)
 
 
 class RayEndpoints:
@@ -71,11 +69,7 @@ class RayEndpoints:
 
     async def wait_gone(self) -> str:
         """Why it ended."""
-        try:
-            await result_of(self._handle.hold.remote(), None)
-        except ProcessGoneError as error:
-            return str(error)
-        return "it was asked to end"
+        return await wait_gone(self._handle)
 
     async def apply(
         self, orders: Sequence[EndpointOrder], generation: int, timeout_s: float

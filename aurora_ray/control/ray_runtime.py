@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ import ray.util
 
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
-from aurora_ray.compute.actor import ActorInfo, InstanceActor, StorageNodeActor, remote_class
+from aurora_ray.compute.actor import HOLD_S, ActorInfo, InstanceActor, StorageNodeActor, remote_class
 from aurora_ray.compute.config import WriterPhase
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.ray_calls import result_of
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
     from aurora_ray.rpc.partition import Cut
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
+_log = logging.getLogger(__name__)
+
 NAMESPACE: Final = "aurora-ray"
 CONTROL_NAME: Final = "control"
 NODE_PREFIX: Final = "storage-"
 INSTANCE_PREFIX: Final = "instance-"
 CRUMB: Final = 0.001
 START_TIMEOUT_S: Final = 60.0
+LOOK_FOR_PLACE_EVERY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 10.0
 FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
 CHANGE_TIMEOUT_S: Final = 60.0
@@ -65,7 +69,7 @@ class RayNode:
 
     async def wait_gone(self) -> str:
         """Why it ended."""
-        return await _wait_gone(self._handle)
+        return await wait_gone(self._handle)
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """To the actor's process and all below it."""
@@ -96,7 +100,7 @@ class RayInstance:
 
     async def wait_gone(self) -> str:
         """Why it ended."""
-        return await _wait_gone(self._handle)
+        return await wait_gone(self._handle)
 
     async def open(self, config: WriterConfig) -> Opened:
         """Opens a new incarnation."""
@@ -106,8 +110,11 @@ class RayInstance:
 
     async def wait_ended(self) -> Outcome:
         """How the open incarnation ended."""
-        outcome: Outcome = await result_of(self._handle.wait_ended.remote(), None)
-        return outcome
+        while True:
+            with contextlib.suppress(TimeoutError):  # it is silent; whether it hangs is for others to find
+                outcome: Outcome | None = await result_of(self._handle.wait_ended.remote(), HOLD_S + CALL_TIMEOUT_S)
+                if outcome is not None:
+                    return outcome
 
     async def status(self) -> WriterStatus | None:
         """The latest incarnation."""
@@ -316,18 +323,30 @@ def _create(cls: type[Any], name: str, az: str, host: str, *arguments: Any) -> A
 
 
 async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
-    """Waits for the first answer; an actor that found no place is taken back."""
+    """Waits for the first answer; an actor that found no place is taken back, at once if there is no machine for it."""
+    starting = asyncio.ensure_future(result_of(ref, START_TIMEOUT_S))
+    where = f"machine {host} in AZ {az}" if host else f"AZ {az}"
     try:
-        info: ActorInfo = await result_of(ref, START_TIMEOUT_S)
+        while not (await asyncio.wait({starting}, timeout=LOOK_FOR_PLACE_EVERY_S))[0]:
+            await asyncio.to_thread(_check_offered, az, host)
+        info: ActorInfo = await starting
     except BaseException as error:
+        starting.cancel()
         ray.kill(handle)
         if isinstance(error, TimeoutError):
-            where = f"machine {host} in AZ {az}" if host else f"AZ {az}"
             raise NoPlaceError(
                 f"no process could be started in {START_TIMEOUT_S:g} s: is {where} part of it?"
             ) from None
         raise
     return info
+
+
+def _check_offered(az: str, host: str) -> None:
+    """Raises NoPlaceError unless a living machine of the cluster offers that place."""
+    offered = ray.cluster_resources()
+    if az_resource(az) not in offered or (host and f"node:{host}" not in offered):
+        machine = f"machine {host}" if host else "machine"
+        raise NoPlaceError(f"no process can be started: there is no {machine} of AZ {az} in the cluster now")
 
 
 def _is_here(info: ActorInfo) -> bool:
@@ -370,9 +389,13 @@ def noted_info(handle: Any) -> ActorInfo | None:
     return ActorInfo(pid, host, ticks=start_ticks(pid) or 0 if host == ray.util.get_node_ip_address() else 0)
 
 
-async def _wait_gone(handle: Any) -> str:
-    try:
-        await result_of(handle.hold.remote(), None)
-    except ProcessGoneError as error:
-        return str(error)
-    return "it was asked to end"
+async def wait_gone(handle: Any) -> str:
+    """Waits until an actor's process has ended; why. It is asked again and again, as each question is left behind over
+    there if we die."""
+    while True:
+        try:
+            await result_of(handle.hold.remote(), HOLD_S + CALL_TIMEOUT_S)
+        except ProcessGoneError as error:
+            return str(error)
+        except TimeoutError:
+            _log.info("an actor is silent, and its end is still waited for")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import socket
 
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import ConfigurationError, PortInUseError
 
 
 def claim_port(host: str, port: int) -> int:
-    """`port` if an engine can listen on it now, a free one if it is 0. Raises ConfigurationError with what to do.
+    """`port` if an engine can listen on it now, a free one if it is 0. Raises PortInUseError, ConfigurationError.
 
     The port is not held: between this and the engine's own bind someone may take it, which the engine then reports.
     """
@@ -20,7 +20,8 @@ def claim_port(host: str, port: int) -> int:
             probe.bind(address)
             probe.listen(1)
         except OSError as error:
-            raise ConfigurationError(_sentence(host, port, error)) from error
+            kind = PortInUseError if error.errno == errno.EADDRINUSE else ConfigurationError
+            raise kind(_sentence(host, port, error)) from error
         claimed: int = probe.getsockname()[1]
         return claimed
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aurora_ray.control import perform
 from aurora_ray.control.heartbeats import Heartbeats, Isolation
 from aurora_ray.control.outages import FILE_NAME, Outage, Outages
+from aurora_ray.control.runtime import NoPlaceError
 from aurora_ray.errors import ConfigurationError, QuorumLostError
 from aurora_ray.storage.datadir import DataDir
-from tests.control.local_runtime import LocalRuntime
+from tests.control.local_runtime import LocalInstance, LocalRuntime
 from tests.control.test_chaos import status
 from tests.control.test_heartbeats import QUICK, hang
 from tests.control.test_plane import Running, new_plane, started
@@ -20,6 +22,8 @@ from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from aurora_ray.compute.config import EngineChoice
 
 pytestmark = pytest.mark.allowed_logs(r".*")
 
@@ -64,6 +68,34 @@ async def test_the_next_control_plane_knows_since_when_the_writer_is_away(runtim
         found = re.search(r"for ([\d.]+) s", said[1])
         assert found is not None
         assert float(found[1]) == pytest.approx(said[0] - noted.good_at_ns / 1e9, abs=1.0)
+    await left_behind(first)
+
+
+async def test_a_writer_moves_when_its_az_went_together_with_the_control_plane(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perform, "AZ_GRACE_S", 1.0)
+    first = Running(new_plane(runtime))
+    await first.api.create("demo", timeout_s=20)
+    await first.api.wait_available("demo", 20)
+    await first.vanish()
+    start, tried = runtime.start_instance, []
+
+    async def start_instance(instance_id: str, az: str, choice: EngineChoice) -> LocalInstance:
+        tried.append(az)
+        if az == "a":
+            raise NoPlaceError("there is no machine of AZ a in the cluster now")
+        return await start(instance_id, az, choice)
+
+    monkeypatch.setattr(runtime, "start_instance", start_instance)
+    runtime.broken |= {"a-1", "a-2"}
+    for node in ("a-1", "a-2"):
+        await runtime.nodes[node].kill()
+    runtime.instances["demo-1"].kill()
+    async with started(runtime) as second:
+        await second.api.wait_available("demo", 20)
+        assert second.plane.fleet.cluster("demo").writer().az != "a"
+        assert tried[0] == "a", "it is given time to come up"
     await left_behind(first)
 
 
