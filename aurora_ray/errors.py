@@ -31,6 +31,10 @@ class EngineError(AuroraError):
     """A database engine did not start, stop or answer as it should."""
 
 
+class RegionClosedError(AuroraError):
+    """The mount was closed: its shared memory is gone, and whoever still asks it must stop."""
+
+
 class MalformedError(AuroraError):
     """Bytes that are not what their header claims: bad magic, bad length, bad CRC, unknown type."""
 

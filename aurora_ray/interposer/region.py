@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.errors import ConfigurationError, MalformedError
+from aurora_ray.errors import ConfigurationError, MalformedError, RegionClosedError
 from aurora_ray.interposer import native
 from aurora_ray.log.layout import NO_GROUP
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN = NO_GROUP - 1
 _REQUESTS_AT_ONCE = 256
+_ANY_LSN = (1 << 64) - 1
 _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
 
 
@@ -69,7 +70,7 @@ class Region:
         self._fd: int = self._lib.ar_region_create(ctypes.byref(options), ctypes.byref(pointer))
         if self._fd < 0:
             raise ConfigurationError(f"cannot create shared memory for the mount: {os.strerror(ctypes.get_errno())}")
-        self._pointer = pointer
+        self._pointer: ctypes.c_void_p | None = pointer
         self.bell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         self._poll = native.Poll()
@@ -82,11 +83,23 @@ class Region:
         if self._fd < 0:
             return
         self.set_state(native.STATE_CLOSED)
+        pointer, self._pointer = self._address, None
         os.close(self._life_write)
         os.close(self._life_read)
         os.close(self.bell_fd)
-        self._lib.ar_region_destroy(self._pointer, self._fd)
-        self._fd = -1
+        self._lib.ar_region_destroy(pointer, self._fd)
+        self._fd = self.bell_fd = -1
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: every other call raises RegionClosedError then."""
+        return self._pointer is None
+
+    @property
+    def _address(self) -> ctypes.c_void_p:
+        if self._pointer is None:
+            raise RegionClosedError("the mount is closed: its shared memory is gone")
+        return self._pointer
 
     @property
     def pass_fds(self) -> tuple[int, ...]:
@@ -110,36 +123,36 @@ class Region:
 
     def mount_file(self, ino: int, file_id: int, size: int, extents: int) -> int:
         """Registers a file of the volume; returns its slot."""
-        return int(self._lib.ar_mount_file(self._pointer, ino, file_id, size, extents))
+        return int(self._lib.ar_mount_file(self._address, ino, file_id, size, extents))
 
-    def tell_extents(self, slot: int, first: int, groups: array[int]) -> None:
-        """Tells the groups of extents [first, first + len(groups))."""
+    def tell_extents(self, slot: int, first: int, groups: array[int]) -> int:
+        """Tells the groups of extents [first, first + len(groups)). Returns 0 or an errno; EBUSY: try again soon."""
         address, count = groups.buffer_info()
-        self._lib.ar_tell_extents(self._pointer, slot, first, count, address)
+        return int(self._lib.ar_tell_extents(self._address, slot, first, count, address))
 
     def add_group(self, group: int, free_extents: int) -> None:
         """Lets extents be placed in a protection group."""
-        if self._lib.ar_add_group(self._pointer, group, free_extents) < 0:
+        if self._lib.ar_add_group(self._address, group, free_extents) < 0:
             raise ConfigurationError(f"protection group {group} is beyond the volume's limit")
 
     def free_extents(self) -> int:
         """Extents that the volume's protection groups can still take."""
-        return int(self._lib.ar_free_extents(self._pointer))
+        return int(self._lib.ar_free_extents(self._address))
 
     def slot(self, index: int) -> native.SlotView:
         """What the region knows of a file."""
         view = native.SlotView()
-        self._lib.ar_view_slot(self._pointer, index, ctypes.byref(view))
+        self._lib.ar_view_slot(self._address, index, ctypes.byref(view))
         return view
 
     def find_slot(self, ino: int) -> int | None:
         """The slot of the local file with this inode number."""
-        found = int(self._lib.ar_find_slot(self._pointer, ino))
+        found = int(self._lib.ar_find_slot(self._address, ino))
         return None if found < 0 else found
 
     def extent_group(self, slot: int, extent: int) -> int | None:
         """The protection group of an extent; None if it has none. Raises MalformedError if nobody told it."""
-        group = int(self._lib.ar_extent_group(self._pointer, slot, extent))
+        group = int(self._lib.ar_extent_group(self._address, slot, extent))
         if group == _UNKNOWN:
             raise MalformedError(f"nobody told where extent {extent} of slot {slot} lies")
         return None if group == NO_GROUP else group
@@ -147,50 +160,57 @@ class Region:
     def absent_run(self, slot: int, first: int, end: int) -> tuple[int, int]:
         """The first run of absent pages in [first, end): (start, length); length 0 if there is none."""
         start = ctypes.c_uint32()
-        length = int(self._lib.ar_absent_run(self._pointer, slot, first, end, ctypes.byref(start)))
+        length = int(self._lib.ar_absent_run(self._address, slot, first, end, ctypes.byref(start)))
         return start.value, length
 
-    def fill(self, slot: int, fd: int, first: int, kinds: bytes, pages: bytes) -> int:
-        """Puts fetched pages where they are still absent. Returns 0 or an errno."""
-        return int(self._lib.ar_fill(self._pointer, slot, fd, first, len(kinds), kinds, pages))
+    def fill(self, slot: int, fd: int, first: int, kinds: bytes, pages: bytes, *, lsn: int = _ANY_LSN) -> int:
+        """Puts pages, fetched as of `lsn`, where they are still absent and were not evicted since.
+
+        Returns 0 or an errno; EBUSY: an engine process is at a long local write, try again soon.
+        """
+        return int(self._lib.ar_fill(self._address, slot, fd, first, len(kinds), kinds, pages, lsn))
 
     # ---- work
 
     def poll(self) -> native.Poll:
         """What there is to do, and clears the bell; the same object is used again by the next call."""
-        self._lib.ar_poll(self._pointer, ctypes.byref(self._poll))
+        self._lib.ar_poll(self._address, ctypes.byref(self._poll))
         return self._poll
 
     def peek(self) -> native.Poll:
         """The same look without touching the bell; another object each time."""
         poll = native.Poll()
-        self._lib.ar_peek(self._pointer, ctypes.byref(poll))
+        self._lib.ar_peek(self._address, ctypes.byref(poll))
         return poll
 
     def requests(self) -> list[tuple[int, native.Request]]:
         """Takes what is asked for: (index to answer, request). Copies stay valid."""
-        n = self._lib.ar_take_requests(self._pointer, self._requests, self._indexes, _REQUESTS_AT_ONCE)
+        n = self._lib.ar_take_requests(self._address, self._requests, self._indexes, _REQUESTS_AT_ONCE)
         return [(self._indexes[i], native.Request.from_buffer_copy(self._requests[i])) for i in range(n)]
+
+    def reclaim_requests(self) -> None:
+        """Frees the requests of processes that died before they took their answer."""
+        self._lib.ar_reclaim(self._address)
 
     def answer(self, index: int, error: int = 0) -> None:
         """Ends a request: 0, or the errno with which the engine's call shall fail."""
-        self._lib.ar_answer(self._pointer, index, error)
+        self._lib.ar_answer(self._address, index, error)
 
     def publish(self, vdl: int) -> None:
         """All up to `vdl` is durable: wakes who waits for that."""
-        self._lib.ar_publish(self._pointer, vdl)
+        self._lib.ar_publish(self._address, vdl)
 
     def bell_at(self, arrival: int) -> int:
         """The commit with this number, counted from 1, rings when it begins to wait. Returns how many have begun."""
-        return int(self._lib.ar_bell_at(self._pointer, arrival))
+        return int(self._lib.ar_bell_at(self._address, arrival))
 
     def set_state(self, state: int) -> None:
         """Anything but STATE_RUNNING ends the engine's processes at their next call."""
-        self._lib.ar_set_state(self._pointer, state)
+        self._lib.ar_set_state(self._address, state)
 
     def counters(self) -> dict[str, int]:
         """Totals since the mount was made."""
-        self._lib.ar_counters(self._pointer, ctypes.byref(self._counters))
+        self._lib.ar_counters(self._address, ctypes.byref(self._counters))
         return dict(zip(native.COUNTERS, self._counters, strict=True))
 
     # ---- eviction
@@ -198,12 +218,12 @@ class Region:
     def evictable(self, hand: native.Candidate, vdl: int, count: int, steps: int) -> list[tuple[int, int]]:
         """Moves the clock's hand; returns up to `count` (slot, chunk) that have not been used since it last came by."""
         out = (native.Candidate * count)()
-        n = self._lib.ar_evictable(self._pointer, ctypes.byref(hand), vdl, out, count, steps)
+        n = self._lib.ar_evictable(self._address, ctypes.byref(hand), vdl, out, count, steps)
         return [(out[i].slot, out[i].chunk) for i in range(n)]
 
     def evict(self, slot: int, chunk: int, ino: int, fd: int, vdl: int) -> int:
         """Makes a chunk absent if it is still clean. Returns the pages freed."""
-        return int(self._lib.ar_evict(self._pointer, slot, chunk, ino, fd, vdl))
+        return int(self._lib.ar_evict(self._address, slot, chunk, ino, fd, vdl))
 
 
 class Taker:
@@ -232,11 +252,17 @@ class Taker:
         self._reference = ctypes.byref(self._take)
 
     def take(self, vdl: int) -> Flush | None:
-        """The next flush, None if the ring is empty. Its space in the ring is free from now on."""
+        """The next flush, None if the ring is empty. Its space in the ring is free from now on.
+
+        Raises MalformedError if what the ring has next is no record, or one that fits into no flush.
+        """
         take: Any = self._take
         take.vdl = vdl
         take.time_us = time.time_ns() // 1000
-        if self._region._lib.ar_take(self._region._pointer, self._reference) < 0:
+        result = self._region._lib.ar_take(self._region._address, self._reference)
+        if result < 0:
+            raise MalformedError("the log's ring holds what is no redo record: this mount cannot go on")
+        if result:
             return None
         view = self._view
         batches = [(b.group, bytes(view[b.offset : b.offset + b.bytes])) for b in self._batches[: take.nbatches]]

@@ -52,6 +52,7 @@ FLUSHES_IN_FLIGHT_MAX = 4
 FLUSH_BYTES_URGENT = 256 << 10  # so much goes at once, whatever else is on its way or may still come
 INFLIGHT_BYTES_MAX = 32 << 20
 _IDLE_S = 0.05
+_RECLAIM_EVERY = 20  # idle turns
 _TRACE_EVERY = 256  # flushes
 _GROW_TIMEOUT_S = 60.0
 _NO_TRACE = telemetry.extract_dict(None)  # flushes are not part of whatever opened the volume
@@ -80,14 +81,15 @@ class Driver:
             flush_bytes_max=FLUSH_BYTES_MAX,
         )
         self._local = LocalFiles(region, root)
-        self._fetcher = Fetcher(volume, region, self._local)
         self._evictor = Evictor(volume, region, self._local, cache_bytes)
+        self._fetcher = Fetcher(volume, region, self._local, self._evictor.turn)
         self._grouping = Grouping(region, self._send)
         self._in_flight: deque[tuple[int, int, int]] = deque()  # flushes: end, bytes, when it was sent (ns, unix)
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group_added = asyncio.Event()
         self._until_trace = 1
+        self._idle_turns = 0
         self._flushes = 0
         self._flush_bytes = 0
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -140,7 +142,8 @@ class Driver:
         if self.failed.done():
             return
         fenced = isinstance(error, FencedError)
-        self._region.set_state(native.STATE_FENCED if fenced else native.STATE_CLOSED)
+        if not self._region.closed:
+            self._region.set_state(native.STATE_FENCED if fenced else native.STATE_CLOSED)
         self.failed.set_result(error)
 
     def _on_fenced(self) -> None:
@@ -165,6 +168,9 @@ class Driver:
         if self._region.peek().state == native.STATE_POISONED:
             self._fail(EngineError("an engine process died, or was stopped, while it changed the volume"))
             return
+        self._idle_turns += 1
+        if self._idle_turns % _RECLAIM_EVERY == 0:
+            self._region.reclaim_requests()
         self._send()
 
     def _send(self) -> None:
@@ -173,7 +179,11 @@ class Driver:
         while len(self._in_flight) < FLUSHES_IN_FLIGHT_MAX and volume.inflight_bytes < INFLIGHT_BYTES_MAX:
             if self._in_flight and not self._is_urgent():
                 return
-            flush = self._taker.take(volume.vdl)
+            try:
+                flush = self._taker.take(volume.vdl)
+            except AuroraError as error:
+                self._fail(error)
+                return
             if flush is None:
                 return
             self._grouping.sent(flush.arrivals)
@@ -194,6 +204,8 @@ class Driver:
         return bool(poll.wanted > poll.head or poll.tail - poll.head >= FLUSH_BYTES_URGENT)
 
     def _on_vdl(self, vdl: int) -> None:
+        if self._region.closed:
+            return
         self._region.publish(vdl)
         now_ns = time.time_ns()
         while self._in_flight and self._in_flight[0][0] <= vdl:
@@ -227,12 +239,18 @@ class Driver:
     def _serve_requests(self) -> None:
         for index, request in self._region.requests():
             if request.want == native.WANT_EXTENTS:
-                self._fetcher.tell_extents(request.slot, request.first, request.count)
-                self._region.answer(index)
+                self._spawn(self._serve_extents(index, request))
             elif request.want == native.WANT_GROUP:
                 self._spawn(self._serve_growth(index))
             else:
                 self._spawn(self._serve_pages(index, request))
+
+    async def _serve_extents(self, index: int, request: native.Request) -> None:
+        error = errno.EIO
+        try:
+            error = await self._fetcher.tell_extents(request.slot, request.first, request.count)
+        finally:
+            self._region.answer(index, error)
 
     async def _serve_pages(self, index: int, request: native.Request) -> None:
         error = errno.EIO

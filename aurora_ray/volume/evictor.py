@@ -32,6 +32,7 @@ class Evictor:
         """Looks at the cache for ever."""
         while True:
             await asyncio.sleep(_INTERVAL_S)
+            await self._local.refresh()  # the next turn needs files that this one did not find
             present = self._region.peek().present_pages
             if present > self._pages_max:
                 await self._evict(present - int(self._pages_max * _LOW_WATER))

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
 from aurora_ray.volume.readahead import Stream
+from aurora_ray.volume.reader import PageRun
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from aurora_ray.interposer.region import Region
     from aurora_ray.volume.client import Volume
@@ -32,6 +33,8 @@ _PAGES_A_READ = 128  # pages asked of one node at once
 _READS_AT_ONCE = 8
 _READS_HURRIED = 2  # with fewer reads than these on their way, whatever is wanted goes out at once;
 _PAGES_WORTH_IT = 32  # with more, only so many together
+_BUSY_S = 0.01  # until the next try, while an engine process is at a long local write
+_ROOM_TRIES = 50  # how often room is made on a full disk before a read fails
 _QUIET_PAGES = 4096  # fetched on suspicion after a mount
 _NO_EXTENTS: array[int] = array("I")
 
@@ -51,7 +54,11 @@ class _Wanted:
 class Fetcher:
     """Fetches pages for one region. A page on its way is not asked for twice."""
 
-    def __init__(self, volume: Volume, region: Region, local: LocalFiles) -> None:
+    def __init__(
+        self, volume: Volume, region: Region, local: LocalFiles, make_room: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`make_room`: evicts something and returns the pages freed; called when the local disk is full."""
+        self._make_room = make_room
         self._volume = volume
         self._region = region
         self._local = local
@@ -77,12 +84,15 @@ class Fetcher:
         if extents:
             self._extents[slot] = extents
 
-    def tell_extents(self, slot: int, first: int, count: int) -> None:
-        """Tells the region where extents [first, first + count) lie."""
-        view = self._region.slot(slot)
-        extents = self._extents.get(slot, _NO_EXTENTS)[first : min(first + count, view.mounted_extents)]
-        if extents:
-            self._region.tell_extents(slot, first, extents)
+    async def tell_extents(self, slot: int, first: int, count: int) -> int:
+        """Tells the region where extents [first, first + count) lie. Returns 0 or an errno."""
+        while True:
+            view = self._region.slot(slot)
+            extents = self._extents.get(slot, _NO_EXTENTS)[first : min(first + count, view.mounted_extents)]
+            error = self._region.tell_extents(slot, first, extents) if extents else 0
+            if error != errno.EBUSY:
+                return error
+            await asyncio.sleep(_BUSY_S)
 
     # ---- what is asked for
 
@@ -90,7 +100,7 @@ class Fetcher:
         """Serves a miss or a prefetch; returns 0 or an errno. Reads on, behind the answer, if the file is read in
         sequence."""
         slot, first, end = request.slot, request.first, request.first + request.count
-        if self._local.get(slot, pid=request.pid, fd=request.fd) is None:
+        if await self._local.find(slot, pid=request.pid, fd=request.fd) is None:
             return errno.EIO
         if request.want == native.WANT_PAGES:
             self._look_ahead(slot, first, end)
@@ -225,28 +235,44 @@ class Fetcher:
             # An unlinked file that is still open is read as it was before its DROP, once that is durable itself. One
             # that is unlinked after this look has a DROP above `vdl`.
             lsn = min(view.drop_lsn, vdl) if view.drop_lsn else vdl
-            self._learn_extents(wanted)
+            wanted.error = await self._learn_extents(wanted)
+            if wanted.error:
+                continue
             for group, at, n in self._by_group(wanted.slot, wanted.first, wanted.count):
                 if group is None:
-                    wanted.error = wanted.error or self._fill(wanted.slot, view.file_id, at, bytes(n), b"")
+                    run = PageRun(bytes(n), b"")
+                    wanted.error = wanted.error or await self._fill(wanted.slot, view.file_id, at, run, lsn)
                 else:
                     by_lsn.setdefault(lsn, []).append((wanted, (group, view.file_id, at, n)))
         for lsn, placed in by_lsn.items():  # nearly always one
             answers = await self._volume.read_pages([place for _, place in placed], lsn)
             for (wanted, (_, file_id, at, _)), answer in zip(placed, answers, strict=True):
-                wanted.error = wanted.error or self._fill(wanted.slot, file_id, at, answer.kinds, answer.pages)
+                wanted.error = wanted.error or await self._fill(wanted.slot, file_id, at, answer, lsn)
         self.pages_fetched += sum(wanted.count for wanted in together)
 
-    def _learn_extents(self, wanted: _Wanted) -> None:
+    async def _learn_extents(self, wanted: _Wanted) -> int:
         first, end = wanted.first // EXTENT_PAGES, (wanted.first + wanted.count - 1) // EXTENT_PAGES + 1
         leaf = first - first % _LEAF_EXTENTS
-        self.tell_extents(wanted.slot, leaf, -(-(end - leaf) // _LEAF_EXTENTS) * _LEAF_EXTENTS)
+        return await self.tell_extents(wanted.slot, leaf, -(-(end - leaf) // _LEAF_EXTENTS) * _LEAF_EXTENTS)
 
-    def _fill(self, slot: int, file_id: int, first: int, kinds: bytes, pages: bytes) -> int:
-        if self._region.slot(slot).file_id != file_id:
-            return 0  # the file was dropped and its slot given to another one meanwhile; nobody reads it any more
-        fd = self._local.get(slot)
-        return errno.EIO if fd is None else self._region.fill(slot, fd, first, kinds, pages)
+    async def _fill(self, slot: int, file_id: int, first: int, run: PageRun, lsn: int) -> int:
+        """Puts what was read as of `lsn` into the local file; returns 0 or an errno."""
+        tries = _ROOM_TRIES
+        while True:
+            if self._region.slot(slot).file_id != file_id:
+                return 0  # the file was dropped and its slot given to another one meanwhile; nobody reads it any more
+            fd = await self._local.find(slot)
+            if fd is None:
+                return errno.EIO
+            error = self._region.fill(slot, fd, first, run.kinds, run.pages, lsn=lsn)
+            if error == errno.EBUSY:
+                await asyncio.sleep(_BUSY_S)
+            elif error == errno.ENOSPC and tries:
+                tries -= 1
+                if not self._make_room():
+                    await asyncio.sleep(_BUSY_S)
+            else:
+                return error
 
     def _by_group(self, slot: int, first: int, count: int) -> Iterator[tuple[int | None, int, int]]:
         """(group, first page, pages) of each stretch in one group; group None: never written, zeros."""

@@ -1,12 +1,16 @@
 """The local files behind the region's slots, open for the driver's own use.
 
 A file is found through the descriptor of the process that asked for it, so that it may have been renamed or unlinked;
-without such a process, by the path at which it was mounted, and if that is no longer so, by a look through the tree.
+without such a process, by the path at which it was last seen, and if that is no longer so, by a look through the tree.
+That look takes a while and is made in a thread, not more often than its length allows: commits wait for the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 _OPEN_MAX = 512
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
+_PAUSE_MIN_S = 1.0  # between two looks through the tree that nobody waits for,
+_PAUSE_FACTOR = 20  # and so many times as long as the last one took
 
 
 class LocalFiles:
@@ -27,6 +33,10 @@ class LocalFiles:
         self._root = root
         self._paths: dict[int, str] = {}
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()  # slot -> (inode, descriptor)
+        self._seen: dict[int, str] = {}  # inode -> path, at the last look through the tree
+        self._look: asyncio.Future[None] | None = None
+        self._next_look_s = 0.0
+        self._missed = False
 
     def know(self, slot: int, path: Path) -> None:
         """Where a file was mounted."""
@@ -39,7 +49,7 @@ class LocalFiles:
         self._open.clear()
 
     def get(self, slot: int, *, pid: int = 0, fd: int = -1) -> int | None:
-        """A descriptor for reading and writing; None if the file cannot be found. Valid until the next call."""
+        """A descriptor for reading and writing, valid until the next call; None if nobody knows where the file is."""
         ino = self._region.slot(slot).ino
         known = self._open.get(slot)
         if known is not None:
@@ -47,29 +57,75 @@ class LocalFiles:
                 self._open.move_to_end(slot)
                 return known[1]
             os.close(self._open.pop(slot)[1])
-        path = f"/proc/{pid}/fd/{fd}" if pid and fd >= 0 else self._paths.get(slot, "")
-        found = _open_if(path, ino)
+        found = self._find(slot, ino, pid, fd)
         if found is None:
-            path = self._search(ino)
-            found = _open_if(path, ino)
-            self._paths[slot] = path
-        if found is None:
+            self._missed = True
             return None
         self._open[slot] = (ino, found)
         if len(self._open) > _OPEN_MAX:
             os.close(self._open.popitem(last=False)[1][1])
         return found
 
-    def _search(self, ino: int) -> str:
-        stack = [str(self._root)]
-        while stack:
-            with os.scandir(stack.pop()) as entries:
-                for entry in entries:
-                    if entry.inode() == ino:
-                        return entry.path
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append(entry.path)
-        return ""
+    async def find(self, slot: int, *, pid: int = 0, fd: int = -1) -> int | None:
+        """As `get`, with a look through the tree before it gives up."""
+        found = self.get(slot, pid=pid, fd=fd)
+        if found is None:
+            await self._look_through()
+            found = self.get(slot, pid=pid, fd=fd)
+        return found
+
+    async def refresh(self) -> None:
+        """A look through the tree, if a file was missed since the last one and that was long enough ago."""
+        if self._missed and time.monotonic() >= self._next_look_s:
+            await self._look_through()
+
+    def search(self) -> None:
+        """Looks through the tree at once, in this thread."""
+        self._seen = files_below(os.fspath(self._root))
+
+    def _find(self, slot: int, ino: int, pid: int, fd: int) -> int | None:
+        if pid and fd >= 0:
+            link = f"/proc/{pid}/fd/{fd}"
+            found = _open_if(link, ino)
+            if found is not None:
+                with contextlib.suppress(OSError):
+                    self._paths[slot] = os.readlink(link)
+                return found
+        for path in (self._paths.get(slot), self._seen.get(ino)):
+            found = None if path is None else _open_if(path, ino)
+            if found is not None:
+                return found
+        return None
+
+    async def _look_through(self) -> None:
+        """Joins one that is on its way."""
+        if self._look is None:
+            self._look = asyncio.ensure_future(self._look_in_thread())
+        await asyncio.shield(self._look)
+
+    async def _look_in_thread(self) -> None:
+        start_s = time.monotonic()
+        self._missed = False
+        try:
+            self._seen = await asyncio.to_thread(files_below, os.fspath(self._root))
+        finally:
+            self._look = None
+            took_s = time.monotonic() - start_s
+            self._next_look_s = time.monotonic() + max(_PAUSE_MIN_S, _PAUSE_FACTOR * took_s)
+
+
+def files_below(root: str) -> dict[int, str]:
+    """Inode -> a path of each file below a directory. What goes away meanwhile is left out."""
+    found: dict[int, str] = {}
+    stack = [root]
+    while stack:
+        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
+                else:
+                    found[entry.inode()] = entry.path
+    return found
 
 
 def _open_if(path: str, ino: int) -> int | None:

@@ -103,6 +103,7 @@ class MountedVolume:
             files_max=max(_FILES_MIN, 4 * len(table)),
             volatile_patterns=volatile_patterns,
         )
+        driver: Driver | None = None
         try:
             driver = Driver(volume, region, mount_dir, cache_bytes=cache_bytes, grow=grow)
             for file in tree.files:
@@ -116,7 +117,10 @@ class MountedVolume:
                 await driver.prefetch(_matching_slots(region, tree, mount_dir, eager))
             driver.prefetch_soon(_matching_slots(region, tree, mount_dir, soon))
         except BaseException:
+            if driver is not None:
+                await driver.stop()
             region.close()
+            await asyncio.to_thread(discarding.remove, mount_dir)
             raise
         mounted._sweep = asyncio.create_task(discarding.sweep(mount_dir), name="sweep old mounts")
         return mounted

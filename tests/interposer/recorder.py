@@ -75,16 +75,18 @@ class Replay:
 class Recorder:
     """Runs programs under the interposer on an empty mount."""
 
-    def __init__(self, root: Path, *, seed: int = 0, evict: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, seed: int = 0, evict: bool = False, files_max: int = 4096, ring_bytes: int = 1 << 20
+    ) -> None:
         self.mount = root / "mount"
         self.mount.mkdir()
         self.region = Region(
             page_bytes=PAGE_BYTES,
             base_lsn=0,
             next_file_id=1,
-            ring_bytes=1 << 20,
+            ring_bytes=ring_bytes,
             bell_bytes=64 << 10,
-            files_max=4096,
+            files_max=files_max,
             nodes_max=4096,
             volatile_patterns=[("below", "tmp"), ("component", "scratch"), ("exact", "pid"), ("name", "*.log")],
         )
@@ -183,7 +185,7 @@ class Recorder:
             self.region.tell_extents(request.slot, request.first, self.extents[request.slot])
             return 0
         self._take()
-        fd = self.local.get(request.slot, pid=request.pid, fd=request.fd)
+        fd = self._local_file(request.slot, request.pid, request.fd)
         if fd is None:
             return errno.EIO
         file_id = self.region.slot(request.slot).file_id
@@ -191,10 +193,17 @@ class Recorder:
         kinds = bytes(page is not None for page in pages)
         return self.region.fill(request.slot, fd, request.first, kinds, b"".join(page for page in pages if page))
 
+    def _local_file(self, slot: int, pid: int = 0, fd: int = -1) -> int | None:
+        found = self.local.get(slot, pid=pid, fd=fd)
+        if found is None:
+            self.local.search()
+            found = self.local.get(slot)
+        return found
+
     def evict_some(self) -> None:
         durable = self.region.base_lsn + self.region.peek().durable
         for slot, chunk in self.region.evictable(self.hand, durable, 4, 64):
-            fd = self.local.get(slot)
+            fd = self._local_file(slot)
             if fd is not None:
                 ino = self.region.slot(slot).ino
                 self.evicted_pages += self.region.evict(slot, chunk, ino, fd, durable)

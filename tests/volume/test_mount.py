@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.errors import FencedError
+from aurora_ray.errors import FencedError, QuorumLostError
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.driver import Driver
 from aurora_ray.volume.mount import MountedVolume
 from tests.interposer.model import PAGE_BYTES, Operations
 from tests.support.polling import poll_until
@@ -200,6 +201,25 @@ async def test_programs_end_with_their_driver(nodes: Cluster, tmp_path: Path) ->
         _, errors = await child.communicate()
     assert child.returncode == 70
     assert b"closed" in errors or b"gone" in errors
+    await volume.close()
+
+
+async def test_a_mount_that_fails_on_the_way_leaves_nothing_at_work(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Driver, slots: object) -> None:
+        raise QuorumLostError("no copy answers")
+
+    volume = await nodes.open()
+    monkeypatch.setattr(Driver, "prefetch", fail)
+    with pytest.raises(QuorumLostError):
+        await mount(nodes, volume, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    monkeypatch.undo()
+    mounted = await mount(nodes, volume, tmp_path / "one")  # the same volume, with nobody else at its log
+    await finish(await spawn(mounted, "-c", "open('f', 'w').write('x')"))
+    await mounted.flush(timeout_s=10)
+    await mounted.close()
     await volume.close()
 
 

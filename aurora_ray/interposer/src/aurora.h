@@ -98,23 +98,24 @@ enum { STATE_RUNNING = 0, STATE_FENCED, STATE_POISONED, STATE_CLOSED };
 struct chunk {
     _Atomic uint64_t present;  /* a bit a page: the local file holds it */
     _Atomic uint64_t last_lsn; /* of its newest record: evictable when durable */
+    _Atomic uint64_t evicted_at; /* VDL of its last eviction: what was read as of an earlier LSN comes too late */
     _Atomic uint32_t group;    /* protection group, AR_NO_GROUP before its first page write, or AR_UNKNOWN */
     _Atomic uint32_t used;     /* touched since the evictor's hand last passed */
 };
-_Static_assert(sizeof(struct chunk) == 24, "chunk");
+_Static_assert(sizeof(struct chunk) == 32, "chunk");
 
 static inline bool ar_placed(const struct chunk *c) { return c->group < AR_UNKNOWN; }
 
 #define AR_LEAF_CHUNKS 64
-#define AR_INNER_LINKS 384
+#define AR_INNER_LINKS 512
 union node { /* of a file's radix tree from chunk numbers to chunks */
     struct chunk chunks[AR_LEAF_CHUNKS];
     _Atomic uint32_t links[AR_INNER_LINKS];
 };
-_Static_assert(sizeof(union node) == 1536, "node");
+_Static_assert(sizeof(union node) == 2048, "node");
 
 struct slot { /* a file */
-    uint64_t ino; /* of the local file: how an open descriptor finds its slot */
+    _Atomic uint64_t ino; /* of the local file: how an open descriptor finds its slot */
     uint64_t file_id;
     _Atomic uint64_t size;
     _Atomic uint64_t last_lsn;  /* of its newest record: what fsync waits for */
@@ -125,13 +126,20 @@ struct slot { /* a file */
     uint32_t mounted_extents;   /* extents it had when mounted; their groups are loaded on demand */
     _Atomic uint32_t dropped, pinned; /* pinned: memory-mapped, never evicted */
     _Atomic uint32_t ordered;         /* synced without waiting: readers wait until it is durable */
+    _Atomic uint32_t generation;      /* counts the files that had this slot; a descriptor remembers its file's */
+    _Atomic uint32_t lost_generation; /* the newest of them that left it with absent pages */
+    uint32_t older, newer;            /* slot + 1: the queue of dropped files; 0: none */
 };
 
-enum { REQUEST_FREE = 0, REQUEST_FILLING, REQUEST_POSTED, REQUEST_TAKEN, REQUEST_DONE };
+/* The state is the futex word: one of these, and above it the process that has the request, from the first moment on. */
+enum { REQUEST_FREE = 0, REQUEST_FILLING, REQUEST_POSTED, REQUEST_TAKEN, REQUEST_DONE, REQUEST_STATES = 7 };
+#define AR_PID_SHIFT 3
+static inline uint32_t ar_request_state(uint32_t word) { return word & REQUEST_STATES; }
+static inline uint32_t ar_request_word(uint32_t word, uint32_t state) { return (word & ~REQUEST_STATES) | state; }
 enum { WANT_PAGES = 1, WANT_PREFETCH, WANT_EXTENTS, WANT_GROUP };
 
 struct request {
-    _Atomic uint32_t state; /* also the futex word */
+    _Atomic uint32_t state;
     uint32_t want;
     uint32_t slot;
     uint32_t first; /* page, or chunk for WANT_EXTENTS */
@@ -158,7 +166,9 @@ struct region {
 
     pthread_mutex_t lock;
     uint32_t slots_used, nodes_used, nodes_free; /* nodes_free: first of a list through links[0] */
-    uint32_t ngroups;
+    uint32_t oldest_dropped, newest_dropped, ndropped;
+    _Atomic uint32_t chains_turn; /* odd while a slot goes from one hash chain to another */
+    _Atomic uint32_t ngroups;
     uint64_t next_file_id;
 
     _Alignas(64) _Atomic uint64_t tail; /* ring positions: end of the last whole record */
@@ -188,7 +198,7 @@ extern int ar_bell_fd; /* eventfd that wakes the driver */
 extern int ar_life_fd; /* read end of a pipe whose other end lives and dies with the driver; -1 in the driver */
 
 /* driver.c */
-bool ar_lock_for_driver(void); /* false: the region is poisoned, nothing may be changed */
+int ar_lock_for_driver(void); /* 0; EBUSY: ask again later; EIO: the region is poisoned, nothing may be changed */
 
 /* region.c */
 void ar_attach(struct region *region);
@@ -203,11 +213,18 @@ _Noreturn void ar_die(const char *why);
 struct slot *ar_slot(uint32_t index);
 uint32_t ar_slot_index(const struct slot *slot);
 struct slot *ar_find(uint64_t ino);
+struct slot *ar_find_opened(uint64_t ino);
+struct slot *ar_slot_if(uint32_t index, uint32_t generation);
+extern struct slot ar_lost; /* stands for a file that is gone and was never here as a whole: nothing of it can be read */
+bool ar_has_room_for_file(void);
+void ar_dropped(struct slot *slot);
 struct slot *ar_add(uint64_t ino, uint64_t file_id, uint64_t size, uint32_t mounted_extents);
 struct chunk *ar_chunk(struct slot *slot, uint32_t number);
 struct chunk *ar_chunk_make(struct slot *slot, uint32_t number);
 bool ar_present(struct slot *slot, uint32_t page);
 void ar_set_present(struct slot *slot, uint32_t first, uint32_t end);
+void ar_reclaim_requests(struct region *region);
+char ar_process_state(uint32_t id);
 int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t count, int fd, bool wait);
 
 /* log.c */

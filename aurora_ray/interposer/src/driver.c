@@ -71,23 +71,51 @@ AR_EXPORT int ar_region_destroy(struct region *region, int fd)
 }
 
 /*
- * The driver must never wait for ever for a process that was stopped while it held the lock. Who holds it longer than
- * LOCK_WAIT_S is taken for dead: the region is poisoned, and with it the mount is thrown away.
+ * The lock is held over local writes, and a disk may be slow, for seconds when much is written back: a holder that lives
+ * is waited for as long as that takes, by asking again, so that the driver's event loop goes on meanwhile. One that a
+ * signal has stopped may never go on: after LOCK_STOPPED_S the region is poisoned, and with it the mount is thrown away.
+ * One that died makes itself known by the robust lock. A holder that hangs in any other way shows as an engine that
+ * hangs, and whoever looks after the engine ends it.
  */
-#define LOCK_WAIT_S 5
-bool ar_lock_for_driver(void)
+#define LOCK_TRY_MS 5
+#define LOCK_STOPPED_S 5
+
+static bool stopped_for_long(const struct region *r)
+{
+    static const struct region *region; /* of the holder that was found stopped, */
+    static int holder;
+    static time_t since; /* and since when: 0 is never */
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int id = r->lock.__data.__owner;
+    char state = id > 0 ? ar_process_state((uint32_t)id) : '?';
+    if (state != 'T' && state != 't') {
+        since = 0;
+        return false;
+    }
+    if (!since || region != r || holder != id)
+        region = r, holder = id, since = now.tv_sec;
+    return now.tv_sec - since >= LOCK_STOPPED_S;
+}
+
+int ar_lock_for_driver(void)
 {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += LOCK_WAIT_S;
+    until.tv_nsec += LOCK_TRY_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
     int e = pthread_mutex_timedlock(&ar_region->lock, &until);
     if (!e)
-        return true;
+        return 0;
+    if (e == ETIMEDOUT && !stopped_for_long(ar_region))
+        return EBUSY;
     atomic_store(&ar_region->state, STATE_POISONED);
     if (e != EOWNERDEAD)
-        return false;
+        return EIO;
     pthread_mutex_consistent(&ar_region->lock);
-    return true;
+    ar_unlock();
+    return EIO;
 }
 
 AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t file_id, uint64_t size, uint32_t extents)
@@ -99,12 +127,13 @@ AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t f
     return index;
 }
 
-/* Tells where `n` extents of a mounted file lie, from chunk `first` on; what is known already stays. */
-AR_EXPORT void ar_tell_extents(struct region *region, uint32_t slot, uint32_t first, uint32_t n, const uint32_t *groups)
+/* Tells where `n` extents of a mounted file lie, from chunk `first` on; what is known already stays. 0, EBUSY or EIO. */
+AR_EXPORT int ar_tell_extents(struct region *region, uint32_t slot, uint32_t first, uint32_t n, const uint32_t *groups)
 {
     ar_attach(region);
-    if (!ar_lock_for_driver())
-        return;
+    int error = ar_lock_for_driver();
+    if (error)
+        return error;
     struct slot *s = ar_slot(slot);
     for (uint32_t i = 0; i < n; i++) {
         struct chunk *c = ar_chunk_make(s, first + i);
@@ -112,19 +141,17 @@ AR_EXPORT void ar_tell_extents(struct region *region, uint32_t slot, uint32_t fi
             atomic_store_explicit(&c->group, groups[i], memory_order_release);
     }
     ar_unlock();
+    return 0;
 }
 
+/* Without the lock: nobody places anything in a group before it counts. */
 AR_EXPORT int ar_add_group(struct region *region, uint32_t group, uint32_t free_extents)
 {
     if (group >= AR_GROUPS_MAX)
         return -1;
-    ar_attach(region);
-    if (!ar_lock_for_driver())
-        return -1;
     region->group_free[group] = free_extents;
-    if (group >= region->ngroups)
-        region->ngroups = group + 1;
-    ar_unlock();
+    if (group >= atomic_load(&region->ngroups))
+        atomic_store_explicit(&region->ngroups, group + 1, memory_order_release);
     return 0;
 }
 
@@ -154,7 +181,8 @@ AR_EXPORT void ar_peek(struct region *r, struct poll *out)
     out->attached = atomic_load(&r->attached);
     out->requests = 0;
     for (int i = 0; i < AR_REQUESTS; i++)
-        out->requests += atomic_load_explicit(&r->requests[i].state, memory_order_relaxed) == REQUEST_POSTED;
+        out->requests += ar_request_state(atomic_load_explicit(&r->requests[i].state, memory_order_relaxed)) ==
+                         REQUEST_POSTED;
 }
 
 /* What there is to do. Clears the bell first, so that what comes after this look rings it again. */
@@ -194,29 +222,42 @@ static void ring_get(const struct region *r, uint64_t position, void *to, size_t
     memcpy((uint8_t *)to + room, ring, bytes - room);
 }
 
-static struct taken_batch *batch_for(struct take *t, uint32_t group)
+static size_t groups_bytes(uint32_t n) { return ((size_t)n * 4 + 7) & ~(size_t)7; }
+static size_t front_bytes(uint32_t n) { return sizeof(struct batch) + groups_bytes(n); }
+
+/* The place of each group's batch in the flush, plus one; 0: it has none yet. */
+struct places {
+    uint16_t of[AR_GROUPS_MAX];
+};
+
+/* Whether what the ring has at this position can be a record of the log: whoever put it there said what its end is. */
+static bool is_record(const struct region *r, const struct record *head, uint64_t at, uint64_t to)
 {
-    for (uint32_t i = t->nbatches; i-- > 0;)
-        if (t->batches[i].group == group)
-            return &t->batches[i];
-    if (t->nbatches == t->batches_max)
-        return NULL;
-    t->batches[t->nbatches] = (struct taken_batch){.group = group};
-    return &t->batches[t->nbatches++];
+    return head->length >= sizeof *head && head->length % 8 == 0 && head->length <= to - at &&
+           head->lsn == r->base_lsn + at + head->length && head->group < AR_GROUPS_MAX;
 }
 
-/* How far this flush goes, and how much of it belongs to each group. */
-static uint64_t measure(const struct region *r, struct take *t, uint64_t from, uint64_t to)
+/*
+ * How far this flush goes, and how much of it belongs to each group. Its batches must fit into the buffer with their
+ * headers, each of which lists all groups of the flush. Returns `from` if not even one record fits or is one.
+ */
+static uint64_t measure(const struct region *r, struct take *t, uint64_t from, uint64_t to, struct places *places)
 {
     uint64_t at = from;
     struct record head;
     while (at < to) {
         ring_get(r, at, &head, sizeof head);
-        if (at > from && at + head.length - from > t->bytes_max)
+        if (!is_record(r, &head, at, to))
+            return from;
+        uint64_t bytes = at + head.length - from;
+        uint32_t n = t->nbatches + !places->of[head.group];
+        if ((at > from && bytes > t->bytes_max) || n > t->batches_max || bytes + n * front_bytes(n) > t->buffer_bytes)
             break;
-        struct taken_batch *b = batch_for(t, head.group);
-        if (!b)
-            break;
+        if (!places->of[head.group]) {
+            t->batches[t->nbatches] = (struct taken_batch){.group = head.group};
+            places->of[head.group] = (uint16_t)++t->nbatches;
+        }
+        struct taken_batch *b = &t->batches[places->of[head.group] - 1];
         b->records++;
         b->bytes += head.length;
         at += head.length;
@@ -234,8 +275,6 @@ static void sort_batches(struct take *t)
         }
 }
 
-static size_t groups_bytes(uint32_t n) { return ((size_t)n * 4 + 7) & ~(size_t)7; }
-
 static void put_header(struct take *t, struct taken_batch *b)
 {
     uint8_t *p = t->buffer + b->offset;
@@ -250,9 +289,9 @@ static void put_header(struct take *t, struct taken_batch *b)
         memcpy(p + sizeof h + i * 4, &t->batches[i].group, 4);
 }
 
-static void put_records(const struct region *r, struct take *t, uint64_t from, uint64_t to)
+static void put_records(const struct region *r, struct take *t, uint64_t from, uint64_t to, const struct places *places)
 {
-    size_t front = sizeof(struct batch) + groups_bytes(t->nbatches);
+    size_t front = front_bytes(t->nbatches);
     if (t->nbatches == 1) {
         ring_get(r, from, t->buffer + t->batches[0].offset + front, to - from);
         return;
@@ -262,29 +301,42 @@ static void put_records(const struct region *r, struct take *t, uint64_t from, u
     struct record head;
     for (uint64_t at = from; at < to; at += head.length) {
         ring_get(r, at, &head, sizeof head);
-        struct taken_batch *b = batch_for(t, head.group);
-        if (!b)
-            ar_die("a record's group was not counted"); /* measure() has made a batch for every group up to `to` */
-        uint64_t *n = &filled[b - t->batches];
-        ring_get(r, at, t->buffer + b->offset + front + *n, head.length);
-        *n += head.length;
+        uint32_t place = places->of[head.group] - 1;
+        ring_get(r, at, t->buffer + t->batches[place].offset + front + filled[place], head.length);
+        filled[place] += head.length;
     }
+    for (uint32_t i = 0; i < t->nbatches; i++)
+        if (filled[i] != t->batches[i].bytes)
+            ar_die("a batch has not what was counted for it");
 }
 
-/* Takes the next flush out of the ring as encoded batches. Returns 0, or -1 when there is nothing or no room. */
+/* Gives the batches their places in the buffer; returns the bytes of all. */
+static uint64_t lay_out(struct take *t, struct places *places)
+{
+    uint64_t offset = 0;
+    sort_batches(t);
+    for (uint32_t i = 0; i < t->nbatches; i++) {
+        places->of[t->batches[i].group] = (uint16_t)(i + 1);
+        t->batches[i].offset = offset;
+        offset += front_bytes(t->nbatches) + t->batches[i].bytes;
+    }
+    return offset;
+}
+
+/*
+ * Takes the next flush out of the ring as encoded batches. Returns 0; 1 when there is nothing; -1 when what comes next
+ * is no record, or one that fits into no buffer: then nothing can ever be taken again.
+ */
 AR_EXPORT int ar_take(struct region *r, struct take *t)
 {
+    struct places places = {0};
     uint64_t arrivals = atomic_load(&r->arrivals); /* before the look at the tail: what they wait for is below it */
-    uint64_t from = atomic_load(&r->head), tail = atomic_load_explicit(&r->tail, memory_order_acquire), to;
+    uint64_t from = atomic_load(&r->head), tail = atomic_load_explicit(&r->tail, memory_order_acquire);
     t->nbatches = 0;
-    to = measure(r, t, from, tail);
-    sort_batches(t);
-    uint64_t offset = 0, front = sizeof(struct batch) + groups_bytes(t->nbatches);
-    for (uint32_t i = 0; i < t->nbatches; i++) {
-        t->batches[i].offset = offset;
-        offset += front + t->batches[i].bytes;
-    }
-    if (to == from || offset > t->buffer_bytes)
+    if (from == tail)
+        return 1;
+    uint64_t to = measure(r, t, from, tail, &places), offset = lay_out(t, &places);
+    if (to == from || offset > t->buffer_bytes || offset != to - from + t->nbatches * front_bytes(t->nbatches))
         return -1;
     t->flush_start = r->base_lsn + from;
     t->flush_end = r->base_lsn + to;
@@ -292,10 +344,10 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
         t->arrivals = arrivals; /* otherwise some wait for what is left: they count for the next */
     for (uint32_t i = 0; i < t->nbatches; i++)
         put_header(t, &t->batches[i]);
-    put_records(r, t, from, to);
+    put_records(r, t, from, to, &places);
     for (uint32_t i = 0; i < t->nbatches; i++) {
         struct taken_batch *b = &t->batches[i];
-        b->bytes += front;
+        b->bytes += front_bytes(t->nbatches);
         uint32_t crc = ar_crc32c(0, t->buffer + b->offset + 8, b->bytes - 8);
         memcpy(t->buffer + b->offset + 4, &crc, 4);
         t->group_tails[b->group] = t->flush_end;
@@ -344,20 +396,26 @@ AR_EXPORT int ar_take_requests(struct region *r, struct request *out, uint32_t *
 {
     int n = 0;
     for (uint32_t i = 0; i < AR_REQUESTS && n < max; i++) {
-        uint32_t posted = REQUEST_POSTED;
-        if (!atomic_compare_exchange_strong(&r->requests[i].state, &posted, REQUEST_TAKEN))
+        uint32_t word = atomic_load(&r->requests[i].state);
+        if (ar_request_state(word) != REQUEST_POSTED)
             continue;
+        atomic_store(&r->requests[i].state, ar_request_word(word, REQUEST_TAKEN)); /* nobody else changes it now */
         out[n] = r->requests[i];
         index[n++] = i;
     }
     return n;
 }
 
+AR_EXPORT void ar_reclaim(struct region *r) { ar_reclaim_requests(r); }
+
 AR_EXPORT void ar_answer(struct region *r, uint32_t index, int error)
 {
     struct request *q = &r->requests[index];
     q->error = error;
-    atomic_store(&q->state, q->want == WANT_PREFETCH ? REQUEST_FREE : REQUEST_DONE);
+    uint32_t word = atomic_load(&q->state);
+    if (ar_request_state(word) != REQUEST_TAKEN)
+        ar_die("a request was answered that nobody had taken");
+    atomic_store(&q->state, q->want == WANT_PREFETCH ? REQUEST_FREE : ar_request_word(word, REQUEST_DONE));
     ar_wake(&q->state, AR_ANYBODY);
 }
 

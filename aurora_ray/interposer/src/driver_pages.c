@@ -24,41 +24,54 @@ AR_EXPORT uint32_t ar_absent_run(struct region *region, uint32_t slot, uint32_t 
 }
 
 /*
+ * A page that is absent. While it was on its way it may have been written, made durable and evicted again: what was read
+ * before the eviction is older than that, and it must be read again.
+ */
+static bool may_fill(struct slot *s, uint32_t page, uint64_t lsn)
+{
+    struct chunk *c = ar_chunk(s, page / AR_EXTENT_PAGES);
+    return !ar_present(s, page) && !(c && atomic_load(&c->evicted_at) > lsn);
+}
+
+/*
  * How many of `count` pages from `first` on one write can fill: absent, whole, and all with content; or, of pages of
  * zeros, all that are absent. A last page that the file's size cuts is a run of its own. 0: the first needs nothing.
  */
-static uint32_t run_to_fill(struct slot *s, uint64_t size, uint32_t first, uint32_t count, const uint8_t *kinds)
+static uint32_t run_to_fill(struct slot *s, uint64_t size, uint32_t first, uint32_t count, const uint8_t *kinds,
+                            uint64_t lsn)
 {
     uint64_t whole = size / ar_region->page_bytes;
     uint32_t n = 0;
-    while (n < count && first + n < whole && !ar_present(s, first + n) && !kinds[n] == !kinds[0])
+    while (n < count && first + n < whole && may_fill(s, first + n, lsn) && !kinds[n] == !kinds[0])
         n++;
-    if (!n && (uint64_t)first * ar_region->page_bytes < size && !ar_present(s, first))
+    if (!n && (uint64_t)first * ar_region->page_bytes < size && may_fill(s, first, lsn))
         n = 1;
     return n;
 }
 
 /*
  * Puts fetched pages into the local file, as far as they are still absent: a page that was written in the meantime is
- * newer. kinds[i] is 0 for a page of zeros (nothing in `pages`), 1 for one that follows in `pages`.
+ * newer. kinds[i] is 0 for a page of zeros (nothing in `pages`), 1 for one that follows in `pages`; `lsn`: what they were
+ * read as of. Returns 0 or an errno; EBUSY: ask again later.
  */
 AR_EXPORT int ar_fill(struct region *region, uint32_t slot, int fd, uint32_t first, uint32_t count, const uint8_t *kinds,
-                      const uint8_t *pages)
+                      const uint8_t *pages, uint64_t lsn)
 {
     ar_attach(region);
     struct slot *s = ar_slot(slot);
-    int error = 0;
-    if (!ar_lock_for_driver())
-        return EIO;
+    int error = ar_lock_for_driver();
+    if (error)
+        return error;
     uint64_t size = atomic_load(&s->size);
     for (uint32_t i = 0; i < count && !error;) {
         uint64_t at = (uint64_t)(first + i) * region->page_bytes;
-        uint32_t run = run_to_fill(s, size, first + i, count - i, kinds + i);
+        uint32_t run = run_to_fill(s, size, first + i, count - i, kinds + i, lsn);
         uint64_t n = (uint64_t)run * region->page_bytes;
         if (n > size - at)
             n = size - at;
-        if (run && kinds[i] && real_pwrite(fd, pages, n, (off_t)at) != (ssize_t)n)
-            error = errno ? errno : ENOSPC;
+        ssize_t done = run && kinds[i] ? real_pwrite(fd, pages, n, (off_t)at) : (ssize_t)n;
+        if (done != (ssize_t)n)
+            error = done < 0 ? errno : ENOSPC;
         else
             ar_set_present(s, first + i, first + i + run);
         for (uint32_t end = i + (run ? run : 1); i < end; i++)
@@ -110,13 +123,14 @@ AR_EXPORT int ar_evict(struct region *region, uint32_t slot, uint32_t chunk, uin
     ar_attach(region);
     struct slot *s = ar_slot(slot);
     int freed = 0;
-    if (!ar_lock_for_driver())
+    if (ar_lock_for_driver())
         return 0;
     struct chunk *c = ar_chunk(s, chunk);
     if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && ar_placed(c)) {
         uint64_t bytes = (uint64_t)AR_EXTENT_PAGES * region->page_bytes;
         uint64_t before = atomic_exchange_explicit(&c->present, 0, memory_order_acq_rel);
         atomic_fetch_add_explicit(&s->evictions, 1, memory_order_acq_rel);
+        atomic_store(&c->evicted_at, vdl);
         freed = __builtin_popcountll(before);
         real_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(chunk * bytes), (off_t)bytes);
         atomic_fetch_sub(&region->present_pages, (uint64_t)freed);

@@ -51,6 +51,8 @@ bool ar_is_volatile(const char *path)
 int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes)
 {
     uint32_t page = (uint32_t)(offset / page_bytes());
+    if (slot == &ar_lost)
+        return fail(EIO);
     for (;;) {
         /* Looked at again each time: others may cut the file meanwhile, and what is behind its end never comes. */
         uint64_t size = atomic_load_explicit(&slot->size, memory_order_acquire);
@@ -74,7 +76,7 @@ int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes)
 void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes)
 {
     uint64_t size = atomic_load(&slot->size);
-    if (offset >= size)
+    if (offset >= size || slot == &ar_lost)
         return;
     if (!bytes || bytes > size - offset)
         bytes = size - offset;

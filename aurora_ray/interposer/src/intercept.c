@@ -129,13 +129,15 @@ const char *ar_durable_path(int dir, const char *path, char out[PATH_MAX])
 
 struct slot *ar_slot_of(int fd)
 {
-    return ar_active && fd >= 0 && fd < FD_MAX && ar_fds[fd].slot > 0 ? ar_slot((uint32_t)ar_fds[fd].slot - 1) : NULL;
+    if (!ar_active || fd < 0 || fd >= FD_MAX || ar_fds[fd].slot <= 0)
+        return NULL;
+    return ar_slot_if((uint32_t)ar_fds[fd].slot - 1, ar_fds[fd].generation);
 }
 
 void ar_track(int fd, int32_t slot, uint8_t flags)
 {
     if (ar_active && fd >= 0 && fd < FD_MAX)
-        ar_fds[fd] = (struct tracked){slot, flags};
+        ar_fds[fd] = (struct tracked){slot, flags, slot > 0 ? ar_slot((uint32_t)slot - 1)->generation : 0};
 }
 
 int ar_track_copy(int from, int to)
@@ -169,7 +171,7 @@ static int adopt(int fd, int flags)
         errno = EMFILE;
         return -1;
     }
-    struct slot *slot = S_ISREG(st.st_mode) ? ar_find(st.st_ino) : NULL;
+    struct slot *slot = S_ISREG(st.st_mode) ? ar_find_opened(st.st_ino) : NULL;
     uint8_t how = (flags & (O_SYNC | O_DSYNC) ? FD_DURABLE_WRITES : 0) | (flags & O_APPEND ? FD_APPEND : 0);
     ar_track(fd, S_ISDIR(st.st_mode) ? -1 : slot ? (int32_t)ar_slot_index(slot) + 1 : 0, how);
     if (slot && flags & O_TRUNC && ar_truncate(fd, slot, 0) < 0) {

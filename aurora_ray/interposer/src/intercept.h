@@ -9,6 +9,7 @@ enum { FD_DURABLE_WRITES = 1, FD_APPEND = 2 };
 struct tracked {
     int32_t slot; /* 0: not ours; slot + 1: a file; -1: a directory under the mount */
     uint8_t flags;
+    uint32_t generation; /* of the slot: another file may have it later */
 };
 extern struct tracked ar_fds[FD_MAX];
 extern bool ar_active; /* this process works on a mount */

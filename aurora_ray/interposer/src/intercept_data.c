@@ -18,8 +18,10 @@
             return -1;                                                                                                 \
         ssize_t got = call;                                                                                            \
         atomic_thread_fence(memory_order_acquire);                                                                     \
-        if (atomic_load_explicit(&(slot)->evictions, memory_order_acquire) == evictions)                               \
+        if (atomic_load_explicit(&(slot)->evictions, memory_order_acquire) == evictions && ar_slot_of(fd) == (slot))   \
             return got;                                                                                                \
+        if (!((slot) = ar_slot_of(fd)))                                                                                \
+            return call;                                                                                               \
     }
 
 static ssize_t pread_any(int fd, void *to, size_t n, off_t at)

@@ -22,14 +22,18 @@ AR_EXPORT uint64_t ar_tail_lsn(void)
     return ar_region ? ar_region->base_lsn + atomic_load_explicit(&ar_region->tail, memory_order_acquire) : 0;
 }
 
+static uint64_t reserved; /* under the lock: up to where this process may append before it lets go */
+
 /* Takes the lock with room for `bytes` of records: this is the LSN allocation limit that holds producers back. */
 void ar_lock_with_space(size_t bytes)
 {
     for (;;) {
         ar_lock();
         uint64_t head = atomic_load_explicit(&ar_region->head, memory_order_acquire);
-        if (ar_region->ring_bytes - (tail() - head) >= bytes)
+        if (ar_region->ring_bytes - (tail() - head) >= bytes) {
+            reserved = tail() + bytes;
             return;
+        }
         uint32_t turn = atomic_load(&ar_region->space_turn);
         ar_unlock();
         atomic_fetch_add_explicit(&ar_region->counters.space_waits, 1, memory_order_relaxed);
@@ -55,6 +59,8 @@ uint64_t ar_append(struct record head, const void *body, size_t body_bytes)
     struct region *r = ar_region;
     uint64_t start = tail();
     size_t plain = sizeof head + body_bytes, length = (plain + 7) & ~(size_t)7;
+    if (start + length > reserved)
+        ar_die("more is logged at once than room was kept for");
     head.length = (uint32_t)length;
     head.lsn = r->base_lsn + start + length;
     ring_put(start, &head, sizeof head);

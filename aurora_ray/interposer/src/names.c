@@ -23,7 +23,11 @@ int ar_create(int dir_fd, const char *path, const char *local, int flags, mode_t
 {
     struct stat st;
     ar_lock_with_space(3 * 4096);
-    int fd = real_openat(dir_fd, path, flags | O_CREAT | O_EXCL, mode);
+    int fd = -1;
+    if (ar_has_room_for_file())
+        fd = real_openat(dir_fd, path, flags | O_CREAT | O_EXCL, mode);
+    else
+        errno = ENOSPC;
     if (fd >= 0 && fstat(fd, &st) == 0) {
         *slot = ar_add(st.st_ino, ar_region->next_file_id++, 0, 0);
         ar_name_record(REC_CREATE, (*slot)->file_id, st.st_mode & 07777, local, NULL);
@@ -54,7 +58,7 @@ static void drop(struct slot *slot)
             ar_region->group_free[chunk->group]++;
     }
     atomic_store_explicit(&slot->last_lsn, lsn, memory_order_release);
-    atomic_store(&slot->dropped, 1);
+    ar_dropped(slot);
 }
 
 /* The slot of the regular file at path, its placement known; NULL where there is none. */

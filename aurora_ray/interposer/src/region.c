@@ -1,8 +1,10 @@
 /* Attaching, locking, waiting, and the tables of files and chunks. */
 #include "aurora.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -11,6 +13,8 @@
 struct region *ar_region;
 int ar_bell_fd = -1;
 int ar_life_fd = -1;
+
+struct slot ar_lost = {.size = INT64_MAX, .dropped = 1, .generation = 1};
 
 static _Atomic uint32_t *buckets;
 static struct slot *slots;
@@ -117,13 +121,76 @@ static _Atomic uint32_t *bucket_of(uint64_t ino)
     return &buckets[(ino * UINT64_C(0x9e3779b97f4a7c15) >> 32) % ar_region->nbuckets];
 }
 
-struct slot *ar_find(uint64_t ino)
+static struct slot *find_once(uint64_t ino)
 {
     uint32_t i = atomic_load_explicit(bucket_of(ino), memory_order_acquire);
     for (; i; i = atomic_load_explicit(&slots[i - 1].next, memory_order_acquire))
-        if (slots[i - 1].ino == ino)
+        if (atomic_load_explicit(&slots[i - 1].ino, memory_order_relaxed) == ino)
             return &slots[i - 1];
     return NULL;
+}
+
+/* Without the lock. Who followed a slot into another chain looks again: a file that is there must never be missed. */
+struct slot *ar_find(uint64_t ino)
+{
+    for (int tries = 0;; tries++) {
+        uint32_t turn = atomic_load_explicit(&ar_region->chains_turn, memory_order_acquire);
+        struct slot *found = find_once(ino);
+        atomic_thread_fence(memory_order_acquire);
+        if (found || (!(turn & 1) && atomic_load_explicit(&ar_region->chains_turn, memory_order_relaxed) == turn))
+            return found;
+        if (tries > 1000 && ar_life_fd < 0)
+            return NULL; /* the driver: somebody died in between, and the region with him */
+        if (tries > 1000)
+            ar_check_state();
+        sched_yield();
+    }
+}
+
+/*
+ * For who has just opened the file by a name. One that another process makes at this moment has a name before it has a
+ * slot, or still the slot of a file that is gone: then the lock says when that is settled.
+ */
+struct slot *ar_find_opened(uint64_t ino)
+{
+    struct slot *s = ar_find(ino);
+    if (s && !atomic_load_explicit(&s->dropped, memory_order_acquire))
+        return s;
+    ar_lock();
+    s = ar_find(ino);
+    ar_unlock();
+    return s;
+}
+
+/* The slot of a file that had this generation, as a descriptor remembers it. NULL: the file is gone, and the local one is
+ * all there is of it; &ar_lost: gone, and the local file has holes. */
+struct slot *ar_slot_if(uint32_t index, uint32_t generation)
+{
+    struct slot *s = &slots[index];
+    if (__builtin_expect(atomic_load_explicit(&s->generation, memory_order_acquire) == generation, 1))
+        return s;
+    return (int32_t)(generation - atomic_load(&s->lost_generation)) <= 0 ? &ar_lost : NULL;
+}
+
+/* ---- files that are gone: a queue, oldest first, of slots that new files may have */
+
+/* Under the lock: the file's last name is gone. */
+void ar_dropped(struct slot *slot)
+{
+    atomic_store(&slot->dropped, 1);
+    uint32_t number = ar_slot_index(slot) + 1;
+    slot->older = ar_region->newest_dropped;
+    slot->newer = 0;
+    *(slot->older ? &slots[slot->older - 1].newer : &ar_region->oldest_dropped) = number;
+    ar_region->newest_dropped = number;
+    ar_region->ndropped++;
+}
+
+static void leave_queue(struct slot *slot)
+{
+    *(slot->older ? &slots[slot->older - 1].newer : &ar_region->oldest_dropped) = slot->newer;
+    *(slot->newer ? &slots[slot->newer - 1].older : &ar_region->newest_dropped) = slot->older;
+    ar_region->ndropped--;
 }
 
 static void node_free(uint32_t index, uint32_t height)
@@ -136,6 +203,46 @@ static void node_free(uint32_t index, uint32_t height)
     ar_region->nodes_free = index;
 }
 
+static bool all_present(struct slot *slot)
+{
+    uint32_t pages = ar_pages_of(atomic_load(&slot->size));
+    for (uint32_t page = 0; page < pages; page += AR_EXTENT_PAGES) {
+        struct chunk *c = ar_chunk(slot, page / AR_EXTENT_PAGES);
+        uint32_t n = pages - page < AR_EXTENT_PAGES ? pages - page : AR_EXTENT_PAGES;
+        uint64_t all = n == AR_EXTENT_PAGES ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1;
+        if (!c || (atomic_load(&c->present) & all) != all)
+            return false;
+    }
+    return true;
+}
+
+/*
+ * Under the lock: nothing of the file that had this slot is known any more. Descriptors of it may still be open: by
+ * their generation they find out, see ar_slot_if.
+ */
+static void forget(struct slot *slot)
+{
+    if (!all_present(slot))
+        atomic_store(&slot->lost_generation, atomic_load(&slot->generation));
+    atomic_fetch_add_explicit(&slot->generation, 1, memory_order_acq_rel);
+    atomic_fetch_add_explicit(&slot->evictions, 1, memory_order_acq_rel);
+    atomic_store(&slot->size, 0);
+    uint64_t tree = atomic_exchange(&slot->tree, 0);
+    if (tree)
+        node_free((uint32_t)(tree >> 32), (uint32_t)tree);
+}
+
+/* Gives back the chunks of the file that is gone the longest and has any. */
+static bool forget_one(void)
+{
+    uint32_t i = ar_region->oldest_dropped;
+    while (i && !atomic_load(&slots[i - 1].tree))
+        i = slots[i - 1].newer;
+    if (i)
+        forget(&slots[i - 1]);
+    return i != 0;
+}
+
 static uint32_t node_new(void)
 {
     uint32_t index = ar_region->nodes_free;
@@ -143,6 +250,8 @@ static uint32_t node_new(void)
         ar_region->nodes_free = nodes[index].links[0];
     else if (ar_region->nodes_used + 1 < ar_region->nnodes)
         index = ++ar_region->nodes_used;
+    else if (forget_one())
+        return node_new();
     else
         ar_die("the table of chunks is full: this mount touches more data than it was sized for");
     memset(&nodes[index], 0, sizeof nodes[index]);
@@ -158,35 +267,67 @@ static uint32_t leaf_new(const struct slot *slot, uint32_t number)
     return index;
 }
 
+static void join_chain(struct slot *slot, uint64_t ino)
+{
+    _Atomic uint32_t *bucket = bucket_of(ino);
+    atomic_store(&slot->ino, ino);
+    atomic_store(&slot->next, atomic_load(bucket));
+    atomic_store_explicit(bucket, ar_slot_index(slot) + 1, memory_order_release);
+}
+
+static void leave_chain(struct slot *slot)
+{
+    _Atomic uint32_t *link = bucket_of(slot->ino);
+    while (*link != ar_slot_index(slot) + 1)
+        link = &slots[*link - 1].next;
+    atomic_store_explicit(link, atomic_load(&slot->next), memory_order_release);
+}
+
+/*
+ * A slot for a file with a number that no slot has. So many of the last that are gone keep theirs; before the table has
+ * that many, or room is short, it grows. On a file system that gives numbers again, few are ever taken from the queue.
+ */
+static struct slot *slot_for_new(uint64_t ino)
+{
+    struct region *r = ar_region;
+    bool full = r->slots_used >= r->nslots;
+    if (!full && r->ndropped <= r->nslots / 8) {
+        join_chain(&slots[r->slots_used], ino);
+        return &slots[r->slots_used++];
+    }
+    if (!r->oldest_dropped)
+        ar_die("the table of files is full, and nobody asked ar_has_room_for_file");
+    struct slot *s = &slots[r->oldest_dropped - 1];
+    atomic_fetch_add(&r->chains_turn, 1);
+    leave_chain(s);
+    join_chain(s, ino);
+    atomic_fetch_add(&r->chains_turn, 1);
+    return s;
+}
+
+/* Under the lock: whether ar_add can take one more file. */
+bool ar_has_room_for_file(void) { return ar_region->slots_used < ar_region->nslots || ar_region->oldest_dropped; }
+
 /*
  * Registers a file under the lock. The kernel gives an inode number again only when nobody has the old file open, so a
- * dropped slot with the same number is free to be used again; a slot never leaves its chain, which is why ar_find
- * needs no lock.
+ * dropped slot with the same number is free to be used again at once.
  */
 struct slot *ar_add(uint64_t ino, uint64_t file_id, uint64_t size, uint32_t mounted_extents)
 {
     struct slot *s = ar_find(ino);
-    if (s) {
-        uint64_t tree = atomic_exchange(&s->tree, 0);
-        if (tree)
-            node_free((uint32_t)(tree >> 32), (uint32_t)tree);
-        s->drop_lsn = 0;
-    } else {
-        if (ar_region->slots_used >= ar_region->nslots)
-            ar_die("the table of files is full: this mount was sized for fewer files");
-        s = &slots[ar_region->slots_used++];
-        s->ino = ino;
-        _Atomic uint32_t *bucket = bucket_of(ino);
-        atomic_store(&s->next, atomic_load(bucket));
-        atomic_store_explicit(bucket, ar_slot_index(s) + 1, memory_order_release);
-    }
+    if (!s)
+        s = slot_for_new(ino);
+    if (s->dropped)
+        leave_queue(s);
+    forget(s);
+    s->drop_lsn = 0;
     s->file_id = file_id;
     s->mounted_extents = mounted_extents;
     atomic_store(&s->last_lsn, 0);
     atomic_store(&s->size, size);
-    atomic_store(&s->dropped, 0);
     atomic_store(&s->pinned, 0);
     atomic_store(&s->ordered, 0);
+    atomic_store_explicit(&s->dropped, 0, memory_order_release); /* last: see ar_find_opened */
     return s;
 }
 
@@ -208,7 +349,7 @@ struct chunk *ar_chunk(struct slot *slot, uint32_t number)
         return NULL;
     for (; height > 1; height--) {
         index = atomic_load_explicit(&nodes[index].links[number / tree_capacity(height - 1)], memory_order_acquire);
-        if (!index)
+        if (!index || index >= ar_region->nnodes) /* beyond: the file is gone, and others have its nodes now */
             return NULL;
         number %= tree_capacity(height - 1);
     }
@@ -268,12 +409,49 @@ void ar_set_present(struct slot *slot, uint32_t first, uint32_t end)
 
 /* ---- asking the driver */
 
-static struct request *claim_request(void)
+/* What /proc says of a process or thread: 'R', 'S', 'D', 'T' for a stopped one, ...; 0: it is gone, or a zombie. */
+char ar_process_state(uint32_t id)
+{
+    char path[32] = "/proc/", digits[12], text[128];
+    size_t at = 6, n = 0;
+    do
+        digits[n++] = (char)('0' + id % 10);
+    while (id /= 10);
+    while (n)
+        path[at++] = digits[--n];
+    memcpy(path + at, "/stat", 6);
+    int fd = real_openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : real_read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        real_close(fd);
+    if (got <= 0)
+        return fd < 0 && errno != ENOENT ? '?' : 0; /* no descriptor to spare: believe that it lives */
+    text[got] = 0;
+    const char *name_end = strrchr(text, ')');
+    char state = name_end && name_end + 2 < text + got ? name_end[2] : '?';
+    return state == 'Z' || state == 'X' ? 0 : state;
+}
+
+/*
+ * Frees what belongs to processes that died while they filled in a request or waited for its answer. The driver does it
+ * every second or so, long before a process number comes again, and whoever finds no free request.
+ */
+void ar_reclaim_requests(struct region *region)
+{
+    for (int i = 0; i < AR_REQUESTS; i++) {
+        _Atomic uint32_t *state = &region->requests[i].state;
+        uint32_t word = atomic_load(state), kind = ar_request_state(word);
+        if ((kind == REQUEST_FILLING || kind == REQUEST_DONE) && !ar_process_state(word >> AR_PID_SHIFT))
+            atomic_compare_exchange_strong(state, &word, REQUEST_FREE);
+    }
+}
+
+static struct request *claim_request(uint32_t pid)
 {
     for (int i = 0; i < AR_REQUESTS; i++) {
         struct request *r = &ar_region->requests[i];
         uint32_t free = REQUEST_FREE;
-        if (atomic_compare_exchange_strong(&r->state, &free, REQUEST_FILLING))
+        if (atomic_compare_exchange_strong(&r->state, &free, pid << AR_PID_SHIFT | REQUEST_FILLING))
             return r;
     }
     return NULL;
@@ -283,26 +461,28 @@ static struct request *claim_request(void)
 int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t count, int fd, bool wait)
 {
     struct request *r;
-    while (!(r = claim_request())) {
+    uint32_t pid = (uint32_t)getpid();
+    while (!(r = claim_request(pid))) {
         if (!wait)
             return 0;
         _Atomic uint32_t never = 0;
+        ar_reclaim_requests(ar_region);
         ar_wait(&never, 0, NULL, AR_ANYBODY);
     }
     r->want = want;
     r->slot = slot ? ar_slot_index(slot) : UINT32_MAX;
     r->first = first;
     r->count = count;
-    r->pid = getpid();
+    r->pid = (int32_t)pid;
     r->fd = fd;
     r->error = 0;
-    atomic_store(&r->state, REQUEST_POSTED);
+    atomic_store(&r->state, pid << AR_PID_SHIFT | REQUEST_POSTED);
     ar_ring_bell();
     if (!wait)
         return 0;
-    uint32_t state;
-    while ((state = atomic_load(&r->state)) != REQUEST_DONE)
-        ar_wait(&r->state, state, NULL, AR_ANYBODY);
+    uint32_t word;
+    while (ar_request_state(word = atomic_load(&r->state)) != REQUEST_DONE)
+        ar_wait(&r->state, word, NULL, AR_ANYBODY);
     int error = r->error;
     atomic_store(&r->state, REQUEST_FREE);
     return error;
