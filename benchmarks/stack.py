@@ -29,7 +29,9 @@ from aurora_ray.engine.install import install_at
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
+from aurora_ray.rpc.secret_file import load_secret
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.mount import MountedVolume
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
@@ -56,6 +58,7 @@ class StackConfig:
     max_connections: int
     parameters: dict[str, str]
     create: bool
+    secret_file: str
     import_from: str | None = None
 
     def to_json(self) -> str:
@@ -204,6 +207,7 @@ def _answer(**values: Any) -> None:
 async def _serve() -> None:
     lines = _lines()
     config = StackConfig(**json.loads(await anext(lines)))
+    OURS.set(load_secret(Path(config.secret_file)))
     stages = Stages()
     if config.import_from is not None:
         await import_tree(config, stages)

@@ -17,6 +17,7 @@ from aurora_ray.rpc.process import raise_descriptor_limit
 from tests.support.leaks import LeakDetector, remove_tree
 from tests.support.logs import LogRecorder
 from tests.support.ports import PortAllocator
+from tests.support.secret import hold_secret
 from tests.support.timing import TIMEOUT_FACTOR
 
 _RUN_DIR = pytest.StashKey[Path]()
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     run_dir.chmod(0o711)
     os.environ["TMPDIR"] = tempfile.tempdir = str(run_dir)
     config.stash[_RUN_DIR] = run_dir
+    hold_secret()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -25,6 +25,7 @@ from aurora_ray.compute.instance import Instance
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
+from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.partition import PARTY, Cut, instance_party, storage_party
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ class ActorInfo:
 class StorageNodeActor:
     """A storage node's process."""
 
-    def __init__(self, config: StorageConfig, fleet_dir: str) -> None:
+    def __init__(self, config: StorageConfig, fleet_dir: str, secret: Secret) -> None:
         from aurora_ray.storage.server import StorageServer
 
         attributes = {"aurora.node": config.node_id, "aurora.az": config.az}
         PARTY.name = storage_party(config.node_id)
+        OURS.set(secret)
         configure_process("storage", f"storage-{config.node_id}", Path(fleet_dir), attributes)
         self._config = config
         # Others reach it where Ray reaches this machine: 127.0.0.1 for a Ray that is on one machine only.
@@ -93,9 +95,10 @@ class StorageNodeActor:
 class InstanceActor:
     """An instance's process."""
 
-    def __init__(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    def __init__(self, instance_id: str, az: str, choice: EngineChoice, secret: Secret) -> None:
         attributes = {"aurora.instance": instance_id, "aurora.az": az}
         PARTY.name = instance_party(instance_id, os.getpid())
+        OURS.set(secret)
         configure_process("compute", f"instance-{instance_id}", choice.data_dir, attributes)
         self._directory = choice.data_dir / "instances" / instance_id
         self._instance = Instance()

@@ -2,6 +2,7 @@
 
 <data dir>/            0711 when engines run as another account (they must pass through), else 0700
   fleet.toml           0600  the bootstrap file: region, storage nodes (see control/bootstrap.py)
+  secret               0600  the fleet's secret: who knows it may do everything (see rpc/admission.py)
   ray.json             0600  the local Ray cluster, if this machine started one
   nodes/<node id>/     0700  a storage node: RocksDB segments
   instances/<id>/      0711  an instance: mount (0700, the engine's), run (sockets, logs)

@@ -31,7 +31,9 @@ from aurora_ray.control.ray_endpoints import RayEndpointRuntime
 from aurora_ray.control.ray_runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, NAMESPACE, RayRuntime
 from aurora_ray.control.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.errors import FencedError
+from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
+from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class ControlActor:
     def __init__(self, config: ControlConfig) -> None:
         PARTY.name = CONTROL_PARTY
         configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
+        OURS.set(ensure_secret(config.data_dir / FILE_NAME))  # a fleet from before there were secrets gets one here
         self._config = config
         self._life = uuid4().hex
         self._loop = LoopThread("control")

@@ -24,6 +24,7 @@ from aurora_ray.control import bootstrap, faults, local_ray, outages
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.rpc import secret_file
 
 if TYPE_CHECKING:
     from aurora_ray.config import Settings
@@ -38,6 +39,7 @@ UNSERVED_TIMEOUT_S: Final = 5.0
 OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
 OUR_FILES: Final = (
     bootstrap.FILE_NAME,
+    secret_file.FILE_NAME,
     local_ray.FILE_NAME,
     local_ray.TOKEN_NAME,
     JOINED_NAME,

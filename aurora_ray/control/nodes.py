@@ -17,6 +17,7 @@ from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 
 if TYPE_CHECKING:
     from aurora_ray.control.reconcile import SegmentOrder
+    from aurora_ray.rpc.calls import Channel
 
 CALL_TIMEOUT_S = 10.0
 
@@ -31,28 +32,28 @@ class NodeClients:
     """A channel a storage node, kept open while its address stays the same."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._channels: dict[str, tuple[str, Channel]] = {}
 
     async def stub(self, node_id: str, address: str) -> Any:
         """The node's stub. (Generated stubs serve both kinds of channel, which their types cannot say.)"""
         known = self._channels.get(node_id)
         if known is None or known[0] != address:
             if known is not None:
-                await known[1].close(None)
-            known = self._channels[node_id] = (address, open_channel(address))
+                await known[1].close()
+            known = self._channels[node_id] = (address, open_channel(address, node_id))
         return StorageNodeStub(known[1])  # type: ignore[no-untyped-call]
 
     async def forget(self, node_id: str) -> None:
         """A node ended: the next one at the same address gets a connection of its own, without the old one's delays."""
         known = self._channels.pop(node_id, None)
         if known is not None:
-            await known[1].close(None)
+            await known[1].close()
 
     async def close(self) -> None:
         """Closes all channels."""
         channels, self._channels = self._channels, {}
         for _, channel in channels.values():
-            await channel.close(None)
+            await channel.close()
 
     async def set_peers(self, node_id: str, address: str, addresses: Mapping[str, str]) -> None:
         """Tells a node where all nodes answer."""

@@ -27,6 +27,7 @@ from aurora_ray.control.ray_calls import result_of
 from aurora_ray.control.ray_spares import Spares, instance_of, names
 from aurora_ray.control.runtime import NodeInfo, NoPlaceError, ProcessGoneError
 from aurora_ray.errors import UsageError
+from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class RayRuntime:
         if existing is not None:  # someone started it and did not live to note it
             return existing
         handle = _create(
-            StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir)
+            StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir), OURS.secret
         )
         info = await _started(handle, handle.start.remote(), node.az, node.host)
         return RayNode(handle, info)
@@ -251,7 +252,7 @@ class RayRuntime:
 
     async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
         first, other = names(INSTANCE_PREFIX, instance_id)
-        arguments = (az, "", instance_id, az, choice)
+        arguments = (az, "", instance_id, az, choice, OURS.secret)
         try:
             handle = _create(InstanceActor, first, *arguments)
         except ProcessGoneError:

@@ -11,6 +11,9 @@ import grpc
 import grpc.aio
 
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.rpc.admission import Caller, Doorkeeper, Secret
+from aurora_ray.rpc.calls import Channel
+from aurora_ray.rpc.guard import Guard
 from aurora_ray.rpc.partition import PARTY, Gate
 from aurora_ray.rpc.tracing import ServerSpans
 
@@ -43,16 +46,26 @@ _SERVER: Final = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port`; it connects by itself and again after losses."""
+def open_channel(address: str, server: str, secret: Secret | None = None) -> Channel:
+    """A channel to the server named `server` at `host:port`; it connects by itself and again after losses.
+
+    `secret`: another fleet's; ours by default. Raises ConfigurationError if this process has none.
+    """
     # Plain text for now: mutual TLS goes here and into `bind`, nowhere else.
     agent = ("grpc.primary_user_agent", PARTY.user_agent)
-    return grpc.aio.insecure_channel(address, options=(*_CLIENT, agent))
+    caller = Caller(server, door_of(address), secret)
+    return Channel(grpc.aio.insecure_channel(address, options=(*_CLIENT, agent)), caller, address)
 
 
-def make_server() -> grpc.aio.Server:
-    """A server without ports or services."""
-    return grpc.aio.server(interceptors=(Gate(), ServerSpans()), options=_SERVER)
+def door_of(address: str) -> str:
+    """What a proof says of an address: the port. (A machine's name may differ from where one asks.)"""
+    return address.rpartition(":")[2]
+
+
+def make_server(doorkeeper: Doorkeeper) -> tuple[grpc.aio.Server, Guard]:
+    """A server without ports or services, and its guard, which is to be told the door when there is one."""
+    guard = Guard(doorkeeper)
+    return grpc.aio.server(interceptors=(guard, Gate(), ServerSpans()), options=_SERVER), guard
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -30,7 +30,7 @@ _MAX_STREAMS, _WINDOW, _FRAME, _PUSH = 3, 4, 5, 2  # settings by number
 _WINDOW_DEFAULT: Final = 65_535
 _WINDOW_MAX: Final = 2**31 - 1
 _FRAME_DEFAULT: Final = 16_384
-_FRAME_BYTES: Final = 1 << 20  # the largest that we take
+FRAME_BYTES_MAX: Final = 1 << 20  # the largest that we take
 _WINDOW_BYTES: Final = 32 << 20  # what the other side may send before we say that we have taken it in
 _GRANT_BYTES: Final = 1 << 20  # ... and how often we say so. It is also how a sender on a slow link hears that we live
 _HEADER_BYTES_MAX: Final = 16 << 10
@@ -60,6 +60,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.stream = 0
+        self.frame_limit = FRAME_BYTES_MAX
         self.transport: Any = None
         self._pending = bytearray()  # a frame that is not complete yet
         self._wanted = 0  # ... and from how many bytes on it is
@@ -131,7 +132,7 @@ class Link(asyncio.Protocol):
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         # asyncio does that itself, except for connections to a listener that was made with no protocol number.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        settings = {_PUSH: 0, _MAX_STREAMS: 1, _WINDOW: _WINDOW_BYTES, _FRAME: _FRAME_BYTES}
+        settings = {_PUSH: 0, _MAX_STREAMS: 1, _WINDOW: _WINDOW_BYTES, _FRAME: FRAME_BYTES_MAX}
         packed = b"".join(_SETTING.pack(*pair) for pair in settings.items())
         grant = _NUMBER.pack(_WINDOW_BYTES - _WINDOW_DEFAULT)
         transport.write(pack_frame(Kind.SETTINGS, 0, 0, packed) + pack_frame(Kind.WINDOW_UPDATE, 0, 0, grant))
@@ -282,7 +283,7 @@ class Link(asyncio.Protocol):
         while end - at >= FRAME_HEAD.size and not closing():
             high, low, kind, flags, stream = FRAME_HEAD.unpack_from(data, at)
             nbytes = high << 8 | low
-            if nbytes > _FRAME_BYTES:
+            if nbytes > self.frame_limit:
                 raise ProtocolError(Code.FRAME_SIZE_ERROR, f"a frame of {nbytes} bytes")
             content = at + FRAME_HEAD.size
             if content + nbytes > end:

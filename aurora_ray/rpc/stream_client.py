@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 
+from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.frames import PREFACE, Code
 from aurora_ray.rpc.http2 import SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY
@@ -39,11 +40,16 @@ class Receiver(Protocol):
 
 
 class StreamCall(Link):
-    """A running call. `send_message` while `writable`; `await ended()` tells how it ended; `cancel` ends it."""
+    """A running call. `send_message` while `writable`; `await ended()` tells how it ended; `cancel` ends it.
 
-    def __init__(self, authority: str, method: str, receiver: Receiver, server: str) -> None:
+    Nothing is to be sent before `admitted` is there: only then is it known who hears it.
+    """
+
+    def __init__(self, authority: str, method: str, receiver: Receiver, caller: Caller) -> None:
         super().__init__()
-        self._authority, self._method, self._receiver, self._server = authority, method, receiver, server
+        self._authority, self._method, self._receiver, self._caller = authority, method, receiver, caller
+        self._proof = caller.prove(method)
+        self.admitted = asyncio.Event()  # or ended
         self._ended: asyncio.Future[StreamEndedError] = asyncio.get_running_loop().create_future()
 
     async def ended(self) -> StreamEndedError:
@@ -64,7 +70,8 @@ class StreamCall(Link):
                 ("te", "trailers"),
                 ("content-type", "application/grpc"),
                 ("user-agent", PARTY.user_agent),
-                *(((SERVER_KEY, self._server),) if self._server else ()),
+                (SERVER_KEY, self._caller.server),
+                self._proof.entry,
             )
         )
 
@@ -72,15 +79,30 @@ class StreamCall(Link):
         """The server's, before or after its messages."""
         if stream != self.stream:
             return
+        proved = self.admitted.is_set() or self._proof.is_answered(headers.items())
         if (status := headers.get("grpc-status")) is not None:
             code = _STATUS.get(int(status) if status.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
-            self._end(code, urllib.parse.unquote(headers.get("grpc-message", "")))
+            details = urllib.parse.unquote(headers.get("grpc-message", ""))
+            if not proved:
+                self._caller.learn(headers.items())
+                code, details = grpc.StatusCode.UNAVAILABLE, self._stranger(details)
+            self._end(code, details)
         elif ended or headers.get(":status", "200") != "200":
             self._end(grpc.StatusCode.UNAVAILABLE, f"no gRPC server: HTTP status {headers.get(':status')}")
+        elif not proved:
+            self._end(grpc.StatusCode.UNAVAILABLE, self._stranger(""))
+        else:
+            self.admitted.set()
+
+    def _stranger(self, said: str) -> str:
+        whom = self._caller.server or "of our fleet"
+        return f"whoever answers at {self._authority} does not prove to be {whom}" + (f": {said[:200]}" if said else "")
 
     def on_message(self, message: bytes) -> None:
-        """See Receiver."""
-        if not self._ended.done():
+        """See Receiver. What comes ahead of the answer to our proof counts for nothing."""
+        if not self.admitted.is_set():
+            self._end(grpc.StatusCode.UNAVAILABLE, self._stranger(""))
+        elif not self._ended.done():
             self._receiver.on_message(message)
 
     def on_writable(self) -> None:
@@ -117,20 +139,29 @@ class StreamCall(Link):
     def _end(self, code: grpc.StatusCode, details: str) -> None:
         if not self._ended.done():
             self._ended.set_result(StreamEndedError(code, details))
+            self.admitted.set()
             self.transport.close()
 
 
-async def open_stream(host: str, port: int, method: str, receiver: Receiver, *, server: str = "") -> StreamCall:
-    """Connects and begins a call of `method` ("/package.Service/Method"). `server`: whom we expect at that port.
+async def open_stream(host: str, port: int, method: str, receiver: Receiver, caller: Caller) -> StreamCall:
+    """Connects and begins a call of `method` ("/package.Service/Method"), once the server has proved itself.
 
-    Raises StreamEndedError (UNAVAILABLE) if nobody answers within CONNECT_TIMEOUT_S.
+    Raises StreamEndedError: UNAVAILABLE if nobody answers, or a stranger, within CONNECT_TIMEOUT_S.
     """
     loop = asyncio.get_running_loop()
+    call: StreamCall | None = None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, call = await loop.create_connection(
-                lambda: StreamCall(f"{host}:{port}", method, receiver, server), host, port
+                lambda: StreamCall(f"{host}:{port}", method, receiver, caller), host, port
             )
+            await call.admitted.wait()
     except OSError as error:  # TimeoutError is one
+        if call is not None:
+            call.cancel()
         raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, f"no connection to {host}:{port}: {error}") from error
+    except BaseException:
+        if call is not None:
+            call.cancel()
+        raise
     return call

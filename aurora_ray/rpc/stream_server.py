@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.rpc.admission import ANSWER_KEY, CHALLENGE_KEY, PROOF_KEY, REFUSAL, Admitted, Doorkeeper
 from aurora_ray.rpc.frames import PREFACE, Code
-from aurora_ray.rpc.http2 import SERVER_KEY, Link, MessageError
+from aurora_ray.rpc.http2 import FRAME_BYTES_MAX, SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY, party_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 _ACCEPT_AGAIN_S: Final = 1.0  # after an error that is ours: too many open files, no memory
+# Of connections whose callers have not proved themselves: how long, how many, and the largest frame. When there are
+# more, the oldest goes: who belongs to us proves it with the first packet.
+_UNPROVED_S: Final = 5.0
+_UNPROVED_MAX: Final = 64
+_UNPROVED_FRAME_BYTES: Final = 16 << 10
 _PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))  # what a status message may hold unescaped
 
 
@@ -48,7 +54,10 @@ class _Connection(Link):
         self._server = server
         self._greeting = b""
         self._handler: Handler | None = None
+        self._admitted: Admitted | None = None
+        self._giving_up: asyncio.TimerHandle | None = None
         self._last_stream = 0
+        self.frame_limit = _UNPROVED_FRAME_BYTES
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
@@ -57,6 +66,8 @@ class _Connection(Link):
             transport.abort()
             return
         self._server.connections.add(self)
+        self._giving_up = asyncio.get_running_loop().call_later(_UNPROVED_S, transport.abort)
+        self._server.add_unproved(self)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol. Who does not read replies is not heard."""
@@ -90,12 +101,18 @@ class _Connection(Link):
         if self.stream:
             self.send_reset(stream, Code.REFUSED_STREAM)
             return
-        party = party_of(headers.get("user-agent", ""))
+        if self._admit(stream, headers) and self._hears(party_of(headers.get("user-agent", ""))):
+            self.begin(stream)
+            self._serve(headers, ended)
+
+    def _hears(self, party: str) -> bool:
         if PARTY.mutes(party):
             self.transport.abort()
-            return
+            return False
         PARTY.note(self, party)
-        self.begin(stream)
+        return True
+
+    def _serve(self, headers: dict[str, str], ended: bool) -> None:
         if headers.get(SERVER_KEY, self._server.name) != self._server.name:
             self._refuse(RefusedError(grpc.StatusCode.UNAVAILABLE, f"this is {self._server.name}, not whom you expect"))
             return
@@ -104,9 +121,33 @@ class _Connection(Link):
             self._refuse(RefusedError(grpc.StatusCode.UNIMPLEMENTED, "there is no such method at this port"))
             return
         self._handler = make_handler()
-        self.send_headers(((":status", "200"), ("content-type", "application/grpc")))
+        self.send_headers(self._head())
         if ended:
             self.on_end()
+
+    def _admit(self, stream: int, headers: dict[str, str]) -> bool:
+        """Whether the call proves itself; if not, it is told what it takes, and the connection ends."""
+        proof = headers.get(PROOF_KEY, "")
+        self._admitted = self._server.doorkeeper.admit(headers.get(":path", ""), proof, self._server.door)
+        if self._admitted is not None:
+            self._prove()
+            return True
+        self.begin(stream)
+        self._end(grpc.StatusCode.UNAUTHENTICATED, REFUSAL, ((CHALLENGE_KEY, self._server.doorkeeper.challenge),))
+        self.transport.close()
+        return False
+
+    def _prove(self) -> None:
+        """From here on the other side is one of ours."""
+        self.frame_limit = FRAME_BYTES_MAX
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+        self._server.unproved.pop(self, None)
+
+    def _head(self) -> tuple[tuple[str, str], ...]:
+        answer = ((ANSWER_KEY, self._admitted.answer),) if self._admitted is not None else ()
+        return ((":status", "200"), ("content-type", "application/grpc"), *answer)
 
     def on_message(self, message: bytes) -> None:
         """Answers it."""
@@ -137,6 +178,7 @@ class _Connection(Link):
     def on_lost(self, _why: str) -> None:
         """Nobody is there any more."""
         self._forget()
+        self._prove()
         self._server.connections.discard(self)
 
     def _refuse(self, error: RefusedError) -> None:
@@ -145,10 +187,14 @@ class _Connection(Link):
         self._end(error.code, error.details)
         self.send_reset(stream, Code.NO_ERROR)  # what the client still sends is of no use
 
-    def _end(self, code: grpc.StatusCode, details: str) -> None:
-        headers = [("grpc-status", str(code.value[0])), ("grpc-message", urllib.parse.quote(details, safe=_PLAIN))]
+    def _end(self, code: grpc.StatusCode, details: str, more: tuple[tuple[str, str], ...] = ()) -> None:
+        headers = [
+            ("grpc-status", str(code.value[0])),
+            ("grpc-message", urllib.parse.quote(details, safe=_PLAIN)),
+            *more,
+        ]
         if self._handler is None:
-            headers = [(":status", "200"), ("content-type", "application/grpc"), *headers]
+            headers = [*self._head(), *headers]
         self.send_headers(headers, ended=True)
         self._forget()
 
@@ -161,13 +207,16 @@ class _Connection(Link):
 class StreamServer:
     """Serves `methods` ("/package.Service/Method" -> what makes a handler of a call) at a port.
 
-    `name`: who we are. Calls that say that they expect somebody else are refused.
+    `name`: who we are. Calls that say that they expect somebody else are refused, and all that `doorkeeper` does not
+    admit.
     """
 
-    def __init__(self, methods: Mapping[str, Callable[[], Handler]], name: str = "") -> None:
-        self.methods, self.name = methods, name
+    def __init__(self, methods: Mapping[str, Callable[[], Handler]], name: str, doorkeeper: Doorkeeper) -> None:
+        self.methods, self.name, self.doorkeeper = methods, name, doorkeeper
+        self.door = ""
         self.stopped = False
         self.connections: set[_Connection] = set()
+        self.unproved: dict[_Connection, None] = {}  # of these, those that nobody has proved yet; the oldest first
         self._listener: socket.socket | None = None
         self._accepted: set[asyncio.Task[None]] = set()
 
@@ -182,7 +231,16 @@ class StreamServer:
         self._listener.setblocking(False)
         self._listen()
         bound: int = self._listener.getsockname()[1]
+        self.door = str(bound)
         return bound
+
+    def add_unproved(self, connection: _Connection) -> None:
+        """One more; when they are too many, the oldest ends."""
+        self.unproved[connection] = None
+        if len(self.unproved) > _UNPROVED_MAX:
+            oldest = next(iter(self.unproved))
+            del self.unproved[oldest]
+            oldest.cancel()
 
     async def stop(self) -> None:
         """Ends all calls."""

@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 from aurora_ray.errors import AuroraError
+from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
+from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 
@@ -24,6 +26,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--node-id", required=True)
     parser.add_argument("--az", required=True)
     parser.add_argument("--data-dir", required=True, type=Path)
+    parser.add_argument("--secret-file", type=Path, help="its fleet's secret (default: one of its own, in --data-dir)")
     for setting in dataclasses.fields(StorageConfig):
         if setting.default is not dataclasses.MISSING:
             option = "--" + setting.name.replace("_", "-")
@@ -47,9 +50,13 @@ async def _serve(config: StorageConfig) -> None:
 def main() -> None:
     """Serves until told to end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = StorageConfig(**vars(_arguments()))
+    arguments = vars(_arguments())
+    secret_file = arguments.pop("secret_file")
+    config = StorageConfig(**arguments)
     expect_long_service()
     try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        OURS.set(ensure_secret(secret_file or config.data_dir / FILE_NAME))
         asyncio.run(_serve(config))
     except AuroraError as error:
         sys.exit(f"storage node {config.node_id} does not start: {error}")

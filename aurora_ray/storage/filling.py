@@ -217,7 +217,7 @@ class Copy:
                     return
                 part.start = chunk.next
         finally:
-            call.cancel()
+            await call.aclose()
         raise StorageError("the stream ended before the range did")
 
     async def _take_log(self, peer: Peer, part: _Log) -> None:
@@ -243,7 +243,7 @@ class Copy:
                 if chunk.batches:
                     part.after_lsn = decode_header(chunk.batches[-1]).flush_end
         finally:
-            call.cancel()
+            await call.aclose()
 
     async def _take_table(self, peer: Peer) -> None:
         lsn = self.plan.floor_lsn

@@ -143,7 +143,7 @@ class Gossip:
                 # Others may have it too: a peer that hangs must not hold the segment's repair for long.
                 async with asyncio.timeout(self._node.config.peer_timeout_s):
                     chunk = await call.read()
-                if chunk is grpc.aio.EOF:  # type: ignore[attr-defined]
+                if chunk is None:
                     return
                 stored = store_fetched(segment, chunk.batches)
                 self._node.counters["repaired_batches"] += stored
@@ -154,7 +154,7 @@ class Gossip:
                 "volume %s group %d: a peer stopped in the middle of its log", segment.volume.hex(), segment.group
             )
         finally:
-            call.cancel()
+            await call.aclose()
 
 
 def adopt_history(segment: Segment, state: pb.SegmentState) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc.aio
 
+from aurora_ray.rpc.admission import ImpostorError
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 
 if TYPE_CHECKING:
+    from aurora_ray.rpc.calls import Channel
     from aurora_ray.storage.node import Node
 
 
@@ -25,20 +27,20 @@ class Peer(NamedTuple):
 
 
 class Peers:
-    """One channel an address; addresses that are no longer a peer's are closed."""
+    """One channel a peer and address; those that are no longer in use are closed."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, str], Channel] = {}
 
     def stub(self, node_id: str) -> StorageNodeStub | None:
         """A client of the peer; None if its address is not known."""
         address = self._node.peers.get(node_id)
         if address is None:
             return None
-        channel = self._channels.get(address)
+        channel = self._channels.get((node_id, address))
         if channel is None:
-            channel = self._channels[address] = open_channel(address)
+            channel = self._channels[node_id, address] = open_channel(address, node_id)
         return StorageNodeStub(channel)  # type: ignore[no-untyped-call]
 
     async def ask(self, volume: bytes, group: int) -> list[Peer]:
@@ -59,7 +61,7 @@ class Peers:
             return None
         try:
             reply = await stub.State(pb.StateRequest(volume=volume), timeout=self._node.config.peer_timeout_s)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, ImpostorError):
             return None
         for held in reply.volumes:
             for state in held.segments:
@@ -69,10 +71,10 @@ class Peers:
 
     async def prune(self) -> None:
         """Closes channels to addresses nobody has any more."""
-        stale = set(self._channels) - set(self._node.peers.values())
-        await asyncio.gather(*(self._channels.pop(address).close(None) for address in stale))
+        stale = set(self._channels) - set(self._node.peers.items())
+        await asyncio.gather(*(self._channels.pop(peer).close() for peer in stale))
 
     async def close(self) -> None:
         """Closes all."""
-        await asyncio.gather(*(channel.close(None) for channel in self._channels.values()))
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
         self._channels.clear()

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.rpc.admission import Doorkeeper
 from aurora_ray.rpc.channel import bind, make_server
 from aurora_ray.rpc.process import raise_descriptor_limit
 from aurora_ray.rpc.stream_server import StreamServer
@@ -56,7 +57,11 @@ class StorageServer:
         self.background = Background(self.node)
         self.scrubber = Scrubber(self.node, self.peers)
         self._appender = Appender(self.node)
-        self._append_server = StreamServer({f"/{SERVICE_NAME}/Append": self._appender.call}, config.node_id)
+        # Each server process draws its own challenge, which both of its doors want to see answered.
+        self._doorkeeper = Doorkeeper(config.node_id, self._count_refusal)
+        self._append_server = StreamServer(
+            {f"/{SERVICE_NAME}/Append": self._appender.call}, config.node_id, self._doorkeeper
+        )
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._data_dir: DataDir | None = None
@@ -72,12 +77,13 @@ class StorageServer:
         raise_descriptor_limit()
         self._data_dir = DataDir(self._config.data_dir, self._config.node_id)
         self.node.reclaim = self._data_dir.reclaim
-        server = make_server()
+        server, guard = make_server(self._doorkeeper)
         try:
             self.node.open()
             self.node.append_port = await self._append_server.start(self._config.host, self._config.append_port)
             checks = self._register(server)
             port = self._bind(server)
+            guard.door = str(port)
             # A moment only; interrupted in the middle, grpc's server can neither go on nor stop.
             starting = asyncio.ensure_future(server.start())
             try:
@@ -118,6 +124,9 @@ class StorageServer:
         self.node.close()
         if self._data_dir is not None:
             self._data_dir.release()
+
+    def _count_refusal(self) -> None:
+        self.node.counters["refused_unauthenticated"] += 1
 
     def _bind(self, server: grpc.aio.Server) -> int:
         """The configured port; without one the port used last time, so that clients find the node again."""

@@ -22,6 +22,7 @@ from aurora_ray.errors import (
 )
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import Membership, Truncation
+from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.stream_client import StreamEndedError, open_stream
 from aurora_ray.rpc.tracing import trace_metadata
@@ -80,8 +81,7 @@ class NodeClient:
     def __init__(self, node: NodeAddress, volume: bytes) -> None:
         self.node = node
         self._volume = volume
-        channel: Any = open_channel(node.address)  # the type stubs know grpc.aio's signatures only in part
-        self._channel = channel
+        channel = self._channel = open_channel(node.address, node.node_id)
         self._stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -96,7 +96,8 @@ class NodeClient:
         port = await self._append_port()
         host = self.node.address.rpartition(":")[0].strip("[]")
         try:
-            return await open_stream(host, port, APPEND_METHOD, receiver, server=self.node.node_id)
+            caller = Caller(self.node.node_id, str(port), challenge=self._channel.caller.challenge)
+            return await open_stream(host, port, APPEND_METHOD, receiver, caller)
         except StreamEndedError as error:
             raise self.error(error.code, error.details) from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from aurora_ray.engine.postgres_image import PAGE_BYTES
+from aurora_ray.rpc.secret_file import ensure_secret
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from benchmarks.machine import ROOT
@@ -131,6 +132,12 @@ class Aurora(System):
             digest.update(path.read_bytes())
         return {**super().identity(), "code": digest.hexdigest()}
 
+    @property
+    def _secret_file(self) -> Path:
+        path = self._directory / "secret"
+        ensure_secret(path)
+        return path
+
     def _close_writer(self) -> None:
         """The writer of that time, not the first; in order if what it has written is kept."""
         if self.site.keep:
@@ -141,6 +148,7 @@ class Aurora(System):
     def _spawn_node(self, node: str, zone: str) -> subprocess.Popen[str]:
         data_dir = self._directory / node
         arguments = ["--node-id", node, "--az", zone, "--data-dir", str(data_dir)]
+        arguments += ["--secret-file", str(self._secret_file)]
         child = spawn("aurora_ray.storage", arguments, self._directory / f"{node}.log")
         self._cleanup.callback(end, child)
         return child
@@ -158,6 +166,7 @@ class Aurora(System):
             nodes=[dataclasses.asdict(node) for node in self._addresses],
             root=str(root),
             bin_dir=site.bin_dir,
+            secret_file=str(self._secret_file),
             images_dir=str(site.image.tree.parent.parent),
             engine_user=site.account.name,
             shared_buffers_bytes=site.sizes.shared_buffers_bytes,

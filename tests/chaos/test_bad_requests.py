@@ -11,7 +11,8 @@ import grpc.aio
 import pytest
 
 from aurora_ray.log.record import page_full
-from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX
+from aurora_ray.rpc.admission import Caller
+from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.client import Volume
@@ -34,12 +35,12 @@ CALL_TIMEOUT_S = 10.0
 UNLIMITED = (("grpc.max_send_message_length", -1),)
 
 
-async def append_port(address: str) -> int:
-    """Where the node takes redo."""
-    async with grpc.aio.insecure_channel(address) as channel:
+async def callers(node: NodeAddress) -> tuple[Caller, Caller]:
+    """Who proves that calls come from the fleet: at the node's address, and where it takes redo."""
+    async with open_channel(node.address, node.node_id) as channel:
         stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
-        reply = await stub.AppendPort(pb.AppendPortRequest(), timeout=CALL_TIMEOUT_S)
-    return int(reply.port)
+        port = str((await stub.AppendPort(pb.AppendPortRequest(), timeout=CALL_TIMEOUT_S)).port)
+        return channel.caller, Caller(node.node_id, port, challenge=channel.caller.challenge)
 
 
 @asynccontextmanager
@@ -79,21 +80,28 @@ async def test_garbage_changes_nothing(stack: Stack) -> None:
     assert before is not None
 
     await asyncio.to_thread(raw_bytes, node.address, choose)
-    await asyncio.to_thread(raw_bytes, f"127.0.0.1:{await append_port(node.address)}", choose)
+    caller, at_append_port = await callers(node)
+    await asyncio.to_thread(raw_bytes, f"127.0.0.1:{at_append_port.door}", choose)
     async with raw_channel(node.address) as channel:
         for name in UNARY:
             for length in (1, 17, 300):
-                call = channel.unary_unary(SERVICE + name)(choose.randbytes(length), timeout=CALL_TIMEOUT_S)
+                content = choose.randbytes(length)
+                proof = (caller.prove(SERVICE + name, content).entry,)
+                call = channel.unary_unary(SERVICE + name)(content, timeout=CALL_TIMEOUT_S, metadata=proof)
                 # A few random bytes may be a message with fields that nobody knows: all its own are absent then.
                 assert await call.code() is not grpc.StatusCode.OK or name in ASK_ONLY
         for name in STREAMS:
-            call = channel.stream_stream(SERVICE + name)(timeout=CALL_TIMEOUT_S)
-            await call.write(b"\x0a" + choose.randbytes(200))
+            content = b"\x0a" + choose.randbytes(200)
+            proof = (caller.prove(SERVICE + name, content).entry,)
+            call = channel.stream_stream(SERVICE + name)(timeout=CALL_TIMEOUT_S, metadata=proof)
+            await call.write(content)
             assert await refused(call) is not grpc.StatusCode.OK
-        call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S)
+        proof = (caller.prove(SERVICE + "Append").entry,)
+        call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S, metadata=proof)
         await call.write(bytes(MESSAGE_BYTES_MAX + 1))
         assert await refused(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
-        unknown = channel.unary_unary(SERVICE + "Nonsense")(b"", timeout=CALL_TIMEOUT_S)
+        proof = (caller.prove(SERVICE + "Nonsense").entry,)
+        unknown = channel.unary_unary(SERVICE + "Nonsense")(b"", timeout=CALL_TIMEOUT_S, metadata=proof)
         assert await unknown.code() is grpc.StatusCode.UNIMPLEMENTED
 
     lsn = await writing
@@ -152,9 +160,11 @@ async def test_mutated_batches_are_refused(stack: Stack) -> None:
     bad = [batch[: bit // 8] + bytes([batch[bit // 8] ^ 1 << bit % 8]) + batch[bit // 8 + 1 :] for bit in flips]
     bad += [batch[: choose.randrange(len(batch))] for _ in range(10)] + [stale, fenced]
     codes = []
-    async with raw_channel(f"127.0.0.1:{await append_port(node.address)}") as channel:
+    _, caller = await callers(node)
+    async with raw_channel(f"127.0.0.1:{caller.door}") as channel:
         for content in bad:
-            call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S)
+            proof = (caller.prove(SERVICE + "Append").entry,)
+            call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S, metadata=proof)
             await call.write(serialize_batches([content]))
             codes.append(await refused(call))
     assert grpc.StatusCode.OK not in codes

@@ -11,10 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.control.metrics_port import FIRST_PORT, PORTS, MetricsPort
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.wire import join_append
+from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.spec import NodeAddress
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import started
+from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
 
 pytestmark = pytest.mark.allowed_logs(r".*")
@@ -29,10 +31,11 @@ def _get(url: str) -> tuple[int, str, str]:
 
 
 async def _append_garbage(plane: ControlPlane, node_id: str) -> None:
-    async with open_channel(plane.processes.nodes[node_id].seen.address) as channel:
-        call = channel.stream_stream("/aurora_ray.storage.v1.StorageNode/Append")()
-        await call.write(join_append([b"no batch"]))
-        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    client = NodeClient(NodeAddress(node_id, "a", plane.processes.nodes[node_id].seen.address), bytes(16))
+    call = await client.append(Inbox())
+    call.send_message(join_append([b"no batch"]))
+    assert (await call.ended()).code is grpc.StatusCode.INVALID_ARGUMENT
+    await client.close()
 
 
 async def test_a_scraper_gets_all_that_is_promised(runtime: LocalRuntime, free_port: int) -> None:

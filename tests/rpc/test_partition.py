@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from aurora_ray.rpc.admission import Doorkeeper
 from aurora_ray.rpc.channel import bind, make_server, open_channel
 from aurora_ray.rpc.partition import PARTY, Cut
 
@@ -26,7 +27,7 @@ async def _stream(_: object, context: Any) -> None:
 
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    server = make_server()
+    server, guard = make_server(Doorkeeper("echo"))
     handlers = {
         "Say": grpc.unary_unary_rpc_method_handler(_say),
         "Stream": grpc.stream_stream_rpc_method_handler(_stream),
@@ -34,6 +35,7 @@ async def address() -> AsyncIterator[str]:
     server.add_registered_method_handlers("test.Echo", handlers)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     port = bind(server, "127.0.0.1", 0)
+    guard.door = str(port)
     await server.start()
     yield f"127.0.0.1:{port}"
     PARTY.set_cut(Cut())
@@ -47,7 +49,7 @@ def party(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_a_muted_party_gets_no_answer_until_healed(address: str, party: str) -> None:
-    async with open_channel(address) as channel:
+    async with open_channel(address, "echo") as channel:
         say: Any = channel.unary_unary(ECHO)
         assert await say(b"a", timeout=10) == b"a"
         PARTY.set_cut(Cut(frozenset({party})))
@@ -60,8 +62,11 @@ async def test_a_muted_party_gets_no_answer_until_healed(address: str, party: st
 
 
 async def test_running_streams_break(address: str, party: str) -> None:
-    async with open_channel(address) as channel:
-        stream: Any = channel.stream_stream(STREAM)()
+    async with open_channel(address, "echo") as channel:
+        caller = channel.caller
+        await channel.unary_unary(ECHO)(b"", timeout=10)
+    async with grpc.aio.insecure_channel(address, [("grpc.primary_user_agent", PARTY.user_agent)]) as library:
+        stream: Any = library.stream_stream(STREAM)(metadata=(caller.prove(STREAM).entry,))
         await stream.write(b"a")
         assert await stream.read() == b"a"
         PARTY.set_cut(Cut(allowed=frozenset({"storage-a-1"})))
@@ -72,6 +77,6 @@ async def test_running_streams_break(address: str, party: str) -> None:
 
 async def test_others_are_heard(address: str, party: str) -> None:
     PARTY.set_cut(Cut(frozenset({"instance-demo-1-78"})))
-    async with open_channel(address) as channel:
+    async with open_channel(address, "echo") as channel:
         say: Any = channel.unary_unary(ECHO)
         assert await say(b"a", timeout=10) == b"a"

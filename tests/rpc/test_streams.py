@@ -14,7 +14,8 @@ import pytest
 
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.rpc import http2
-from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, bind, make_server, open_channel
+from aurora_ray.rpc.admission import Caller, Doorkeeper, Proof
+from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, bind, make_server
 from aurora_ray.rpc.frames import PREFACE, Code, Flag, Kind, pack_frame
 from aurora_ray.rpc.partition import PARTY, Cut
 from aurora_ray.rpc.stream_client import StreamCall, StreamEndedError, open_stream
@@ -25,6 +26,29 @@ from tests.support.polling import poll_until
 METHOD = "/test.Echo/Stream"
 REFUSED = "refused: 100 % of it, ünd why\n"
 SIZES = (0, 1, 5, 16_379, 16_380, 70_000, (1 << 20) - 5, 1 << 20, 5_000_001, 40 << 20)
+
+
+DOOR, CHALLENGE = "a door", "c" * 32
+
+
+def doorkeeper() -> Doorkeeper:
+    """One whose challenge everybody knows."""
+    keeper = Doorkeeper("echo")
+    keeper.challenge = CHALLENGE
+    return keeper
+
+
+def caller(server: str = "echo") -> Caller:
+    return Caller(server, DOOR, challenge=CHALLENGE)
+
+
+def library_channel(port: int) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)])
+
+
+def begin(channel: Any, **options: Any) -> Any:
+    """A stream by gRPC's library that proves itself."""
+    return channel.stream_stream(METHOD)(timeout=TIMEOUT_S, metadata=(caller().prove(METHOD).entry,), **options)
 
 
 class Echo:
@@ -47,8 +71,9 @@ async def echo_of_library(_: object, context: Any) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[StreamServer, int]]:
-    server = StreamServer({METHOD: Echo}, "echo")
+    server = StreamServer({METHOD: Echo}, "echo", doorkeeper())
     port = await server.start("127.0.0.1")
+    server.door = DOOR
     yield server, port
     PARTY.set_cut(Cut())
     await server.stop()
@@ -56,7 +81,8 @@ async def server() -> AsyncIterator[tuple[StreamServer, int]]:
 
 @pytest.fixture
 async def library_port() -> AsyncIterator[int]:
-    server = make_server()
+    server, guard = make_server(doorkeeper())
+    guard.door = DOOR
     handlers = {"Stream": grpc.stream_stream_rpc_method_handler(echo_of_library)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     port = bind(server, "127.0.0.1", 0)
@@ -79,7 +105,7 @@ async def how_it_ended(call: StreamCall) -> StreamEndedError:
 
 async def test_messages_of_all_sizes_come_back_in_order(any_port: int) -> None:
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", any_port, METHOD, inbox)
+    call = await open_stream("127.0.0.1", any_port, METHOD, inbox, caller())
     choose = random.Random(1)
     for size in SIZES:
         messages = [choose.randbytes(size), b"between"]
@@ -95,7 +121,7 @@ async def test_messages_of_all_sizes_come_back_in_order(any_port: int) -> None:
 
 async def test_the_server_s_refusal_is_told(any_port: int) -> None:
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", any_port, METHOD, inbox)
+    call = await open_stream("127.0.0.1", any_port, METHOD, inbox, caller())
     for message in (b"a", b"refuse", b"b"):
         call.send_message(message)
     end = await how_it_ended(call)
@@ -105,7 +131,7 @@ async def test_the_server_s_refusal_is_told(any_port: int) -> None:
 
 
 async def test_an_unknown_method(any_port: int) -> None:
-    call = await open_stream("127.0.0.1", any_port, "/test.Echo/Nothing", Inbox())
+    call = await open_stream("127.0.0.1", any_port, "/test.Echo/Nothing", Inbox(), caller())
     assert (await how_it_ended(call)).code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -113,15 +139,15 @@ async def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port}"):
-            await StreamServer({}).start("127.0.0.1", port)
+            await StreamServer({}, "echo", doorkeeper()).start("127.0.0.1", port)
     with pytest.raises(StreamEndedError) as caught:
-        await open_stream("127.0.0.1", port, METHOD, Inbox())
+        await open_stream("127.0.0.1", port, METHOD, Inbox(), caller())
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_server_that_ends(server: tuple[StreamServer, int]) -> None:
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     call.send_message(b"a")
     assert await inbox.next() == b"a"
     await server[0].stop()
@@ -138,7 +164,7 @@ async def test_a_server_that_speaks_something_else(greeting: bytes) -> None:
 
     stranger = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with stranger:
-        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox())
+        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox(), caller())
         assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -146,7 +172,7 @@ async def test_a_server_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(http2, "KEEPALIVE_S", 0.1)
     monkeypatch.setattr(http2, "KEEPALIVE_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection, nobody reads from it
-        call = await open_stream("127.0.0.1", silent.getsockname()[1], METHOD, Inbox())
+        call = await open_stream("127.0.0.1", silent.getsockname()[1], METHOD, Inbox(), caller())
         assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -154,7 +180,7 @@ async def test_silence_alone_ends_nothing(server: tuple[StreamServer, int], monk
     monkeypatch.setattr(http2, "KEEPALIVE_S", 0.02)
     monkeypatch.setattr(http2, "KEEPALIVE_TIMEOUT_S", 0.5)
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     pings: list[object] = []
     [connection] = server[0].connections
     connection._on_frame[Kind.PING] = lambda frame: (pings.append(frame), connection._on_ping(frame))[0]
@@ -169,9 +195,9 @@ async def test_silence_alone_ends_nothing(server: tuple[StreamServer, int], monk
 
 async def test_the_library_s_client(server: tuple[StreamServer, int]) -> None:
     choose = random.Random(2)
-    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+    async with library_channel(server[1]) as channel:
         for _ in range(3):  # calls one after the other on one connection
-            call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+            call: Any = begin(channel)
             for size in SIZES:
                 message = choose.randbytes(size)
                 await call.write(message)
@@ -179,17 +205,18 @@ async def test_the_library_s_client(server: tuple[StreamServer, int]) -> None:
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
             assert await call.code() is grpc.StatusCode.OK
-        call = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        call = begin(channel)
         await call.write(b"refuse")
         assert await call.code() is grpc.StatusCode.ABORTED
         assert await call.details() == REFUSED
         nothing: Any = channel.unary_unary("/test.Echo/Nothing")
-        assert await nothing(b"", timeout=TIMEOUT_S).code() is grpc.StatusCode.UNIMPLEMENTED
+        proof = caller().prove("/test.Echo/Nothing")
+        assert await nothing(b"", timeout=TIMEOUT_S, metadata=(proof.entry,)).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_replies_that_wait_for_room_come_before_the_end(server: tuple[StreamServer, int]) -> None:
-    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
-        call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+    async with library_channel(server[1]) as channel:
+        call: Any = begin(channel)
         messages = [bytes([number]) * 3_000_000 for number in range(8)]
         for message in messages:
             await call.write(message)
@@ -199,11 +226,11 @@ async def test_replies_that_wait_for_room_come_before_the_end(server: tuple[Stre
 
 
 async def test_two_calls_at_once_take_turns(server: tuple[StreamServer, int]) -> None:
-    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
-        first: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+    async with library_channel(server[1]) as channel:
+        first: Any = begin(channel)
         await first.write(b"1")
         assert await first.read() == b"1"
-        second: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S)
+        second: Any = begin(channel)
         writing = asyncio.ensure_future(second.write(b"2"))
         await first.done_writing()
         await writing
@@ -211,9 +238,9 @@ async def test_two_calls_at_once_take_turns(server: tuple[StreamServer, int]) ->
 
 
 async def test_messages_that_are_not_taken(server: tuple[StreamServer, int]) -> None:
-    async with open_channel(f"127.0.0.1:{server[1]}") as channel:
+    async with library_channel(server[1]) as channel:
         for options in ({}, {"compression": grpc.Compression.Gzip}):
-            call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT_S, **options)
+            call: Any = begin(channel, **options)
             await call.write(bytes(2_000 if options else 1))
             assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED if options else await call.read() == b"\0"
             call.cancel()
@@ -226,31 +253,31 @@ async def test_a_partition_breaks_what_runs_and_what_begins(
 ) -> None:
     monkeypatch.setattr(PARTY, "name", "instance-demo-1-77")
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     call.send_message(b"a")
     assert await inbox.next() == b"a"
     PARTY.set_cut(Cut(frozenset({PARTY.name})))
     assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
     PARTY.set_cut(Cut())
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     call.send_message(b"b")
     assert await inbox.next() == b"b"
     call.cancel()
 
 
 async def test_somebody_else_at_the_port(server: tuple[StreamServer, int]) -> None:
-    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), server="another")
+    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), caller("another"))
     end = await how_it_ended(call)
-    assert (end.code, "echo" in end.details) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert (end.code, "another" in end.details) == (grpc.StatusCode.UNAVAILABLE, True)
 
 
 @pytest.mark.allowed_logs("a call failed")
 async def test_what_nobody_foresaw_is_told_and_logged(
     server: tuple[StreamServer, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), server="echo")
+    call = await open_stream("127.0.0.1", server[1], METHOD, Inbox(), caller())
     call.send_message(b"fail")
     end = await how_it_ended(call)
     assert (end.code, "not foreseen" in end.details) == (grpc.StatusCode.UNKNOWN, True)
@@ -284,7 +311,7 @@ async def test_a_slow_link_is_not_taken_for_a_dead_one(
     slow = await asyncio.start_server(relay, "127.0.0.1", 0, limit=64 << 10)
     async with slow:
         inbox = Inbox()
-        call = await open_stream("127.0.0.1", slow.sockets[0].getsockname()[1], METHOD, inbox)
+        call = await open_stream("127.0.0.1", slow.sockets[0].getsockname()[1], METHOD, inbox, caller())
         message = bytes(15 << 20)
         call.send_message(message)
         assert await inbox.next() == message
@@ -293,11 +320,15 @@ async def test_a_slow_link_is_not_taken_for_a_dead_one(
 
 
 @pytest.mark.parametrize("goodbye", [pack_frame(Kind.GOAWAY, 0, 0, bytes(8)), b""])
-async def test_a_server_that_leaves_with_our_messages_unread(goodbye: bytes) -> None:
-    stay = asyncio.Event()
+async def test_a_server_that_leaves_with_our_messages_unread(goodbye: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    stay, told = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(Proof, "is_answered", lambda *_: True)
+    hello = pack_frame(Kind.HEADERS, Flag.END_HEADERS, 1, hpack.Encoder().encode(((":status", "200"),)))
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(pack_frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + goodbye)
+        writer.write(pack_frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + hello)
+        await told.wait()
+        writer.write(goodbye)
         if not goodbye:
             writer.write_eof()
         await stay.wait()
@@ -305,8 +336,9 @@ async def test_a_server_that_leaves_with_our_messages_unread(goodbye: bytes) -> 
 
     stranger = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1)
     async with stranger:
-        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox())
+        call = await open_stream("127.0.0.1", stranger.sockets[0].getsockname()[1], METHOD, Inbox(), caller())
         call.send_message(bytes(40 << 20))
+        told.set()
         assert (await how_it_ended(call)).code is grpc.StatusCode.UNAVAILABLE
         call.cancel()
         stay.set()
@@ -317,8 +349,12 @@ async def test_a_server_that_leaves_with_our_messages_unread(goodbye: bytes) -> 
 REQUEST = ((":method", "POST"), (":scheme", "http"), (":path", METHOD), ("content-type", "application/grpc"))
 
 
+def request() -> tuple[tuple[str, str], ...]:
+    return (*REQUEST, caller().prove(METHOD).entry)
+
+
 def opening(settings: bytes = b"") -> bytes:
-    headers = hpack.Encoder().encode(REQUEST)
+    headers = hpack.Encoder().encode(request())
     return PREFACE + pack_frame(Kind.SETTINGS, 0, 0, settings) + pack_frame(Kind.HEADERS, Flag.END_HEADERS, 1, headers)
 
 
@@ -354,7 +390,7 @@ async def trailers_after(port: int, data: bytes) -> dict[str, str]:
 
 async def test_frames_in_any_pieces(server: tuple[StreamServer, int]) -> None:
     """Padding, priorities, headers in several frames, messages across frames, bytes one at a time."""
-    headers = hpack.Encoder().encode(REQUEST)
+    headers = hpack.Encoder().encode(request())
     message = struct.pack(">BI", 0, 6) + b"abcdef"
     content = PREFACE + pack_frame(Kind.SETTINGS, 0, 0)
     content += pack_frame(Kind.HEADERS, Flag.PADDED | Flag.PRIORITY, 1, b"\x02" + bytes(5) + headers[:7] + bytes(2))
@@ -421,7 +457,7 @@ BAD = {
 @pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
 async def test_nonsense_ends_its_connection_and_no_other(server: tuple[StreamServer, int], content: bytes) -> None:
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     reader, writer = await asyncio.open_connection("127.0.0.1", server[1])
     writer.write(content)
     writer.write_eof()
@@ -455,7 +491,7 @@ async def test_random_frames_harm_nobody(server: tuple[StreamServer, int]) -> No
         writer.write_eof()
         writer.close()
     inbox = Inbox()
-    call = await open_stream("127.0.0.1", server[1], METHOD, inbox)
+    call = await open_stream("127.0.0.1", server[1], METHOD, inbox, caller())
     call.send_message(b"a")
     assert await inbox.next() == b"a"
     call.cancel()

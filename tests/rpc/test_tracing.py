@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from aurora_ray import telemetry
+from aurora_ray.rpc.admission import Doorkeeper
 from aurora_ray.rpc.channel import bind, make_server, open_channel
 from aurora_ray.rpc.partition import PARTY
 from aurora_ray.rpc.tracing import trace_metadata
@@ -44,15 +45,16 @@ async def _count(request: bytes, context: Any) -> None:
 
 @pytest.fixture
 async def channel() -> AsyncIterator[Any]:
-    server = make_server()
+    server, guard = make_server(Doorkeeper("echo"))
     handlers = {
         "Say": grpc.unary_unary_rpc_method_handler(_say),
         "Count": grpc.unary_stream_rpc_method_handler(_count),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.v1.Echo", handlers),))
     port = bind(server, "127.0.0.1", 0)
+    guard.door = str(port)
     await server.start()
-    async with open_channel(f"127.0.0.1:{port}") as opened:
+    async with open_channel(f"127.0.0.1:{port}", "echo") as opened:
         yield opened
     await server.stop(0)
 

@@ -14,7 +14,8 @@ from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import Record, RecordBuilder
-from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.admission import Caller
+from aurora_ray.rpc.channel import door_of, open_channel
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -25,6 +26,7 @@ from tests.support.polling import poll_until
 if TYPE_CHECKING:
     from pathlib import Path
 
+APPEND = "/aurora_ray.storage.v1.StorageNode/Append"
 PAGE_SIZE = 1024
 OWNER = b"o" * 16
 
@@ -41,12 +43,19 @@ class ServerHandle:
 
     async def start(self) -> ServerHandle:
         self.address = await self.server.start()
-        self.channel = open_channel(self.address)
+        self.channel = open_channel(self.address, self.config.node_id)
         self.stub: Any = StorageNodeStub(self.channel)
         port = (await self.stub.AppendPort(pb.AppendPortRequest(), timeout=10)).port
-        self.append_channel = open_channel(f"{self.config.host}:{port}") if self.at_append_port else self.channel
-        self.append = self.append_channel.stream_stream("/aurora_ray.storage.v1.StorageNode/Append")
+        address = f"{self.config.host}:{port}" if self.at_append_port else self.address
+        self.append_channel = grpc.aio.insecure_channel(address)
+        challenge = self.channel.caller.challenge
+        self.append_caller = Caller(self.config.node_id, door_of(address), challenge=challenge)
         return self
+
+    def append(self) -> Any:
+        """A stream of redo by gRPC's own library."""
+        call = self.append_channel.stream_stream(APPEND)
+        return call(metadata=(self.append_caller.prove(APPEND).entry,))
 
     async def stop(self) -> None:
         await self.channel.close()

@@ -39,6 +39,7 @@ async def engine_on(
         max_connections=max_connections,
         parameters=dict(parameters),
         create=True,
+        secret_file="",
     )
     async with opened(config, Stages()) as (stack, facts):
         yield stack, facts["dsn"]

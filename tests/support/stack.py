@@ -32,6 +32,7 @@ from aurora_ray.volume.node_client import NodeClient, close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.ports import PortAllocator
+from tests.support.secret import hold_secret
 from tests.support.stack_process import ChildProcess, describe, title_of, works_below
 from tests.support.stack_writer import WriterOrder, WriterReport
 from tests.support.timing import scaled
@@ -64,6 +65,7 @@ class StorageProcess(ChildProcess):
     def begin(self) -> None:
         """Starts it without waiting for it."""
         options = {"node-id": self.node_id, "az": self.az, "data-dir": self.data_dir, "port": self.port, **self.options}
+        options.setdefault("secret-file", hold_secret())
         self.spawn(["aurora_ray.storage", *(f"--{name}={value}" for name, value in options.items())])
 
     def start(self) -> None:

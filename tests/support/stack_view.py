@@ -17,7 +17,7 @@ CALL_TIMEOUT_S = 10.0
 @asynccontextmanager
 async def stub_of(node: NodeAddress) -> AsyncIterator[Any]:
     """The node's calls as they come out of protobuf."""
-    channel: Any = open_channel(node.address)
+    channel: Any = open_channel(node.address, node.node_id)
     try:
         yield StorageNodeStub(channel)  # type: ignore[no-untyped-call]
     finally:

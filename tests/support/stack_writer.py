@@ -19,6 +19,7 @@ from aurora_ray.compute.directories import prepare_data_dir
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+from tests.support.secret import take_secret
 
 ACCOUNT = os.environ.get("AURORA_ENGINE_USER", "aurora-ray")
 CACHE_BYTES = 1 << 30
@@ -108,6 +109,7 @@ def _say(fact: dict[str, Any]) -> None:
 
 def main() -> int:
     """The exit code: 0 after an orderly end, 3 when something ended by itself."""
+    take_secret()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return asyncio.run(_serve(WriterOrder(**json.loads(Path(sys.argv[1]).read_text()))))
 

@@ -1,0 +1,166 @@
+"""The calling side of gRPC's own calls: each with a proof of the fleet's secret, no answer believed without one.
+
+A `Channel` looks like grpc.aio's to a generated stub, for calls with one request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from aurora_ray.errors import UsageError
+from aurora_ray.rpc.admission import Caller, ImpostorError, Proof
+
+_Entries = tuple[tuple[str, str | bytes], ...]
+_Metadata = Iterable[tuple[str, str | bytes]] | None
+# What gRPC's library says itself when it gets no answer, or what anybody may say: it is true whoever says it.
+_UNPROVED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+class Replies:
+    """The messages of a running call, to be iterated over or read one by one; `aclose` ends it."""
+
+    def __init__(self, messages: AsyncGenerator[Any, None]) -> None:
+        self._messages = messages
+
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        return self._messages
+
+    async def read(self) -> Any:
+        """The next message; None after the last."""
+        return await anext(self._messages, None)
+
+    async def aclose(self) -> None:
+        """Ends the call."""
+        await self._messages.aclose()
+
+
+class Channel:
+    """A channel to one server, proved. Errors are grpc.aio's AioRpcError, or ImpostorError."""
+
+    def __init__(self, channel: Any, caller: Caller, address: str) -> None:
+        self._channel = channel
+        self.caller = caller
+        self.address = address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Ends all calls."""
+        await self._channel.close(grace_s)
+
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """See grpc.aio.Channel; the call is a coroutine."""
+        begin = self._channel.unary_unary(method)
+
+        async def call(
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: _Metadata = None,
+            wait_for_ready: bool | None = None,
+        ) -> Any:
+            body = request_serializer(request) if request_serializer else request
+            deadline_s = None if timeout is None else time.monotonic() + timeout
+            for last in (False, True):
+                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                proof, entries = self._prove(method, body, metadata)
+                running = begin(body, timeout=left_s, metadata=entries, wait_for_ready=wait_for_ready)
+                try:
+                    reply = await running
+                except grpc.aio.AioRpcError as error:
+                    if self._may_retry(error) and not last:
+                        continue
+                    self._believe(error, proof)
+                    raise
+                if not proof.is_answered(await running.trailing_metadata()):
+                    raise self._impostor()
+                return response_deserializer(reply) if response_deserializer else reply
+            raise AssertionError("unreachable")
+
+        return call
+
+    def unary_stream(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Callable[..., Replies]:
+        """See grpc.aio.Channel; the call begins when its first message is asked for."""
+        begin = self._channel.unary_stream(method)
+
+        async def messages(
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: _Metadata = None,
+            wait_for_ready: bool | None = None,
+        ) -> AsyncGenerator[Any, None]:
+            body = request_serializer(request) if request_serializer else request
+            for last in (False, True):
+                proof, entries = self._prove(method, body, metadata)
+                running = begin(body, timeout=timeout, metadata=entries, wait_for_ready=wait_for_ready)
+                proved = False
+                try:
+                    async for message in running:
+                        proved = proved or proof.is_answered(await running.initial_metadata())
+                        if not proved:
+                            raise self._impostor()
+                        yield response_deserializer(message) if response_deserializer else message
+                    if not proved and not proof.is_answered(await running.trailing_metadata()):
+                        raise self._impostor()
+                except grpc.aio.AioRpcError as error:
+                    if self._may_retry(error) and not last:
+                        continue
+                    if not proved:
+                        self._believe(error, proof)
+                    raise
+                finally:
+                    running.cancel()
+                return
+
+        def call(request: Any, **options: Any) -> Replies:
+            return Replies(messages(request, **options))
+
+        return call
+
+    def stream_stream(self, method: str, *_: Any, **__: Any) -> Callable[..., Any]:
+        """Generated stubs ask for it; streams of redo begin with `stream_client.open_stream`."""
+
+        def call(*_: Any, **__: Any) -> Any:
+            raise UsageError(f"{method} is a stream of redo: it is opened at the append port")
+
+        return call
+
+    stream_unary = stream_stream
+
+    def _prove(
+        self, method: str, body: bytes, metadata: _Metadata
+    ) -> tuple[Proof, tuple[tuple[str, str | bytes], ...]]:
+        proof = self.caller.prove(method, body)
+        return proof, (*(metadata or ()), proof.entry)
+
+    def _may_retry(self, error: grpc.aio.AioRpcError) -> bool:
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED and self.caller.learn(error.trailing_metadata())
+
+    def _believe(self, error: grpc.aio.AioRpcError, proof: Proof) -> None:
+        """Raises ImpostorError for an error that says something and was not said by the true server."""
+        if error.code() not in _UNPROVED and not proof.is_answered(error.trailing_metadata()):
+            raise self._impostor(error.details() or error.code().name) from error
+
+    def _impostor(self, said: str = "") -> ImpostorError:
+        return ImpostorError(
+            f"whoever answers at {self.address} does not prove to be {self.caller.server or 'of our fleet'}"
+            + (f" (it said: {said[:200]})" if said else "")
+        )
