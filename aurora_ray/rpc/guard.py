@@ -32,10 +32,10 @@ class Guard(_Interceptor):
         proof = next((str(v) for k, v in handler_call_details.invocation_metadata or () if k == PROOF_KEY), "")
         admitted = self.doorkeeper.admit(method, proof, self.door)
         if admitted is None:
-            return grpc.unary_unary_rpc_method_handler(self._refuse)
+            return grpc.stream_stream_rpc_method_handler(self._refuse)  # of any kind: it reads nothing
         handler = await continuation(handler_call_details)
         if handler is None:
-            return grpc.unary_unary_rpc_method_handler(_unknown(admitted))
+            return grpc.stream_stream_rpc_method_handler(_unknown(admitted))
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(handler, admitted), response_serializer=handler.response_serializer
@@ -48,7 +48,7 @@ class Guard(_Interceptor):
             _greeted(handler.stream_stream, admitted), handler.request_deserializer, handler.response_serializer
         )
 
-    async def _refuse(self, _request: bytes, context: Any) -> None:
+    async def _refuse(self, _requests: Any, context: Any) -> None:
         told = ((CHALLENGE_KEY, self.doorkeeper.challenge),)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSAL, told)
 
@@ -79,8 +79,8 @@ class Guard(_Interceptor):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed: the request cannot be parsed: {error}")
 
 
-def _unknown(admitted: Admitted) -> Callable[[bytes, Any], Awaitable[None]]:
-    async def serve(_request: bytes, context: Any) -> None:
+def _unknown(admitted: Admitted) -> Callable[[Any, Any], Awaitable[None]]:
+    async def serve(_requests: Any, context: Any) -> None:
         answer = ((ANSWER_KEY, admitted.answer),)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method at this port", answer)
 
