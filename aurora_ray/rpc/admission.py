@@ -126,10 +126,18 @@ class Caller:
         mac = _mac(self._key, method, self.server, self.door, self.challenge, nonce, digest)
         return Proof(f"{self.challenge}.{nonce}.{digest}.{mac}", _answer(self._key, mac))
 
-    def learn(self, metadata: Iterable[Any] | None) -> bool:
-        """Takes the challenge from a server that did not admit us; whether it is worth another try."""
+    def learn(self, proof: Proof, metadata: Iterable[Any] | None) -> bool:
+        """Takes the challenge from a server that did not admit this proof; whether it is worth another try.
+
+        (Another call may have learned it meanwhile.)
+        """
         told = _value(metadata, CHALLENGE_KEY)
-        if told == self.challenge or len(told) != _PROOF_LENGTHS[0] or not told.isascii() or not told.isalnum():
+        if (
+            proof.header.startswith(told + ".")
+            or len(told) != _PROOF_LENGTHS[0]
+            or not told.isascii()
+            or not told.isalnum()
+        ):
             return False
         self.challenge = told
         return True

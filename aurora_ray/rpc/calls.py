@@ -83,7 +83,7 @@ class Channel:
                 try:
                     reply = await running
                 except grpc.aio.AioRpcError as error:
-                    if self._may_retry(error) and not last:
+                    if self._may_retry(error, proof) and not last:
                         continue
                     self._believe(error, proof)
                     raise
@@ -121,7 +121,7 @@ class Channel:
                     if not proved and not proof.is_answered(await running.trailing_metadata()):
                         raise self._impostor()
                 except grpc.aio.AioRpcError as error:
-                    if self._may_retry(error) and not last:
+                    if self._may_retry(error, proof) and not last:
                         continue
                     if not proved:
                         self._believe(error, proof)
@@ -151,8 +151,8 @@ class Channel:
         proof = self.caller.prove(method, body)
         return proof, (*(metadata or ()), proof.entry)
 
-    def _may_retry(self, error: grpc.aio.AioRpcError) -> bool:
-        return error.code() is grpc.StatusCode.UNAUTHENTICATED and self.caller.learn(error.trailing_metadata())
+    def _may_retry(self, error: grpc.aio.AioRpcError, proof: Proof) -> bool:
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED and self.caller.learn(proof, error.trailing_metadata())
 
     def _believe(self, error: grpc.aio.AioRpcError, proof: Proof) -> None:
         """Raises ImpostorError for an error that says something and was not said by the true server."""

@@ -84,7 +84,7 @@ class StreamCall(Link):
             code = _STATUS.get(int(status) if status.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
             details = urllib.parse.unquote(headers.get("grpc-message", ""))
             if not proved:
-                self._caller.learn(headers.items())
+                self._caller.learn(self._proof, headers.items())
                 code, details = grpc.StatusCode.UNAVAILABLE, self._stranger(details)
             self._end(code, details)
         elif ended or headers.get(":status", "200") != "200":

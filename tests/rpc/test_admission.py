@@ -271,3 +271,9 @@ def test_the_file_is_made_once_and_private(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError):
         ensure_secret(path)
+
+
+async def test_calls_at_once_all_learn_the_challenge(echo: Echo) -> None:
+    async with open_channel(f"127.0.0.1:{echo.port}", "a-1", OURS) as channel:
+        say = channel.unary_unary(SAY)
+        assert await asyncio.gather(*(say(b"%d" % n, timeout=10) for n in range(20))) == [b"%d" % n for n in range(20)]
