@@ -77,3 +77,19 @@ class QuorumLostError(StorageError):
     """Too few copies answer: writes and recovery must wait."""
 
     retryable = True
+
+
+class DamagedCopyError(StorageError):
+    """Stored bytes are not what was stored. Another copy has them; this one is being repaired."""
+
+    retryable = True
+
+
+class NodeUnreachableError(StorageError):
+    """The node does not answer."""
+
+    retryable = True
+
+
+class NodeTimeoutError(NodeUnreachableError):
+    """The node did not answer in time."""

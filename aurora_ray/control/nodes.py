@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import grpc
-
-from aurora_ray.errors import StorageError
+from aurora_ray.errors import AuroraError, StorageError, UnknownVolumeError
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -71,7 +69,7 @@ class NodeClients:
 
     async def drop_volume(self, node_id: str, address: str, volume_id: UUID) -> None:
         """Has a node forget a volume; one it does not know is forgotten already."""
-        async with _call(node_id, "drop a volume", ignored=grpc.StatusCode.NOT_FOUND):
+        async with _call(node_id, "drop a volume", ignored=UnknownVolumeError):
             stub = await self.stub(node_id, address)
             await stub.DropVolume(pb.DropVolumeRequest(volume=volume_id.bytes), timeout=CALL_TIMEOUT_S)
 
@@ -88,14 +86,13 @@ class NodeClients:
 
 
 @asynccontextmanager
-async def _call(node_id: str, what: str, ignored: grpc.StatusCode | None = None) -> AsyncIterator[None]:
+async def _call(node_id: str, what: str, ignored: type[AuroraError] | None = None) -> AsyncIterator[None]:
     try:
         yield
-    except grpc.aio.AioRpcError as error:
-        if error.code() == ignored:
+    except AuroraError as error:
+        if ignored is not None and isinstance(error, ignored):
             return
-        detail = error.details() or error.code().name
-        raise NodeCallError(f"Storage node {node_id} could not {what}: {detail}.") from error
+        raise NodeCallError(f"Storage node {node_id} could not {what}: {error}.") from error
     except asyncio.CancelledError as error:
         if is_cancelled():
             raise

@@ -126,6 +126,11 @@ class Caller:
         mac = _mac(self._key, method, self.server, self.door, self.challenge, nonce, digest)
         return Proof(f"{self.challenge}.{nonce}.{digest}.{mac}", _answer(self._key, mac))
 
+    def impostor(self, address: str, said: str = "") -> ImpostorError:
+        """For an answer that came without a proof."""
+        what = f" (it said: {said[:200]})" if said else ""
+        return ImpostorError(f"whoever answers at {address} does not prove to be storage node {self.server}{what}")
+
     def learn(self, proof: Proof, metadata: Iterable[Any] | None) -> bool:
         """Takes the challenge from a server that did not admit this proof; whether it is worth another try.
 

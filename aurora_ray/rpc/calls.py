@@ -12,8 +12,9 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from aurora_ray.errors import UsageError
+from aurora_ray.errors import AuroraError, UsageError
 from aurora_ray.rpc.admission import Caller, ImpostorError, Proof
+from aurora_ray.rpc.status import error_of
 
 _Entries = tuple[tuple[str, str | bytes], ...]
 _Metadata = Iterable[tuple[str, str | bytes]] | None
@@ -44,7 +45,7 @@ class Replies:
 
 
 class Channel:
-    """A channel to one server, proved. Errors are grpc.aio's AioRpcError, or ImpostorError."""
+    """A channel to one server, proved. Every call raises errors of our own tree (see status.py), or ImpostorError."""
 
     def __init__(self, channel: Any, caller: Caller, address: str) -> None:
         self._channel = channel
@@ -85,8 +86,7 @@ class Channel:
                 except grpc.aio.AioRpcError as error:
                     if self._may_retry(error, proof) and not last:
                         continue
-                    self._believe(error, proof)
-                    raise
+                    raise self._error(error, proof) from error
                 if not proof.is_answered(await running.trailing_metadata()):
                     raise self._impostor()
                 return response_deserializer(reply) if response_deserializer else reply
@@ -123,9 +123,7 @@ class Channel:
                 except grpc.aio.AioRpcError as error:
                     if self._may_retry(error, proof) and not last:
                         continue
-                    if not proved:
-                        self._believe(error, proof)
-                    raise
+                    raise self._error(error, proof, proved=proved) from error
                 finally:
                     running.cancel()
                 return
@@ -154,13 +152,12 @@ class Channel:
     def _may_retry(self, error: grpc.aio.AioRpcError, proof: Proof) -> bool:
         return error.code() is grpc.StatusCode.UNAUTHENTICATED and self.caller.learn(proof, error.trailing_metadata())
 
-    def _believe(self, error: grpc.aio.AioRpcError, proof: Proof) -> None:
-        """Raises ImpostorError for an error that says something and was not said by the true server."""
-        if error.code() not in _UNPROVED and not proof.is_answered(error.trailing_metadata()):
-            raise self._impostor(error.details() or error.code().name) from error
+    def _error(self, error: grpc.aio.AioRpcError, proof: Proof, *, proved: bool = False) -> AuroraError:
+        """In our own tree; an ImpostorError if it says something and was not said by the true server."""
+        metadata, code, details = error.trailing_metadata(), error.code(), error.details()
+        if proved or code in _UNPROVED or proof.is_answered(metadata):
+            return error_of(self.caller.server, code, details, metadata)
+        return self._impostor(details or code.name)
 
     def _impostor(self, said: str = "") -> ImpostorError:
-        return ImpostorError(
-            f"whoever answers at {self.address} does not prove to be {self.caller.server or 'of our fleet'}"
-            + (f" (it said: {said[:200]})" if said else "")
-        )
+        return self.caller.impostor(self.address, said)

@@ -12,8 +12,10 @@ from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.frames import PREFACE, Code
 from aurora_ray.rpc.http2 import SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY
+from aurora_ray.rpc.status import error_of
 
 if TYPE_CHECKING:
+    from aurora_ray.errors import AuroraError
     from aurora_ray.rpc.frames import ProtocolError
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -22,11 +24,11 @@ _STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class StreamEndedError(Exception):
-    """The call has ended, with gRPC's `code` and its sentence `details`."""
+    """The call has ended, with gRPC's `code` and its sentence `details`; `error` says it in our own tree."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, error: AuroraError) -> None:
         super().__init__(f"{code.name}: {details}")
-        self.code, self.details = code, details
+        self.code, self.details, self.error = code, details, error
 
 
 class Receiver(Protocol):
@@ -83,25 +85,26 @@ class StreamCall(Link):
         if (status := headers.get("grpc-status")) is not None:
             code = _STATUS.get(int(status) if status.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
             details = urllib.parse.unquote(headers.get("grpc-message", ""))
-            if not proved:
+            if proved:
+                self._end(code, details, error_of(self._caller.server, code, details, headers.items()))
+            else:
                 self._caller.learn(self._proof, headers.items())
-                code, details = grpc.StatusCode.UNAVAILABLE, self._stranger(details)
-            self._end(code, details)
+                self._end_with_stranger(details)
         elif ended or headers.get(":status", "200") != "200":
             self._end(grpc.StatusCode.UNAVAILABLE, f"no gRPC server: HTTP status {headers.get(':status')}")
         elif not proved:
-            self._end(grpc.StatusCode.UNAVAILABLE, self._stranger(""))
+            self._end_with_stranger()
         else:
             self.admitted.set()
 
-    def _stranger(self, said: str) -> str:
-        whom = self._caller.server or "of our fleet"
-        return f"whoever answers at {self._authority} does not prove to be {whom}" + (f": {said[:200]}" if said else "")
+    def _end_with_stranger(self, said: str = "") -> None:
+        error = self._caller.impostor(self._authority, said)
+        self._end(grpc.StatusCode.UNAVAILABLE, str(error), error)
 
     def on_message(self, message: bytes) -> None:
         """See Receiver. What comes ahead of the answer to our proof counts for nothing."""
         if not self.admitted.is_set():
-            self._end(grpc.StatusCode.UNAVAILABLE, self._stranger(""))
+            self._end_with_stranger()
         elif not self._ended.done():
             self._receiver.on_message(message)
 
@@ -136,9 +139,10 @@ class StreamCall(Link):
         super().fail(error)
         self._end(grpc.StatusCode.UNAVAILABLE, f"no gRPC server: {error}")
 
-    def _end(self, code: grpc.StatusCode, details: str) -> None:
+    def _end(self, code: grpc.StatusCode, details: str, error: AuroraError | None = None) -> None:
         if not self._ended.done():
-            self._ended.set_result(StreamEndedError(code, details))
+            error = error or error_of(self._caller.server, code, details)
+            self._ended.set_result(StreamEndedError(code, details, error))
             self.admitted.set()
             self.transport.close()
 
@@ -159,7 +163,8 @@ async def open_stream(host: str, port: int, method: str, receiver: Receiver, cal
     except OSError as error:  # TimeoutError is one
         if call is not None:
             call.cancel()
-        raise StreamEndedError(grpc.StatusCode.UNAVAILABLE, f"no connection to {host}:{port}: {error}") from error
+        code, details = grpc.StatusCode.UNAVAILABLE, f"no connection to {host}:{port}: {error or 'it takes too long'}"
+        raise StreamEndedError(code, details, error_of(caller.server, code, details)) from error
     except BaseException:
         if call is not None:
             call.cancel()

@@ -15,6 +15,7 @@ from aurora_ray.rpc.admission import ANSWER_KEY, CHALLENGE_KEY, PROOF_KEY, REFUS
 from aurora_ray.rpc.frames import PREFACE, Code
 from aurora_ray.rpc.http2 import FRAME_BYTES_MAX, SERVER_KEY, Link, MessageError
 from aurora_ray.rpc.partition import PARTY, party_of
+from aurora_ray.rpc.status import REASON_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,11 +33,11 @@ _PLAIN: Final = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))  # w
 
 
 class RefusedError(Exception):
-    """Ends a call with this status and sentence."""
+    """Ends a call with this status, sentence and reason (see status.py)."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, reason: str = "") -> None:
         super().__init__(details)
-        self.code, self.details = code, details
+        self.code, self.details, self.reason = code, details, reason
 
 
 class Handler(Protocol):
@@ -184,7 +185,7 @@ class _Connection(Link):
     def _refuse(self, error: RefusedError) -> None:
         stream = self.stream
         self.drop_unsent()
-        self._end(error.code, error.details)
+        self._end(error.code, error.details, ((REASON_KEY, error.reason),) if error.reason else ())
         self.send_reset(stream, Code.NO_ERROR)  # what the client still sends is of no use
 
     def _end(self, code: grpc.StatusCode, details: str, more: tuple[tuple[str, str], ...] = ()) -> None:

@@ -12,7 +12,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from aurora_ray.errors import StorageError
+from aurora_ray.errors import DamagedCopyError
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -42,10 +42,8 @@ class Damage(NamedTuple):
 STORE = Damage("store")
 
 
-class DamagedError(StorageError):
-    """Stored bytes are not what was stored. Another copy has them; this one is being repaired."""
-
-    retryable = True
+class DamagedError(DamagedCopyError):
+    """... on this very node, and where."""
 
     def __init__(self, segment: SegmentKey, item: Damage, why: str) -> None:
         super().__init__(f"group {segment[1]}: damaged here: {item}: {why}")

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import google_crc32c
-import grpc.aio
 
 from aurora_ray.errors import AuroraError, MalformedError, StorageError
 from aurora_ray.log.batch import check_records, decode_header, verify
@@ -164,8 +163,8 @@ class Copy:
         for peer in self.plan.sources:
             try:
                 reply = await peer.stub.OutlineSegment(request, timeout=PART_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                _log.debug("outline from %s: %s", peer.node_id, error.details())
+            except AuroraError as error:
+                _log.debug("outline from %s: %s", peer.node_id, error)
                 continue
             self.progress.bytes_total += reply.pages * self.plan.page_size
             bounds: list[pb.PageKey | None] = [pb.PageKey(), *reply.splits, None]
@@ -182,11 +181,10 @@ class Copy:
             self._left.remove(part)
             try:
                 await self._take(peer, part)
-            except (grpc.aio.AioRpcError, AuroraError) as error:
+            except AuroraError as error:
                 failures += 1
                 self._left.append(part)
-                why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-                _log.info("copy of group %d from %s: %s", self.group, peer.node_id, why)
+                _log.info("copy of group %d from %s: %s", self.group, peer.node_id, error)
 
     async def _take(self, peer: Peer, part: _Part) -> None:
         if isinstance(part, _Pages):

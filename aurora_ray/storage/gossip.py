@@ -15,10 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-import grpc
-import grpc.aio
-
-from aurora_ray.errors import MalformedError, StorageError
+from aurora_ray.errors import MalformedError, NodeUnreachableError, StorageError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled
 from aurora_ray.storage.keys import lsn_key
@@ -107,8 +104,8 @@ class Gossip:
                 volume = self._node.volumes.get(theirs.volume)
                 if volume is not None:
                     await self._repair(volume, theirs.segments, stub, at_once)
-        except grpc.aio.AioRpcError as error:
-            _log.debug("gossip with %s: %s %s", node_id, error.code(), error.details())
+        except NodeUnreachableError as error:
+            _log.debug("gossip with %s: %s", node_id, error)
         except MalformedError as error:
             self._node.counters["gossip_malformed"] += 1
             _log.warning("peer %s sent log that is damaged: %s", node_id, error)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grpc.aio
-
-from aurora_ray.rpc.admission import ImpostorError
+from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -61,7 +59,7 @@ class Peers:
             return None
         try:
             reply = await stub.State(pb.StateRequest(volume=volume), timeout=self._node.config.peer_timeout_s)
-        except (grpc.aio.AioRpcError, ImpostorError):
+        except AuroraError:
             return None
         for held in reply.volumes:
             for state in held.segments:

@@ -16,14 +16,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-import grpc
-import grpc.aio
 import zstandard
 
-from aurora_ray.errors import AuroraError, MalformedError, OutOfRangeError
+from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, OutOfRangeError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import annulled, read_quorum
+from aurora_ray.rpc.admission import ImpostorError
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
 from aurora_ray.storage.rebuild import rebuild
@@ -111,7 +110,7 @@ class Repairer:
                 return await self._copy(key, damaged=True)
             async with segment.repair:
                 await self._mend_item(segment, item)
-        except (_NotNowError, WriteFailedError, grpc.aio.AioRpcError) as error:
+        except (_NotNowError, WriteFailedError, NodeUnreachableError, ImpostorError) as error:
             self._node.note_failure(error)
             _log.info("volume %s group %d: %s is not repaired yet: %s", key[0].hex(), key[1], item, error)
             return False
@@ -158,7 +157,7 @@ class Repairer:
         for peer in peers:
             try:
                 batches = await _fetch(segment, peer, lsn)
-            except (grpc.aio.AioRpcError, MalformedError) as error:
+            except AuroraError as error:
                 _log.debug("batch %d from %s: %s", lsn, peer.node_id, error)
                 continue
             if batches:
@@ -215,8 +214,8 @@ class Repairer:
         for peer in peers:
             try:
                 reply = await peer.stub.ReadPages(request, timeout=_CALL_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                refused += error.code() == grpc.StatusCode.OUT_OF_RANGE
+            except AuroraError as error:
+                refused += isinstance(error, OutOfRangeError)
                 continue
             content = reply.pages if reply.kinds[0] else None
             if content in seen or len(peers) == 1:
@@ -263,8 +262,8 @@ async def _read_table(segment: Segment, peers: Sequence[Peer], lsn: int) -> byte
         call = peer.stub.ReadFileTable(request, timeout=_CALL_TIMEOUT_S)
         try:
             packed = b"".join([chunk.data async for chunk in call])
-        except grpc.aio.AioRpcError as error:
-            refused += error.code() == grpc.StatusCode.OUT_OF_RANGE
+        except AuroraError as error:
+            refused += isinstance(error, OutOfRangeError)
             continue
         FileTable.unpack(zstandard.decompress(packed))
         return packed

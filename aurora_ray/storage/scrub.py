@@ -17,8 +17,6 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-import grpc.aio
-
 from aurora_ray.errors import AuroraError, MalformedError
 from aurora_ray.log.batch import verify
 from aurora_ray.storage import effects
@@ -82,7 +80,7 @@ class Scrubber:
                     await self.scrub(segment)
                 except DamagedError as error:
                     self._node.damage.report(error)
-                except (AuroraError, grpc.aio.AioRpcError) as error:
+                except AuroraError as error:
                     _log.info("volume %s group %d: scrubbing ended early: %s", volume.name, segment.group, error)
         self._turn += 1
         self._node.counters["scrub_rounds"] += 1
@@ -197,7 +195,7 @@ async def _copy_of(peer: Peer, request: pb.DigestRequest) -> dict[PageKey, bytes
         async for chunk in peer.stub.CopySegment(order, timeout=_CALL_TIMEOUT_S):
             for page in chunk.pages:
                 found[PageKey(page.file_id, page.page)] = page.image
-    except grpc.aio.AioRpcError:
+    except AuroraError:
         return None
     return found
 

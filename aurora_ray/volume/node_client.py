@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-import grpc.aio
 import zstandard
 
-from aurora_ray.errors import (
-    AuroraError,
-    DiskFullError,
-    FencedError,
-    MalformedError,
-    NotCompleteError,
-    OutOfRangeError,
-    StaleSegmentError,
-    StorageError,
-    UnknownVolumeError,
-)
+from aurora_ray.errors import NodeTimeoutError, UnknownVolumeError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.admission import Caller
@@ -31,7 +20,7 @@ from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.recovery import BatchInfo, SegmentState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from aurora_ray.rpc.stream_client import Receiver, StreamCall
     from aurora_ray.volume.recovery import Truncate
@@ -43,36 +32,6 @@ APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
 APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 PEERS_TIMEOUT_S: Final = 2.0
 FILE_TABLE_BYTES_MAX: Final = 1 << 30
-
-_Reply = TypeVar("_Reply")
-
-
-class NodeUnreachableError(StorageError):
-    """The node does not answer, or not in time."""
-
-    retryable = True
-
-
-_ERRORS: Final[dict[grpc.StatusCode, type[StorageError] | type[MalformedError]]] = {
-    grpc.StatusCode.UNAVAILABLE: NodeUnreachableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: NodeUnreachableError,
-    grpc.StatusCode.CANCELLED: NodeUnreachableError,
-    grpc.StatusCode.ABORTED: StaleSegmentError,
-    grpc.StatusCode.NOT_FOUND: UnknownVolumeError,
-    grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: DiskFullError,
-    grpc.StatusCode.INVALID_ARGUMENT: MalformedError,
-}
-
-
-def typed_error(node_id: str, code: grpc.StatusCode, details: str | None) -> AuroraError:
-    """A node's refusal, or its silence, in our own tree."""
-    detail = details or code.name
-    if code is grpc.StatusCode.FAILED_PRECONDITION:
-        kind: type[AuroraError] = FencedError if detail.startswith("fenced") else NotCompleteError
-    else:
-        kind = _ERRORS.get(code, StorageError)
-    return kind(f"storage node {node_id}: {detail}")
 
 
 class NodeClient:
@@ -99,24 +58,14 @@ class NodeClient:
             caller = Caller(self.node.node_id, str(port), challenge=self._channel.caller.challenge)
             return await open_stream(host, port, APPEND_METHOD, receiver, caller)
         except StreamEndedError as error:
-            raise self.error(error.code, error.details) from error
+            raise error.error from error
 
     async def _append_port(self) -> int:
         *tries, last_try_s = APPEND_PORT_TIMEOUTS_S
         for timeout_s in tries:
-            try:
-                reply = await self._stub.AppendPort(pb.AppendPortRequest(), timeout=timeout_s)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise self.error(error.code(), error.details()) from error
-            else:
-                return int(reply.port)
-        reply = await self._call(self._stub.AppendPort(pb.AppendPortRequest(), timeout=last_try_s))
-        return int(reply.port)
-
-    def error(self, code: grpc.StatusCode, details: str | None) -> AuroraError:
-        """How a call of the node ended, in our own tree."""
-        return typed_error(self.node.node_id, code, details)
+            with contextlib.suppress(NodeTimeoutError):
+                return int((await self._stub.AppendPort(pb.AppendPortRequest(), timeout=timeout_s)).port)
+        return int((await self._stub.AppendPort(pb.AppendPortRequest(), timeout=last_try_s)).port)
 
     async def create_segments(
         self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float
@@ -125,11 +74,11 @@ class NodeClient:
         request = pb.CreateSegmentsRequest(
             volume=self._volume, page_size=page_size, groups=list(groups), members=list(members)
         )
-        await self._call(self._stub.CreateSegments(request, timeout=timeout_s, wait_for_ready=True))
+        await self._stub.CreateSegments(request, timeout=timeout_s, wait_for_ready=True)
 
     async def set_peers(self, addresses: Mapping[str, str], timeout_s: float) -> None:
         """Tells the node where the others are (node id -> host:port)."""
-        await self._call(self._stub.SetPeers(pb.SetPeersRequest(addresses=dict(addresses)), timeout=timeout_s))
+        await self._stub.SetPeers(pb.SetPeersRequest(addresses=dict(addresses)), timeout=timeout_s)
 
     async def state(self, timeout_s: float) -> list[SegmentState]:
         """What the node has of this volume. Raises UnknownVolumeError if it has nothing."""
@@ -137,8 +86,8 @@ class NodeClient:
 
     async def segments(self, timeout_s: float) -> list[pb.SegmentState]:
         """As `state`, with all that a node tells."""
-        reply = await self._call(
-            self._stub.State(pb.StateRequest(volume=self._volume), timeout=timeout_s, metadata=trace_metadata())
+        reply = await self._stub.State(
+            pb.StateRequest(volume=self._volume), timeout=timeout_s, metadata=trace_metadata()
         )
         found = [volume for volume in reply.volumes if volume.volume == self._volume]
         if not found:
@@ -148,7 +97,7 @@ class NodeClient:
     async def seal(self, epoch: int, owner: bytes, timeout_s: float) -> tuple[bool, int, list[SegmentState]]:
         """Asks for a promise. Gives whether it was made, the epoch promised, and what the node has."""
         request = pb.SealRequest(volume=self._volume, epoch=epoch, owner=owner)
-        reply = await self._call(self._stub.Seal(request, timeout=timeout_s, metadata=trace_metadata()))
+        reply = await self._stub.Seal(request, timeout=timeout_s, metadata=trace_metadata())
         return reply.promised, reply.promised_epoch, [decode_state(segment) for segment in reply.segments]
 
     async def truncate(self, order: Truncate, owner: bytes, timeout_s: float) -> list[SegmentState]:
@@ -165,7 +114,7 @@ class NodeClient:
                 for group, held in sorted(order.members.items())
             ],
         )
-        reply = await self._call(self._stub.Truncate(request, timeout=timeout_s, metadata=trace_metadata()))
+        reply = await self._stub.Truncate(request, timeout=timeout_s, metadata=trace_metadata())
         return [decode_state(segment) for segment in reply.segments]
 
     async def catch_up(self, tails: Mapping[int, int], timeout_s: float) -> dict[int, int]:
@@ -175,14 +124,12 @@ class NodeClient:
             tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(tails.items())],
             timeout_ms=int(timeout_s * 1000),
         )
-        reply = await self._call(self._stub.CatchUp(request, timeout=timeout_s + 0.5, metadata=trace_metadata()))
+        reply = await self._stub.CatchUp(request, timeout=timeout_s + 0.5, metadata=trace_metadata())
         return {tail.group: tail.lsn for tail in reply.scls}
 
     async def read_pages(self, request: pb.ReadPagesRequest, timeout_s: float) -> pb.ReadPagesReply:
         """Pages as of an LSN."""
-        reply: pb.ReadPagesReply = await self._call(
-            self._stub.ReadPages(request, timeout=timeout_s, metadata=trace_metadata())
-        )
+        reply: pb.ReadPagesReply = await self._stub.ReadPages(request, timeout=timeout_s, metadata=trace_metadata())
         return reply
 
     async def read_file_table(self, lsn: int, required_scl: int, timeout_s: float) -> FileTable:
@@ -191,17 +138,8 @@ class NodeClient:
         chunks: AsyncIterator[pb.FileTableChunk] = self._stub.ReadFileTable(
             request, timeout=timeout_s, metadata=trace_metadata()
         )
-        try:
-            packed = b"".join([chunk.data async for chunk in chunks])
-        except grpc.aio.AioRpcError as error:
-            raise self.error(error.code(), error.details()) from error
+        packed = b"".join([chunk.data async for chunk in chunks])
         return FileTable.unpack(zstandard.ZstdDecompressor().decompress(packed, max_output_size=FILE_TABLE_BYTES_MAX))
-
-    async def _call(self, call: Awaitable[_Reply]) -> _Reply:
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise self.error(error.code(), error.details()) from error
 
 
 def decode_state(state: pb.SegmentState) -> SegmentState:

@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 
-from aurora_ray.errors import AuroraError, FencedError, MalformedError, StaleSegmentError
+from aurora_ray.errors import AuroraError, FencedError, MalformedError, NodeUnreachableError, StaleSegmentError
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import NodeUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,7 +201,7 @@ class NodeStream:
             call.cancel()
         if end.code is grpc.StatusCode.OK:
             raise NodeUnreachableError(f"storage node {self.node_id} ended the stream")
-        raise self._client.error(end.code, end.details)
+        raise end.error
 
     def _send_waiting(self) -> None:
         call = self._call

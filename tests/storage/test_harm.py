@@ -7,9 +7,9 @@ import random
 import shutil
 from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
+from aurora_ray.errors import AuroraError
 from aurora_ray.log import record as rec
 from tests.storage.harness import PAGE_SIZE, Writer
 
@@ -62,7 +62,7 @@ async def wrong_answers(server, writer: Writer) -> list[str]:
         for first, count in ((0, PAGES), *((page, 1) for page in range(PAGES))):
             try:
                 answer = await server.pages(writer, lsn, FILE, first=first, count=count, required_scl=lsn)
-            except grpc.aio.AioRpcError:
+            except AuroraError:
                 continue
             if answer != right[first : first + count]:
                 wrong.append(f"pages {first} to {first + count} at {lsn}")

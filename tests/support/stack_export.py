@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import grpc.aio
-
 from aurora_ray.engine.account import EngineAccount
+from aurora_ray.errors import AuroraError
 from aurora_ray.log.filetable import Entry, FileKind
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.as_of import VolumeReader
@@ -98,5 +97,5 @@ async def _hold(spec: VolumeSpec, node: NodeAddress, lsn: int) -> None:
         volume=spec.volume_id.bytes, holder="export", lsn=lsn, lease_ms=int(LEASE_S * 1000)
     )
     async with stub_of(node) as stub:
-        with suppress(grpc.aio.AioRpcError):
+        with suppress(AuroraError):
             await stub.SetReadPoint(request, timeout=5)

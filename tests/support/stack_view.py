@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc.aio
-
+from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -29,7 +28,7 @@ async def state_of(node: NodeAddress, spec: VolumeSpec) -> pb.SegmentState | Non
     async with stub_of(node) as stub:
         try:
             reply = await stub.State(pb.StateRequest(volume=spec.volume_id.bytes), timeout=CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError:
+        except AuroraError:
             return None
         return reply.volumes[0].segments[0] if reply.volumes and reply.volumes[0].segments else None
 
