@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.durable import make_file
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.rpc.admission import Secret
 
@@ -25,23 +25,8 @@ def ensure_secret(path: Path) -> Secret:
     """The secret in that file, which is made if it is not there. Raises ConfigurationError."""
     with contextlib.suppress(FileNotFoundError):
         return load_secret(path)
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(Secret.new().to_text() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # somebody else was faster: theirs counts
-                os.link(fresh, path)
-        finally:
-            fresh.unlink()
-        directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        make_file(path, Secret.new().to_text() + "\n")  # if somebody else is faster, theirs counts
     except OSError as error:
         raise ConfigurationError(f"the fleet's secret cannot be written to {path}: {error.strerror}") from error
     return load_secret(path)

@@ -17,6 +17,7 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
 from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
+from aurora_ray.storage import effects
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 
@@ -55,7 +56,7 @@ def main() -> None:
     config = StorageConfig(**arguments)
     expect_long_service()
     try:
-        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        effects.make_directory(config.data_dir)
         OURS.set(ensure_secret(secret_file or config.data_dir / FILE_NAME))
         asyncio.run(_serve(config))
     except AuroraError as error:
