@@ -25,8 +25,8 @@ def engine_module(major: int) -> Extension:
     include = Path(spec.submodule_search_locations[0], headers)
     return Extension(
         f"aurora_ray.engine._commit_{major}",
-        ["aurora_ray/engine/src/commit.c"],
-        depends=["aurora_ray/interposer/src/commit_hooks.h"],
+        ["aurora_ray/engine/src/commit.c", "aurora_ray/engine/src/probe.c"],
+        depends=["aurora_ray/interposer/src/commit_hooks.h", "aurora_ray/engine/src/probe.h"],
         extra_compile_args=[*FLAGS, "-isystem", str(include)],
     )
 

@@ -149,7 +149,7 @@ async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Sta
         cleanup.push_async_callback(engine.stop, StopMode.KILL)
         with stages.measure("engine"):
             await start_engine(engine, mounted)
-        await engine.set_superuser_password(password, timeout_s=TIMEOUT_S)
+        await engine.give_password(password, timeout_s=TIMEOUT_S)
         yield Stack(volume, mounted, engine), {"dsn": engine.dsn(passfile), "engine_pid": engine.pid}
 
 

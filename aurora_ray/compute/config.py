@@ -98,13 +98,15 @@ class WriterConfig:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A writer that accepts statements. `stages_s` are the seconds that each stage of opening took."""
+    """A writer that accepts statements. `stages_s` are the seconds that each stage of opening took; `troubles` what its
+    user should know of."""
 
     epoch: int
     vdl: int
     pid: int
     port: int
     stages_s: dict[str, float]
+    troubles: tuple[Trouble, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class WriterStatus:
-    """A look at a writer; numbers are 0 where there is none."""
+    """A look at a writer; numbers are 0 where there is none. `reason`: why it ended, or how far its start is."""
 
     phase: WriterPhase
     epoch: int = 0
@@ -138,3 +140,4 @@ class WriterStatus:
     stats: dict[str, int | float] = field(default_factory=dict)
     placements: tuple[GroupPlacement, ...] = ()  # who holds the groups in truth
     troubles: tuple[Trouble, ...] = ()
+    socket_dir: str = ""  # of the engine, for sessions on its machine

@@ -47,11 +47,14 @@ EAGER: Final = (
 # pages one after the other. What users create has numbers of five digits.
 SOON: Final = ("base/5/????", "base/?????*/????")
 
+# What an engine's processes run, by the name of the file.
+PROGRAMS: Final = ("postgres",)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedEngine:
     """An engine that can be started at once. `eager`: files that the mount should have before the start; `soon`: those
-    that the first sessions will want."""
+    that the first sessions will want; `programs`: names of what its processes run."""
 
     choice: EngineChoice
     account: EngineAccount
@@ -59,6 +62,7 @@ class PreparedEngine:
     image: PreparedImage
     eager: tuple[str, ...] = EAGER
     soon: tuple[str, ...] = SOON
+    programs: tuple[str, ...] = PROGRAMS
 
     def make_engine(self, config: WriterConfig) -> Engine:
         """The adapter for one incarnation."""

@@ -14,7 +14,8 @@ was an answer, and what moved meanwhile: the VDL and the CPU time. `Health.look`
 **What is stopped by a signal** and stays so for `stopped_after_s` is hung without more ado: no load of the machine does
 that, so there is nothing to be patient about, except that whoever stopped it may let it go on.
 
-What moves and yet answers nothing for `give_up_after_s` is called hung as well: it is going round in circles.
+What moves its VDL works, and is left alone however long it does not answer. What only uses the CPU and answers nothing
+for `give_up_after_s` is called hung as well: it is going round in circles.
 
 **What does not count.** A storage stall (redo waits for a write quorum) is not the fault of whoever waits: while it
 lasts, time stands still and nothing is counted. And whoever looks may have been delayed itself: a look that came late
@@ -93,6 +94,8 @@ class Health:
         self._still_since_s = now_s  # the last answer or movement
         self._still_excused_s = 0.0
         self._progress: tuple[int, float] | None = None
+        self._worked_at_s = now_s  # the last answer or move of the VDL
+        self._worked_excused_s = 0.0
 
     def look(self, look: Look) -> Finding:
         """What to make of it. After HUNG the owner acts; looking on is harmless."""
@@ -113,12 +116,15 @@ class Health:
     def _excuse(self, seconds: float) -> None:
         self._excused_s += seconds
         self._still_excused_s += seconds
+        self._worked_excused_s += seconds
 
     def _moves(self, look: Look) -> bool:
         """Whether it advanced since the last look without an answer."""
         progress = (look.vdl, look.cpu_s or 0.0)
         before, self._progress = self._progress, progress
         moved = before is not None and progress > before and not look.stopped
+        if moved and before is not None and look.vdl > before[0]:
+            self._worked_at_s, self._worked_excused_s = look.now_s, 0.0
         if moved:
             self._still_since_s, self._still_excused_s = look.now_s, 0.0
         return moved
@@ -132,7 +138,7 @@ class Health:
             return Finding(
                 Verdict.HUNG, silent_s, f"it gave no answer for {silent_s:.1f} s ({self._failures} looks) and {how}"
             )
-        if silent_s >= rules.give_up_after_s:
+        if look.now_s - self._worked_at_s - self._worked_excused_s >= rules.give_up_after_s:
             return Finding(Verdict.HUNG, silent_s, f"it works, but gave no answer for {silent_s:.1f} s")
         return self._finding(look, Verdict.SUSPECT, "it is slow: it moves" if moved else "no answer")
 

@@ -1,9 +1,14 @@
 """Ends processes that an earlier incarnation left behind, and no others.
 
 An engine dies with its actor (it is told by the kernel and by a pipe), but whoever starts a new incarnation on the same
-directory must be sure of it, not hope. Two traces identify the old one: the pid file, which carries the start time so
-that a pid that was given to another process in the meantime is not taken for ours; and the working directory, because
-a database process keeps its data directory as such, and nobody else works inside our mount.
+directory must be sure of it, not hope. What is ended is known to be the fleet's own:
+
+- the process in the pid file, which carries the start time, so that a pid that was given to another process in the
+  meantime is not taken for ours;
+- processes that run one of the engine's programs with the mount as their working directory, as a server does;
+- processes whose environment names the mount, as the engine's is made: what it started (an archive command, say).
+
+Who only looks around in the mount, a person's shell or a backup's `du`, is left alone.
 
 Pid file: one line, `<pid> <start time in clock ticks since boot> <boot id>`.
 """
@@ -15,6 +20,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aurora_ray.durable import replace_file
@@ -22,6 +28,7 @@ from aurora_ray.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.01
+MOUNT_VARIABLE = b"AURORA_MOUNT"  # in the environment of an engine and of what it starts (interposer.region)
 
 
 def start_ticks(pid: int) -> int | None:
@@ -59,27 +66,54 @@ def read_pid_file(path: Path) -> int | None:
 
 def working_below(directory: Path) -> list[int]:
     """Processes whose working directory is `directory` or below it (as far as we may look)."""
-    found: list[int] = []
-    prefix = str(directory)
+    return [pid for pid in _others() if _works_below(pid, directory)]
+
+
+def of_engine(mount_dir: Path, programs: Sequence[str]) -> list[int]:
+    """Processes of an engine on that mount, and those that they started. `programs`: names of an engine's files."""
+    return [
+        pid
+        for pid in _others()
+        if (_program(pid) in programs and _works_below(pid, mount_dir)) or _is_marked(pid, mount_dir)
+    ]
+
+
+def _others() -> Iterator[int]:
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            cwd = os.readlink(f"/proc/{entry.name}/cwd").removesuffix(" (deleted)")
-        except OSError:
-            continue
-        if cwd == prefix or cwd.startswith(prefix + "/"):
-            found.append(int(entry.name))
-    return found
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            yield int(entry.name)
 
 
-async def end_leftovers(pid_file: Path, mount_dir: Path, timeout_s: float = 5.0) -> int:
+def _works_below(pid: int, directory: Path) -> bool:
+    try:
+        cwd = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    except OSError:
+        return False
+    return cwd == str(directory) or cwd.startswith(f"{directory}/")
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)"))
+    except OSError:
+        return ""
+
+
+def _is_marked(pid: int, mount_dir: Path) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return b"%s=%s" % (MOUNT_VARIABLE, os.fsencode(mount_dir)) in environment.split(b"\0")
+
+
+async def end_leftovers(pid_file: Path, mount_dir: Path, programs: Sequence[str], timeout_s: float = 5.0) -> int:
     """Kills what an earlier incarnation left and waits until it is gone; how many there were. Raises EngineError."""
     deadline_s = time.monotonic() + timeout_s
     killed: set[int] = set()
     while True:
         noted = read_pid_file(pid_file)
-        pids = {*working_below(mount_dir), *([noted] if noted is not None else [])}
+        pids = {*of_engine(mount_dir, programs), *([noted] if noted is not None else [])}
         pids = {pid for pid in pids if start_ticks(pid) is not None}
         if not pids:
             break

@@ -32,6 +32,7 @@ from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
 from aurora_ray.compute.watch import engine_watch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
+from aurora_ray.troubles import Trouble
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.mount import MountedVolume
@@ -58,6 +59,7 @@ class Writer:
         self._mounted: MountedVolume | None = None
         self._engine: Engine | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._fenced = asyncio.Event()
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._first_write: FirstWrite | None = None
@@ -71,9 +73,10 @@ class Writer:
         config = self.config
         attributes = {"aurora.cluster": config.cluster, "aurora.instance": config.instance_id, "aurora.az": config.az}
         try:
-            async with asyncio.timeout(config.open_timeout_s):
-                with telemetry.span("writer.open", attributes):
-                    await self._open()
+            with telemetry.span("writer.open", attributes):
+                async with asyncio.timeout(config.open_timeout_s):
+                    await self._open_mount()
+                await self._start_engine()  # takes as long as it moves
         except BaseException as error:
             await self._tear_down(f"it could not be opened: {_sentence(error)}", asked=False)
             if isinstance(error, TimeoutError):
@@ -86,14 +89,15 @@ class Writer:
         self._phase = WriterPhase.AVAILABLE
         self._first_write = FirstWrite(volume)
         self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
-        return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s))
+        self._noting = asyncio.create_task(self._note_good_start(engine), name=f"note {config.instance_id}")
+        return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s), self._troubles())
 
-    async def _open(self) -> None:
+    async def _open_mount(self) -> None:
         config, dirs = self.config, self.config.dirs
         with self._stage("prepare", WriterPhase.SEALING):
             prepared = await prepare_engine(config.engine)
             prepare_instance_dirs(dirs, prepared.account)
-            await end_leftovers(dirs.pid_file, dirs.mount)
+            await end_leftovers(dirs.pid_file, dirs.mount, prepared.programs)
         with self._stage("seal", WriterPhase.SEALING):
             volume = self._volume = await Volume.open(
                 config.volume,
@@ -110,23 +114,46 @@ class Writer:
         if config.initialise:
             with self._stage("initialise", WriterPhase.INITIALISING):
                 await self._initialise(volume, prepared)
-        engine = prepared.make_engine(config)
+        engine = self._engine = prepared.make_engine(config)
         with self._stage("mount", WriterPhase.MOUNTING):
             mounted = self._mounted = await self._mount(volume, engine, prepared)
             _describe({"aurora.bytes.cached": int(mounted.stats()["cached_bytes"])})
+
+    async def _start_engine(self) -> None:
+        config, dirs = self.config, self.config.dirs
+        _, mounted, engine = self._require_open()
         with self._stage("engine", WriterPhase.STARTING):
-            self._engine = engine
             mounted.trace_reads()
             await engine.start(
                 dirs.mount,
                 env=mounted.engine_environment(),
                 pass_fds=mounted.pass_fds,
                 timeout_s=config.open_timeout_s,
+                moved=lambda: mounted.stats().get("pages_fetched"),
             )
             mounted.check_attached()
             if engine.pid is not None:
                 write_pid_file(dirs.pid_file, engine.pid)
-            await engine.set_superuser_password(config.superuser_password, timeout_s=config.open_timeout_s)
+            await self._give_password(engine)
+
+    async def _give_password(self, engine: Engine) -> None:
+        """A new cluster's superuser gets its password; later that is its owner's to change, and nobody logs in."""
+        if not engine.first_start:
+            return
+        try:
+            await engine.give_password(self.config.superuser_password, timeout_s=self.config.open_timeout_s)
+        except EngineError as error:
+            if self.config.initialise:
+                raise
+            _log.warning("%s: whether its superuser has a password is not known: %s", self.config.instance_id, error)
+
+    async def _note_good_start(self, engine: Engine) -> None:
+        try:
+            await engine.note_good_start()
+        except AuroraError as error:
+            _log.warning(
+                "%s: its configuration could not be kept as one that works: %s", self.config.instance_id, error
+            )
 
     async def _initialise(self, volume: Volume, prepared: PreparedEngine) -> None:
         """What is in the volume decides: whoever asks may not have heard of an initialisation that was completed."""
@@ -216,10 +243,16 @@ class Writer:
             groups=groups,
             used_bytes=int(stats.get("used_bytes", 0)),
             free_bytes=int(stats["free_bytes"]) if "free_bytes" in stats else None,
-            reason=reason,
+            reason=reason or (engine.recovering if engine is not None else ""),
             stats=stats,
             placements=volume.spec.groups,
+            troubles=self._troubles(),
+            socket_dir=str(engine.socket_dir) if engine is not None else "",
         )
+
+    def _troubles(self) -> tuple[Trouble, ...]:
+        found = self._engine.troubles if self._engine is not None else ()
+        return tuple(Trouble(trouble.code, self.config.instance_id, trouble.sentence) for trouble in found)
 
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See FirstWrite.after; None as well while it is not open."""
@@ -269,6 +302,8 @@ class Writer:
     async def _tear_down(self, reason: str, *, asked: bool) -> None:
         """Ends what there is, in the order of dependence; goes on whatever happens on the way."""
         engine, mounted, volume = self._engine, self._mounted, self._volume
+        if self._noting is not None:
+            self._noting.cancel()
         if engine is not None and engine.pid is not None:
             await self._try(
                 "kill the engine", lambda: engine.stop(StopMode.KILL, timeout_s=_KILL_TIMEOUT_S), 2 * _KILL_TIMEOUT_S

@@ -423,13 +423,14 @@ def _end_leftovers(data_dir: Path) -> None:
     import asyncio
 
     from aurora_ray.compute.config import InstanceDirs
+    from aurora_ray.compute.engines import PROGRAMS
     from aurora_ray.compute.leftovers import end_leftovers
     from aurora_ray.engine.postgres import forget_run
 
     async def end_all() -> None:
         for root in sorted((data_dir / "instances").glob("*")):
             dirs = InstanceDirs(root)
-            await end_leftovers(dirs.pid_file, dirs.mount)
+            await end_leftovers(dirs.pid_file, dirs.mount, PROGRAMS)
             forget_run(dirs.run)
 
     asyncio.run(end_all())

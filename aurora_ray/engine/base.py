@@ -12,8 +12,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from aurora_ray.troubles import TroubleCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,14 @@ class VolatilePattern(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTrouble:
+    """Something that an engine's user should know of; `sentence` says what it is and what helps."""
+
+    code: TroubleCode
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineExit:
     """How an engine ended: `returncode` is negative for a signal, `log_tail` its last lines, `ended_ns` Unix time."""
 
@@ -97,8 +107,39 @@ class Engine(Protocol):
     def port(self) -> int:
         """The TCP port clients use; 0 before the start if it is to be chosen."""
 
-    async def start(self, data_dir: Path, *, env: Mapping[str, str], pass_fds: Sequence[int], timeout_s: float) -> None:
-        """Starts as writer and returns when it accepts statements. On failure nothing is left running."""
+    @property
+    def socket_dir(self) -> Path:
+        """Where sessions on the same machine find it."""
+
+    @property
+    def first_start(self) -> bool:
+        """Whether no start on this data directory was ever noted (`note_good_start`) before the present one."""
+
+    @property
+    def troubles(self) -> tuple[EngineTrouble, ...]:
+        """Of the present run."""
+
+    @property
+    def recovering(self) -> str:
+        """How far a start is, in words; empty when there is nothing to say."""
+
+    async def start(
+        self,
+        data_dir: Path,
+        *,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+        timeout_s: float,
+        moved: Callable[[], object] = ...,
+    ) -> None:
+        """Starts as writer and returns when it accepts statements. On failure nothing is left running.
+
+        A start may take as long as it must: it fails when nothing has moved for `timeout_s`. `moved` is asked what the
+        caller knows of: another value than before is a move.
+        """
+
+    async def note_good_start(self) -> None:
+        """Keeps what this run was configured with, as the last that worked. After a start, and not in its way."""
 
     async def stop(self, mode: StopMode, *, timeout_s: float) -> EngineExit | None:
         """Ends every process and says how the run ended, None if there was none.
@@ -110,10 +151,10 @@ class Engine(Protocol):
         """Waits, without a limit, until the engine has ended for whatever reason and all its processes are gone."""
 
     async def check(self, *, timeout_s: float) -> None:
-        """Opens a session and runs a trivial statement."""
+        """Whether it is alive. Needs no login, so nothing that users can change or lock closes it."""
 
-    async def set_superuser_password(self, password: str, *, timeout_s: float) -> None:
-        """Makes `password` the superuser's; does nothing if it already is."""
+    async def give_password(self, password: str, *, timeout_s: float) -> None:
+        """Makes `password` the superuser's if it has none yet; one that its owner set stays."""
 
     def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
         """What may stay out of the volume."""

@@ -3,19 +3,18 @@
 A run has one owner of its end: the task `_watch`. It waits for the main process, removes whatever is left of the
 others, gives back shared memory, and yields the EngineExit; `stop` only sends signals and waits for it.
 
-Sessions for administration go through the Unix socket, in a directory that only the account and root can enter.
+Whether it is alive is asked without a session (postgres_probe), and a start depends on nothing that users can set: what
+no server starts with is left out, step by step, and told (postgres_conf). Sessions for administration go through the
+Unix socket, in a directory that only the account and root can enter.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import shutil
 import signal
-import stat
-import tempfile
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,8 +27,7 @@ from psycopg import sql
 from aurora_ray import telemetry
 from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
-from aurora_ray.engine.base import EngineExit, EngineInstall, StopMode, VolatilePattern
-from aurora_ray.engine.credentials import verifies
+from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
 from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.postgres_commit import (
     PRELOAD,
@@ -38,14 +36,40 @@ from aurora_ray.engine.postgres_commit import (
     stage_module,
     with_module,
 )
+from aurora_ray.engine.postgres_conf import (
+    GOOD_HBA,
+    OUR_CONF,
+    OUR_HBA,
+    PG_HBA,
+    Files,
+    Rung,
+    conf_text,
+    troubles_of,
+)
+from aurora_ray.engine.postgres_dirs import check_data_dir, claim_shared_dir, clear_lock, rotate, socket_dir
 from aurora_ray.engine.postgres_image import SUPERUSER
-from aurora_ray.engine.postgres_settings import VOLATILE_PATTERNS, server_settings
-from aurora_ray.engine.process import EngineProcess, processes_in
+from aurora_ray.engine.postgres_probe import (
+    PROBE_NAME,
+    PROBE_VARIABLE,
+    ProbeAnswer,
+    module_answers,
+    postmaster_answers,
+)
+from aurora_ray.engine.postgres_settings import (
+    MAX_CONNECTIONS,
+    VOLATILE_PATTERNS,
+    check_parameters,
+    default_settings,
+    forced_settings,
+)
+from aurora_ray.engine.postgres_start import StartProgress, StartRefusedError, first_complaint, wait_ready
+from aurora_ray.engine.process import EngineProcess
 from aurora_ray.engine.shared_memory import posix_segments, remove_segments
-from aurora_ray.errors import AuroraError, ConfigurationError, EngineError
+from aurora_ray.engine.tree_edit import Edit, edit_tree
+from aurora_ray.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
 
@@ -57,11 +81,9 @@ STOP_TIMEOUT_S: Final = 30.0
 IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followed after 5 s
 KILL_TIMEOUT_S: Final = 10.0
 ORPHAN_GRACE_S: Final = 0.2  # after an orderly end the others are on their way out already
-READY_INTERVAL_S: Final = 0.01
 CHECK_TIMEOUT_S: Final = 2.0
 LOG_BYTES_MAX: Final = 32 * MIB  # then it becomes postgres.log.1, so at most twice this
-SOCKET_DIR_BYTES_MAX: Final = 107 - len("/.s.PGSQL.65535")  # sockaddr_un
-READY_LINE: Final = 7  # of postmaster.pid, from 0: pid, directory, start, port, sockets, address, shared memory, state
+POSTMASTER_EVERY: Final = 5  # checks that the module answers; all of them while one has just failed
 
 _SIGNALS: Final = {StopMode.FAST: signal.SIGINT, StopMode.IMMEDIATE: signal.SIGQUIT, StopMode.KILL: signal.SIGKILL}
 _ROUGHER: Final = {StopMode.FAST: StopMode.IMMEDIATE, StopMode.IMMEDIATE: StopMode.KILL}
@@ -76,8 +98,9 @@ _SILENT: Final = (
 class PostgresEngine:
     """One PostgreSQL server. `run_dir` is for its sockets and log; it must be reachable for the account.
 
-    `port` 0 takes a free one at each start. `parameters` are PostgreSQL's own names and values; those that the storage
-    depends on are refused (ConfigurationError) at the start. One run at a time; after its end it can start again.
+    `port` 0 takes a free one at each start. `parameters` are the cluster's (PostgreSQL's own names and values); those
+    that are not the user's to set are refused (ConfigurationError) at the start. One run at a time; after its end it
+    can start again.
     """
 
     def __init__(
@@ -89,7 +112,7 @@ class PostgresEngine:
         host: str = "127.0.0.1",
         port: int = 0,
         shared_buffers_bytes: int = 128 * MIB,
-        max_connections: int = 100,
+        max_connections: int = MAX_CONNECTIONS,
         parameters: Mapping[str, str] | None = None,
     ) -> None:
         self._install = install
@@ -101,10 +124,18 @@ class PostgresEngine:
         self._shared_buffers_bytes = shared_buffers_bytes
         self._max_connections = max_connections
         self._parameters = dict(parameters or {})
-        self._socket_dir = _socket_dir(run_dir)
+        self._socket_dir = socket_dir(run_dir)
         self._process: EngineProcess | None = None
         self._watcher: asyncio.Task[EngineExit] | None = None
         self._segments: set[Path] = set()
+        self._data_dir = run_dir
+        self._env: dict[str, str] = {}
+        self._pass_fds: tuple[int, ...] = ()
+        self._troubles: tuple[EngineTrouble, ...] = ()
+        self._progress: StartProgress | None = None
+        self._rung = Rung.ALL
+        self._first_start = False
+        self._checks = 0  # that succeeded one after the other
 
     @property
     def install(self) -> EngineInstall:
@@ -120,6 +151,26 @@ class PostgresEngine:
     def port(self) -> int:
         """The TCP port; 0 before the start if it is to be chosen."""
         return self._port
+
+    @property
+    def first_start(self) -> bool:
+        """Whether no start on this data directory was noted before the present one."""
+        return self._first_start
+
+    @property
+    def troubles(self) -> tuple[EngineTrouble, ...]:
+        """What of the user's is not in force in the present run."""
+        return self._troubles
+
+    @property
+    def recovering(self) -> str:
+        """How far a start is; empty when there is nothing to say."""
+        return self._progress.words if self._progress is not None else ""
+
+    @property
+    def socket_dir(self) -> Path:
+        """Where its Unix socket lies while it runs."""
+        return self._socket_dir
 
     @property
     def log_path(self) -> Path:
@@ -149,49 +200,96 @@ class PostgresEngine:
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         timeout_s: float = START_TIMEOUT_S,
+        moved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Starts as writer and returns when it accepts statements; crash recovery, if needed, is part of it.
+        """Starts as writer and returns when it is ready; crash recovery, if needed, is part of it.
 
-        `env` and `pass_fds` go to the server, and to a look at its configuration before that. Raises ConfigurationError
-        (no such program, port in use, a refused parameter) or EngineError, which quotes the end of the log. Then
-        nothing is left running.
+        `env` and `pass_fds` go to the server, and to what looks at its files before. It may take as long as anything
+        moves: `timeout_s` is how long nothing may, `moved` what the caller knows of. Settings with which it does not
+        start are left out (`troubles`). Raises ConfigurationError (no such program, port in use, a refused parameter)
+        or EngineError, which quotes the end of the log. Then nothing is left running.
         """
         if self._process is not None:
             raise EngineError(f"this engine already runs, as process {self._process.pid}")
         if not os.access(self._install.bin_dir / "postgres", os.X_OK):
             raise ConfigurationError(f"{self._install.bin_dir} has no postgres that can be run: is it still installed?")
-        _check_data_dir(data_dir, self._account, self._install)
-        _clear_lock(data_dir)
+        check_data_dir(data_dir, self._account, self._install)
+        parameters = check_parameters(self._parameters, self._install.major)
+        clear_lock(data_dir)
         self._prepare_run_dir()
+        self._data_dir, self._env, self._pass_fds = data_dir, dict(env or {}), tuple(pass_fds)
+        files, refused = Files.read(data_dir), None
+        for rung in files.rungs():
+            try:
+                if refused is not None:
+                    await self._edit(files.fallback(rung, first_complaint(refused)))
+                await self._start_once(rung, files, parameters, timeout_s, moved)
+            except StartRefusedError as error:
+                refused = refused or error
+                logger.warning("PostgreSQL does not start with %s of its configuration: %s", rung, error)
+                self._prepare_run_dir()
+                continue
+            self._rung, self._first_start = rung, files.good_auto is None
+            self._troubles = tuple(troubles_of(rung, files, first_complaint(refused or EngineError()), parameters))
+            break
+        else:
+            await self._edit(files.back())
+            raise refused or EngineError("there is no configuration to start with")
+        process = self._running()
+        self._segments = posix_segments([process.pid])
+        logger.info("PostgreSQL %s runs as process %d on port %d", self._install.version, process.pid, self._port)
+
+    async def _start_once(
+        self,
+        rung: Rung,
+        files: Files,
+        parameters: Mapping[str, str],
+        timeout_s: float,
+        moved: Callable[[], object],
+    ) -> None:
         self._port = claim_port(self._host, self._port_wanted)
-        command = await self._command(data_dir, env or {}, pass_fds)
+        self._write_conf(rung, files, parameters)
+        command = await self._command()
         with telemetry.span("engine.spawn"):
             process = EngineProcess.spawn(
                 command,
                 account=self._account,
-                env=env or {},
-                pass_fds=pass_fds,
+                env={**self._env, PROBE_VARIABLE: str(self._socket_dir / PROBE_NAME)},
+                pass_fds=self._pass_fds,
                 work_dir=self._socket_dir,
                 log_path=self.log_path,
             )
-        self._process, self._segments = process, set()
+        self._process, self._segments, self._checks = process, set(), 0
         self._watcher = asyncio.create_task(self._watch(process), name=f"watch postgres {process.pid}")
+        self._progress = StartProgress(process, self._socket_dir, moved, time.monotonic())
         try:
             replace_file(self._pid_note, str(process.pid), durable=False)  # an engine without a note would be nobody's
             with telemetry.span("engine.recover"):
-                async with asyncio.timeout(timeout_s):
-                    await self._wait_ready(process, data_dir)
+                address = (self._host, self._port)
+                await wait_ready(process, self._data_dir, self._progress, timeout_s=timeout_s, address=address)
             with telemetry.span("engine.check"):
                 await self.check(timeout_s=max(CHECK_TIMEOUT_S, timeout_s / 4))
-        except TimeoutError:
-            tail = process.log_tail()
-            await self.stop(StopMode.KILL)
-            raise EngineError(f"PostgreSQL was not ready within {timeout_s:g} s; its log ends:\n{tail}") from None
         except BaseException:
             await self.stop(StopMode.KILL)
             raise
-        self._segments = posix_segments([process.pid])
-        logger.info("PostgreSQL %s runs as process %d on port %d", self._install.version, process.pid, self._port)
+        finally:
+            self._progress = None
+
+    def _running(self) -> EngineProcess:
+        if self._process is None:
+            raise EngineError("PostgreSQL ended just after its start")
+        return self._process
+
+    async def note_good_start(self) -> None:
+        """Keeps the configuration of this run in the data directory, as the last that worked, if it is all in force.
+
+        Raises EngineError.
+        """
+        if self._rung is Rung.ALL:
+            await self._edit(Files.read(self._data_dir).worked())
+
+    async def _edit(self, edits: Sequence[Edit]) -> None:
+        await edit_tree(self._data_dir, edits, account=self._account, env=self._env, pass_fds=self._pass_fds)
 
     async def stop(self, mode: StopMode = StopMode.FAST, *, timeout_s: float = STOP_TIMEOUT_S) -> EngineExit | None:
         """Ends every process and says how the run ended; None if there has been none.
@@ -223,18 +321,36 @@ class PostgresEngine:
         return await asyncio.shield(self._watcher)
 
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
-        """Opens a session and runs SELECT 1. Raises EngineError if that does not succeed in time."""
-        async with self._session(timeout_s) as session:
-            await session.execute("SELECT 1")
-        if self.log_path.stat().st_size > LOG_BYTES_MAX:
-            await asyncio.to_thread(_rotate, self.log_path)
+        """Whether it is alive, see postgres_probe; a refusal is a sign of life. Raises EngineError if it is not.
 
-    async def set_superuser_password(self, password: str, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
-        """Makes `password` the superuser's, unless it is already. The server is sent a verifier and logs nothing."""
+        The module is asked each time; the postmaster, which forks for the answer, less often while all is well.
+        """
+        checks, self._checks = self._checks, 0
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await module_answers(self._socket_dir)
+                if answer is None or checks % POSTMASTER_EVERY == 0:
+                    await postmaster_answers(self._socket_dir, self._port)
+        except TimeoutError:
+            raise EngineError(f"PostgreSQL on port {self._port} did not answer within {timeout_s:g} s") from None
+        except OSError as error:
+            raise EngineError(f"PostgreSQL on port {self._port} refuses: {error}") from error
+        self._checks = checks + 1
+        if self.log_path.stat().st_size > LOG_BYTES_MAX:
+            await asyncio.to_thread(rotate, self.log_path)
+
+    async def probe(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> ProbeAnswer | None:
+        """Where the WAL is; None from a server without the module. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            return await module_answers(self._socket_dir)
+
+    async def give_password(self, password: str, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
+        """Makes `password` the superuser's if it has none: one that somebody set stays. Only a verifier is sent, and
+        nothing of it is logged."""
         async with self._session(timeout_s, options=_SILENT) as session:
             cursor = await session.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [SUPERUSER])
             row = await cursor.fetchone()
-            if row is not None and verifies(password, row[0]):
+            if row is not None and row[0] is not None:
                 return
             verifier = session.pgconn.encrypt_password(password.encode(), SUPERUSER.encode(), b"scram-sha-256")
             statement = sql.SQL("ALTER ROLE {} PASSWORD {}")
@@ -263,24 +379,33 @@ class PostgresEngine:
         except psycopg.Error as error:
             raise EngineError(f"PostgreSQL on port {self._port} refuses: {str(error).strip()}") from error
 
-    async def _command(self, data_dir: Path, env: Mapping[str, str], pass_fds: Sequence[int]) -> list[str]:
-        settings = server_settings(
+    def _write_conf(self, rung: Rung, files: Files, parameters: Mapping[str, str]) -> None:
+        hba = None
+        if files.replaces_hba(rung):
+            hba = self._data_dir / GOOD_HBA if files.good_hba is not None else self._run_dir / OUR_HBA
+        defaults = default_settings(
             major=self._install.major,
-            host=self._host,
-            port=self._port,
-            socket_dir=self._socket_dir,
             shared_buffers_bytes=self._shared_buffers_bytes,
             max_connections=self._max_connections,
-            parameters=self._parameters,
         )
-        module = commit_module(self._install, env)
+        text = conf_text(self._data_dir, rung, hba=hba, defaults=defaults, parameters=parameters)
+        for name, content in ((OUR_CONF, text), (OUR_HBA, PG_HBA)):
+            replace_file(self._run_dir / name, content, durable=False)  # made anew at each start
+            self._account.own(self._run_dir / name, 0o600)
+
+    async def _command(self) -> list[str]:
+        conf, server = self._run_dir / OUR_CONF, [str(self._install.bin_dir / "postgres"), "-D", str(self._data_dir)]
+        settings = {
+            "config_file": str(conf),
+            **forced_settings(major=self._install.major, host=self._host, port=self._port, socket_dir=self._socket_dir),
+        }
+        module = commit_module(self._install, self._env)
         if module is not None:
-            others = settings.get(PRELOAD)
-            if others is None:
-                others = await configured_preloads(self._install, self._account, data_dir, env, pass_fds)
+            plain = [*server, "-c", f"config_file={conf}"]
+            others = await configured_preloads(plain, self._account, env=self._env, pass_fds=self._pass_fds)
             settings[PRELOAD] = with_module(stage_module(module, self._run_dir), others)
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        return [str(self._install.bin_dir / "postgres"), "-D", str(data_dir), *options]
+        return [*server, *options]
 
     def _prepare_run_dir(self) -> None:
         """Makes what the server needs outside its data directory. Raises ConfigurationError."""
@@ -290,27 +415,13 @@ class PostgresEngine:
             self._socket_dir.mkdir(mode=0o700, exist_ok=True)
             self._account.own(self._socket_dir, 0o700)
         else:
-            _claim_shared_dir(self._socket_dir, self._account)
+            claim_shared_dir(self._socket_dir, self._account)
         for leftover in self._socket_dir.glob(".s.PGSQL.*"):
             leftover.unlink()
         forget_run(self._run_dir)
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
-            _rotate(self.log_path)
+            rotate(self.log_path)
         self.log_path.touch(mode=0o600)
-
-    async def _wait_ready(self, process: EngineProcess, data_dir: Path) -> None:
-        """Waits for "ready" in postmaster.pid: unlike trying to connect, this leaves no errors in the log."""
-        lock = data_dir / "postmaster.pid"
-        while True:
-            if process.returncode is not None:
-                raise _start_error(process, self._host, self._port)
-            try:
-                lines = lock.read_text().splitlines()
-            except FileNotFoundError:
-                lines = []
-            if len(lines) > READY_LINE and lines[0] == str(process.pid) and lines[READY_LINE].strip() == "ready":
-                return
-            await process.wait_main(READY_INTERVAL_S)
 
     async def _watch(self, process: EngineProcess) -> EngineExit:
         """Sees a run to its end. Raises EngineError if processes survive SIGKILL."""
@@ -330,75 +441,9 @@ class PostgresEngine:
             self._process = None
 
 
-def _check_data_dir(data_dir: Path, account: EngineAccount, install: EngineInstall) -> None:
-    """Raises EngineError with what is wrong, before the server says it in its own words."""
-    try:
-        facts = data_dir.stat()
-        version = (data_dir / "PG_VERSION").read_bytes().strip(b"\0\n ").decode("ascii", "replace")
-        control = (data_dir / "global/pg_control").stat()
-    except FileNotFoundError as error:
-        raise EngineError(f"{data_dir} is not a PostgreSQL data directory: {error.filename} is missing") from error
-    except OSError as error:
-        raise EngineError(f"{data_dir} cannot be read: {error}") from error
-    if not stat.S_ISDIR(facts.st_mode) or control.st_size == 0:
-        raise EngineError(f"{data_dir} is not a PostgreSQL data directory: its control file is empty")
-    if facts.st_uid != account.uid:
-        raise EngineError(f"{data_dir} belongs to uid {facts.st_uid}, but the engine runs as {account.name}: chown it")
-    if facts.st_mode & 0o027:
-        raise EngineError(f"{data_dir} has mode {stat.S_IMODE(facts.st_mode):04o}: chmod it to 0700")
-    if version and version != str(install.major):  # empty: a page of the mount that has not come yet
-        raise EngineError(f"{data_dir} holds data of PostgreSQL {version[:16]!r}, not of {install.major}")
-
-
-def _clear_lock(data_dir: Path) -> None:
-    """Removes a stale postmaster.pid. Raises EngineError if a server, or what is left of one, works there.
-
-    The server checks this too, but takes any living process with the number in the file for its predecessor.
-    """
-    running = processes_in(data_dir, "postgres")
-    if running:
-        raise EngineError(f"PostgreSQL already works on {data_dir}: processes {running}; stop them first")
-    (data_dir / "postmaster.pid").unlink(missing_ok=True)
-
-
 def forget_run(run_dir: Path) -> None:
     """Gives the kernel back what a run held whose end nobody saw to: its starter was killed too. All of it is gone."""
     note = run_dir / _PID_NOTE
     if note.exists():
         remove_segments(int(note.read_text() or 0))
         note.unlink()
-
-
-def _start_error(process: EngineProcess, host: str, port: int) -> AuroraError:
-    tail = process.log_tail()
-    if "could not bind" in tail or "could not create any TCP/IP sockets" in tail:
-        return ConfigurationError(f"port {port} on {host} is in use: stop what listens there or choose another port")
-    return EngineError(f"PostgreSQL ended during its start with code {process.returncode}; its log ends:\n{tail}")
-
-
-def _socket_dir(run_dir: Path) -> Path:
-    """Below `run_dir`, or, if that makes a name too long for a socket, one in the temporary directory."""
-    inside = run_dir / "socket"
-    if len(os.fsencode(inside)) <= SOCKET_DIR_BYTES_MAX:
-        return inside
-    name = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"aurora-ray-{name}"  # others may write there: see _claim_shared_dir
-
-
-def _claim_shared_dir(path: Path, account: EngineAccount) -> None:
-    """Makes a private directory where everyone may make some. Raises ConfigurationError if someone else's is there."""
-    try:
-        path.mkdir(mode=0o700)
-        account.own(path, 0o700)
-    except FileExistsError:
-        facts = path.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != account.uid or facts.st_mode & 0o077:
-            raise ConfigurationError(
-                f"{path} belongs to someone else: remove it, or use a data directory with a shorter name"
-            ) from None
-
-
-def _rotate(log_path: Path) -> None:
-    """Moves the log's content aside. The server goes on writing: it appends, so it starts at the beginning again."""
-    shutil.copyfile(log_path, log_path.with_name(log_path.name + ".1"))
-    os.truncate(log_path, 0)

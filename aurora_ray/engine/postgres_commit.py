@@ -45,13 +45,13 @@ def stage_module(module: Path, run_dir: Path) -> Path:
 
 
 async def configured_preloads(
-    install: EngineInstall, account: EngineAccount, data_dir: Path, env: Mapping[str, str], pass_fds: Sequence[int]
+    server: Sequence[str], account: EngineAccount, *, env: Mapping[str, str], pass_fds: Sequence[int]
 ) -> str:
-    """What the configuration in a data directory has the server load.
+    """What the configuration of a server (its command line) has it load.
 
     Empty if the server cannot read it: its start will say why. Raises EngineError if it does not answer in time.
     """
-    command = [str(install.bin_dir / "postgres"), "-D", str(data_dir), "-C", PRELOAD]
+    command = [*server, "-C", PRELOAD]
     asked = await asyncio.create_subprocess_exec(
         *account.command(command, env=env),
         env=dict(BASE_ENVIRONMENT),

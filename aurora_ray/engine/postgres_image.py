@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.durable import move_tree, replace_file
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.image import tree_records
+from aurora_ray.engine.postgres_conf import PG_HBA
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity, identity_patches
 from aurora_ray.errors import ConfigurationError, EngineError
 
@@ -36,16 +37,6 @@ PREPARE_TIMEOUT_S: Final = 120.0
 LOCK_INTERVAL_S: Final = 0.02
 TREE: Final = "tree"
 MANIFEST: Final = "manifest.json"
-
-# Over TCP, a password. Over the Unix socket nothing is asked, since its directory admits only the engine's account and
-# root: that is how the cluster itself administers the database. The file lives in the volume and is the user's.
-PG_HBA: Final = """\
-# TYPE  DATABASE     USER  ADDRESS  METHOD
-local   all          all            trust
-local   replication  all            trust
-host    all          all   all      scram-sha-256
-host    replication  all   all      scram-sha-256
-"""
 
 
 @dataclass(frozen=True, slots=True)

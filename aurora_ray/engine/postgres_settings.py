@@ -1,8 +1,9 @@
-"""The PostgreSQL settings that come from us, each with its reason.
+"""The PostgreSQL settings that come from us, each with its reason, and how they rank beside the user's.
 
-They go onto the server's command line, which outranks postgresql.conf and ALTER SYSTEM: those lie in the volume and are
-the user's. `_FIXED` is what correctness rests on; nobody may change it. `_TUNING` suits this kind of storage and yields
-to the caller's `parameters` (the cluster's parameter group).
+From the weakest to the strongest: `postgresql.conf` of the data directory; our defaults (`default_settings`); the
+cluster's parameters; ALTER SYSTEM; ALTER DATABASE and ALTER ROLE; the few that correctness rests on or that the fleet
+gives out (`forced_settings`). Only those stand on the command line, and the module refuses ALTER SYSTEM on them. All
+else lies in a file that is made anew at each start (postgres_conf), so a user can set it.
 
 What bounds a failover: the new writer replays the WAL since the last completed checkpoint's start, reading pages from
 the volume as it goes, then writes a checkpoint before it accepts statements. Hence frequent checkpoints and prefetch.
@@ -27,12 +28,6 @@ _FIXED: Final[Mapping[str, str]] = {
     "wal_sync_method": "fdatasync",
     # A failed fsync means that the volume took nothing (fenced, or no quorum): panic, never retry as if it had.
     "data_sync_retry": "off",
-    # A page reaches the volume whole or not at all, so torn pages cannot exist and full images in the WAL are waste.
-    "full_page_writes": "off",
-    # Recycled segments hold old bytes that a byte-wise comparison would find different everywhere.
-    "wal_recycle": "off",
-    # Zeros are not worth sending: an unwritten page reads as zeros.
-    "wal_init_zero": "off",
     # After a crash of any process, the local copy may hold writes that the volume does not: the mount is thrown away.
     "restart_after_crash": "off",
     # "mmap" would put shared memory into files of the data directory.
@@ -40,18 +35,25 @@ _FIXED: Final[Mapping[str, str]] = {
     # One process less with the data directory's library in it, and no logs in the volume: stderr goes to our file.
     "logging_collector": "off",
     "log_destination": "stderr",
-    # At a start after a crash: one syncfs call instead of opening and fsyncing every file of the database.
-    "recovery_init_sync_method": "syncfs",
     "unix_socket_permissions": "0700",
+    "unix_socket_group": "",
 }
 # io_uring would go past the C library. Workers rather than "sync": they keep many reads of absent pages in flight.
 _FIXED_18: Final[Mapping[str, str]] = {"io_method": "worker"}
 
 _TUNING: Final[Mapping[str, str]] = {
+    # A page reaches the volume whole or not at all, so torn pages cannot exist and full images in the WAL are waste.
+    "full_page_writes": "off",
+    # Recycled segments hold old bytes that a byte-wise comparison would find different everywhere.
+    "wal_recycle": "off",
+    # Zeros are not worth sending: an unwritten page reads as zeros.
+    "wal_init_zero": "off",
+    # At a start after a crash: one syncfs call instead of opening and fsyncing every file of the database.
+    "recovery_init_sync_method": "syncfs",
     "huge_pages": "try",
     # A hot standby refuses to start unless it has at least the writer's figures for these four and max_connections:
     # they belong to the cluster, not to the size of an instance.
-    "max_worker_processes": "8",
+    "max_worker_processes": "9",  # PostgreSQL's 8, and the one that answers how the server is (src/probe.c)
     "max_wal_senders": "10",  # readers need none; for the user's own logical replication and pg_basebackup
     "max_prepared_transactions": "0",
     "max_locks_per_transaction": "64",
@@ -109,6 +111,7 @@ _TUNING_18: Final[Mapping[str, str]] = {
 }
 
 _OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
+MAX_CONNECTIONS: Final = 1000  # an idle slot costs some 20 KB of memory that is touched when it is first used
 _WAL_LEVELS: Final = ("replica", "logical")
 
 # Never in the volume. Each is either rebuilt, or emptied by the server itself at its next start. No pattern may match
@@ -131,25 +134,45 @@ VOLATILE_PATTERNS: Final = (
 )
 
 
-def server_settings(
-    *,
-    major: int,
-    host: str,
-    port: int,
-    socket_dir: Path,
-    shared_buffers_bytes: int,
-    max_connections: int,
-    parameters: Mapping[str, str],
-) -> dict[str, str]:
-    """Everything for the command line. Raises ConfigurationError for a parameter that is not the caller's to set."""
-    fixed = {**_FIXED, **(_FIXED_18 if major >= 18 else {})}
-    chosen = {name.lower().replace("-", "_"): value for name, value in parameters.items()}  # as -c takes them
-    refused = sorted(name for name in chosen if name in fixed or name in _OURS)
-    if refused:
-        raise ConfigurationError(f"the parameter {refused[0]} is fixed by the storage underneath: remove it")
-    if chosen.get("wal_level", "replica") not in _WAL_LEVELS:
-        raise ConfigurationError("the parameter wal_level can be replica or logical: readers follow the log")
-    quoted_dir = '"{}"'.format(str(socket_dir).replace('"', '""'))
+def canonical(parameters: Mapping[str, str]) -> dict[str, str]:
+    """By the names that PostgreSQL prints: lower case, as `-c` takes them."""
+    return {name.strip().lower().replace("-", "_"): value for name, value in parameters.items()}
+
+
+def refusal(name: str, value: str | None, major: int) -> str | None:
+    """Why a user cannot set this parameter (canonical name); None if it is his to set."""
+    if name in _OURS:
+        return f"the parameter {name} is fixed by the fleet, which gives out directories, ports and sockets"
+    if name in _FIXED or (major >= 18 and name in _FIXED_18):
+        return f"the parameter {name} is fixed by the storage underneath, which rests on it"
+    if name == "wal_level" and value is not None and value.strip().lower() not in _WAL_LEVELS:
+        return "the parameter wal_level can be replica or logical: readers follow the log"
+    return None
+
+
+def check_parameters(parameters: Mapping[str, str], major: int) -> dict[str, str]:
+    """Canonical names and values. Raises ConfigurationError for a parameter that is not the user's to set."""
+    chosen = canonical(parameters)
+    for name, value in sorted(chosen.items()):
+        why = refusal(name, value, major)
+        if why is not None:
+            raise ConfigurationError(f"{why}: leave it out")
+    return chosen
+
+
+def forced_settings(*, major: int, host: str, port: int, socket_dir: Path) -> dict[str, str]:
+    """What stands on the command line, where nobody can change it."""
+    return {
+        **_FIXED,
+        **(_FIXED_18 if major >= 18 else {}),
+        "listen_addresses": host,
+        "port": str(port),
+        "unix_socket_directories": '"{}"'.format(str(socket_dir).replace('"', '""')),
+    }
+
+
+def default_settings(*, major: int, shared_buffers_bytes: int, max_connections: int) -> dict[str, str]:
+    """What we choose and anybody may choose otherwise."""
     return {
         **_TUNING,
         **(_TUNING_18 if major >= 18 else {}),
@@ -157,9 +180,4 @@ def server_settings(
         "shared_buffers": f"{shared_buffers_bytes // KIB}kB",
         # The mount's pages are files in the page cache, about as large again as the rest of the instance's memory.
         "effective_cache_size": f"{3 * shared_buffers_bytes // KIB}kB",
-        **chosen,
-        **fixed,
-        "listen_addresses": host,
-        "port": str(port),
-        "unix_socket_directories": quoted_dir,
     }

@@ -131,6 +131,21 @@ class EngineProcess:
         link = f"pipe:[{self._life_inode}]"
         return [pid for pid in _processes() if pid != os.getpid() and link in _open_files(pid)]
 
+    def cpu_s(self) -> float:
+        """CPU time that the main process and its children used, in seconds."""
+        return sum(_cpu_ticks(pid) for pid in (self.pid, *_children(self.pid))) / os.sysconf("SC_CLK_TCK")
+
+    def title(self, kind: str) -> str:
+        """What the first child whose title begins with `kind` shows of itself in a process list."""
+        for pid in _children(self.pid):
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    words = file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+                name = words.partition(": ")[2]
+                if name.startswith(kind):
+                    return name
+        return ""
+
     def log_tail(self) -> str:
         """The last lines of what this run wrote to its log."""
         with self._log_path.open("rb") as log:
@@ -174,6 +189,20 @@ def processes_in(directory: Path, program: str) -> list[int]:
             if os.path.basename(executable) == program and os.readlink(f"/proc/{pid}/cwd") == wanted:
                 found.append(pid)
     return found
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
+    return []
+
+
+def _cpu_ticks(pid: int) -> int:
+    """User and system time; 0 of a process that is gone."""
+    with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    return 0
 
 
 def _processes() -> list[int]:

@@ -55,6 +55,12 @@ def test_what_moves_and_never_answers_is_given_up_in_the_end() -> None:
     assert hung[0] == pytest.approx(RULES.give_up_after_s / STEP_S, abs=1)
 
 
+def test_what_commits_is_never_given_up() -> None:
+    findings = run(*[silent(vdl=100 + n // 5) for n in range(400)], rules=replace(RULES, failures=8))
+    assert findings[-1].silent_s > 5 * RULES.give_up_after_s
+    assert all(finding.verdict is Verdict.SUSPECT for finding in findings)
+
+
 def test_time_stands_still_during_a_storage_stall_and_counts_afterwards() -> None:
     findings = run(*[silent(stalled=True)] * 20, *[silent()] * 4)
     assert [finding.verdict for finding in findings[-4:]] == [Verdict.SUSPECT] * 3 + [Verdict.HUNG]

@@ -7,14 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora_ray.compute.leftovers import end_leftovers, read_pid_file, start_ticks, working_below, write_pid_file
+from aurora_ray.compute.leftovers import (
+    end_leftovers,
+    of_engine,
+    read_pid_file,
+    start_ticks,
+    working_below,
+    write_pid_file,
+)
 from tests.support.polling import poll_until_blocking
 
 
 @contextmanager
-def sleeper(cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+def sleeper(cwd: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     code = "import sys; sys.stdout.write('up'); sys.stdout.flush(); sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **more},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.read(2) == b"up"
     try:
@@ -27,19 +40,32 @@ def sleeper(cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
             pipe.close()
 
 
-async def test_what_the_pid_file_names_and_what_works_in_the_mount_is_killed(tmp_path: Path) -> None:
+PROGRAM = Path(sys.executable).resolve().name
+
+
+async def test_the_engines_own_processes_are_killed_and_nobody_else(tmp_path: Path) -> None:
     mount, other = tmp_path / "mount", tmp_path / "mount2"
     (mount / "base").mkdir(parents=True)
     other.mkdir()
     pid_file = tmp_path / "engine.pid"
-    with sleeper(tmp_path) as noted, sleeper(mount / "base") as inside, sleeper(other) as stranger:
-        write_pid_file(pid_file, noted.pid)
-        assert working_below(mount) == [inside.pid]
-        assert await end_leftovers(pid_file, mount) == 2
-        assert noted.wait() == -9
-        assert inside.wait() == -9
-        assert stranger.poll() is None
-        assert not pid_file.exists()
+    with (
+        sleeper(tmp_path) as noted,
+        sleeper(mount / "base") as server,
+        sleeper(tmp_path, AURORA_MOUNT=str(mount)) as started_by_it,
+        sleeper(other, AURORA_MOUNT=str(other)) as of_another_mount,
+        subprocess.Popen(["sleep", "100"], cwd=mount) as somebodys,  # noqa: ASYNC220
+    ):
+        try:
+            write_pid_file(pid_file, noted.pid)
+            assert sorted(of_engine(mount, [PROGRAM])) == sorted([server.pid, started_by_it.pid])
+            assert await end_leftovers(pid_file, mount, [PROGRAM]) == 3
+            assert {process.wait() for process in (noted, server, started_by_it)} == {-9}
+            assert of_another_mount.poll() is None
+            assert somebodys.poll() is None
+            assert working_below(mount) == [somebodys.pid]
+            assert not pid_file.exists()
+        finally:
+            somebodys.kill()
 
 
 async def test_a_pid_that_belongs_to_somebody_else_now_is_left_alone(tmp_path: Path) -> None:
@@ -51,7 +77,7 @@ async def test_a_pid_that_belongs_to_somebody_else_now_is_left_alone(tmp_path: P
         pid_file.write_text(f"{pid} {int(ticks) - 1} {boot}\n")
         assert read_pid_file(pid_file) is None
         pid_file.write_text(f"{pid} {ticks} another-boot\n")
-        assert await end_leftovers(pid_file, tmp_path / "mount") == 0
+        assert await end_leftovers(pid_file, tmp_path / "mount", [PROGRAM]) == 0
         assert process.poll() is None
 
 

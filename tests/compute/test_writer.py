@@ -198,7 +198,11 @@ async def test_an_engine_of_an_earlier_incarnation_is_ended_first(config: Writer
     await writer.start()
     await writer.stop()
     config.dirs.mount.mkdir(parents=True)
-    left = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], cwd=config.dirs.mount)  # noqa: ASYNC220
+    left = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", "import signal; signal.pause()"],
+        env={**os.environ, "AURORA_MOUNT": str(config.dirs.mount)},
+        cwd=config.dirs.mount,
+    )
     again = Writer(replace(config, initialise=False))
     await again.start()
     assert left.wait(5) == -signal.SIGKILL

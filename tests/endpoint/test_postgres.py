@@ -32,7 +32,7 @@ async def dsn(relay: Relay, engine: PostgresEngine, cluster: Path, data_dir: Pat
     """Of a started engine, through the relay."""
     passfile = data_dir / "pgpass"
     await engine.start(cluster)
-    await engine.set_superuser_password(ensure_passfile(passfile, "postgres"))
+    await engine.give_password(ensure_passfile(passfile, "postgres"))
     relay.set_targets([("127.0.0.1", engine.port)], 1)
     return f"postgresql://postgres@127.0.0.1:{relay.port}/postgres?passfile={passfile}"
 

@@ -30,7 +30,7 @@ async def passfile(engine: PostgresEngine, cluster: Path, data_dir: Path) -> Pat
     """Starts the engine; where its superuser's password is."""
     path = data_dir / "pgpass"
     await engine.start(cluster)
-    await engine.set_superuser_password(ensure_passfile(path, "postgres"))
+    await engine.give_password(ensure_passfile(path, "postgres"))
     return path
 
 
@@ -53,11 +53,13 @@ async def test_every_version_starts_answers_stops_and_starts_again(
 
 
 async def test_the_server_has_our_settings_and_the_clusters_locale(engine: PostgresEngine, passfile: Path) -> None:
-    rows = await query(engine, passfile, "SELECT name, setting FROM pg_settings WHERE source = 'command line'")
+    rows = await query(engine, passfile, "SELECT name, setting || ' by ' || source FROM pg_settings")
     settings: dict[object, object] = dict(rows)  # type: ignore[arg-type]
-    assert settings["full_page_writes"] == "off"
-    assert settings["shared_buffers"] == "2048"
-    assert settings["checkpoint_timeout"] == "60"
+    assert settings["fsync"] == "on by command line"
+    assert settings["full_page_writes"] == "off by configuration file"
+    assert settings["shared_buffers"] == "2048 by configuration file"
+    assert settings["checkpoint_timeout"] == "60 by configuration file"
+    assert await query(engine, passfile, "SELECT error FROM pg_file_settings WHERE error IS NOT NULL") == []
     rows = await query(engine, passfile, "SELECT pg_encoding_to_char(encoding), datcollate FROM pg_database")
     assert {encoding for encoding, _ in rows} == {"UTF8"}
     assert {collation for _, collation in rows} <= {"C", "C.UTF-8"}
@@ -114,10 +116,10 @@ async def test_the_password_is_seen_nowhere(
     await engine.start(cluster)
     passfile = data_dir / "pgpass"
     password = ensure_passfile(passfile, "postgres")
-    await engine.set_superuser_password(password)
+    await engine.give_password(password)
     [(verifier,)] = await query(engine, passfile, "SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'")
     assert str(verifier).startswith("SCRAM-SHA-256$")
-    await engine.set_superuser_password(password)
+    await engine.give_password("another")  # there is one: it stays
     assert await query(engine, passfile, "SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'") == [
         (verifier,)
     ]
@@ -144,7 +146,7 @@ async def test_environment_and_descriptors_reach_the_backends(
         os.write(write, b"through the pipe\n")
         await engine.start(cluster, env={"AURORA_GIVEN": "through the environment"}, pass_fds=[read])
         passfile = data_dir / "pgpass"
-        await engine.set_superuser_password(ensure_passfile(passfile, "postgres"))
+        await engine.give_password(ensure_passfile(passfile, "postgres"))
         async with await psycopg.AsyncConnection.connect(engine.dsn(passfile)) as session:
             await session.execute("CREATE TEMPORARY TABLE got (line text)")
             await session.execute("COPY got FROM PROGRAM 'printenv AURORA_GIVEN'")

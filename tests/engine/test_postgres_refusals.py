@@ -35,11 +35,9 @@ async def test_a_port_taken_at_the_last_moment(
     assert engine.pid is None
 
 
-async def test_a_parameter_that_makes_no_sense_is_quoted_from_the_log(
+async def test_a_parameter_that_is_not_the_users_to_set(
     make_engine: Callable[..., PostgresEngine], cluster: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r'its log ends:\n(.*\n)*.*unrecognized configuration parameter "no_such"'):
-        await make_engine(parameters={"no_such": "1"}).start(cluster)
     with pytest.raises(ConfigurationError, match="fsync is fixed"):
         await make_engine(parameters={"fsync": "off"}).start(cluster)
 
@@ -105,6 +103,7 @@ async def test_a_directory_that_is_not_what_it_should_be(
     assert not engine.log_path.exists()
 
 
+@pytest.mark.allowed_logs("does not start with")
 @pytest.mark.parametrize("damage", [b"", b"\0" * 8192, b"garbage" * 1170])
 async def test_a_damaged_control_file(damage: bytes, engine: PostgresEngine, cluster: Path) -> None:
     (cluster / "global" / "pg_control").write_bytes(damage)
@@ -117,9 +116,9 @@ async def test_garbage_in_place_of_the_catalog(engine: PostgresEngine, cluster: 
     for path in (cluster / "global").iterdir():
         if path.name.isdigit():
             path.write_bytes(b"\xaa" * path.stat().st_size)
-    with pytest.raises(EngineError):
-        await engine.start(cluster, timeout_s=10)
-    assert engine.pid is None
+    await engine.start(cluster, timeout_s=10)  # a server is alive that lets nobody in: that is for its owner to mend
+    with pytest.raises(EngineError, match="refuses"):
+        await engine.give_password("secret")
 
 
 async def test_a_server_that_takes_too_long(

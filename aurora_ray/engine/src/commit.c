@@ -36,6 +36,7 @@
 #include "utils/guc_hooks.h"
 
 #include "../../interposer/src/commit_hooks.h"
+#include "probe.h"
 
 #include <dlfcn.h>
 #include <signal.h>
@@ -48,7 +49,7 @@ static void (*wait_for_ordered)(void);
 /* The one synchronous standby. None can take that place: a name has at most 63 characters. */
 #define STANDBY "\"the volume: a commit is visible when four of its six copies have it on disk\""
 
-static ProcessUtility_hook_type next_utility;
+static ProcessUtility_hook_type next_check, next_utility;
 
 static bool cancels_held;     /* SIGINT and SIGTERM are blocked by us ... */
 static bool cancels_let;      /* ... but not while this process sleeps in the middle of it */
@@ -182,6 +183,17 @@ static void on_transaction(XactEvent event, void *unused)
 
 /* ---- hooks */
 
+static void check_settings(PlannedStmt *statement, const char *text, bool keep, ProcessUtilityContext context,
+                           ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *to,
+                           QueryCompletion *done)
+{
+    ProcessUtility_hook_type run = next_check ? next_check : standard_ProcessUtility;
+
+    if (IsA(statement->utilityStmt, AlterSystemStmt))
+        refuse_forced_settings((AlterSystemStmt *) statement->utilityStmt);
+    run(statement, text, keep, context, parameters, environment, to, done);
+}
+
 static void run_utility(PlannedStmt *statement, const char *text, bool keep, ProcessUtilityContext context,
                         ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *to,
                         QueryCompletion *done)
@@ -244,6 +256,9 @@ void _PG_init(void)
 
     if (!process_shared_preload_libraries_in_progress)
         ereport(ERROR, (errmsg("this module can only be loaded through shared_preload_libraries")));
+    probe_register();
+    next_check = ProcessUtility_hook;
+    ProcessUtility_hook = check_settings;
     if (why != NULL) {
         ereport(LOG, (errmsg("commits wait for the volume in their WAL flush, because %s", why)));
         return;

@@ -1,0 +1,158 @@
+/*
+ * The fleet's own way to a server, which users can neither close nor use up: a background worker without a session, a
+ * role or a database that says on a Unix socket (in the server's private directory) how the server is. It answers only
+ * after it has held the locks that every transaction needs, so an answer means that transactions can go on; and it says
+ * how far the WAL is, so that a recovery shows its progress.
+ *
+ * Its protocol: whoever connects gets one line, "lsn=N recovery=0|1", and the end of the stream. (engine/postgres_probe.py)
+ *
+ * And the other way round: ALTER SYSTEM on what the fleet has put onto the command line would have no effect, so it is
+ * refused with the reason.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/guc_tables.h"
+#include "utils/wait_event.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "probe.h"
+
+#define SOCKET_VARIABLE "AURORA_PROBE_SOCKET"
+#define BACKLOG 8
+#define RESTART_S 5
+
+PGDLLEXPORT void aurora_probe_main(Datum unused);
+
+/* ---- the worker */
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (strlen(path) >= sizeof address.sun_path)
+        ereport(FATAL, (errmsg("%s is too long a name for a socket", path)));
+    strcpy(address.sun_path, path);
+    unlink(path);
+    if (fd < 0 || bind(fd, (struct sockaddr *) &address, sizeof address) != 0 || chmod(path, 0600) != 0
+        || listen(fd, BACKLOG) != 0)
+        ereport(FATAL, (errmsg("cannot listen on %s: %m", path)));
+    return fd;
+}
+
+static void answer(int fd)
+{
+    char line[80];
+    bool recovery = RecoveryInProgress();
+    XLogRecPtr lsn;
+    int n;
+
+    /* Whoever holds one of these and does nothing holds up everybody. */
+    LWLockAcquire(ProcArrayLock, LW_SHARED);
+    LWLockRelease(ProcArrayLock);
+    LWLockAcquire(XidGenLock, LW_SHARED);
+    LWLockRelease(XidGenLock);
+    lsn = recovery ? GetXLogReplayRecPtr(NULL) : GetXLogInsertRecPtr();
+    n = snprintf(line, sizeof line, "lsn=%llu recovery=%d\n", (unsigned long long) lsn, recovery);
+    /* One small write into an empty buffer never waits; whoever has gone meanwhile does not matter (SIGPIPE is ignored).
+     * Not send(): that one waits for the volume (intercept_commit.c). */
+    if (write(fd, line, n) != n)
+        elog(DEBUG1, "a probe went away");
+}
+
+void aurora_probe_main(Datum unused)
+{
+    int fd;
+
+    (void) unused;
+    pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+    pqsignal(SIGPIPE, SIG_IGN);
+    BackgroundWorkerUnblockSignals();
+    fd = listen_at(getenv(SOCKET_VARIABLE));
+    for (;;)
+    {
+        int peer;
+
+        (void) WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH, fd, -1,
+                                 PG_WAIT_EXTENSION);
+        ResetLatch(MyLatch);
+        CHECK_FOR_INTERRUPTS();
+        if (ShutdownRequestPending)
+            proc_exit(1); /* not 0: after a pg_terminate_backend it is started again */
+        while ((peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0)
+        {
+            answer(peer);
+            close(peer);
+        }
+    }
+}
+
+void probe_register(void)
+{
+    BackgroundWorker worker = {
+        .bgw_flags = BGWORKER_SHMEM_ACCESS,
+        .bgw_start_time = BgWorkerStart_PostmasterStart,
+        .bgw_restart_time = RESTART_S,
+    };
+
+    Dl_info self;
+
+    if (getenv(SOCKET_VARIABLE) == NULL || !dladdr((void *) probe_register, &self))
+        return;
+    if (strlen(self.dli_fname) >= sizeof worker.bgw_library_name)
+    {
+        ereport(LOG, (errmsg("no worker answers how this server is: %s is too long a name", self.dli_fname)));
+        return;
+    }
+    strlcpy(worker.bgw_name, "aurora probe", sizeof worker.bgw_name);
+    strlcpy(worker.bgw_type, "aurora probe", sizeof worker.bgw_type);
+    strlcpy(worker.bgw_library_name, self.dli_fname, sizeof worker.bgw_library_name);
+    strlcpy(worker.bgw_function_name, "aurora_probe_main", sizeof worker.bgw_function_name);
+    RegisterBackgroundWorker(&worker);
+}
+
+/* ---- settings */
+
+void refuse_forced_settings(const struct AlterSystemStmt *statement)
+{
+    const VariableSetStmt *set = statement->setstmt;
+    const struct config_generic *known;
+
+    if (set->kind != VAR_SET_VALUE)
+        return; /* what is taken out does no harm */
+    if (strcmp(set->name, "shared_preload_libraries") == 0)
+        return; /* ours is put before the user's */
+    if (strcmp(set->name, "wal_level") == 0 && set->args != NIL)
+    {
+        const A_Const *value = linitial(set->args);
+
+        if (IsA(value, A_Const) && IsA(&value->val, String) && pg_strcasecmp(strVal(&value->val), "minimal") == 0)
+            ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                            errmsg("wal_level can be replica or logical: readers follow the log")));
+    }
+    known = find_option(set->name, false, true, DEBUG5);
+    if (known != NULL && known->source == PGC_S_ARGV)
+        ereport(ERROR, (errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM),
+                        errmsg("parameter \"%s\" is fixed in this cluster", set->name),
+                        errdetail("The storage underneath rests on it, or the fleet gives it out (ports, sockets, logs).")));
+}

@@ -1,0 +1,7 @@
+/* What commit.c needs of probe.c. */
+#ifndef PROBE_H
+#define PROBE_H
+
+void probe_register(void);                                         /* in _PG_init */
+void refuse_forced_settings(const struct AlterSystemStmt *statement); /* raises an ERROR */
+#endif
