@@ -13,12 +13,15 @@ import asyncio
 import functools
 import logging
 import time
+import weakref
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import ConfigurationError, UnknownVolumeError
 from aurora_ray.storage.coalesce import coalesce
 from aurora_ray.storage.damage import DamagedError
+from aurora_ray.storage.folding import fold_next
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
+from aurora_ray.storage.idle import note_folded, settle, thorough_compaction_due
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.rocks import WriteFailedError
 
@@ -45,15 +48,23 @@ class Background:
         self._node = node
         self._config = node.config
         self._measured_s = -_DISK_MEASURE_S
+        self._fold_from_s = 0.0
+        self._settled: weakref.WeakKeyDictionary[Segment, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self._compaction: asyncio.Task[None] | None = None
+        self._passes = 0
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
         """The loops."""
-        async with asyncio.TaskGroup() as lanes:
-            lanes.create_task(self._again_and_again(self._look_after_disk), name="storage-disk")
-            for busy in (False, True):
-                turns = functools.partial(self._lane, busy=busy)
-                lanes.create_task(self._again_and_again(turns), name=f"storage-lane-{'busy' if busy else 'idle'}")
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                lanes.create_task(self._again_and_again(self._look_after_disk), name="storage-disk")
+                for busy in (False, True):
+                    turns = functools.partial(self._lane, busy=busy)
+                    lanes.create_task(self._again_and_again(turns), name=f"storage-lane-{'busy' if busy else 'idle'}")
+        finally:
+            if self._compaction is not None:
+                self._compaction.cancel()
 
     async def _again_and_again(self, step: Callable[[], Awaitable[float]]) -> None:
         """`step` says after how many seconds it wants to be called again; no error ends it."""
@@ -79,12 +90,14 @@ class Background:
         """A turn of each segment to which commits come in, or of each of the others."""
         pacer = Pacer()
         merged = False
-        for volume in list(self._node.volumes.values()):
-            for segment in list(volume.segments.values()):
-                if segment.commits_come_in() == busy:
-                    merged |= await self._tend(volume, segment)
-                if pacer.due:
-                    await pacer.rest()
+        held = [(v, s) for v in self._node.volumes.values() for s in v.segments.values()]
+        self._passes += 1
+        first = self._passes % max(1, len(held))  # another one each time: what the rates allow falls to all alike
+        for volume, segment in (*held[first:], *held[:first]):
+            if segment.commits_come_in() == busy:
+                merged |= await self._tend(volume, segment)
+            if pacer.due:
+                await pacer.rest()
         return 0.0 if merged else self._config.background_interval_s
 
     def _check(self) -> None:
@@ -110,6 +123,8 @@ class Background:
                     merged = await self.coalesce_once(segment)
                 if not segment.closed:
                     await self.collect_once(volume, segment)
+                if not segment.closed:
+                    await self.reclaim_once(segment)
         except (DamagedError, WriteFailedError) as error:
             self._resting[key] = time.monotonic() + _RETRY_S
             self._node.note_failure(error)
@@ -167,3 +182,36 @@ class Background:
         if floor_lsn > segment.meta.floor_lsn:
             self._node.counters["floors_raised"] += 1
         await collect(segment, floor_lsn)
+
+    async def reclaim_once(self, segment: Segment) -> None:
+        """Folds a range of pages if the rate allows; has cleared versions leave the disk; settles what is idle."""
+        now_s = time.monotonic()
+        if now_s >= self._fold_from_s:
+            nbytes = await fold_next(segment)
+            self._node.counters["folded_bytes"] += nbytes
+            self._fold_from_s = now_s + nbytes / self._config.fold_bytes_per_s
+        idle_s = now_s - segment.last_append_s
+        thorough = False
+        # Not all copies at the same time: reopening the log takes a moment.
+        if idle_s >= self._config.idle_s * (1 + 4 * self._turn) and not self._layer_due(segment):
+            state = segment.meta.floor_lsn, segment.highest_lsn
+            if self._settled.get(segment) != state:
+                self._settled[segment] = state
+                await settle(segment)
+            await note_folded(segment)
+            thorough = thorough_compaction_due(segment)
+        if (thorough or segment.store.compaction_due) and (self._compaction is None or self._compaction.done()):
+            self._compaction = asyncio.create_task(self._compact(segment, thorough=thorough))
+
+    async def _compact(self, segment: Segment, *, thorough: bool) -> None:
+        """One at a time, beside the turns: it changes no content, and takes long where much is stored."""
+        try:
+            if self._node.has_room_for(segment.store.page_bytes):
+                await segment.store.compact_pages(thorough=thorough)
+                self._node.counters["compactions"] += 1
+        except UnknownVolumeError:
+            pass  # dropped or replaced in the middle
+        except Exception as error:  # RocksDB's errors have no common class
+            self._node.counters["background_errors"] += 1
+            _log.warning("volume %s group %d was not compacted: %s", segment.volume.hex(), segment.group, error)
+            await asyncio.sleep(_RETRY_S)

@@ -14,6 +14,7 @@ leaves versions at an LSN that is not a layer's end: correct for that LSN, merge
 from __future__ import annotations
 
 import asyncio
+from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,7 @@ from aurora_ray.storage.keys import (
     page_key,
 )
 from aurora_ray.storage.layers import page_number_key, page_of
+from aurora_ray.storage.leftovers import Images, Range
 from aurora_ray.storage.meta import Layer
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.reading import apply_to_table, stored_table
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 _WRITE_BYTES: Final = 256 << 10
 _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
 _CUTS_A_STEP: Final = 256
-_IMAGES_A_LOOK: Final = 4
 _COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
 
@@ -62,7 +63,8 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     if index.end_lsn == start_lsn:
         return False
     try:
-        await _LayerWriter(segment, index).write()
+        writer = _LayerWriter(segment, index)
+        await writer.write()
         await segment.store.flush_pages(index.end_lsn)
         await _forget_spent_cuts(segment)
         table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
@@ -72,6 +74,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     except BaseException:
         segment.chains.clear()  # they are of a layer that is not there
         raise
+    segment.leftovers.note_layer(index.end_lsn, writer.images, writer.ranges)
     await _let_go(index)
     return True
 
@@ -155,7 +158,8 @@ class _LayerWriter:
         self._chains = segment.chains
         self._changes = segment.store.page_batch()
         self._pacer = Pacer(busy=segment.commits_come_in)
-        self._written = 0  # bytes since the last flush of page versions
+        self.images: Images = []  # of pages that may have older versions
+        self.ranges: list[Range] = []  # with new versions
 
     @property
     def _versions(self) -> Versions:
@@ -168,6 +172,9 @@ class _LayerWriter:
         index = self._index
         kept_cuts = await self._keep_cuts()
         async for file_id, numbers in _steps(chain(index.pages, self._boundary_pages()), self._pause):
+            where = Range(file_id, page_of(numbers[0]) // RANGE_PAGES)
+            if not self.ranges or self.ranges[-1] != where:
+                self.ranges.append(where)
             cuts = index.cuts.get(file_id)
             if cuts is None:
                 await self._pages(file_id, numbers)
@@ -190,14 +197,9 @@ class _LayerWriter:
             await self._pacer.rest()
 
     async def _flush(self) -> None:
-        self._written += self._changes.nbytes
-        self._changes.write_without_log()
-        self._changes = self._segment.store.page_batch()
+        changes, self._changes = self._changes, self._segment.store.page_batch()
         self._cursor = None
-        if self._written >= self._segment.store.write_buffer_bytes:
-            # Of its own accord, RocksDB would make us wait, in the event loop, when it has too many buffers to flush.
-            self._written = 0
-            await self._segment.store.flush_pages()
+        await self._segment.store.write_pages(changes)
 
     async def _keep_cuts(self) -> list[tuple[int, Cut]]:
         """Remembers, durably with the layer, cuts of files that have versions; others have nothing to hide."""
@@ -234,9 +236,8 @@ class _LayerWriter:
             index.pages, numbers, file_id, index.end_lsn, self._page_size, known, assumed, CHAIN_DELTAS_MAX
         )
         self._changes.put_all("pages", versions)
-        for number in images:
-            self._delete_unneeded(file_id, page_of(number))
-            await self._pause()
+        if images:
+            self.images.append((file_id, array("I", map(page_of, images))))
         for number in left:
             self._page(file_id, page_of(number), index.pages[number], base_is_zeros=False)
             await self._pause()
@@ -305,14 +306,7 @@ class _LayerWriter:
     def _put_image(self, file_id: int, page: int, image: bytes, *, has_older: bool) -> None:
         self._put(file_id, page, Chain(0, 0), image)
         if has_older:
-            self._delete_unneeded(file_id, page)
-
-    def _delete_unneeded(self, file_id: int, page: int) -> None:
-        """At one image in _IMAGES_A_LOOK: the look costs more than the image, and finds what several made unneeded."""
-        if hash((file_id, page, self._index.end_lsn)) % _IMAGES_A_LOOK:
-            return
-        for unneeded in self._versions.unneeded(file_id, page, self._segment.meta.floor_lsn):
-            self._changes.delete("pages", unneeded)
+            self.images.append((file_id, array("I", [page])))
 
 
 async def _steps(numbers: Iterable[int], pause: Callable[[], Awaitable[None]]) -> AsyncIterator[tuple[int, list[int]]]:

@@ -37,7 +37,9 @@ class StorageConfig:
     graveyard_s: float = 24 * 3600.0  # a dropped volume can be brought back for so long
     graveyard_bytes: int = 1 << 30  # at most, of segments that were replaced and tails that were annulled ...
     graveyard_disk_share: float = 0.05  # ... nor more than this share of the disk
+    fold_bytes_per_s: int = 16 << 20  # of page versions that are read to clear away old ones
     disk_reserve_bytes: int = 256 << 20  # appends are refused while less than this is free
     write_buffer_bytes: int = 16 << 20  # RocksDB's, a segment
+    write_buffers_bytes: int = 512 << 20  # RocksDB's, of all segments: beyond, they go to files earlier
     block_cache_bytes: int = 32 << 20  # RocksDB's, for the node
     index_bytes: int = 64 << 20  # log held by indexes of historic layers, a segment

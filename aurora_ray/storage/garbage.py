@@ -2,8 +2,8 @@
 
 The floor is the oldest readable LSN, always the end of a layer. It rises to the newest layer's end that lies below the
 VDL and every read point with a live lease, and whose history is older than the retention or beyond its size. The
-floor is made durable first; only then do log, file tables and versions below it go. Old versions of pages that are
-written again go when the new image is written (`coalesce.py`), so nothing ever has to search for them.
+floor is made durable first; only then do log, file tables and versions below it go. Old versions of a page go when the
+floor reaches its next image (`leftovers.py`); pages that get none are folded (`folding.py`).
 """
 
 from __future__ import annotations
@@ -60,6 +60,20 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
         await _spend_cuts(segment, file_id)
         if pacer.due:
             await pacer.rest()
+    await _delete_superseded(segment)
+
+
+async def _delete_superseded(segment: Segment) -> None:
+    """Deletes the versions before images that the floor has reached: no readable LSN needs them."""
+    pacer = Pacer(busy=segment.commits_come_in)
+    changes = segment.store.page_batch()
+    for file_id, page, lsn in segment.leftovers.superseding(segment.meta.floor_lsn):
+        changes.delete_range("pages", page_key(file_id, page, 0), page_key(file_id, page, lsn))
+        if pacer.due:
+            await segment.store.write_pages(changes)
+            changes = segment.store.page_batch()
+            await pacer.rest()
+    await segment.store.write_pages(changes)
 
 
 async def _spend_cuts(segment: Segment, file_id: int) -> None:

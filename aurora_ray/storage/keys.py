@@ -3,6 +3,8 @@
 Integers in keys are big-endian, so that byte order is numeric order. Column families:
 
     default  b"meta" -> u32 CRC, SegmentMeta (msgpack)
+             b"folded" -> u32 CRC, u64 lsn (little-endian): the end of the last layer when all pages had been folded; if
+                 it is absent, or another layer's, they have to be looked at (leftovers.py)
              b"cut" + u64 file_id + u64 lsn -> u32 CRC, u64 new_size (little-endian) + u8 dropped
     log      u64 flush_end -> batch, as received (it carries a CRC of its own)
     pages    u64 file_id + u32 page + u64 lsn -> u32 CRC, u8 kind, then
@@ -29,6 +31,7 @@ from aurora_ray.errors import MalformedError
 
 META_KEY: Final = b"meta"
 CUT_PREFIX: Final = b"cut"
+FOLDED_KEY: Final = b"folded"
 MARK_KEY: Final = b"pages"
 LOG_FAMILIES: Final = ("log", "tables", "marks")  # besides "default"
 PAGE_FAMILIES: Final = ("pages", "page-marks")

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rocksdict import Cache
+from rocksdict import Cache, WriteBufferManager
 
 from aurora_ray.errors import (
     AuroraError,
@@ -25,6 +25,7 @@ from aurora_ray.storage import effects
 from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
 from aurora_ray.storage.graveyard import Graveyard
 from aurora_ray.storage.rocks import WriteFailedError
+from aurora_ray.storage.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.volume import NodeVolume
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ class Node:
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
         self.disk_bytes = 0
         self._free_bytes = free_bytes
-        self._cache = Cache(config.block_cache_bytes)
+        self._memory = NodeMemory(
+            Cache(config.block_cache_bytes), WriteBufferManager(config.write_buffers_bytes, allow_stall=False)
+        )
+        lower_background_priority()
         self._volumes_dir = config.data_dir / "volumes"
 
     def open(self) -> None:
@@ -237,6 +241,10 @@ class Node:
             _log.warning("node %s: the disk is %s", self.config.node_id, "full" if full else "no longer full")
         self.disk_full = full
 
+    def has_room_for(self, nbytes: int) -> bool:
+        """Whether so much may be written in the background, for a while, without taking the room that appends need."""
+        return self._free_bytes(self.config.data_dir) > nbytes + self.config.disk_reserve_bytes
+
     def check_files(self) -> None:
         """Notices segments whose files were taken away: they are lost, and come back from the peers.
 
@@ -303,7 +311,7 @@ class Node:
             volume,
             self._volumes_dir / str(uuid.UUID(bytes=volume)),
             self.config,
-            self._cache,
+            self._memory,
             damage=self.damage,
             graveyard=self.graveyard,
         )

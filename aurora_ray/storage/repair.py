@@ -23,8 +23,10 @@ from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import annulled, read_quorum
 from aurora_ray.rpc.admission import ImpostorError
+from aurora_ray.storage.chains import RANGE_PAGES
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
+from aurora_ray.storage.leftovers import Range
 from aurora_ray.storage.rebuild import rebuild
 from aurora_ray.storage.rocks import WriteFailedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -201,6 +203,7 @@ class Repairer:
             if segment.closed:
                 raise _NotNowError("the segment was replaced meanwhile")
             segment.chains.clear()
+            segment.leftovers.note_range(Range(file_id, page // RANGE_PAGES), meta.coalesced_lsn)
             changes.write_without_log()
             await segment.store.flush_pages()
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _GONE: Final = "the segment was replaced or dropped in the middle: ask again"
 _DEFAULT: Final = "default"
+_CANCEL_S: Final = 10.0  # a compaction looks whether it shall end between keys
 
 
 class Database:
@@ -43,12 +45,17 @@ class Database:
         self._no_wal = WriteOptions()
         self._no_wal.disable_wal = True
         self.sync = self._db.flush_wal  # sync(True)
+        self._compacted = threading.Event()  # set while no compaction of ours runs
+        self._compacted.set()
 
     def close(self) -> None:
         """Closes every family and cursor; later use raises. The directory can be opened again at once."""
         if self._closed:
             return
         self._closed = True
+        if not self._compacted.is_set():
+            self._db.cancel_all_background(False)
+            self._compacted.wait(_CANCEL_S)
         for cursor in tuple(self._cursors):
             cursor.it = Closed()
         self._handles.clear()
@@ -94,6 +101,17 @@ class Database:
         self._cursors.add(cursor)
         return cursor
 
+    @property
+    def is_read(self) -> bool:
+        """Whether any iterator is there."""
+        return bool(self._cursors)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """In write buffers of all families."""
+        families = self.families.values()
+        return sum(family.property_int_value("rocksdb.cur-size-all-mem-tables") or 0 for family in families)
+
     def damaged(self, error: Exception) -> Exception:
         """What to raise for an error of RocksDB: DamagedError if its files are damaged, else the error itself."""
         return DamagedError(self.owner, STORE, str(error)) if is_corruption(error) else error
@@ -114,6 +132,24 @@ class Database:
             except Exception as error:
                 raise WriteFailedError(self.owner, error) from error
 
+    async def compact(self, family: str) -> None:
+        """Merges all that is in a family's files, in a thread. Raises WriteFailedError, UnknownVolumeError.
+
+        `close` ends it early, which is no error.
+        """
+        if self._closed:
+            raise UnknownVolumeError(_GONE)
+        self._compacted.clear()
+        error = await asyncio.to_thread(self._compact, family)
+        if error is not None and not self._closed:
+            raise WriteFailedError(self.owner, error) from error
+
+    def _compact(self, family: str) -> Exception | None:
+        try:
+            return _compact(self._db, family)
+        finally:
+            self._compacted.set()
+
     def drop(self, family: str) -> None:
         """Removes a family with all that is in it."""
         self._handles.pop(family)
@@ -126,6 +162,15 @@ class Database:
             Checkpoint(self._db).create_checkpoint(str(path))
         except Exception as error:
             raise self.damaged(error) from error
+
+
+def _compact(db: Rdict, family: str) -> Exception | None:
+    """Keeps nothing of the database when it returns, so that it can be closed."""
+    try:
+        db.get_column_family(family).compact_range(None, None)
+    except Exception as error:  # RocksDB's errors have no common class
+        return error.with_traceback(None)
+    return None
 
 
 class Cursor:

@@ -79,7 +79,8 @@ class Scrubber:
                 try:
                     await self.scrub(segment)
                 except DamagedError as error:
-                    self._node.damage.report(error)
+                    if not segment.closed:  # else it has been replaced meanwhile
+                        self._node.damage.report(error)
                 except AuroraError as error:
                     _log.info("volume %s group %d: scrubbing ended early: %s", volume.name, segment.group, error)
         self._turn += 1

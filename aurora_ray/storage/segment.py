@@ -17,6 +17,7 @@ from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled,
 from aurora_ray.storage.chains import KnownChains
 from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
+from aurora_ray.storage.leftovers import Leftovers
 from aurora_ray.storage.meta import SegmentMeta
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Segment:
         self.cuts: dict[int, list[Cut]] = {}
         self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
         self.chains = KnownChains()  # at the end of the last layer; the background's
+        self.leftovers = Leftovers(all_folded=meta.coalesced_lsn == 0 or store.folded_lsn() == meta.coalesced_lsn)
         self.layers: LayerCache | None = None
         self.table: FileTable | None = None  # as of the last layer; the background's
         self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap

@@ -21,13 +21,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rocksdict import BlockBasedOptions, Cache, DBCompactionStyle, DBCompressionType, DBRecoveryMode, Options
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompactionStyle,
+    DBCompressionType,
+    DBRecoveryMode,
+    Env,
+    Options,
+    WriteBufferManager,
+)
 
 from aurora_ray.errors import MalformedError, UnknownVolumeError
 from aurora_ray.storage import effects
 from aurora_ray.storage.keys import (
+    FOLDED_KEY,
     LOG_FAMILIES,
     LSN_KEY,
     MARK_KEY,
@@ -48,53 +60,86 @@ if TYPE_CHECKING:
 
 PAGES: Final = "pages"  # the directory of page versions within a segment's, and their family
 _BLOB_BYTES_MIN: Final = 512
+_OWN_LOG_BYTES: Final = 256 << 10  # of RocksDB's LOG, of which it keeps two
+_MANIFEST_BYTES: Final = 1 << 20  # then it is written anew, without what is no more
+_ARENA_BLOCK_BYTES: Final = 32 << 10  # write buffers grow so: most families have little in them
 _WAL_BYTES_MAX: Final = 64 << 20
 # To be written over again. A file ends with each flush of a family, of which the log's comes every
 # `write_buffer_bytes`, and is free when the flush is done.
 _WAL_FILES_KEPT: Final = 3
 _GARBAGE_SHARE: Final = 0.3  # of the image files, from which on merges collect it
+_GARBAGE_SHARE_COLD: Final = 0.1  # ... where nobody writes any more
 _COLLECTED_SHARE: Final = 0.5  # of the image files, the oldest: what is alive there moves
+_COLLECT_ALL: Final = {"enable_blob_garbage_collection": "true", "blob_garbage_collection_age_cutoff": "1.0"}
+_COLLECT_NONE: Final = {
+    "enable_blob_garbage_collection": "false",
+    "blob_garbage_collection_age_cutoff": str(_COLLECTED_SHARE),
+}
+_GROWN_SHARE: Final = 0.3  # since the last compaction: another one is due ...
+_GROWN_BYTES: Final = 4 << 20  # ... and not for less than this
 _RUNS_BEFORE_MERGING: Final = 10  # with few, each small flush would be merged with the newest run, whatever its size
+
+
+class NodeMemory(NamedTuple):
+    """What all stores of a node share."""
+
+    cache: Cache  # blocks and blobs that were read
+    buffers: WriteBufferManager
+
+
+def lower_background_priority() -> None:
+    """Has RocksDB's merges, in this process, take the CPU when nobody else wants it."""
+    Env().lower_thread_pool_cpu_priority()
 
 
 class SegmentStore:
     """An open segment directory. Not thread-safe beyond what its docstrings say."""
 
     def __init__(
-        self, path: Path, *, write_buffer_bytes: int, cache: Cache | None = None, owner: SegmentKey = (b"", 0)
+        self, path: Path, *, write_buffer_bytes: int, memory: NodeMemory | None = None, owner: SegmentKey = (b"", 0)
     ) -> None:
         self.path, self.write_buffer_bytes = path, write_buffer_bytes
-        families = {name: _family_options(name, write_buffer_bytes, cache) for name in (*LOG_FAMILIES, *PAGE_FAMILIES)}
-        separate_pages(path, path / PAGES, lambda: _db_options(cache), families, owner)
+        self._memory, self._owner = memory, owner
+        families = {name: _family_options(name, write_buffer_bytes, memory) for name in (*LOG_FAMILIES, *PAGE_FAMILIES)}
+        separate_pages(path, path / PAGES, lambda: _db_options(memory), families, owner)
         effects.make_directory(path / PAGES)
         # Pages first: what is in the log has been there later, so a crash while both are made leaves nothing that lacks
         # the other.
         self._pages = Database(
-            path / PAGES, _db_options(cache), {name: families[name] for name in PAGE_FAMILIES}, owner
+            path / PAGES, _db_options(memory), {name: families[name] for name in PAGE_FAMILIES}, owner
         )
         try:
-            options = _db_options(cache)
-            options.set_recycle_log_file_num(_WAL_FILES_KEPT)
-            self._log = Database(path, options, {name: families[name] for name in LOG_FAMILIES}, owner)
+            self._open_log()
         except BaseException:
             self._pages.close()
             raise
+        self._collecting = False  # garbage of image files
+        self._unflushed_bytes = 0  # of page versions
+        self.cleared_bytes = 0  # of page versions that were deleted and may be in files still, as far as is known
+        self.compacted_bytes = self.page_bytes  # that the last compaction left, or that were found
+        self.put_log = self._log.families["log"].put  # bound once: the hot path
+        self.sync = self._log.sync  # sync(True)
+
+    def _open_log(self) -> None:
+        options = _db_options(self._memory)
+        options.set_recycle_log_file_num(_WAL_FILES_KEPT)
+        families = {name: _family_options(name, self.write_buffer_bytes, self._memory) for name in LOG_FAMILIES}
+        self._log = Database(self.path, options, families, self._owner)
         self._databases = {
             **dict.fromkeys(("default", *LOG_FAMILIES), self._log),
             **dict.fromkeys(PAGE_FAMILIES, self._pages),
         }
-        self._collecting = False  # garbage of image files
         self.put_log = self._log.families["log"].put  # bound once: the hot path
         self.sync = self._log.sync  # sync(True)
 
     @property
     def owner(self) -> SegmentKey:
         """For errors."""
-        return self._log.owner
+        return self._owner
 
     @owner.setter
     def owner(self, owner: SegmentKey) -> None:
-        self._log.owner = self._pages.owner = owner
+        self._owner = self._log.owner = self._pages.owner = owner
 
     def close(self) -> None:
         """Closes both databases and all cursors; later use raises. The directory can be opened again at once."""
@@ -177,11 +222,22 @@ class SegmentStore:
         except Exception as error:
             raise WriteFailedError(self.owner, error) from error
 
+    async def write_pages(self, changes: Batch) -> None:
+        """Applies changes to page versions, not yet durable. Raises as `flush_pages`.
+
+        Of its own accord, RocksDB would make us wait in the event loop when too many buffers are to be flushed.
+        """
+        self._unflushed_bytes += changes.nbytes
+        changes.write_without_log()
+        if self._unflushed_bytes >= self.write_buffer_bytes:
+            await self.flush_pages()
+
     async def flush_pages(self, lsn: int | None = None) -> None:
         """Makes page versions written so far durable; with `lsn`, notes that they are all that there are up to it.
 
         Raises WriteFailedError, UnknownVolumeError.
         """
+        self._unflushed_bytes = 0
         await self._pages.flush("pages")
         if lsn is None:
             return
@@ -206,6 +262,16 @@ class SegmentStore:
             raise MalformedError(f"the log has forgotten that pages are there up to {of_pages}, not {of_log}")
         return of_pages
 
+    def folded_lsn(self) -> int:
+        """The end of the last layer when all page versions had been folded the last time; 0 if never. Raises
+        DamagedError.
+        """
+        value = self.get(FOLDED_KEY)
+        try:
+            return 0 if value is None else int(MARK_VALUE.unpack(content_of(FOLDED_KEY, value))[0])
+        except MalformedError:
+            return 0  # as good as none
+
     async def flush_all(self) -> None:
         """Writes all that is in memory to files. Raises as `flush_pages`."""
         await self._pages.flush()
@@ -221,14 +287,81 @@ class SegmentStore:
             self._collecting = due
             pages.set_options({"enable_blob_garbage_collection": str(due).lower()})
 
+    @property
+    def buffered_bytes(self) -> int:
+        """In RocksDB's write buffers."""
+        return self._log.buffered_bytes + self._pages.buffered_bytes
+
+    @property
+    def log_bytes(self) -> int:
+        """On disk, of log and of RocksDB's write-ahead log."""
+        total = 0
+        for entry in os.scandir(self.path):
+            if entry.name.endswith((".log", ".blob", ".sst")):
+                with contextlib.suppress(FileNotFoundError):  # RocksDB deletes files while we look
+                    total += entry.stat().st_blocks * 512
+        return total
+
+    async def compact_log(self) -> None:
+        """Has collected log leave the disk, as far as it lies in files of its own. Raises as `flush_pages`."""
+        await self._log.flush()
+        await self._log.compact("log")
+
+    def reopen_log(self) -> None:
+        """Lets go of the files that the write-ahead log keeps to be written over again; does nothing while anybody
+        reads log. Takes tens of milliseconds. Raises WriteFailedError.
+        """
+        if self._log.is_read:
+            return
+        self.put_log = self.sync = Closed()
+        self._log.close()
+        try:
+            self._open_log()
+        except Exception as error:
+            raise WriteFailedError(self.owner, error) from error
+
+    @property
+    def page_bytes(self) -> int:
+        """In the files of page versions, garbage included."""
+        pages = self._pages.families[PAGES]
+        return sum(pages.property_int_value(f"rocksdb.live-{kind}-size") or 0 for kind in ("sst-files", "blob-file"))
+
+    @property
+    def compaction_due(self) -> bool:
+        """Whether so much was written or cleared since the last compaction that another one pays."""
+        held = self.page_bytes
+        grown = held - self.compacted_bytes
+        return max(grown, self.cleared_bytes) > _GROWN_SHARE * self.compacted_bytes + _GROWN_BYTES
+
+    async def compact_pages(self, *, thorough: bool = False) -> None:
+        """Merges all page versions, so that what is deleted leaves the disk; `thorough`: also where it is little.
+
+        Runs beside everything else. Moves what is alive in image files only if enough in them is not.
+        Raises as `flush_pages`.
+        """
+        await self.flush_pages()
+        self.cleared_bytes = 0
+        await self._pages.compact(PAGES)
+        pages = self._pages.families[PAGES]
+        held = pages.property_int_value("rocksdb.live-blob-file-size") or 0
+        garbage = pages.property_int_value("rocksdb.live-blob-file-garbage-size") or 0
+        if garbage > (_GARBAGE_SHARE_COLD if thorough else _GARBAGE_SHARE) * held:
+            pages.set_options(_COLLECT_ALL)
+            try:
+                await self._pages.compact(PAGES)
+            finally:
+                self._collecting = False
+                self._pages.families[PAGES].set_options(_COLLECT_NONE)
+        self.compacted_bytes = self.page_bytes
+
     def checkpoint(self, path: Path) -> None:
         """A copy by hard links, each database of one moment. Raises DamagedError if a file is gone."""
         self._log.checkpoint(path)
         self._pages.checkpoint(path / PAGES)
 
 
-def _db_options(cache: Cache | None) -> Options:
-    options = _family_options("default", 1 << 20, cache)
+def _db_options(memory: NodeMemory | None) -> Options:
+    options = _family_options("default", 1 << 20, memory)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
@@ -239,13 +372,21 @@ def _db_options(cache: Cache | None) -> Options:
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
     options.set_bytes_per_sync(1 << 20)
+    options.set_max_log_file_size(_OWN_LOG_BYTES)
+    options.set_max_manifest_file_size(_MANIFEST_BYTES)
+    if memory is not None:
+        options.set_write_buffer_manager(memory.buffers)
     return options
 
 
-def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> Options:
+def _family_options(name: str, write_buffer_bytes: int, memory: NodeMemory | None) -> Options:
     options = Options(raw_mode=True)
     options.set_write_buffer_size(write_buffer_bytes)
+    options.set_arena_block_size(_ARENA_BLOCK_BYTES)
     options.set_max_write_buffer_number(3)
+    # Writes shall not wait for merges, in the event loop: `compact_pages` sees to it that runs do not pile up.
+    options.set_level_zero_slowdown_writes_trigger(1 << 20)
+    options.set_level_zero_stop_writes_trigger(1 << 20)
     options.set_compression_type(DBCompressionType.lz4() if name == PAGES else DBCompressionType.none())
     if name in ("log", PAGES):
         options.set_enable_blob_files(True)
@@ -256,7 +397,7 @@ def _family_options(name: str, write_buffer_bytes: int, cache: Cache | None) -> 
         options.set_compaction_style(DBCompactionStyle.universal())
         options.set_level_zero_file_num_compaction_trigger(_RUNS_BEFORE_MERGING)
     table = BlockBasedOptions()
-    if cache is not None:
-        table.set_block_cache(cache)
+    if memory is not None:
+        table.set_block_cache(memory.cache)
     options.set_block_based_table_factory(table)
     return options

@@ -83,26 +83,6 @@ class Versions:
             cursor.it.prev()
         self._cursor.check()
 
-    def unneeded(self, file_id: int, page: int, floor_lsn: int) -> list[bytes]:
-        """Keys of versions older than the newest image at or below `floor_lsn`: no readable LSN needs them.
-
-        Damage is not looked for: where it is taken for the end, a version stays longer than it must.
-        """
-        cursor = self._cursor
-        prefix = page_key(file_id, page, 0)[:-8]
-        cursor.it.seek_for_prev(page_key(file_id, page, floor_lsn))
-        found, keys = False, []
-        while cursor.it.valid():
-            key = cursor.it.key()
-            if key[:-8] != prefix:
-                break
-            if found:
-                keys.append(key)
-            elif cursor.it.value()[CRC_BYTES] != DELTA:
-                found = True
-            cursor.it.prev()
-        return keys
-
     def has_file(self, file_id: int) -> bool:
         """Whether any version of any page of the file is stored."""
         self._cursor.it.seek(page_key(file_id, 0, 0))

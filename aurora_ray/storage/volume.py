@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from rocksdict import Cache
-
     from aurora_ray.storage.config import StorageConfig
     from aurora_ray.storage.damage import DamageBook
     from aurora_ray.storage.filling import CopyProgress
     from aurora_ray.storage.graveyard import Graveyard
+    from aurora_ray.storage.store import NodeMemory
 
 _log = logging.getLogger(__name__)
 
@@ -47,13 +46,13 @@ class NodeVolume:
         volume: bytes,
         path: Path,
         config: StorageConfig,
-        cache: Cache,
+        memory: NodeMemory,
         *,
         damage: DamageBook,
         graveyard: Graveyard,
     ) -> None:
         self.volume, self.path = volume, path
-        self._config, self._cache, self._damage, self._graveyard = config, cache, damage, graveyard
+        self._config, self._memory, self._damage, self._graveyard = config, memory, damage, graveyard
         self._closed = False
         self.box = VdlBox()
         self.segments: dict[int, Segment] = {}
@@ -184,7 +183,7 @@ class NodeVolume:
         """The RocksDB directory at `path`. Raises UnknownVolumeError if the volume was dropped."""
         if self._closed:
             raise UnknownVolumeError(f"volume {self.name} was dropped on this node")
-        return SegmentStore(path, write_buffer_bytes=self._config.write_buffer_bytes, cache=self._cache)
+        return SegmentStore(path, write_buffer_bytes=self._config.write_buffer_bytes, memory=self._memory)
 
     def adopt(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
         """Makes an open store the segment of `group`."""
