@@ -6,7 +6,7 @@ storage nodes, roles that an engine reports) is in here.
 
 Serialised form: msgpack of `{"format": FORMAT, "fleet": {...}}`; dataclasses as maps by field name, UUIDs as 16 bytes,
 tuples as arrays. A reader refuses a format newer than its own and fills in defaults for fields that are missing, so an
-added field with a default needs no new format.
+added field with a default needs no new format. Format 2 seals secrets (see sealing.py); format 1 had them in clear.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from uuid import UUID
 
 import msgpack  # type: ignore[import-untyped]
 
+from aurora_ray.control.sealing import SECRET, seal, secret_fields, unseal
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
 from aurora_ray.volume.spec import GroupPlacement
 
-FORMAT = 1
+FORMAT = 2
 FIRST_NODES_PER_AZ = 2
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
@@ -119,7 +120,7 @@ class DBCluster:
     engine_version: str
     bin_dir: str
     port: int
-    superuser_password: str = field(repr=False)
+    superuser_password: str = field(repr=False, metadata=SECRET)
     volume: VolumeState = field(repr=False)
     instances: tuple[DBInstance, ...] = ()
     phase: ClusterPhase = ClusterPhase.AVAILABLE
@@ -316,13 +317,15 @@ def unpack(data: bytes) -> Fleet:
         )
     try:
         return _fleet(document["fleet"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedError(f"The control state lacks something: {error!r}.") from error
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        sealed = {name: seal(f"{type(value).__name__}.{name}", plain[name]) for name in secret_fields(type(value))}
+        return plain | sealed
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     if isinstance(value, UUID):
@@ -333,7 +336,11 @@ def _plain(value: Any) -> Any:
 def _known(cls: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
     """Only the fields that this version knows: an older program may read what a newer one of the same format wrote."""
     names = {f.name for f in dataclasses.fields(cls)}
-    return {key: value for key, value in plain.items() if key in names}
+    known = {key: value for key, value in plain.items() if key in names}
+    for name in secret_fields(cls):
+        if name in known:
+            known[name] = unseal(f"{cls.__name__}.{name}", known[name])
+    return known
 
 
 def _group(plain: dict[str, Any]) -> Group:
