@@ -24,6 +24,8 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 ROUNDS ?= 200
 FLEET_ROUNDS ?= $(ROUNDS)
 SEEDS ?= 5000
+# How long `make fuzz` feeds bytes that nobody wrote to all decoders, in sum.
+SECONDS ?= 60
 
 # Files of tests that `make test` runs side by side: a test that starts real processes mostly waits for them.
 JOBS ?= 3
@@ -82,6 +84,10 @@ chaos: $(BUILT) account ## kill, stop and cut off real processes at random and j
 	$(BIN)/pytest -m chaos --timeout=300
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED))
+
+.PHONY: fuzz
+fuzz: $(BUILT) ## feed every decoder with changed bytes for SECONDS (60) in sum
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 .PHONY: sim
 sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack  # type: ignore[import-untyped]
+import zstandard
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.layout import EXTENT_BODY, NO_GROUP, SIZE_BODY, RecordType
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _EXTENTS_MAX: Final = 1 << 26
 _PART_ENTRIES: Final = 512  # in a part of `packing`
+PACKED_BYTES_MAX: Final = 1 << 30
+_WINDOW_BYTES_MAX: Final = 128 << 20
+_INFLATE_BYTES: Final = 1 << 20
 ROOT_MODE: Final = 0o700
 
 
@@ -323,27 +327,55 @@ class FileTable:
             raise MalformedError(f"not a packed file table: {error}") from error
 
     @classmethod
+    def unpack_compressed(cls, data: bytes) -> FileTable:
+        """The table that was packed and compressed (zstd). Raises MalformedError; takes memory for what is there only,
+        whatever the data says that there is."""
+        parts, nbytes = [], 0
+        try:
+            with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES_MAX).stream_reader(data) as reader:
+                while part := reader.read(_INFLATE_BYTES):
+                    parts.append(part)
+                    nbytes += len(part)
+                    if nbytes > PACKED_BYTES_MAX:
+                        raise MalformedError(f"a file table of more than {PACKED_BYTES_MAX} bytes")
+        except zstandard.ZstdError as error:
+            raise MalformedError(f"a file table cannot be inflated: {error}") from error
+        return cls.unpack(b"".join(parts))
+
+    @classmethod
     def _unpack(cls, data: bytes) -> FileTable:
         version, lsn, next_file_id, files, directories, names, symlinks = msgpack.unpackb(data)
         if version != _VERSION:
             raise MalformedError(f"file table of unknown version {version}")
         table = cls()
-        table.lsn, table.next_file_id = lsn, next_file_id
-        table._root.mode = directories[0][2]
+        table.lsn, table.next_file_id = _number(lsn), _number(next_file_id)
+        table._root.mode = _number(directories[0][2])
         nodes = [table._root]
         for above, name, mode in directories[1:]:
-            directory = _Directory(mode)
-            _add_name(nodes[above], name, directory)
+            directory = _Directory(_number(mode))
+            _add_name(nodes[_number(above)], _octets(name), directory)
             nodes.append(directory)
         for file_id, mode, size, extents in files:
-            file = _File(file_id, mode, size)
+            file = _File(_number(file_id), _number(mode), _number(size))
             file.extents.frombytes(extents)
             table._files[file_id] = file
         for above, name, file_id in names:
-            _add_name(nodes[above], name, table._files[file_id])
+            _add_name(nodes[_number(above)], _octets(name), table._files[file_id])
         for above, name, target in symlinks:
-            _add_name(nodes[above], name, _Symlink(target))
+            _add_name(nodes[_number(above)], _octets(name), _Symlink(_octets(target)))
         return table
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise MalformedError(f"not a packed file table: {value!r:.40} stands for a number")
+    return value
+
+
+def _octets(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise MalformedError(f"not a packed file table: {value!r:.40} stands for a name")
+    return value
 
 
 def _parts(entries: list[Any]) -> Iterator[list[Any]]:

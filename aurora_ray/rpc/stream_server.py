@@ -235,6 +235,10 @@ class StreamServer:
         self.door = str(bound)
         return bound
 
+    def connection(self) -> asyncio.Protocol:
+        """What serves one connection."""
+        return _Connection(self)
+
     def add_unproved(self, connection: _Connection) -> None:
         """One more; when they are too many, the oldest ends."""
         self.unproved[connection] = None
@@ -278,7 +282,7 @@ class StreamServer:
 
     async def _connect(self, accepted: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Connection(self), accepted)
+            await asyncio.get_running_loop().connect_accepted_socket(self.connection, accepted)
         except OSError as error:
             _log.debug("a connection ended as it was accepted: %s", error)
             accepted.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import zstandard
-
 from aurora_ray.errors import MalformedError, NotCompleteError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
@@ -166,7 +164,7 @@ def stored_table(segment: Segment, lsn: int) -> FileTable:
     try:
         if found is None or found[0] != lsn_key(lsn):
             raise MalformedError("it is gone")  # noqa: TRY301 - one way out
-        return FileTable.unpack(zstandard.decompress(content_of(*found)))
+        return FileTable.unpack_compressed(content_of(*found))
     except MalformedError as error:
         raise DamagedError((segment.volume, segment.group), Damage("table", lsn), str(error)) from error
 

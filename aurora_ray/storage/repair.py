@@ -268,7 +268,7 @@ async def _read_table(segment: Segment, peers: Sequence[Peer], lsn: int) -> byte
         except AuroraError as error:
             refused += isinstance(error, OutOfRangeError)
             continue
-        FileTable.unpack(zstandard.decompress(packed))
+        FileTable.unpack_compressed(packed)
         return packed
     if refused == len(peers):
         raise OutOfRangeError(f"no peer looks back to {lsn}")

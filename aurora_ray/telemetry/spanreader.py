@@ -57,17 +57,18 @@ def read_traces(directory: Path) -> dict[str, list[StoredSpan]]:
     return dict(sorted(traces.items(), key=lambda item: item[1][0].start_ns))
 
 
-def _spans_of_line(line: bytes, path: Path) -> Iterator[StoredSpan]:
+def _spans_of_line(line: bytes, path: Path) -> list[StoredSpan]:
     try:
         request = json.loads(line)
-    except ValueError:
-        _log.debug("%s holds a line that is not whole: its writer was killed, or is writing it", path)
-        return
-    for resource_spans in request.get("resourceSpans", ()):
-        process = _plain_attributes(resource_spans.get("resource", {}))
-        for scope_spans in resource_spans.get("scopeSpans", ()):
-            for encoded in scope_spans.get("spans", ()):
-                yield _decode(encoded, process)
+        return [
+            _decode(encoded, _plain_attributes(resource_spans.get("resource", {})))
+            for resource_spans in request.get("resourceSpans", ())
+            for scope_spans in resource_spans.get("scopeSpans", ())
+            for encoded in scope_spans.get("spans", ())
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _log.debug("%s holds a line that is not whole (%r): its writer was killed, or is writing it", path, error)
+        return []
 
 
 def _decode(encoded: dict[str, Any], process: dict[str, Any]) -> StoredSpan:

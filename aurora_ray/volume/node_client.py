@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-import zstandard
-
 from aurora_ray.errors import NodeTimeoutError, UnknownVolumeError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.segment_rules import Membership, Truncation
@@ -31,7 +29,6 @@ APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
 # for a node that restarts is not kept by its end.
 APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 PEERS_TIMEOUT_S: Final = 2.0
-FILE_TABLE_BYTES_MAX: Final = 1 << 30
 
 
 class NodeClient:
@@ -139,7 +136,7 @@ class NodeClient:
             request, timeout=timeout_s, metadata=trace_metadata()
         )
         packed = b"".join([chunk.data async for chunk in chunks])
-        return FileTable.unpack(zstandard.ZstdDecompressor().decompress(packed, max_output_size=FILE_TABLE_BYTES_MAX))
+        return FileTable.unpack_compressed(packed)
 
 
 def decode_state(state: pb.SegmentState) -> SegmentState:
