@@ -1,4 +1,5 @@
 """`python -m tests.fuzz --seconds 60`: the time is shared by all decoders. A failure prints the input and the seed."""
+
 import argparse
 import logging
 import random
