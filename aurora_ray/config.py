@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     )
     replace_empty_after_s: float = Field(10.0, description="The same for one that has lost its data.", ge=1)
 
+    graveyard_s: float = Field(
+        24 * 3600.0, description="What is deleted can be restored for so long, in seconds.", ge=0, le=10 * 365 * 86400
+    )
+
     commit_span_every: int = Field(256, description="One in this many commit batches is traced.", ge=1)
 
     @field_validator("data_dir", "regions_dir", "postgres_bin_dir")

@@ -64,17 +64,17 @@ def delete(
     json: options.Json = False,
     timeout_s: options.TimeoutS = 60.0,
 ) -> None:
-    """Delete a cluster and all its data."""
+    """Delete a cluster; for a while, `aurora graveyard restore` brings it back with all its data."""
     fleet = options.find(data_dir)
     fleet.status(name)
     if not yes:
-        confirm_removal(f"Delete cluster {name} and all its data?")
+        confirm_removal(f"Delete cluster {name}? (`aurora graveyard restore {name}` brings it back, for a while)")
     with progress(f"deleting {name}", quiet=json):
         fleet.delete(name, timeout_s=timeout_s)
     if json:
         write_json({"cluster": name, "deleted": True})
     else:
-        write_line(f"deleted {name}")
+        write_line(f"deleted {name}; `aurora graveyard restore {name}` brings it back, for a while")
 
 
 def sql(  # noqa: PLR0917  (the command's options)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import bench, chaos, clusters, fleet, trace
+from aurora_ray.cli import bench, chaos, clusters, events, fleet, graveyard, trace
 from aurora_ray.cli.output import Results, error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 fleet.register(app)
 clusters.register(app)
+graveyard.register(app)
+events.register(app)
 trace.register(app)
 chaos.register(app)
 bench.register(app)

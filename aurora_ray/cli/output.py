@@ -15,7 +15,7 @@ import typer
 from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rich.console import Console, RenderableType
 
@@ -145,6 +145,14 @@ def print_clusters(clusters: list[dict[str, Any]]) -> None:
         engine = f"{c['engine']} {c['engine_version']}"
         table.add_row(c["cluster"], engine, _state(c["state"]), str(c["instances"]), str(c["port"]))
     _console().print(table)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Plain rows under their titles."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table, soft_wrap=not sys.stdout.isatty())
 
 
 def _table(*columns: str) -> Any:

@@ -85,6 +85,18 @@ class ControlActor:
         """See ControlApi.delete."""
         await self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
 
+    async def graveyard(self) -> list[dict[str, Any]]:
+        """See ControlApi.graveyard."""
+        return await self._call(self._api.graveyard(), SLACK_S)
+
+    async def restore(self, entry: str, new_name: str, timeout_s: float) -> str:
+        """See ControlApi.restore."""
+        return await self._call(self._api.restore(entry, new_name, timeout_s), timeout_s)
+
+    async def purge(self, entry: str, timeout_s: float) -> None:
+        """See ControlApi.purge."""
+        await self._call(self._api.purge(entry, timeout_s), 2 * timeout_s)
+
     async def clusters(self) -> list[dict[str, Any]]:
         """See ControlApi.clusters."""
         return await self._call(self._api.clusters(), SLACK_S)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
-from aurora_ray.control import report
+from aurora_ray.control import graveyard, report
+from aurora_ray.control.events import EventKind
 from aurora_ray.control.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
 from aurora_ray.control.moving import move_writer
 from aurora_ray.control.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.ports import free_ports
 from aurora_ray.control.runtime import ProcessGoneError, SupersededError
-from aurora_ray.engine.credentials import ensure_passfile
+from aurora_ray.engine.credentials import ensure_passfile, write_passfile
 from aurora_ray.engine.install import find_install
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
@@ -127,9 +128,10 @@ class ControlApi:
         await self._plane.wait_until(available, timeout_s, f"starting {name}")
 
     async def delete(self, name: str, timeout_s: float) -> None:
-        """Deletes a cluster and all its data, and waits until that is done on the nodes that run."""
+        """Takes a cluster away, and waits until its processes are gone; what it takes to restore it is kept."""
         await self.wait_open(timeout_s)
         self._plane.fleet.cluster(name)
+        graveyard.require_room(self._plane.fleet)
         await self._plane.commit(
             lambda fleet: fleet.with_cluster(replace(fleet.cluster(name), phase=ClusterPhase.DELETING))
         )
@@ -139,6 +141,48 @@ class ControlApi:
 
         await self._plane.wait_until(gone, timeout_s, f"deleting {name}")
         report.passfile(self._plane.config.data_dir, name).unlink(missing_ok=True)
+        self._plane.events.note(EventKind.CLUSTER, name, f"{name} was deleted", name)
+
+    # ---- the graveyard
+
+    async def graveyard(self) -> list[dict[str, Any]]:
+        """The deleted clusters that can be restored, the newest first: see graveyard.report."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return graveyard.report(self._plane.fleet.deleted)
+
+    async def restore(self, entry: str, new_name: str, timeout_s: float) -> str:
+        """Declares a deleted cluster (by its name or volume id) again; the name that it has now.
+
+        Raises UsageError, ConfigurationError, QuorumLostError.
+        """
+        await self.wait_open(timeout_s)
+        if new_name and not NAME.fullmatch(new_name):
+            raise UsageError(f"{new_name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
+        old = graveyard.find(self._plane.fleet, entry).cluster
+        name = new_name or old.name
+        volume_id = old.volume.volume_id
+        fleet = await self._plane.commit(
+            lambda fleet: graveyard.with_restored(fleet, str(volume_id), new_name, self._free_ports)
+        )
+        cluster = fleet.cluster(name)
+        path = report.passfile(self._plane.config.data_dir, name)
+        await asyncio.to_thread(write_passfile, path, SUPERUSERS[cluster.engine], cluster.superuser_password)
+        self._plane.events.note(EventKind.CLUSTER, name, f"{old.name}, which had been deleted, was restored", name)
+        return name
+
+    async def purge(self, entry: str, timeout_s: float) -> None:
+        """Gives a deleted cluster up for good, and waits until the nodes that run have nothing of it any more."""
+        await self.wait_open(timeout_s)
+        record = graveyard.find(self._plane.fleet, entry)
+        volume_id = record.cluster.volume.volume_id
+        await self._plane.commit(lambda fleet: fleet.without_deleted(str(volume_id)))
+        self._plane.events.note(EventKind.CLUSTER, record.cluster.name, "what was kept of it was purged")
+
+        def gone() -> bool:
+            held = {n for v in self._plane.fleet.dropped_volumes if v.volume_id == volume_id for n in _created_on(v)}
+            return not held.intersection(self._plane.processes.nodes)
+
+        await self._plane.wait_until(gone, timeout_s, f"purging {entry}")
 
     async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
         """Moves the writer in order to a fresh process in another AZ, and waits until it is available."""
@@ -223,6 +267,10 @@ class ControlApi:
             return await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
         except AuroraError:
             return None
+
+
+def _created_on(volume: VolumeState) -> set[str]:
+    return {node_id for group in volume.groups for node_id in group.created_on}
 
 
 def _no_volume() -> VolumeState:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
-from aurora_ray.control import bootstrap, faults, local_ray, outages
+from aurora_ray.control import bootstrap, events, faults, local_ray, outages
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
@@ -46,6 +46,7 @@ OUR_FILES: Final = (
     LOCK_NAME,
     faults.FILE_NAME,
     outages.FILE_NAME,
+    events.FILE_NAME,
 )
 
 Progress = Callable[[str], None]
@@ -125,7 +126,7 @@ class Fleet:
         if control is None:
             if not bootstrap.exists(data_dir):
                 bootstrap.require_no_signs(data_dir)
-            state = "is stopped" if bootstrap.exists(data_dir) else "does not exist on this machine"
+            state = "is stopped" if bootstrap.exists(data_dir) else "does not exist"
             raise NotRunningError(f"the fleet in {data_dir} {state}; start it with `aurora up`")
         return cls(control, data_dir)
 
@@ -166,6 +167,19 @@ class Fleet:
     def delete(self, name: str, *, timeout_s: float = UP_TIMEOUT_S) -> None:
         """See ControlApi.delete."""
         self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
+
+    def graveyard(self) -> list[dict[str, Any]]:
+        """See ControlApi.graveyard."""
+        deleted: list[dict[str, Any]] = self._get(self._control.graveyard.remote(), CALL_TIMEOUT_S)
+        return deleted
+
+    def restore(self, entry: str, new_name: str, *, timeout_s: float = UP_TIMEOUT_S) -> str:
+        """See ControlApi.restore."""
+        return str(self._get(self._control.restore.remote(entry, new_name, timeout_s), timeout_s + CALL_TIMEOUT_S))
+
+    def purge(self, entry: str, *, timeout_s: float = UP_TIMEOUT_S) -> None:
+        """See ControlApi.purge."""
+        self._get(self._control.purge.remote(entry, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
 
     def metrics(self) -> str:
         """All metrics of the fleet, as Prometheus text."""
@@ -285,6 +299,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         metrics_port=settings.metrics_port,
         replace_after_s=settings.replace_after_s,
         replace_empty_after_s=settings.replace_empty_after_s,
+        graveyard_s=settings.graveyard_s,
     )
 
 

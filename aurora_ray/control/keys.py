@@ -31,6 +31,7 @@ class Kind(StrEnum):
     GROW = "grow"
     INITIALISED = "initialised"
     CLUSTER = "cluster"
+    GRAVEYARD = "graveyard"
     ENDPOINTS = "endpoints"
     LOOK_AT_NODE = "look-at-node"
     LOOK_AT_INSTANCE = "look-at-instance"

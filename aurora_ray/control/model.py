@@ -24,7 +24,7 @@ from aurora_ray.control.sealing import SECRET, seal, secret_fields, unseal
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
 from aurora_ray.volume.spec import GroupPlacement
 
-FORMAT = 2
+FORMAT = 2  # 2: sealed passwords; deleted clusters, which an older program would forget
 FIRST_NODES_PER_AZ = 2
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
@@ -87,13 +87,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class VolumeState:
-    """A volume and where its groups live. `initialised` once it holds a complete data directory."""
+    """A volume and where its groups live. `initialised` once it holds a complete data directory; `given_up` by a user's
+    word, or when the time after it was over: who drops it need not bury it."""
 
     volume_id: UUID
     page_size: int
     group_bytes: int
     groups: tuple[Group, ...]
     initialised: bool = False
+    given_up: bool = False
 
     def group_bytes_total(self) -> int:
         """Bytes that the groups allocated so far can hold."""
@@ -134,6 +136,16 @@ class DBCluster:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedCluster:
+    """A cluster that a user deleted, with all that it takes to bring it back; its volume stays on its nodes until
+    `until_s` (Unix times)."""
+
+    cluster: DBCluster
+    deleted_at_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """All that one control plane is responsible for. `revision` counts the saved changes.
 
@@ -150,6 +162,7 @@ class Fleet:
     dropped_volumes: tuple[VolumeState, ...] = ()  # to be forgotten by nodes that have not done so yet
     revision: int = 0
     last_node_number: int = FIRST_NODES_PER_AZ
+    deleted: tuple[DeletedCluster, ...] = ()  # see graveyard.py
 
     def node(self, node_id: str) -> StorageNode:
         """The node of that id. Raises UsageError."""
@@ -244,6 +257,13 @@ class Fleet:
             clusters=tuple(c for c in self.clusters if c.name != name),
             dropped_volumes=(*self.dropped_volumes, gone.volume),
         )
+
+    def without_deleted(self, volume_id: str) -> Fleet:
+        """Gives a deleted cluster up: its volume goes to the list of those to drop, for good."""
+        gone = [each for each in self.deleted if str(each.cluster.volume.volume_id) == volume_id]
+        volumes = tuple(replace(each.cluster.volume, given_up=True) for each in gone)
+        kept = tuple(each for each in self.deleted if each not in gone)
+        return replace(self, deleted=kept, dropped_volumes=(*self.dropped_volumes, *volumes))
 
     def with_volume(self, volume: VolumeState) -> Fleet:
         """Replaces the volume of the same id, wherever it is."""
@@ -372,6 +392,11 @@ def _cluster(plain: dict[str, Any]) -> DBCluster:
     )
 
 
+def _deleted(plain: dict[str, Any]) -> DeletedCluster:
+    known = _known(DeletedCluster, plain)
+    return DeletedCluster(**{**known, "cluster": _cluster(known["cluster"])})
+
+
 def _fleet(plain: dict[str, Any]) -> Fleet:
     known = _known(Fleet, plain)
     return Fleet(
@@ -383,5 +408,6 @@ def _fleet(plain: dict[str, Any]) -> Fleet:
             "control_volume": _volume(known["control_volume"]),
             "clusters": tuple(_cluster(cluster) for cluster in known["clusters"]),
             "dropped_volumes": tuple(_volume(volume) for volume in known.get("dropped_volumes", ())),
+            "deleted": tuple(_deleted(deleted) for deleted in known.get("deleted", ())),
         }
     )

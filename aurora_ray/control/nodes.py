@@ -67,11 +67,21 @@ class NodeClients:
         async with _call(node_id, "create segments"):
             await (await self.stub(node_id, address)).CreateSegments(request, timeout=CALL_TIMEOUT_S)
 
-    async def drop_volume(self, node_id: str, address: str, volume_id: UUID) -> None:
-        """Has a node forget a volume; one it does not know is forgotten already."""
+    async def drop_volume(self, node_id: str, address: str, volume_id: UUID, reason: str = "") -> None:
+        """Has a node put a volume into its graveyard; one it does not know is gone already."""
         async with _call(node_id, "drop a volume", ignored=UnknownVolumeError):
             stub = await self.stub(node_id, address)
-            await stub.DropVolume(pb.DropVolumeRequest(volume=volume_id.bytes), timeout=CALL_TIMEOUT_S)
+            await stub.DropVolume(pb.DropVolumeRequest(volume=volume_id.bytes, reason=reason), timeout=CALL_TIMEOUT_S)
+
+    async def purge_volume(self, node_id: str, address: str, volume_id: UUID) -> None:
+        """Has a node destroy what its graveyard holds of a volume."""
+        async with _call(node_id, "purge its graveyard"):
+            stub = await self.stub(node_id, address)
+            request = pb.ListGraveyardRequest(volume=volume_id.bytes)
+            graves = (await stub.ListGraveyard(request, timeout=CALL_TIMEOUT_S)).graves
+            if graves:
+                names = [grave.name for grave in graves]
+                await stub.PurgeGraveyard(pb.PurgeGraveyardRequest(graves=names), timeout=CALL_TIMEOUT_S)
 
     async def state(
         self, node_id: str, address: str, volume_id: UUID | None = None, timeout_s: float = CALL_TIMEOUT_S

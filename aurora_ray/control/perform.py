@@ -14,7 +14,7 @@ from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import reconcile, replacement
+from aurora_ray.control import graveyard, reconcile, replacement
 from aurora_ray.control.model import StorageNode
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.ports import free_ports
@@ -47,7 +47,7 @@ async def _open_control(plane: ControlPlane, _: reconcile.OpenControl) -> None:
 
 
 async def _forget_cluster(plane: ControlPlane, action: reconcile.ForgetCluster) -> None:
-    await plane.commit(lambda fleet: fleet.without_cluster(action.cluster))
+    await plane.commit(lambda fleet: graveyard.with_deleted(fleet, action.cluster, plane.config.graveyard_s))
 
 
 # ---- storage nodes
@@ -99,8 +99,11 @@ async def _drop_volumes(plane: ControlPlane, action: reconcile.DropVolumes) -> N
     node = plane.processes.nodes.get(action.node_id)
     if node is None:
         return
+    given_up = {volume.volume_id for volume in plane.fleet.dropped_volumes if volume.given_up}
     for volume_id in action.volume_ids:
-        await plane.processes.clients.drop_volume(action.node_id, node.seen.address, volume_id)
+        await plane.processes.clients.drop_volume(action.node_id, node.seen.address, volume_id, action.why)
+        if volume_id in given_up:
+            await plane.processes.clients.purge_volume(action.node_id, node.seen.address, volume_id)
     gone = set(action.volume_ids)
     node.seen = replace(node.seen, segments=frozenset(s for s in node.seen.segments if s[0] not in gone))
     await plane.commit(lambda fleet: fleet.without_dropped(action.node_id, gone))
@@ -334,6 +337,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.AllocateGroup: _allocate_group,
     reconcile.AddGroup: _add_group,
     reconcile.ForgetCluster: _forget_cluster,
+    graveyard.GiveUpDeleted: graveyard.give_up,
     replacement.ReplaceNode: _replace_node,
     replacement.CancelReplacement: _cancel_replacement,
     replacement.ChangeMembers: _change_members,

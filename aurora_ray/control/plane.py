@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import bootstrap, reconcile, replacement
+from aurora_ray.control import bootstrap, graveyard, reconcile, replacement
 from aurora_ray.control.ailing import Sickbed
 from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
+from aurora_ray.control.events import EventKind, EventLog
 from aurora_ray.control.failovers import Failovers
 from aurora_ray.control.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.keys import Key, Kind, key
@@ -80,6 +81,7 @@ class ControlPlane:
             on_lost=self._lost,
         )
         self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
+        self.events = EventLog(config.data_dir)
         self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
         self.failovers = Failovers(self)
         self.metrics_port = MetricsPort(self)
@@ -141,6 +143,11 @@ class ControlPlane:
         found += [Trouble(TroubleCode.STATE_DAMAGED, "control", _passed_over(version)) for version in damaged]
         return found
 
+    def all_troubles(self) -> list[Trouble]:
+        """Those, and what writers say of themselves, as last looked at."""
+        statuses = [instance.status for instance in self.processes.instances.values()]
+        return [*self.troubles(), *(trouble for s in statuses if s is not None for trouble in s.troubles)]
+
     def observe(self) -> Observed:
         """A consistent picture for one decision."""
         nodes = {node_id: node.seen for node_id, node in self.processes.nodes.items()}
@@ -191,6 +198,7 @@ class ControlPlane:
         instances, observed = self.processes.instances, self.observe()
         further = chain(
             replacement.wanted(self.fleet, observed, now_s, self._rules),
+            graveyard.wanted(self.fleet, time.time()) if self.is_open else (),
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )
@@ -207,6 +215,7 @@ class ControlPlane:
     def _look_around(self, now_s: float) -> None:
         if now_s - self._looked_at_s >= STATUS_EVERY_S:
             self._looked_at_s = now_s
+            self.events.compare(self.all_troubles())
             for instance_id, instance in self.processes.instances.items():
                 look = key(Kind.LOOK_AT_INSTANCE, instance_id)
                 if instance.seen.phase is InstancePhase.AVAILABLE and look not in self._busy:
@@ -276,7 +285,12 @@ class ControlPlane:
         self.say(f"{what} failed: {text}")
 
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
+        self.events.note(EventKind.FAILOVER, instance_id, why, self._cluster_of(instance_id))
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)
+
+    def _cluster_of(self, instance_id: str) -> str | None:
+        clusters = self.fleet.clusters
+        return next((c.name for c in clusters if any(i.instance_id == instance_id for i in c.instances)), None)
 
     def hung(self, instance_id: str, why: str, good_at_ns: int = 0) -> None:
         """Its process was found to hang, and is going to be killed. `good_at_ns`: 0 for the last heartbeat's."""
@@ -316,7 +330,10 @@ class ControlPlane:
         self.failovers.take_over()
         for version in store.damaged:
             self.say(_passed_over(version))
-        self.say(f"the control state is open in epoch {store.epoch}, revision {fleet.revision}")
+            self.events.note(EventKind.STATE, "control", _passed_over(version))
+        opened = f"the control state is open in epoch {store.epoch}, revision {fleet.revision}"
+        self.say(opened)
+        self.events.note(EventKind.FLEET, "control", opened)
 
     async def commit(self, change: Callable[[Fleet], Fleet]) -> Fleet:
         """Changes the declared state: durable first, then in force. Raises SupersededError, QuorumLostError."""
@@ -364,6 +381,7 @@ class ControlPlane:
         self._stopping = True
         self._wake.set()
         self.say("everything is asked to stop")
+        self.events.note(EventKind.FLEET, "control", "the fleet is stopped" + (" and removed" if destroy else ""))
         processes = self.processes
         self.metrics_port.close()
         await processes.tasks.cancel()

@@ -192,6 +192,7 @@ class RayRuntime:
             data_dir=_node_dir(node, config),
             retention_s=config.retention_s,
             retention_bytes=config.retention_bytes,
+            graveyard_s=config.graveyard_s,
         )
         existing = await self.find_node(node.node_id)
         if existing is not None:  # someone started it and did not live to note it

@@ -56,6 +56,7 @@ class ControlConfig:
     metrics_port: int | None = None  # see control.metrics_port
     replace_after_s: float = 300.0
     replace_empty_after_s: float = 10.0
+    graveyard_s: float = 24 * 3600.0
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hmac
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.durable import make_file
+from aurora_ray.durable import make_file, replace_file
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,8 +34,18 @@ def ensure_passfile(path: Path, user: str) -> str:
         pass
     password = secrets.token_urlsafe(PASSWORD_BYTES)  # no character that the file format would want escaped
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    made = make_file(path, f"*:*:*:{user}:{password}\n")
+    made = make_file(path, _line(user, password))
     return password if made else _password_in(path, user)  # someone was faster
+
+
+def write_passfile(path: Path, user: str, password: str) -> None:
+    """Puts a passfile with this password in the place of what is there. Raises OSError."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    replace_file(path, _line(user, password))
+
+
+def _line(user: str, password: str) -> str:
+    return f"*:*:*:{user}:{password}\n"
 
 
 def _password_in(path: Path, user: str) -> str:

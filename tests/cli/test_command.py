@@ -10,7 +10,7 @@ import pytest
 
 from aurora_ray.cli.main import FAILURE, WRONG_USE, run
 
-COMMANDS = ("up", "status", "down", "list", "create", "delete", "sql")
+COMMANDS = ("up", "status", "down", "list", "create", "delete", "sql", "events")
 
 
 @pytest.fixture(autouse=True)
