@@ -47,6 +47,12 @@ def remove_file(path: Path) -> None:
         sync_dir(path.parent)
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Renames a file in its directory, and makes that last. Raises OSError."""
+    source.rename(target)
+    sync_dir(target.parent)
+
+
 def move_tree(source: Path, target: Path) -> None:
     """Renames a directory that was built beside its place; all that is in it is synced first. Raises OSError."""
     for directory, _, names in os.walk(source):

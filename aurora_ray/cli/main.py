@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import bench, chaos, clusters, events, fleet, graveyard, trace
+from aurora_ray.cli import bench, chaos, clusters, events, fleet, graveyard, repair, trace
 from aurora_ray.cli.output import Results, error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -30,6 +30,7 @@ fleet.register(app)
 clusters.register(app)
 graveyard.register(app)
 events.register(app)
+repair.register(app)
 trace.register(app)
 chaos.register(app)
 bench.register(app)

@@ -152,7 +152,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = _table(*columns)
     for row in rows:
         table.add_row(*row)
-    _console().print(table, soft_wrap=not sys.stdout.isatty())
+    _console().print(table, width=None if sys.stdout.isatty() else 200)
 
 
 def _table(*columns: str) -> Any:

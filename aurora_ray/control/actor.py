@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
 CHAOS_TIMEOUT_S: Final = 30.0
+REPAIR_TIMEOUT_S: Final = 120.0
 SHUTDOWN_TIMEOUT_S: Final = 240.0
 GIVE_WAY_EVERY_S: Final = 5.0
 
@@ -84,6 +85,14 @@ class ControlActor:
     async def delete(self, name: str, timeout_s: float) -> None:
         """See ControlApi.delete."""
         await self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
+
+    async def look_at_state(self) -> dict[str, Any]:
+        """See ControlApi.look_at_state."""
+        return await self._call(self._api.look_at_state(), REPAIR_TIMEOUT_S)
+
+    async def repair_state(self, version: int | None) -> list[str]:
+        """See ControlApi.repair_state."""
+        return await self._call(self._api.repair_state(version), REPAIR_TIMEOUT_S)
 
     async def graveyard(self) -> list[dict[str, Any]]:
         """See ControlApi.graveyard."""

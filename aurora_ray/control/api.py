@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
-from aurora_ray.control import graveyard, report
+from aurora_ray.control import graveyard, repair_state, report
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
@@ -111,6 +111,9 @@ class ControlApi:
         )
         return fleet.with_cluster(cluster)
 
+    def _free(self, fleet: Fleet, count: int) -> list[int]:
+        return free_ports(fleet, self._plane.config.listen_host, count)
+
     async def wait_available(self, name: str, timeout_s: float) -> None:
         """Waits until statements are accepted at the cluster endpoint. Raises what keeps it from that for good."""
         await self.wait_open(timeout_s)
@@ -121,7 +124,7 @@ class ControlApi:
             if attempt is not None and attempt.permanent:
                 raise ConfigurationError(attempt.error)
             problem = self._plane.endpoints.problem(cluster)
-            if problem:
+            if problem and not self._plane.endpoints.taken(cluster):
                 raise ConfigurationError(problem)
             return self._state(cluster) == "available" and self._plane.endpoints.serves(cluster)
 
@@ -143,6 +146,19 @@ class ControlApi:
         report.passfile(self._plane.config.data_dir, name).unlink(missing_ok=True)
         self._plane.events.note(EventKind.CLUSTER, name, f"{name} was deleted", name)
 
+    # ---- repairs
+
+    async def look_at_state(self) -> dict[str, Any]:
+        """See repair_state.look; also while no state can be loaded."""
+        return await repair_state.look(self._plane)
+
+    async def repair_state(self, version: int | None) -> list[str]:
+        """Puts a version in force, or makes a state anew from the storage nodes (None); the names of its clusters."""
+        if version is None:
+            return await repair_state.rebuild(self._plane, self._free)
+        await repair_state.choose(self._plane, version)
+        return [cluster.name for cluster in self._plane.fleet.clusters]
+
     # ---- the graveyard
 
     async def graveyard(self) -> list[dict[str, Any]]:
@@ -162,7 +178,7 @@ class ControlApi:
         name = new_name or old.name
         volume_id = old.volume.volume_id
         fleet = await self._plane.commit(
-            lambda fleet: graveyard.with_restored(fleet, str(volume_id), new_name, self._free_ports)
+            lambda fleet: graveyard.with_restored(fleet, str(volume_id), new_name, self._free)
         )
         cluster = fleet.cluster(name)
         path = report.passfile(self._plane.config.data_dir, name)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.runtime import ControlConfig
 
 APPLY_TIMEOUT_S: Final = 15.0
+MOVE_AFTER_S: Final = 5.0  # whoever has an endpoint's port may be about to let go of it
 PROBLEM_RETRY_S: Final = 2.0
 
 
@@ -84,6 +85,19 @@ class PointEndpoints(Action):
     def key(self) -> Key:
         """One at a time: what is told last must be what holds."""
         return key(Kind.ENDPOINTS)
+
+
+@dataclass(frozen=True, slots=True)
+class MoveEndpoint(Action):
+    """Declare another port for an endpoint that cannot have its own."""
+
+    cluster: str
+    role: Role
+
+    @property
+    def key(self) -> Key:
+        """Of an endpoint."""
+        return key(Kind.MOVE_ENDPOINT, f"{self.cluster}/{self.role}")
 
 
 def cluster_endpoint(cluster: str) -> str:
@@ -152,6 +166,7 @@ class Endpoints:
         self._process: EndpointProcess | None = None
         self._told: tuple[EndpointOrder, ...] | None = None
         self._problems: dict[str, str] = {}
+        self._taken_since_s: dict[str, float] = {}  # endpoints whose port somebody else has
         self._told_at_s = 0.0
 
     # ---- what it knows
@@ -209,10 +224,22 @@ class Endpoints:
         if not control_open:
             return
         orders = orders_for(fleet, instances, self._config.listen_host)
+        yield from self._moves(fleet, now_s)
         if orders != self._told:
             yield PointEndpoints(_what_changes(self._told or (), orders), orders)
         elif self._problems and now_s - self._told_at_s >= PROBLEM_RETRY_S:
             yield PointEndpoints(f"{', '.join(self._problems)} could not be had before", orders)
+
+    def taken(self, cluster: DBCluster) -> bool:
+        """Whether an endpoint of the cluster waits for its port, or for another one."""
+        return any(name in self._taken_since_s for _, name in _endpoints_of(cluster))
+
+    def _moves(self, fleet: Fleet, now_s: float) -> Iterator[Action]:
+        for cluster in fleet.clusters:
+            for role, name in _endpoints_of(cluster):
+                if now_s - self._taken_since_s.get(name, now_s) >= MOVE_AFTER_S:
+                    why = f"endpoint {name} cannot have its port: {self._problems.get(name, '')}"
+                    yield MoveEndpoint(why, cluster.name, role)
 
     # ---- what it does
 
@@ -240,6 +267,8 @@ class Endpoints:
             raise SupersededError(str(error)) from error
         self._told, self._told_at_s = action.orders, now_s
         self._problems = {state.name: state.problem for state in states if state.problem}
+        taken = {state.name for state in states if state.port_taken}
+        self._taken_since_s = {name: self._taken_since_s.get(name, now_s) for name in taken}
 
     async def end(self) -> None:
         """Ends the process, and with it every session."""
@@ -248,15 +277,19 @@ class Endpoints:
             await process.end()
 
     def _take(self, process: EndpointProcess) -> None:
-        self._process, self._told, self._problems = process, None, {}
+        self._process, self._told, self._problems, self._taken_since_s = process, None, {}, {}
         self._tasks.watch(lambda: self._watch(process), "watch endpoints")
 
     async def _watch(self, process: EndpointProcess) -> None:
         why = await process.wait_gone()
         if self._process is process:
-            self._process, self._told, self._problems = None, None, {}
+            self._process, self._told, self._problems, self._taken_since_s = None, None, {}, {}
             self._say(f"the endpoints' process ended: {why}")
             self._on_change()
+
+
+def _endpoints_of(cluster: DBCluster) -> tuple[tuple[Role, str], ...]:
+    return (Role.WRITER, cluster_endpoint(cluster.name)), (Role.READER, reader_endpoint(cluster.name))
 
 
 def _what_changes(before: Sequence[EndpointOrder], after: Sequence[EndpointOrder]) -> str:

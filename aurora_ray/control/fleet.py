@@ -7,10 +7,8 @@ the environment when it is imported.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,34 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
-from aurora_ray.control import bootstrap, events, faults, local_ray, outages
+from aurora_ray.control import bootstrap, local_ray
+from aurora_ray.control.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
-from aurora_ray.rpc import secret_file
 
 if TYPE_CHECKING:
     from aurora_ray.config import Settings
 
-LOCK_NAME: Final = "lock"
-JOINED_NAME: Final = "ray-address"
 CALL_TIMEOUT_S: Final = 30.0
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 260.0
 PROGRESS_EVERY_S: Final = 0.3
-UNSERVED_TIMEOUT_S: Final = 5.0
-OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
-OUR_FILES: Final = (
-    bootstrap.FILE_NAME,
-    secret_file.FILE_NAME,
-    local_ray.FILE_NAME,
-    local_ray.TOKEN_NAME,
-    JOINED_NAME,
-    LOCK_NAME,
-    faults.FILE_NAME,
-    outages.FILE_NAME,
-    events.FILE_NAME,
-)
 
 Progress = Callable[[str], None]
 
@@ -77,7 +60,7 @@ class Fleet:
         account = find_account(settings.engine_user)  # what is missing on the machine is said before anything starts
         data_dir = settings.data_dir
         prepare_data_dir(data_dir, passable=account.switch)
-        with _locked(data_dir):
+        with locked(data_dir):
             config = _control_config(settings, region)
             running = _find_serving(data_dir, progress)
             if settings.ray_address is not None:
@@ -168,6 +151,16 @@ class Fleet:
         """See ControlApi.delete."""
         self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
 
+    def look_at_state(self) -> dict[str, Any]:
+        """See ControlApi.look_at_state."""
+        found: dict[str, Any] = self._get(self._control.look_at_state.remote(), UP_TIMEOUT_S)
+        return found
+
+    def repair_state(self, version: int | None) -> list[str]:
+        """See ControlApi.repair_state."""
+        names: list[str] = self._get(self._control.repair_state.remote(version), UP_TIMEOUT_S)
+        return names
+
     def graveyard(self) -> list[dict[str, Any]]:
         """See ControlApi.graveyard."""
         deleted: list[dict[str, Any]] = self._get(self._control.graveyard.remote(), CALL_TIMEOUT_S)
@@ -239,7 +232,7 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
         if destroy or not data_dir.exists():
             return False
         raise NotRunningError(f"there is no fleet in {data_dir} on this machine")
-    with _locked(data_dir):
+    with locked(data_dir):
         was_running = False
         running = local_ray.find(data_dir)
         if running.serves if running is not None else joined:  # else nobody is there to be asked
@@ -250,13 +243,39 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
                 fleet.shutdown(destroy=destroy)
         progress("stopping Ray")
         was_running = local_ray.stop(data_dir) or was_running
-        _require_unserved(data_dir)
-        _end_leftovers(data_dir)
+        require_unserved(data_dir)
+        end_leftovers(data_dir)
         (data_dir / JOINED_NAME).unlink(missing_ok=True)
         if destroy:
             progress("removing data")
-            _remove(data_dir)
+            remove(data_dir)
     return was_running
+
+
+def repair_file(settings: Settings, region: str | None, *, write: bool) -> dict[str, Any]:
+    """Makes the fleet's file anew from the storage nodes' directories on this machine; what was found, and the file.
+
+    Raises UsageError while the fleet runs, ConfigurationError if the directories do not tell enough.
+    """
+    from aurora_ray.control import repair_file as repair
+    from aurora_ray.regions import load_regions
+
+    data_dir = settings.data_dir
+    if not bootstrap.signs(data_dir):
+        raise NotRunningError(f"there is no sign of a fleet in {data_dir}")
+    with locked(data_dir):
+        if local_ray.find(data_dir) is not None:
+            raise UsageError(f"the fleet in {data_dir} runs: `aurora down` first")
+        require_unserved(data_dir)
+        found = repair.survey(data_dir)
+        fleet = repair.fleet_of(found, load_regions(settings.regions_dir), region)
+        kept = repair.write_fleet_file(data_dir, fleet) if write else None
+    return {
+        "found": found.report(),
+        "file": bootstrap.render(fleet),
+        "written": write,
+        "replaced_file_kept_as": str(kept) if kept else None,
+    }
 
 
 # ---- helpers
@@ -417,73 +436,3 @@ def _silenced() -> Iterator[None]:
     """Ray writes a few lines about itself to stderr whatever its logging level."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
-
-
-@contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """One command at a time starts or stops a fleet. Raises UsageError if another does."""
-    descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another `aurora up` or `aurora down` is at work on {data_dir}; wait for it") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _end_leftovers(data_dir: Path) -> None:
-    """Engines end with their processes; this makes sure of it on this machine, and that nothing of theirs is left."""
-    import asyncio
-
-    from aurora_ray.compute.config import InstanceDirs
-    from aurora_ray.compute.engines import PROGRAMS
-    from aurora_ray.compute.leftovers import end_leftovers
-    from aurora_ray.engine.postgres import forget_run
-
-    async def end_all() -> None:
-        for root in sorted((data_dir / "instances").glob("*")):
-            dirs = InstanceDirs(root)
-            await end_leftovers(dirs.pid_file, dirs.mount, PROGRAMS)
-            forget_run(dirs.run)
-
-    asyncio.run(end_all())
-
-
-def _require_unserved(data_dir: Path) -> None:
-    """Raises UsageError if a process still serves a storage node's data here, whoever started it: it belongs to a fleet
-    whose control plane runs elsewhere, or does not answer. One that is about to end is waited for."""
-    deadline_s = time.monotonic() + UNSERVED_TIMEOUT_S
-    for lock in sorted((data_dir / "nodes").glob("*/lock")):
-        while _is_held(lock):
-            if time.monotonic() > deadline_s:
-                raise UsageError(
-                    f"a running process serves {lock.parent}, so no engine is ended and nothing is removed: stop that "
-                    "fleet with `aurora down` on the machine where its control plane runs, or end its Ray cluster"
-                )
-            time.sleep(local_ray.POLL_S)
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _remove(data_dir: Path) -> None:
-    """Removes what is ours, and the directory if nothing else is in it."""
-    for name in OURS:
-        shutil.rmtree(data_dir / name, ignore_errors=True)
-    for name in OUR_FILES:
-        (data_dir / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        data_dir.rmdir()

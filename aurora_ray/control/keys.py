@@ -33,6 +33,7 @@ class Kind(StrEnum):
     CLUSTER = "cluster"
     GRAVEYARD = "graveyard"
     ENDPOINTS = "endpoints"
+    MOVE_ENDPOINT = "move-endpoint"
     LOOK_AT_NODE = "look-at-node"
     LOOK_AT_INSTANCE = "look-at-instance"
 

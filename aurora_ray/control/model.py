@@ -130,6 +130,14 @@ class DBCluster:
     cache_bytes: int = 0
     reader_port: int = 0
 
+    def endpoint_port(self, role: Role) -> int:
+        """Of the endpoint that leads to instances of that role."""
+        return self.port if role is Role.WRITER else self.reader_port
+
+    def with_endpoint_port(self, role: Role, port: int) -> DBCluster:
+        """The same cluster, with that endpoint elsewhere."""
+        return replace(self, port=port) if role is Role.WRITER else replace(self, reader_port=port)
+
     def writer(self) -> DBInstance:
         """The instance that is declared to be the writer."""
         return next(instance for instance in self.instances if instance.role is Role.WRITER)

@@ -14,7 +14,8 @@ from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import graveyard, reconcile, replacement
+from aurora_ray.control import endpoints, graveyard, reconcile, replacement
+from aurora_ray.control.events import EventKind
 from aurora_ray.control.model import StorageNode
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.ports import free_ports
@@ -297,6 +298,23 @@ async def _stop_instance(plane: ControlPlane, action: reconcile.StopInstance) ->
         plane.processes.instances.pop(action.instance_id, None)
 
 
+async def _move_endpoint(plane: ControlPlane, action: endpoints.MoveEndpoint) -> None:
+    """Somebody else took the port while the fleet was down. Clients find the new one in `aurora status`."""
+    before = plane.fleet.cluster(action.cluster).endpoint_port(action.role)
+
+    def change(fleet: Fleet) -> Fleet:
+        cluster = fleet.cluster(action.cluster)
+        (port,) = free_ports(fleet, plane.config.listen_host, 1, after=before)
+        if cluster.endpoint_port(action.role) != before:
+            return fleet
+        return fleet.with_cluster(cluster.with_endpoint_port(action.role, port))
+
+    after = (await plane.commit(change)).cluster(action.cluster).endpoint_port(action.role)
+    told = f"port {before} of its {action.role} endpoint is in use by something else: clients find it at {after} now"
+    plane.say(f"{action.cluster}: {told}")
+    plane.events.note(EventKind.CLUSTER, action.cluster, told, action.cluster)
+
+
 # ---- growth
 
 
@@ -337,6 +355,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.AllocateGroup: _allocate_group,
     reconcile.AddGroup: _add_group,
     reconcile.ForgetCluster: _forget_cluster,
+    endpoints.MoveEndpoint: _move_endpoint,
     graveyard.GiveUpDeleted: graveyard.give_up,
     replacement.ReplaceNode: _replace_node,
     replacement.CancelReplacement: _cancel_replacement,

@@ -37,7 +37,7 @@ from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.runtime import SupersededError
 from aurora_ray.control.store import ControlStore
-from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError, UsageError
 from aurora_ray.troubles import Trouble, TroubleCode
 from aurora_ray.volume.spec import NodeAddress
 
@@ -305,20 +305,38 @@ class ControlPlane:
 
     # ---- declared state
 
-    async def open_store(self) -> None:
-        """Opens the control volume, fencing an older control plane, and takes over the state in it."""
+    async def open_store_by(self, *, choice: int | None = None, rebuilt: Fleet | None = None) -> None:
+        """The same by somebody's word, with the version chosen or with a state that was made anew. Raises UsageError if
+        one is in force, and as `open_store`."""
+        control = key(Kind.CONTROL)
+        while control in self._busy:  # two openings at a time would fence each other, and end us
+            await asyncio.gather(self._busy[control], return_exceptions=True)
+        if self.is_open:
+            raise UsageError("a control state is in force by now: look again")
+        self._start(control, self.open_store(choice=choice, rebuilt=rebuilt))
+        await self._busy[control]
+        self.attempts.pop(control, None)
+        self.notify()
+
+    async def open_store(self, *, choice: int | None = None, rebuilt: Fleet | None = None) -> None:
+        """Opens the control volume, fencing an older control plane, and takes over the newest state in it that is whole
+        (or the one of version `choice`; `rebuilt` if none is). Raises ConfigurationError, QuorumLostError, what is in
+        store.py."""
         with self._own_volume():
             store, loaded = await ControlStore.open(
                 self.fleet.control_volume,
                 self.addresses(),
                 timeout_s=OPEN_CONTROL_TIMEOUT_S,
                 on_fenced=self._fenced.set,
+                choice=choice,
+                even_damaged=rebuilt is not None,
             )
         try:
+            loaded = loaded or rebuilt
             _check_loaded(self.fleet, loaded)
             async with self._saving:
                 fleet = self.fleet if loaded is None else merge(self.fleet, loaded)
-                if fleet != loaded or store.damaged:
+                if fleet != loaded or store.damaged or choice is not None or rebuilt is not None:
                     fleet = replace(fleet, revision=fleet.revision + 1)
                     with self._own_volume():
                         await store.save(fleet)

@@ -15,7 +15,7 @@ from typing import Final
 
 from aurora_ray import telemetry
 from aurora_ray.endpoint.relay import HOLD_S, Relay, RelayStats, Target
-from aurora_ray.errors import AuroraError, FencedError, UsageError
+from aurora_ray.errors import AuroraError, FencedError, PortInUseError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class EndpointState:
     name: str
     port: int
     problem: str = ""
+    port_taken: bool = False  # the problem is that something else listens there
     stats: RelayStats = field(default_factory=RelayStats)
 
 
@@ -91,13 +92,13 @@ class EndpointHost:
             existing.relay.set_targets(order.targets, generation, order.fallback)
             existing.order = order
         except AuroraError as error:
-            return EndpointState(order.name, order.port, str(error))
-        return EndpointState(order.name, existing.relay.port, "", existing.relay.stats())
+            return EndpointState(order.name, order.port, str(error), isinstance(error, PortInUseError))
+        return EndpointState(order.name, existing.relay.port, stats=existing.relay.stats())
 
     def states(self) -> tuple[EndpointState, ...]:
         """The endpoints that listen, with their counters."""
         with self._lock:
-            return tuple(EndpointState(n, e.relay.port, "", e.relay.stats()) for n, e in self._endpoints.items())
+            return tuple(EndpointState(n, e.relay.port, stats=e.relay.stats()) for n, e in self._endpoints.items())
 
     def close(self) -> None:
         """Closes all endpoints and resets their sessions."""

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from aurora_ray.endpoint import native
-from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, PortInUseError, UsageError
 
 HOLD_S: Final = 20.0  # above the longest failover that is still normal
 HELD_MAX: Final = 1024
@@ -169,7 +169,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise ConfigurationError(_sentence(host, port, error)) from error
+        kind = PortInUseError if error.errno == errno.EADDRINUSE else ConfigurationError
+        raise kind(_sentence(host, port, error)) from error
     return listener
 
 

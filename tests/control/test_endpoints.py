@@ -1,6 +1,7 @@
 """Endpoints follow the roles, through the death of what is behind them, of their process and of the control plane."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 import pytest
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
-from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints, address_of, orders_for
+from aurora_ray.control.endpoints import (
+    MOVE_AFTER_S,
+    Endpoints,
+    MoveEndpoint,
+    PointEndpoints,
+    StartEndpoints,
+    address_of,
+    orders_for,
+)
 from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
 from aurora_ray.control.processes import Instance, Tasks
 from aurora_ray.control.reconcile import Action, InstancePhase, InstanceSeen
@@ -72,6 +81,7 @@ class World:
     def __init__(self, ports: PortAllocator) -> None:
         cluster = replace(running_fleet().cluster("demo"), port=ports.allocate(), reader_port=ports.allocate())
         self.fleet: Fleet = running_fleet().with_cluster(replace(cluster, instances=()))
+        self.ports = ports
         self.instances: dict[str, Instance] = {}
         self.runtime = HostRuntime()
         self.tasks = Tasks()
@@ -285,3 +295,24 @@ def test_a_cluster_without_available_instances_is_listened_for() -> None:
     fleet = running_fleet()
     (order,) = orders_for(fleet, {}, "127.0.0.1")
     assert (order.name, order.targets, order.fallback) == ("demo/cluster", (), ())
+
+
+async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(world: World) -> None:
+    with socket.create_server(("127.0.0.1", world.cluster_port)):
+        await world.settle()
+        assert world.plane.taken(world.fleet.cluster("demo"))
+        assert not _moves(world), "it may be about to let go of it"
+        world.now_s += MOVE_AFTER_S / 2
+        await world.settle()
+        world.now_s += MOVE_AFTER_S / 2
+        (move,) = _moves(world)
+        assert (move.cluster, move.role) == ("demo", Role.WRITER)
+        elsewhere = world.fleet.cluster("demo").with_endpoint_port(Role.WRITER, world.ports.allocate())
+        world.fleet = world.fleet.with_cluster(elsewhere)
+        await world.settle()
+    assert not _moves(world)
+    assert not world.plane.taken(elsewhere)
+
+
+def _moves(world: World) -> list[MoveEndpoint]:
+    return [action for action in world.wanted() if isinstance(action, MoveEndpoint)]

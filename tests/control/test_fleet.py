@@ -12,7 +12,9 @@ import pytest
 
 from aurora_ray.config import load_settings
 from aurora_ray.control import bootstrap, fleet, local_ray
-from aurora_ray.control.fleet import JOINED_NAME, Fleet, NotRunningError, OtherFleetError
+from aurora_ray.control import data_dir as directory
+from aurora_ray.control.data_dir import JOINED_NAME
+from aurora_ray.control.fleet import Fleet, NotRunningError, OtherFleetError
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import ConfigurationError, UsageError
@@ -83,7 +85,7 @@ def test_a_refused_up_leaves_no_trace_of_the_address(
 
 
 def test_data_that_a_process_serves_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "UNSERVED_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(directory, "UNSERVED_TIMEOUT_S", 0.0)
     data_dir = made(tmp_path)
     with (data_dir / "nodes" / "a-1" / "lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -70,6 +70,7 @@ def test_it_is_given_up_when_its_time_is_over_and_its_number_has_a_bound() -> No
         graveyard.require_room(replace(fleet, deleted=(record,) * graveyard.DELETED_MAX))
 
 
+@pytest.mark.allowed_logs(r"no segment of group 0", r"ExecuteBatchError raised in core", r"no volume")
 async def test_deleted_and_restored_on_real_nodes(runtime: LocalRuntime) -> None:
     runtime.opens_volumes = True
     async with started(runtime) as running:

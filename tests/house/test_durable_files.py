@@ -21,7 +21,7 @@ MAY_WRITE = {
     ("compute/process.py", "touch"): LOG,
     ("control/events.py", "os.open"): LOG,
     ("control/fleet.py", "open"): "/dev/null",
-    ("control/fleet.py", "os.open"): LOCK,
+    ("control/data_dir.py", "os.open"): LOCK,
     ("control/local_ray.py", "open"): LOG,
     ("engine/postgres.py", "touch"): LOG,
     ("engine/postgres_image.py", "open"): LOCK,
