@@ -91,8 +91,9 @@ def sql(  # noqa: PLR0917  (the command's options)
     if json:
         if command is None:
             raise UsageError("--json needs -c")
-        write_json(_query(dsn, command))
+        write_json(_query(_way_in(status, dsn), command))
         return
+    dsn = dsn if reader else _way_in(status, dsn)
     psql = _psql(options.settings(data_dir).postgres_bin_dir, status["engine_version"])
     words = [str(psql), dsn, *(["-X", "-c", command] if command is not None else []), *(arguments or [])]
     os.execv(psql, words)  # noqa: S606  (psql takes this process's place: signals and the terminal are its own)
@@ -119,6 +120,32 @@ def _psql(bin_dir: Path | None, version: str) -> Path:
 def _edits_lines(psql: Path) -> bool:
     """Whether it was built with a library for that: the names of those it loads stand in it."""
     return any(library in psql.read_bytes() for library in (b"libreadline", b"libedit"))
+
+
+def query(status: dict[str, Any], statement: str) -> dict[str, Any]:
+    """Columns and rows of a statement, run on the cluster of that status."""
+    return _query(_way_in(status, status["endpoints"]["cluster"]["dsn"]), statement)
+
+
+def _way_in(status: dict[str, Any], dsn: str) -> str:
+    """The DSN; or, when the password in the pass file is not the superuser's any more, the engine's own socket, whose
+    directory only the engine's account and root can enter."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError as error:
+        if "authentication failed" not in str(error):
+            return dsn
+    else:
+        return dsn
+    writer = next(instance for instance in status["instances"] if instance["role"] == "writer")
+    directory = writer["socket_dir"]
+    if not directory or not os.access(directory, os.X_OK):
+        return dsn
+    parts = conninfo_to_dict(dsn)
+    return make_conninfo("", host=directory, port=writer["port"], user=parts["user"], dbname=parts["dbname"])
 
 
 def _query(dsn: str, statement: str) -> dict[str, Any]:

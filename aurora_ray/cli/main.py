@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import bench, chaos, clusters, events, fleet, graveyard, repair, trace
+from aurora_ray.cli import administration, bench, chaos, clusters, events, fleet, graveyard, repair, trace
 from aurora_ray.cli.output import Results, error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -34,6 +34,7 @@ repair.register(app)
 trace.register(app)
 chaos.register(app)
 bench.register(app)
+administration.register(app)
 
 
 def _version(wanted: bool) -> None:

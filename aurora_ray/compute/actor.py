@@ -136,6 +136,10 @@ class InstanceActor:
         """See Instance.first_write."""
         return await self._loop.ask(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)
 
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """See Instance.configure."""
+        await self._loop.ask(self._instance.configure(parameters), START_TIMEOUT_S)
+
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """See Instance.update_nodes."""
         await self._loop.ask(self._instance.update_nodes(nodes), START_TIMEOUT_S)

@@ -89,6 +89,8 @@ class WriterConfig:
     open_timeout_s: float = OPEN_TIMEOUT_S
     stop_timeout_s: float = STOP_TIMEOUT_S
     health: HealthRules = field(default_factory=HealthRules)
+    parameters: tuple[tuple[str, str], ...] = ()  # the cluster's
+    repairs: tuple[str, ...] = ()  # what to mend in the data directory before the start
 
     @property
     def dirs(self) -> InstanceDirs:

@@ -66,7 +66,14 @@ class PreparedEngine:
 
     def make_engine(self, config: WriterConfig) -> Engine:
         """The adapter for one incarnation."""
-        return PostgresEngine(self.install, self.account, config.dirs.run, host=config.host, port=config.port)
+        return PostgresEngine(
+            self.install,
+            self.account,
+            config.dirs.run,
+            host=config.host,
+            port=config.port,
+            parameters=dict(config.parameters),
+        )
 
 
 _prepared: dict[EngineChoice, asyncio.Task[PreparedEngine]] = {}

@@ -53,6 +53,12 @@ class Instance:
         """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it did not in time."""
         return await self._writer.first_write(after_ns, timeout_s) if self._writer is not None else None
 
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster. Raises UsageError while it is not open."""
+        if self._writer is None:
+            raise UsageError("there is no writer to configure")
+        await self._writer.configure(parameters)
+
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""
         if self._writer is not None:

@@ -38,7 +38,7 @@ from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.mount import MountedVolume
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from aurora_ray.compute.engines import PreparedEngine
     from aurora_ray.engine.base import Engine, EngineExit
@@ -124,6 +124,14 @@ class Writer:
         _, mounted, engine = self._require_open()
         with self._stage("engine", WriterPhase.STARTING):
             mounted.trace_reads()
+            if config.repairs:
+                await engine.repair(
+                    dirs.mount,
+                    config.repairs,
+                    env=mounted.engine_environment(),
+                    pass_fds=mounted.pass_fds,
+                    password=config.superuser_password,
+                )
             await engine.start(
                 dirs.mount,
                 env=mounted.engine_environment(),
@@ -257,6 +265,11 @@ class Writer:
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See FirstWrite.after; None as well while it is not open."""
         return await self._first_write.after(after_ns, timeout_s) if self._first_write is not None else None
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster, see Engine.configure."""
+        _, _, engine = self._require_open()
+        await engine.configure(parameters)
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""

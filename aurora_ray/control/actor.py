@@ -122,6 +122,14 @@ class ControlActor:
         """See ControlApi.failover."""
         await self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
 
+    async def set_parameters(self, name: str, changes: dict[str, str | None], timeout_s: float) -> list[dict[str, Any]]:
+        """See ControlApi.set_parameters."""
+        return await self._call(self._api.set_parameters(name, changes), timeout_s)
+
+    async def repair(self, name: str, kinds: list[str], timeout_s: float) -> None:
+        """See ControlApi.repair."""
+        await self._call(self._api.repair(name, kinds, timeout_s), 2 * timeout_s)
+
     async def chaos(
         self, verb: str, target: str, name: str, for_s: float | None, for_good: bool
     ) -> list[dict[str, Any]]:

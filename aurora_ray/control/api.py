@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
-from aurora_ray.control import graveyard, repair_state, report
+from aurora_ray.control import administration, graveyard, repair_state, report
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
@@ -24,6 +24,8 @@ from aurora_ray.engine.install import find_install
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from aurora_ray.compute.config import WriterStatus
     from aurora_ray.control.plane import ControlPlane
     from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -199,6 +201,16 @@ class ControlApi:
             return not held.intersection(self._plane.processes.nodes)
 
         await self._plane.wait_until(gone, timeout_s, f"purging {entry}")
+
+    async def set_parameters(self, name: str, changes: Mapping[str, str | None]) -> list[dict[str, Any]]:
+        """See administration.set_parameters."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return await administration.set_parameters(self._plane, name, changes)
+
+    async def repair(self, name: str, kinds: Sequence[str], timeout_s: float) -> None:
+        """See administration.repair."""
+        await self.wait_open(timeout_s)
+        await administration.repair(self._plane, name, kinds, timeout_s)
 
     async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
         """Moves the writer in order to a fresh process in another AZ, and waits until it is available."""

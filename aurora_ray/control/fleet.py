@@ -184,6 +184,16 @@ class Fleet:
         self._get(self._control.failover.remote(name, target, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
         return self.status(name)
 
+    def set_parameters(self, name: str, changes: dict[str, str | None]) -> list[dict[str, Any]]:
+        """See ControlApi.set_parameters."""
+        ref = self._control.set_parameters.remote(name, changes, CALL_TIMEOUT_S)
+        done: list[dict[str, Any]] = self._get(ref, 2 * CALL_TIMEOUT_S)
+        return done
+
+    def repair(self, name: str, kinds: list[str], *, timeout_s: float) -> None:
+        """See ControlApi.repair."""
+        self._get(self._control.repair.remote(name, kinds, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
+
     def chaos(
         self, verb: str, target: str, name: str, for_s: float | None, *, for_good: bool = False
     ) -> list[dict[str, Any]]:

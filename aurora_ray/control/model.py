@@ -129,6 +129,8 @@ class DBCluster:
     created_at_s: float = 0.0
     cache_bytes: int = 0
     reader_port: int = 0
+    parameters: tuple[tuple[str, str], ...] = ()  # of its parameter group: names and values
+    repairs: tuple[str, ...] = ()  # to be made at the next opening
 
     def endpoint_port(self, role: Role) -> int:
         """Of the endpoint that leads to instances of that role."""
@@ -396,6 +398,8 @@ def _cluster(plain: dict[str, Any]) -> DBCluster:
             "volume": _volume(known["volume"]),
             "instances": tuple(_instance(instance) for instance in known["instances"]),
             "phase": ClusterPhase(known["phase"]),
+            "parameters": tuple((str(name), str(value)) for name, value in known.get("parameters", ())),
+            "repairs": tuple(known.get("repairs", ())),
         }
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -208,8 +208,18 @@ async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) ->
             await _replace_port(plane, action, config.port)
         raise
     await plane.processes.settle(action.instance_id, instance)
+    if config.repairs:
+        await plane.commit(lambda fleet: _without_repairs(fleet, action.cluster, config.repairs))
+        plane.say(f"{action.instance_id} was repaired: {', '.join(config.repairs)}")
+    for trouble in opened.troubles:
+        plane.say(f"{action.instance_id}: {trouble.sentence}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
     plane.say(f"{action.instance_id} is available in epoch {opened.epoch} ({stages})")
+
+
+def _without_repairs(fleet: Fleet, name: str, done: Sequence[str]) -> Fleet:
+    cluster = fleet.cluster(name)
+    return fleet.with_cluster(replace(cluster, repairs=tuple(r for r in cluster.repairs if r not in done)))
 
 
 async def _note_initialised(plane: ControlPlane, action: reconcile.NoteInitialised) -> None:
@@ -236,6 +246,8 @@ def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> Write
         initialise=action.initialise,
         cache_bytes=cluster.cache_bytes or plane.config.cache_bytes,
         health=HealthRules(hung_after_s=plane.config.hung_after_s),
+        parameters=cluster.parameters,
+        repairs=cluster.repairs,
     )
 
 

@@ -31,7 +31,7 @@ from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
@@ -121,6 +121,10 @@ class RayInstance:
         """The latest incarnation."""
         status: WriterStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
         return status
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster for its engine."""
+        await result_of(self._handle.configure.remote(parameters), CHANGE_TIMEOUT_S)
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""

@@ -8,7 +8,7 @@ once the partition is healed. What whoever made the partition does itself (signa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class Reachable:
     async def status(self) -> WriterStatus | None:
         """See InstanceProcess."""
         return await self._through(self._process.status)
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """See InstanceProcess."""
+        await self._through(lambda: self._process.configure(parameters))
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """See InstanceProcess."""

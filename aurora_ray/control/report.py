@@ -105,6 +105,7 @@ def report_cluster(
         "cluster": cluster.name,
         "engine": cluster.engine,
         "engine_version": cluster.engine_version,
+        "parameters": dict(cluster.parameters),
         "state": cluster_state(cluster, instances, attempts),
         "region": fleet.region,
         "epoch": status.epoch if status is not None else 0,
@@ -188,6 +189,7 @@ def _instance(
         "state": state,
         "pid": (status.pid or None) if status is not None else None,
         "port": declared.port,
+        "socket_dir": (status.socket_dir or None) if status is not None else None,
         "lag_ms": 0 if declared.role is Role.WRITER else None,
         "reason": reason or (attempt.error if attempt is not None else ""),
     }

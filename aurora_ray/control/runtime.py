@@ -125,6 +125,9 @@ class InstanceProcess(Protocol):
     async def status(self) -> WriterStatus | None:
         """The current incarnation; None if there never was one."""
 
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster for its engine."""
+
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         """New addresses of storage nodes."""
 

@@ -138,6 +138,14 @@ class Engine(Protocol):
         caller knows of: another value than before is a move.
         """
 
+    async def repair(
+        self, data_dir: Path, kinds: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], password: str
+    ) -> None:
+        """Mends what users did to the data directory, before a start. Each of `kinds` can be done again."""
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster: in force at once where that can be, else at the next start."""
+
     async def note_good_start(self) -> None:
         """Keeps what this run was configured with, as the last that worked. After a start, and not in its way."""
 

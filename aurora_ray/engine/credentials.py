@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PASSWORD_BYTES: Final = 24
 _SCRAM: Final = "SCRAM-SHA-256"
+_SALT_BYTES: Final = 16
+_ITERATIONS: Final = 4096
 
 
 def ensure_passfile(path: Path, user: str) -> str:
@@ -54,6 +56,16 @@ def _password_in(path: Path, user: str) -> str:
         if line.startswith(prefix):
             return line.removeprefix(prefix)
     raise ConfigurationError(f"{path} has no line {prefix}…: restore it, or remove it to get a new password")
+
+
+def make_verifier(password: str) -> str:
+    """A new verifier of `password`, as the server would make it. The password is taken as it is, see `verifies`."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored_key, server_key)]
+    return f"{_SCRAM}${_ITERATIONS}:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
 def verifies(password: str, verifier: str | None) -> bool:

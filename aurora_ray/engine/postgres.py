@@ -55,6 +55,7 @@ from aurora_ray.engine.postgres_probe import (
     module_answers,
     postmaster_answers,
 )
+from aurora_ray.engine.postgres_repair import Workshop
 from aurora_ray.engine.postgres_settings import (
     MAX_CONNECTIONS,
     VOLATILE_PATTERNS,
@@ -135,6 +136,7 @@ class PostgresEngine:
         self._progress: StartProgress | None = None
         self._rung = Rung.ALL
         self._first_start = False
+        self._files = Files(None, None, None, None, None, ())
         self._checks = 0  # that succeeded one after the other
 
     @property
@@ -229,7 +231,7 @@ class PostgresEngine:
                 logger.warning("PostgreSQL does not start with %s of its configuration: %s", rung, error)
                 self._prepare_run_dir()
                 continue
-            self._rung, self._first_start = rung, files.good_auto is None
+            self._rung, self._files, self._first_start = rung, files, files.good_auto is None
             self._troubles = tuple(troubles_of(rung, files, first_complaint(refused or EngineError()), parameters))
             break
         else:
@@ -279,6 +281,24 @@ class PostgresEngine:
         if self._process is None:
             raise EngineError("PostgreSQL ended just after its start")
         return self._process
+
+    async def repair(
+        self, data_dir: Path, kinds: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], password: str
+    ) -> None:
+        """See postgres_repair.Repair for what there is. Raises EngineError."""
+        self._prepare_run_dir()
+        self._data_dir = data_dir
+        self._write_conf(Rung.OURS, Files.read(data_dir), {})
+        server = self._server({"port": str(self._port_wanted or 1)})
+        workshop = Workshop(data_dir, server, self._account, env, pass_fds)
+        await workshop.repair(kinds, password)
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster: the server reads them at once. Raises ConfigurationError."""
+        self._parameters = check_parameters(parameters, self._install.major)
+        if self._process is not None and self._rung in (Rung.ALL, Rung.LAST_GOOD):
+            self._write_conf(self._rung, self._files, self._parameters)
+            self._process.send(signal.SIGHUP)
 
     async def note_good_start(self) -> None:
         """Keeps the configuration of this run in the data directory, as the last that worked, if it is all in force.
@@ -394,18 +414,20 @@ class PostgresEngine:
             self._account.own(self._run_dir / name, 0o600)
 
     async def _command(self) -> list[str]:
-        conf, server = self._run_dir / OUR_CONF, [str(self._install.bin_dir / "postgres"), "-D", str(self._data_dir)]
-        settings = {
-            "config_file": str(conf),
-            **forced_settings(major=self._install.major, host=self._host, port=self._port, socket_dir=self._socket_dir),
-        }
-        module = commit_module(self._install, self._env)
+        module, preloads = commit_module(self._install, self._env), {}
         if module is not None:
-            plain = [*server, "-c", f"config_file={conf}"]
-            others = await configured_preloads(plain, self._account, env=self._env, pass_fds=self._pass_fds)
-            settings[PRELOAD] = with_module(stage_module(module, self._run_dir), others)
+            others = await configured_preloads(self._server({}), self._account, env=self._env, pass_fds=self._pass_fds)
+            preloads[PRELOAD] = with_module(stage_module(module, self._run_dir), others)
+        return list(self._server(preloads))
+
+    def _server(self, more: Mapping[str, str]) -> tuple[str, ...]:
+        """The command line of a server on the data directory, with `more` settings."""
+        forced = forced_settings(
+            major=self._install.major, host=self._host, port=self._port, socket_dir=self._socket_dir
+        )
+        settings = {"config_file": str(self._run_dir / OUR_CONF), **forced, **more}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        return [*server, *options]
+        return (str(self._install.bin_dir / "postgres"), "-D", str(self._data_dir), *options)
 
     def _prepare_run_dir(self) -> None:
         """Makes what the server needs outside its data directory. Raises ConfigurationError."""

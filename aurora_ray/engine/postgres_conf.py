@@ -169,7 +169,7 @@ def troubles_of(rung: Rung, files: Files, why: str, parameters: Mapping[str, str
             EngineTrouble(
                 TroubleCode.READ_ONLY,
                 f"{' and '.join(files.signals)} in the data directory makes the server a standby, which takes no "
-                "writes: `aurora repair NAME signals` removes it and starts the server anew",
+                "writes: `aurora repair cluster NAME signals` removes it and starts the server anew",
             )
         )
     return found

@@ -3,7 +3,7 @@ a script, or open their volume for real. Anything can be made to vanish as if it
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,10 @@ class LocalInstance:
     async def _close_volume(self) -> None:
         if self.volume is not None:
             await self.volume.close()
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        self._check()
+        self.parameters = dict(parameters)
 
     async def add_group(self, placement: GroupPlacement) -> None:
         self.groups = (*self.groups, placement.group)

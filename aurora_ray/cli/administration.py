@@ -1,0 +1,115 @@
+"""Commands for a cluster's parameters, and for repairs of what its users did to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from aurora_ray.cli import options
+from aurora_ray.cli.output import progress, write_json, write_line
+from aurora_ray.errors import UsageError
+
+_SHOWN = "setting <> coalesce(boot_val, '') OR pending_restart OR source NOT IN ('default', 'override')"
+_QUERY = """
+SELECT name, current_setting(name, true), coalesce(boot_val, ''), coalesce(unit, ''),
+       CASE WHEN source = 'command line' THEN 'fixed' WHEN sourcefile LIKE '%/postgresql.auto.conf' THEN 'ALTER SYSTEM'
+            WHEN sourcefile LIKE '%/run/postgresql.conf' THEN 'aurora' ELSE source END,
+       CASE WHEN pending_restart THEN 'pending-reboot' WHEN context = 'internal' THEN 'never'
+            WHEN context = 'postmaster' THEN 'at a reboot' ELSE 'dynamic' END
+FROM pg_settings WHERE {} ORDER BY name"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands; `repair cluster` to the group of repairs if there is one."""
+    app.command(epilog="Example: aurora parameters demo set max_connections=300 jit=on")(parameters)
+    group = next((g.typer_instance for g in app.registered_groups if g.name == "repair"), None)
+    if group is None:
+        group = typer.Typer(help="Mend what keeps a fleet or a cluster from working.", no_args_is_help=True)
+        app.add_typer(group, name="repair")
+    group.command("cluster", epilog="Example: aurora repair cluster demo roles access")(repair_cluster)
+
+
+def parameters(  # noqa: PLR0917  (the command's options)
+    name: options.Name = options.DEFAULT_NAME,
+    verb: Annotated[str | None, typer.Argument(metavar="[set|reset]", help="What to do; without it: show.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="K=V… or K…")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all parameters, not only what was set.")] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Show a cluster's parameters, or set or reset some: value, default, unit, where from, and when a change counts.
+
+    From the weakest to the strongest: ours, the cluster's (set here), ALTER SYSTEM, ALTER DATABASE and ROLE, and the
+    few that are fixed. ALTER SYSTEM RESET lets a value that is set here through.
+    """
+    fleet = options.find(data_dir)
+    if verb is None:
+        rows = _rows(fleet.status(name), everything=everything)
+        if json:
+            write_json(rows)
+        else:
+            _print([("parameter", "value", "default", "unit", "from", "changes"), *(tuple(r.values()) for r in rows)])
+        return
+    changes = _changes(verb, words or [])
+    done = fleet.set_parameters(name, changes)
+    if json:
+        write_json({"cluster": name, "parameters": done})
+        return
+    for one in done:
+        what = "reset" if one["value"] is None else one["value"]
+        write_line(f"{one['name']}: {what} ({one['applies']})")
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    widths = [min(40, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+    for row in rows:
+        write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _changes(verb: str, words: list[str]) -> dict[str, str | None]:
+    if verb not in ("set", "reset") or not words:
+        raise UsageError("say `set K=V …` or `reset K …`")
+    if verb == "reset":
+        return dict.fromkeys(words)
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise UsageError(f"{wrong[0]!r} is not of the form K=V")
+    return {word.partition("=")[0]: word.partition("=")[2] for word in words}
+
+
+def _rows(status: dict[str, Any], *, everything: bool) -> list[dict[str, str]]:
+    """What the server says, and what is declared and does not come from there."""
+    from aurora_ray.cli.clusters import query
+
+    declared = dict(status["parameters"])
+    found = query(status, _QUERY.format("true" if everything else _SHOWN))["rows"]
+    columns = ("name", "value", "default", "unit", "source", "changes")
+    rows = [dict(zip(columns, (str(value) for value in row), strict=True)) for row in found]
+    for row in rows:
+        if row["name"] in declared and row["source"] == "aurora":
+            row["source"] = "cluster"
+    return rows
+
+
+def repair_cluster(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The cluster.")],
+    what: Annotated[list[str], typer.Argument(metavar="WHAT…", help="settings, access, roles, database, signals.")],
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 120.0,
+) -> None:
+    """Mend what users did to a cluster, also one whose engine does not start; the engine starts anew.
+
+    settings: ALTER SYSTEM's and postgresql.conf are emptied (kept beside as aurora.before-repair.*). access: the first
+    pg_hba.conf. roles: the superuser's name, login and password (that of the pass file), no login triggers. database:
+    the database postgres, open to all. signals: no standby.signal and recovery.signal.
+    """
+    fleet = options.find(data_dir)
+    with progress(f"repairing {name}", quiet=json) as say:
+        fleet.repair(name, what, timeout_s=timeout_s)
+        status = fleet.wait_available(name, timeout_s=timeout_s, progress=say)
+    if json:
+        write_json({"cluster": name, "repaired": what, "state": status["state"]})
+    else:
+        write_line(f"{name}: {', '.join(what)} repaired")
