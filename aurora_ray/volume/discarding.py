@@ -17,6 +17,11 @@ SWEEP_AFTER_S: Final = 10.0  # by then an engine that was started on the new mou
 _WAITING_MAX: Final = 4  # so many may wait to be removed; beyond that the newcomer is removed at once
 
 
+def unfinished(directory: Path) -> Path:
+    """A name for what is to become `directory`, never used before; what keeps it is removed by the next sweep."""
+    return directory.with_name(f"{directory.name}.new-{time.time_ns()}")
+
+
 def set_aside(directory: Path) -> Path | None:
     """Renames a directory, so that its name is free; its new name, or None if there is nothing to remove any more.
 
@@ -50,5 +55,5 @@ async def sweep(directory: Path, after_s: float = SWEEP_AFTER_S) -> None:
 
 def _waiting(directory: Path) -> list[Path]:
     with contextlib.suppress(FileNotFoundError):
-        return sorted(directory.parent.glob(f"{directory.name}.old-*"))
+        return sorted(directory.parent.glob(f"{directory.name}.[on][le][dw]-*"))
     return []

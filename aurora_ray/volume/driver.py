@@ -96,7 +96,7 @@ class Driver:
 
     # ---- life
 
-    def register(self, path: Path, ino: int, file_id: int, size: int, extents: array[int]) -> None:
+    def register(self, path: str, ino: int, file_id: int, size: int, extents: array[int]) -> None:
         """A regular file of the mounted tree."""
         slot = self._region.mount_file(ino, file_id, size, len(extents))
         self._local.know(slot, path)

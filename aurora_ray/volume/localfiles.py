@@ -38,9 +38,9 @@ class LocalFiles:
         self._next_look_s = 0.0
         self._missed = False
 
-    def know(self, slot: int, path: Path) -> None:
+    def know(self, slot: int, path: str) -> None:
         """Where a file was mounted."""
-        self._paths[slot] = str(path)
+        self._paths[slot] = path
 
     def close(self) -> None:
         """Closes all of them."""

@@ -10,12 +10,10 @@ in the volume did not happen, and local content is never taken for the truth aft
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fnmatch
 import os
+import re
 import shutil
-from array import array
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,37 +21,22 @@ from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
-from aurora_ray.log.filetable import Entry, FileKind, FileTable
 from aurora_ray.log.layout import NO_GROUP
 from aurora_ray.volume import discarding
 from aurora_ray.volume.driver import Driver
+from aurora_ray.volume.localtree import make_tree
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from aurora_ray.log.filetable import FileTable
     from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.localtree import MountedFile
     from aurora_ray.volume.spec import GroupPlacement
 
 RING_BYTES = 64 << 20
-_FILES_MIN = 1 << 16
-_NO_EXTENTS: array[int] = array("I")
-
-
-@dataclass(frozen=True, slots=True)
-class MountedFile:
-    """A regular file as it was when the volume was mounted; `path` is the first of its names."""
-
-    path: Path
-    ino: int
-    entry: Entry
-
-
-@dataclass(slots=True)
-class LocalTree:
-    """The sparse tree on local disk."""
-
-    files: list[MountedFile] = field(default_factory=list)
+_FILES_MIN = 1 << 18  # places in the region's table; one that is never used takes no memory
 
 
 class MountedVolume:
@@ -93,7 +76,7 @@ class MountedVolume:
         with telemetry.span("mount.file_table"):
             table = await volume.read_file_table()
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
-            tree = await asyncio.to_thread(_make_tree, table, mount_dir, owner_uid, owner_gid)
+            files = await asyncio.to_thread(make_tree, table, mount_dir, owner_uid, owner_gid)
         region = Region(
             page_bytes=volume.spec.page_size,
             base_lsn=volume.tail_lsn,
@@ -106,16 +89,22 @@ class MountedVolume:
         driver: Driver | None = None
         try:
             driver = Driver(volume, region, mount_dir, cache_bytes=cache_bytes, grow=grow)
-            for file in tree.files:
-                driver.register(file.path, file.ino, file.entry.file_id, file.entry.size, file.entry.extents)
+            for file in files:
+                driver.register(
+                    os.path.join(mount_dir, os.fsdecode(file.entry.paths[0])),
+                    file.ino,
+                    file.entry.file_id,
+                    file.entry.size,
+                    file.entry.extents,
+                )
             for group, free in _free_extents(volume, table).items():
                 region.add_group(group, free)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
             mounted = cls(volume, mount_dir, region, driver)
             with telemetry.span("mount.eager"):
-                await driver.prefetch(_matching_slots(region, tree, mount_dir, eager))
-            driver.prefetch_soon(_matching_slots(region, tree, mount_dir, soon))
+                await driver.prefetch(_matching_slots(region, files, eager))
+            driver.prefetch_soon(_matching_slots(region, files, soon))
         except BaseException:
             if driver is not None:
                 await driver.stop()
@@ -208,59 +197,12 @@ def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:
     return {group: max(0, left) for group, left in free.items()}
 
 
-def _matching_slots(region: Region, tree: LocalTree, mount_dir: Path, patterns: Sequence[str]) -> list[int]:
+def _matching_slots(region: Region, files: Sequence[MountedFile], patterns: Sequence[str]) -> list[int]:
+    wanted = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
     slots = []
-    for file in tree.files:
-        name = str(file.path.relative_to(mount_dir))
-        if file.entry.size and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+    for file in files:
+        if file.entry.size and wanted.match(os.fsdecode(file.entry.paths[0])):
             slot = region.find_slot(file.ino)
             if slot is not None:
                 slots.append(slot)
     return slots
-
-
-# ---- the local tree
-
-
-def _make_tree(table: FileTable, mount_dir: Path, uid: int | None, gid: int | None) -> LocalTree:
-    """Makes directories, symbolic links and empty files of the right sizes."""
-    tree = LocalTree()
-    try:
-        discarding.set_aside(mount_dir)
-        mount_dir.mkdir(parents=True, mode=0o700)
-        root = os.fsencode(mount_dir)
-        for entry in table.entries():
-            if entry.paths:
-                _make_entry(tree, root, entry, uid, gid)
-    except OSError as error:
-        shutil.rmtree(mount_dir, ignore_errors=True)
-        raise ConfigurationError(f"cannot mount at {mount_dir}: {error.strerror}") from error
-    return tree
-
-
-def _make_entry(tree: LocalTree, root: bytes, entry: Entry, uid: int | None, gid: int | None) -> None:
-    path = os.path.join(root, entry.paths[0])
-    if entry.kind is FileKind.DIRECTORY:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        os.chmod(path, entry.mode)
-    elif entry.kind is FileKind.SYMLINK:
-        os.symlink(entry.target, path)
-    else:
-        tree.files.append(_make_file(root, path, entry))
-    if uid is not None and gid is not None:
-        os.chown(path, uid, gid, follow_symlinks=False)
-
-
-def _make_file(root: bytes, path: bytes, entry: Entry) -> MountedFile:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(fd, entry.mode)
-        if entry.size:
-            os.ftruncate(fd, entry.size)
-        ino = os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
-    for other in entry.paths[1:]:
-        os.link(path, os.path.join(root, other))
-    return MountedFile(Path(os.fsdecode(path)), ino, entry)
