@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
-from benchmarks import failover, tracing
+from benchmarks import failover, space, tracing
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(failover.app, name="failover")
 app.command("tracing")(tracing.run)
+app.command("space")(space.run)
 
 
 @app.command()
