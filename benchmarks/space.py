@@ -1,7 +1,7 @@
 """What random writes leave on a storage node's disk, while they come in and when they have ended; and what they cost.
 
-One node, in this process, with its disk's own fsync; no engine, no network. Redo is like that of an OLTP load: deltas of
-some 200 bytes on pages taken at random. `python -m benchmarks space`.
+One node, in this process, with its disk's own fsync; no engine, no network. Redo is like that of an OLTP load: deltas
+of some 200 bytes on pages taken at random. `python -m benchmarks space`.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ class _Redo:
             self.lsn += _RECORD_BYTES
             at = choose(len(self._noise) - _DELTA_BYTES)
             record = _HEAD.pack(_RECORD_BYTES, 1, 0, 1, self.lsn, 1, 0, choose(self._pages))
-            record += _RANGE.pack(choose(_PAGE_BYTES - _DELTA_BYTES), _DELTA_BYTES) + self._noise[at : at + _DELTA_BYTES]
+            record += _RANGE.pack(choose(_PAGE_BYTES - _DELTA_BYTES), _DELTA_BYTES)
+            record += self._noise[at : at + _DELTA_BYTES]
             records.append(record.ljust(_RECORD_BYTES, b"\0"))
         batch = encode_batch(
             group=0, volume=self._volume, epoch=1, prev_lsn=self._prev_lsn, flush_start=start, flush_end=self.lsn,
-            time_us=time.time_ns() // 1000, vdl=start, record_count=_FLUSH_RECORDS, groups=[0], records=b"".join(records),
+            time_us=time.time_ns() // 1000, vdl=start, record_count=_FLUSH_RECORDS, groups=[0],
+            records=b"".join(records),
         )  # fmt: skip
         self._prev_lsn = self.lsn
         self.cpu_s += time.thread_time() - began_s
@@ -127,9 +129,9 @@ class _Run:
     def costs(self, cpu_s: float, wall_s: float) -> None:
         """Of appending and merging."""
         cuts = quantiles(self._waits_s, n=100)
-        written_mb = self._redo.lsn / 1e6
+        written_mb, cpu_ms = self._redo.lsn / 1e6, (cpu_s - self._redo.cpu_s) * 1e3
         typer.echo(
-            f"{written_mb / wall_s:.1f} MB/s appended and merged, {(cpu_s - self._redo.cpu_s) / written_mb * 1e3:.1f} ms"
+            f"{written_mb / wall_s:.1f} MB/s appended and merged, {cpu_ms / written_mb:.1f} ms"
             f" of CPU a MB; an append of {_FLUSH_RECORDS * _RECORD_BYTES >> 10} KiB: p50 {cuts[49] * 1e3:.2f} ms,"
             f" p99 {cuts[98] * 1e3:.2f} ms"
         )
@@ -151,7 +153,7 @@ async def measure(*, pages: int, written_mb: int, layer_mb: int, cold_s: float, 
         cpu_s, began_s = time.process_time(), time.monotonic()
         await run.write(segment, written_mb * 10**6, 10)
         deadline_s = time.monotonic() + _DRAIN_S
-        while segment.tail_bytes >= layer_mb << 20 and time.monotonic() < deadline_s:
+        while segment.tail_bytes >= layer_mb << 20 and time.monotonic() < deadline_s:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
         run.costs(time.process_time() - cpu_s, time.monotonic() - began_s)
         for _ in range(4):

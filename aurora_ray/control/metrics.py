@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.control.runtime import ProcessGoneError
+from aurora_ray.control.space import space_troubles
 from aurora_ray.errors import AuroraError
 from aurora_ray.telemetry.fleet_metrics import family, merge
 
@@ -59,7 +60,7 @@ async def fleet_metrics(plane: ControlPlane) -> bytes:
     expositions += [({"process": name}, text) for name, text in zip(instances, texts, strict=True)]
     known = {node_id: state for node_id, state in zip(nodes, states, strict=True) if state is not None}
     declared = [node.node_id for node in plane.fleet.nodes]
-    parts = (_clusters(plane), _endpoints(endpoints), _storage(known, declared), _segments(known))
+    parts = (_clusters(plane, known), _endpoints(endpoints), _storage(known, declared), _segments(known))
     return merge(expositions) + b"".join(chain.from_iterable(parts))
 
 
@@ -80,7 +81,7 @@ async def _state(plane: ControlPlane, node_id: str) -> pb.StateReply | None:
         return None
 
 
-def _clusters(plane: ControlPlane) -> Iterable[bytes]:
+def _clusters(plane: ControlPlane, states: Mapping[str, pb.StateReply]) -> Iterable[bytes]:
     vdls: list[Sample] = []
     epochs: list[Sample] = []
     up: list[Sample] = []
@@ -97,7 +98,7 @@ def _clusters(plane: ControlPlane) -> Iterable[bytes]:
     yield family("aurora_cluster_up", "gauge", "1 while the writer accepts statements", up)
     yield family("aurora_cluster_vdl_bytes", "gauge", "Volume durable LSN, as last looked at", vdls)
     yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
-    told = [*plane.troubles(), *(t for s in statuses if s is not None for t in s.troubles)]
+    told = [*plane.troubles(), *space_troubles(states), *(t for s in statuses if s is not None for t in s.troubles)]
     counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
     troubles = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
     yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", troubles)

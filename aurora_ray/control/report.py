@@ -20,6 +20,7 @@ from aurora_ray.control.model import (
     VolumeState,
 )
 from aurora_ray.control.reconcile import InstancePhase, lacking
+from aurora_ray.control.space import REFUSING, space_troubles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +125,9 @@ def report_cluster(
             "limit_bytes": VOLUME_BYTES_MAX,
         },
         "faults": [dict(fault) for fault in faults],
-        "troubles": [trouble.report() for trouble in sorted({*troubles, *_told(statuses.values())})],
+        "troubles": [
+            trouble.report() for trouble in sorted({*troubles, *_told(statuses.values()), *space_troubles(node_states)})
+        ],
         "notes": [*notes, *_to_be_replaced(fleet, nodes)],
     }
 
@@ -196,21 +199,27 @@ def _instance(
 
 
 def _node(declared: StorageNode, volume: VolumeState, node: Node | None, state: pb.StateReply | None) -> dict[str, Any]:
-    """`scl`: the highest of its groups' (equal to the VDL on a node that misses nothing of the latest writes). `copy`:
-    how far the last or running copies from peers are, null if there were none."""
+    """`state`: full if it takes no redo for want of room, else as `_node_state`. `scl`: the highest of its groups'
+    (equal to the VDL on a node that misses nothing of the latest writes). `copy`: how far the last or running copies
+    from peers are, null if there were none."""
     of_volume = [v for v in state.volumes if v.volume == volume.volume_id.bytes] if state is not None else []
     segments = [segment for v in of_volume for segment in v.segments]
     copies = [segment.copy for segment in segments if segment.HasField("copy")]
     return {
         "id": declared.node_id,
         "az": declared.az,
-        "state": _node_state(declared, volume, node, None if state is None else {s.group for s in segments}),
+        "state": (
+            "full"
+            if state is not None and state.space.state in REFUSING
+            else _node_state(declared, volume, node, None if state is None else {s.group for s in segments})
+        ),
         "pid": node.seen.pid if node is not None else None,
         "address": node.seen.address if node is not None else None,
         "scl": max((int(s.scl) for s in segments), default=0),
         "vdl": max((int(s.vdl) for s in segments), default=0),
         "segments": {str(s.group): int(s.scl) for s in segments},
         "disk_bytes": int(state.disk_bytes) if state is not None else 0,
+        "free_bytes": int(state.space.free_bytes) if state is not None else 0,
         "copy": _progress(copies) if copies else None,
     }
 

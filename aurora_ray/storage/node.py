@@ -25,6 +25,7 @@ from aurora_ray.storage import effects
 from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
 from aurora_ray.storage.graveyard import Graveyard
 from aurora_ray.storage.rocks import WriteFailedError
+from aurora_ray.storage.space import Space, space_of
 from aurora_ray.storage.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.volume import NodeVolume
 
@@ -240,6 +241,11 @@ class Node:
         if full != self.disk_full:
             _log.warning("node %s: the disk is %s", self.config.node_id, "full" if full else "no longer full")
         self.disk_full = full
+
+    def space(self) -> Space:
+        """Room on the disk, now."""
+        free_bytes = self._free_bytes(self.config.data_dir)
+        return space_of(free_bytes, self.config.disk_reserve_bytes, refuses=self.disk_full)
 
     def has_room_for(self, nbytes: int) -> bool:
         """Whether so much may be written in the background, for a while, without taking the room that appends need."""

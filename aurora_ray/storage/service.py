@@ -186,6 +186,7 @@ class StorageService:
             volumes=states,
             counters=node.counters,
             disk_bytes=node.disk_bytes,
+            space=pb.Space(**node.space()._asdict()),
         )
 
     def _segment_state(self, volume: NodeVolume, segment: Segment) -> pb.SegmentState:

@@ -508,7 +508,7 @@ class VolumeState(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes")
+    __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes", "space")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -522,10 +522,22 @@ class StateReply(_message.Message):
     VOLUMES_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     az: str
     pid: int
     volumes: _containers.RepeatedCompositeFieldContainer[VolumeState]
     counters: _containers.ScalarMap[str, int]
     disk_bytes: int
-    def __init__(self, node_id: _Optional[str] = ..., az: _Optional[str] = ..., pid: _Optional[int] = ..., volumes: _Optional[_Iterable[_Union[VolumeState, _Mapping]]] = ..., counters: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
+    space: Space
+    def __init__(self, node_id: _Optional[str] = ..., az: _Optional[str] = ..., pid: _Optional[int] = ..., volumes: _Optional[_Iterable[_Union[VolumeState, _Mapping]]] = ..., counters: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[int] = ..., space: _Optional[_Union[Space, _Mapping]] = ...) -> None: ...
+
+class Space(_message.Message):
+    __slots__ = ("state", "free_bytes", "reserve_bytes")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    free_bytes: int
+    reserve_bytes: int
+    def __init__(self, state: _Optional[str] = ..., free_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,36 @@
+"""What storage nodes say of the room on their disks, as troubles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aurora_ray.troubles import Trouble, TroubleCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+
+REFUSING = ("full", "failing")  # SpaceState of a node that takes no redo
+
+
+def space_troubles(states: Mapping[str, pb.StateReply]) -> Iterator[Trouble]:
+    """Of the nodes that answered, by id."""
+    for node_id, state in sorted(states.items()):
+        space = state.space
+        free, reserve = f"{space.free_bytes / 1e6:.0f} MB", f"{space.reserve_bytes / 1e6:.0f} MB"
+        if space.state == "full":
+            sentence = (
+                f"the disk has {free} free, the reserve is {reserve}: it takes no redo until there is room; "
+                "make some, and it goes on by itself"
+            )
+            yield Trouble(TroubleCode.DISK_FULL, node_id, sentence)
+        elif space.state == "failing":
+            sentence = (
+                f"writes to its disk fail ({free} are free): it takes no redo and tries again each second; "
+                "see its log, and the kernel's"
+            )
+            yield Trouble(TroubleCode.DISK_FULL, node_id, sentence)
+        elif space.state == "low":
+            sentence = f"the disk has {free} free; below {reserve} it takes no redo: make room"
+            yield Trouble(TroubleCode.NODE_WITHOUT_SPACE, node_id, sentence)
