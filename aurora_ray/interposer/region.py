@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ class Region:
         return {
             "LD_PRELOAD": str(library),
             "AURORA_MOUNT": str(mount),
+            "AURORA_DEVICE": str(_device_of_files(mount)),
             "AURORA_REGION_FD": str(self._fd),
             "AURORA_BELL_FD": str(self.bell_fd),
             "AURORA_LIFE_FD": str(self._life_read),
@@ -277,3 +279,9 @@ def _encode_patterns(patterns: Iterable[tuple[str, str]]) -> bytes:
     if len(blob) > native.PATTERN_BYTES_MAX:
         raise ConfigurationError(f"the engine's volatile paths take {len(blob)} bytes, more than fit")
     return blob
+
+
+def _device_of_files(directory: Path) -> int:
+    """The device number of files made in `directory`: an overlay may give another one to directories."""
+    with tempfile.TemporaryFile(dir=directory) as probe:
+        return os.fstat(probe.fileno()).st_dev

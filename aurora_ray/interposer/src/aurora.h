@@ -7,7 +7,8 @@
  *   files.c      what a truncate means to the log, and where extents are placed; making absent pages present
  *   writes.c     what a write means to the log
  *   names.c      what a create, a rename, an unlink means to the log
- *   intercept*.c the libc functions that lead here
+ *   places.c     which path is a file of the mount; descriptors.c: which descriptor
+ *   intercept*.c the libc functions that lead here; README.md, beside this folder, says what happens on other ways
  *   driver.c     the consumer's side, called by Python through ctypes; driver_pages.c is its part about local files
  *
  * Rules that everything keeps:
@@ -25,6 +26,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #define AR_EXPORT __attribute__((visibility("default")))
@@ -117,6 +119,7 @@ _Static_assert(sizeof(union node) == 2048, "node");
 struct slot { /* a file */
     _Atomic uint64_t ino; /* of the local file: how an open descriptor finds its slot */
     uint64_t file_id;
+    _Atomic uint64_t born; /* when the local file was made, in ns; with ino it tells files apart; 0: not known yet */
     _Atomic uint64_t size;
     _Atomic uint64_t last_lsn;  /* of its newest record: what fsync waits for */
     _Atomic uint64_t tree;      /* root node << 32 | height; both change at once */
@@ -256,12 +259,28 @@ void ar_know_extents(struct slot *slot, uint32_t first, uint32_t end);
 void ar_for_other_groups(struct slot *slot, uint32_t first, void (*copy)(struct slot *, uint32_t, uint64_t),
                          uint64_t argument);
 
+/* places.c: a place is a name in a directory that is held open, so that nobody can put another one in its way. */
+struct place {
+    int dir;          /* O_PATH descriptor of the directory */
+    const char *name; /* in it; slashes at its end, which the kernel cares for, are kept */
+    char text[4096];  /* what name points into */
+};
+const char *ar_local_path(const struct place *at, char out[4096]);
+const char *ar_path_of(int fd, char out[4096]);
+bool ar_same_file(struct slot *slot, const struct statx *st);
+int ar_look(int dir, const char *name, int flags, struct statx *st);
+uint64_t ar_born(const struct statx *st);
+
 /* names.c: the same */
-int ar_create(int dir_fd, const char *path, const char *local, int flags, mode_t mode, struct slot **slot);
-int ar_unlink(int dir_fd, const char *path, const char *local);
-int ar_rename(int from_dir, const char *from, const char *from_local, int to_dir, const char *to, const char *to_local);
-int ar_link(const char *from, const char *from_local, const char *to, const char *to_local);
-void ar_name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second);
+int ar_create(const struct place *at, int flags, mode_t mode);
+struct slot *ar_import(int fd, const char *local);
+int ar_unlink(const struct place *at);
+int ar_rename(const struct place *from, const struct place *to, unsigned flags, const char *hidden);
+int ar_link(int seen, const struct place *to);
+int ar_mkdir(const struct place *at, mode_t mode);
+int ar_rmdir(const struct place *at);
+int ar_symlink(const char *target, const struct place *at);
+int ar_chmod(int fd, mode_t mode, int (*change)(void *), void *argument);
 
 /* The libc's own functions: files.c changes the local tree through them. */
 #include "libc_calls.h"

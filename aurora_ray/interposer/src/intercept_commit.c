@@ -61,5 +61,7 @@ AR_EXPORT int system(const char *command)
 {
     if (hooks.before_sleep)
         ar_wait_for_ordered();
+    ar_capture_streams(-1);
+    ar_own_environment();
     return real_system(command);
 }

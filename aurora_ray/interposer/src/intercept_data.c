@@ -1,8 +1,6 @@
 /* Interposed: reading, writing, making durable, sizing. */
 #include "intercept.h"
-#include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -24,7 +22,7 @@
             return call;                                                                                               \
     }
 
-static ssize_t pread_any(int fd, void *to, size_t n, off_t at)
+ssize_t ar_pread(int fd, void *to, size_t n, off_t at)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot || at < 0)
@@ -53,43 +51,43 @@ static ssize_t preadv_any(int fd, const struct iovec *v, int n, off_t at)
 static ssize_t advance(int fd, off_t at, ssize_t n)
 {
     if (n > 0)
-        lseek(fd, at + n, SEEK_SET);
+        real_lseek(fd, at + n, SEEK_SET);
     return n;
 }
 
-static ssize_t read_any(int fd, void *to, size_t n)
+ssize_t ar_read(int fd, void *to, size_t n)
 {
     if (!ar_slot_of(fd))
         return real_read(fd, to, n);
-    off_t at = lseek(fd, 0, SEEK_CUR);
-    return advance(fd, at, pread_any(fd, to, n, at));
+    off_t at = real_lseek(fd, 0, SEEK_CUR);
+    return advance(fd, at, ar_pread(fd, to, n, at));
 }
 
 AR_EXPORT ssize_t read(int fd, void *to, size_t n)
 {
     ar_resolve_libc();
-    return read_any(fd, to, n);
+    return ar_read(fd, to, n);
 }
 AR_EXPORT ssize_t __read_chk(int fd, void *to, size_t n, size_t room)
 {
-    return ar_slot_of(fd) && n <= room ? read_any(fd, to, n) : real___read_chk(fd, to, n, room);
+    return ar_slot_of(fd) && n <= room ? ar_read(fd, to, n) : real___read_chk(fd, to, n, room);
 }
 AR_EXPORT ssize_t readv(int fd, const struct iovec *v, int n)
 {
     if (!ar_slot_of(fd))
         return real_readv(fd, v, n);
-    off_t at = lseek(fd, 0, SEEK_CUR);
+    off_t at = real_lseek(fd, 0, SEEK_CUR);
     return advance(fd, at, preadv_any(fd, v, n, at));
 }
-AR_EXPORT ssize_t pread(int fd, void *to, size_t n, off_t at) { return pread_any(fd, to, n, at); }
-AR_EXPORT ssize_t pread64(int fd, void *to, size_t n, off_t at) { return pread_any(fd, to, n, at); }
+AR_EXPORT ssize_t pread(int fd, void *to, size_t n, off_t at) { return ar_pread(fd, to, n, at); }
+AR_EXPORT ssize_t pread64(int fd, void *to, size_t n, off_t at) { return ar_pread(fd, to, n, at); }
 AR_EXPORT ssize_t __pread_chk(int fd, void *to, size_t n, off_t at, size_t room)
 {
-    return ar_slot_of(fd) && n <= room ? pread_any(fd, to, n, at) : real___pread_chk(fd, to, n, at, room);
+    return ar_slot_of(fd) && n <= room ? ar_pread(fd, to, n, at) : real___pread_chk(fd, to, n, at, room);
 }
 AR_EXPORT ssize_t __pread64_chk(int fd, void *to, size_t n, off_t at, size_t room)
 {
-    return ar_slot_of(fd) && n <= room ? pread_any(fd, to, n, at) : real___pread64_chk(fd, to, n, at, room);
+    return ar_slot_of(fd) && n <= room ? ar_pread(fd, to, n, at) : real___pread64_chk(fd, to, n, at, room);
 }
 AR_EXPORT ssize_t preadv(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
 AR_EXPORT ssize_t preadv64(int fd, const struct iovec *v, int n, off_t at) { return preadv_any(fd, v, n, at); }
@@ -105,20 +103,45 @@ AR_EXPORT ssize_t preadv64v2(int fd, const struct iovec *v, int n, off_t at, int
     return preadv2(fd, v, n, at, flags);
 }
 
+/*
+ * All of the file is here on return and stays: somebody reads it past this library. Returns 0, or -1 with errno.
+ */
+int ar_keep_present(int fd, struct slot *slot)
+{
+    ar_wait_if_ordered(slot);
+    atomic_store(&slot->pinned, 1);
+    return ar_need(fd, slot, 0, atomic_load(&slot->size));
+}
+
+/* A mapping that the kernel lets nobody make writable later (mprotect): it is of a descriptor that cannot write. */
+static void *map_readable(void *hint, size_t n, int protection, int flags, int fd, off_t at)
+{
+    char link[64];
+    int only_reads = real_openat(AT_FDCWD, ar_proc_link(fd, link), O_RDONLY | O_CLOEXEC);
+    if (only_reads < 0)
+        return MAP_FAILED;
+    void *p = real_mmap(hint, n, protection, flags, only_reads, at);
+    int error = errno;
+    real_close(only_reads);
+    errno = error;
+    return p;
+}
+
 static void *mmap_any(void *hint, size_t n, int protection, int flags, int fd, off_t at)
 {
     struct slot *slot = flags & MAP_ANONYMOUS ? NULL : ar_slot_of(fd);
-    if (slot && (flags & MAP_TYPE) != MAP_PRIVATE && protection & PROT_WRITE) {
+    bool shared = (flags & MAP_TYPE) != MAP_PRIVATE;
+    if (!slot)
+        return real_mmap(hint, n, protection, flags, fd, at);
+    if (shared && protection & PROT_WRITE) {
         errno = ENODEV; /* stores through a mapping cannot be seen, so they could not be logged */
         return MAP_FAILED;
     }
-    if (slot) {
-        ar_wait_if_ordered(slot);
-        atomic_store(&slot->pinned, 1);
-        if (ar_need(fd, slot, (uint64_t)at, n) < 0)
-            return MAP_FAILED;
-    }
-    return real_mmap(hint, n, protection, flags, fd, at);
+    ar_wait_if_ordered(slot);
+    atomic_store(&slot->pinned, 1);
+    if (ar_need(fd, slot, (uint64_t)at, n) < 0)
+        return MAP_FAILED;
+    return shared ? map_readable(hint, n, protection, flags, fd, at) : real_mmap(hint, n, protection, flags, fd, at);
 }
 AR_EXPORT void *mmap(void *hint, size_t n, int protection, int flags, int fd, off_t at)
 {
@@ -145,12 +168,12 @@ static ssize_t append(int fd, struct slot *slot, const void *from, size_t n, boo
     off_t end = 0;
     ssize_t done = ar_write_end(fd, slot, from, n, &end);
     if (done > 0 && moves)
-        lseek(fd, end, SEEK_SET);
+        real_lseek(fd, end, SEEK_SET);
     after_write(fd, slot, done);
     return done;
 }
 
-static ssize_t pwrite_any(int fd, const void *from, size_t n, off_t at)
+ssize_t ar_pwrite(int fd, const void *from, size_t n, off_t at)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot)
@@ -169,25 +192,25 @@ ssize_t ar_write(int fd, const void *from, size_t n)
         return real_write(fd, from, n);
     if (ar_fds[fd].flags & FD_APPEND)
         return append(fd, slot, from, n, true);
-    off_t at = lseek(fd, 0, SEEK_CUR);
-    return advance(fd, at, pwrite_any(fd, from, n, at));
+    off_t at = real_lseek(fd, 0, SEEK_CUR);
+    return advance(fd, at, ar_pwrite(fd, from, n, at));
 }
 
-enum place { AT_POSITION, AT_OFFSET, AT_END };
+enum spot { AT_POSITION, AT_OFFSET, AT_END };
 
-static ssize_t write_placed(int fd, const void *from, size_t n, off_t at, enum place place)
+static ssize_t write_placed(int fd, const void *from, size_t n, off_t at, enum spot spot)
 {
-    if (place == AT_END)
+    if (spot == AT_END)
         return append(fd, ar_slot_of(fd), from, n, at == -1);
-    return place == AT_OFFSET ? pwrite_any(fd, from, n, at) : ar_write(fd, from, n);
+    return spot == AT_OFFSET ? ar_pwrite(fd, from, n, at) : ar_write(fd, from, n);
 }
 
 /* Vectors are gathered: a write is compared and logged as one run of bytes. */
-static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, enum place place)
+static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, enum spot spot)
 {
     size_t bytes = total(v, n), done = 0;
     if (n == 1)
-        return write_placed(fd, v->iov_base, bytes, at, place);
+        return write_placed(fd, v->iov_base, bytes, at, spot);
     char *all = malloc(bytes ? bytes : 1);
     if (!all) {
         errno = ENOMEM;
@@ -197,7 +220,7 @@ static ssize_t gathered(int fd, const struct iovec *v, int n, off_t at, enum pla
         memcpy(all + done, v[i].iov_base, v[i].iov_len);
         done += v[i].iov_len;
     }
-    ssize_t result = write_placed(fd, all, bytes, at, place);
+    ssize_t result = write_placed(fd, all, bytes, at, spot);
     int error = errno;
     free(all);
     errno = error;
@@ -218,8 +241,8 @@ AR_EXPORT ssize_t writev(int fd, const struct iovec *v, int n)
 {
     return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, 0, AT_POSITION) : real_writev(fd, v, n);
 }
-AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
-AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return pwrite_any(fd, from, n, at); }
+AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return ar_pwrite(fd, from, n, at); }
+AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return ar_pwrite(fd, from, n, at); }
 AR_EXPORT ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
 AR_EXPORT ssize_t pwritev64(int fd, const struct iovec *v, int n, off_t at) { return pwritev_any(fd, v, n, at); }
 
@@ -229,8 +252,8 @@ AR_EXPORT ssize_t pwritev2(int fd, const struct iovec *v, int n, off_t at, int f
     struct slot *slot = ar_slot_of(fd);
     if (!slot || n <= 0)
         return real_pwritev2(fd, v, n, at, flags);
-    enum place place = flags & RWF_APPEND ? AT_END : at == -1 ? AT_POSITION : AT_OFFSET;
-    ssize_t done = gathered(fd, v, n, at, place);
+    enum spot spot = flags & RWF_APPEND ? AT_END : at == -1 ? AT_POSITION : AT_OFFSET;
+    ssize_t done = gathered(fd, v, n, at, spot);
     if (done > 0 && flags & (RWF_SYNC | RWF_DSYNC))
         ar_wait_durable(atomic_load(&slot->last_lsn));
     return done;
@@ -240,68 +263,16 @@ AR_EXPORT ssize_t pwritev64v2(int fd, const struct iovec *v, int n, off_t at, in
     return pwritev2(fd, v, n, at, flags);
 }
 
-static ssize_t copy_in_steps(int in, off_t *in_at, int out, off_t *out_at, size_t n, char *buffer, size_t room)
-{
-    size_t done = 0;
-    while (done < n) {
-        size_t want = n - done < room ? n - done : room;
-        ssize_t got = in_at ? pread_any(in, buffer, want, *in_at) : read_any(in, buffer, want);
-        if (got <= 0)
-            return done ? (ssize_t)done : got;
-        ssize_t put = out_at ? pwrite_any(out, buffer, (size_t)got, *out_at) : ar_write(out, buffer, (size_t)got);
-        if (put < 0)
-            return done ? (ssize_t)done : put;
-        if (in_at)
-            *in_at += put;
-        else if (put < got)
-            lseek(in, put - got, SEEK_CUR);
-        if (out_at)
-            *out_at += put;
-        done += (size_t)put;
-        if (put < got)
-            break;
-    }
-    return (ssize_t)done;
-}
-
-/* Copies inside the kernel would be invisible; these go through memory when either side is ours. */
-static ssize_t copy_through(int in, off_t *in_at, int out, off_t *out_at, size_t n)
-{
-    const size_t room = 65536;
-    char *buffer = malloc(room); /* not thread-local, and not on the stack: threads may have little of either */
-    if (!buffer) {
-        errno = ENOMEM;
-        return -1;
-    }
-    ssize_t done = copy_in_steps(in, in_at, out, out_at, n, buffer, room);
-    int error = errno;
-    free(buffer);
-    errno = error;
-    return done;
-}
-
-AR_EXPORT ssize_t copy_file_range(int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags)
-{
-    if (!ar_slot_of(in) && !ar_slot_of(out))
-        return real_copy_file_range(in, in_at, out, out_at, n, flags);
-    return copy_through(in, in_at, out, out_at, n);
-}
-AR_EXPORT ssize_t sendfile(int out, int in, off_t *at, size_t n)
-{
-    return ar_slot_of(in) || ar_slot_of(out) ? copy_through(in, at, out, NULL, n) : real_sendfile(out, in, at, n);
-}
-AR_EXPORT ssize_t sendfile64(int out, int in, off_t *at, size_t n)
-{
-    return ar_slot_of(in) || ar_slot_of(out) ? copy_through(in, at, out, NULL, n) : real_sendfile64(out, in, at, n);
-}
-
 /* ---- durability */
 
+/* A directory's fsync asks that the names in it last: they are in the log. */
 static bool wait_for_fd(int fd)
 {
-    if (!ar_active || fd < 0 || fd >= FD_MAX || !ar_fds[fd].slot)
-        return false;
+    char out[PATH_MAX];
+    struct stat st;
     struct slot *slot = ar_slot_of(fd);
+    if (!slot && (!ar_active || real_fstat(fd, &st) < 0 || !S_ISDIR(st.st_mode) || !ar_path_of(fd, out)))
+        return false;
     ar_wait_durable(slot ? atomic_load_explicit(&slot->last_lsn, memory_order_acquire) : ar_tail_lsn());
     return true;
 }
@@ -327,7 +298,7 @@ AR_EXPORT int syncfs(int fd)
         return -1;
     if (ar_active)
         ar_wait_durable(ar_tail_lsn());
-    return ar_active && fd >= 0 && fd < FD_MAX && ar_fds[fd].slot ? 0 : real_syncfs(fd);
+    return ar_slot_of(fd) || wait_for_fd(fd) ? 0 : real_syncfs(fd);
 }
 AR_EXPORT void sync(void)
 {
@@ -350,8 +321,7 @@ static int ftruncate_any(int fd, off_t size)
 }
 static int truncate_any(const char *path, off_t size)
 {
-    char out[PATH_MAX];
-    if (!ar_durable_path(AT_FDCWD, path, out))
+    if (!ar_would_be_ours(AT_FDCWD, path, 0))
         return real_truncate(path, size);
     int fd = ar_open(AT_FDCWD, path, O_RDWR, 0);
     if (fd < 0)

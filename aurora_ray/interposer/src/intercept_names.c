@@ -1,39 +1,35 @@
 /* Interposed: everything that changes names, modes and directories. */
 #include "intercept.h"
-#include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* ---- names */
+/* Ends the use of places and descriptors with what the call has come to. */
+static int left(struct place *at, int result)
+{
+    ar_leave(at);
+    return result;
+}
+static int closed(int fd, int result)
+{
+    int error = errno;
+    real_close(fd);
+    errno = error;
+    return result;
+}
 
-/* A change of the tree that is one local call and one record. */
-#define LOGGED(local, call, type, file_id, mode, first, second)                                                        \
-    {                                                                                                                  \
-        ar_lock_with_space(4 * 4096);                                                                                  \
-        int result = call, error = errno;                                                                              \
-        if (!result)                                                                                                   \
-            ar_name_record(type, file_id, mode, first, second);                                                        \
-        ar_unlock();                                                                                                   \
-        errno = error;                                                                                                 \
-        return result;                                                                                                 \
-    }
+/* ---- names that go */
 
 static int unlink_any(int dir, const char *path)
 {
-    char out[PATH_MAX];
-    const char *local = ar_durable_path(dir, path, out);
-    return local ? ar_unlink(dir, path, local) : real_unlinkat(dir, path, 0);
+    struct place at;
+    return ar_durable_place(dir, path, false, &at) ? left(&at, ar_unlink(&at)) : real_unlinkat(dir, path, 0);
 }
 static int rmdir_any(int dir, const char *path)
 {
-    char out[PATH_MAX];
-    const char *local = ar_durable_path(dir, path, out);
-    if (!local)
-        return real_unlinkat(dir, path, AT_REMOVEDIR);
-    LOGGED(local, real_unlinkat(dir, path, AT_REMOVEDIR), REC_RMDIR, 0, 0, local, NULL)
+    struct place at;
+    return ar_durable_place(dir, path, false, &at) ? left(&at, ar_rmdir(&at)) : real_unlinkat(dir, path, AT_REMOVEDIR);
 }
 AR_EXPORT int unlink(const char *path) { return unlink_any(AT_FDCWD, path); }
 AR_EXPORT int unlinkat(int dir, const char *path, int flags)
@@ -43,135 +39,243 @@ AR_EXPORT int unlinkat(int dir, const char *path, int flags)
 AR_EXPORT int rmdir(const char *path) { return rmdir_any(AT_FDCWD, path); }
 AR_EXPORT int remove(const char *path)
 {
-    struct stat st;
-    return lstat(path, &st) == 0 && S_ISDIR(st.st_mode) ? rmdir_any(AT_FDCWD, path) : unlink_any(AT_FDCWD, path);
+    int result = unlink_any(AT_FDCWD, path);
+    return result < 0 && errno == EISDIR ? rmdir_any(AT_FDCWD, path) : result;
 }
 
-/* What was not logged so far becomes ar_durable_path under its new name: its whole content goes into the log. */
-static int rename_into(int from_dir, const char *from, int to_dir, const char *to)
+/* ---- renames */
+
+#define TRIES_MAX 100
+
+/*
+ * What the log does not know yet is logged with all its content, under the name that it has or, if changes there are not
+ * logged, under one beside its new place that is only in the log. Returns false with errno if that cannot be.
+ */
+static bool bring_in(const struct place *from, const struct place *to, char hidden[PATH_MAX], bool *is_hidden)
 {
-    struct stat st;
-    char buffer[65536];
-    if (fstatat(from_dir, from, &st, AT_SYMLINK_NOFOLLOW) < 0)
-        return -1;
-    if (!S_ISREG(st.st_mode)) {
+    struct statx st;
+    char out[PATH_MAX];
+    const char *local = ar_local_path(from, out);
+    *is_hidden = !local || !*local || ar_is_volatile(local);
+    if (ar_look(from->dir, from->name, AT_SYMLINK_NOFOLLOW, &st) < 0)
+        return false;
+    if (!S_ISREG(st.stx_mode)) {
+        errno = EXDEV; /* of a directory from elsewhere, all that is below; callers copy */
+        return !*is_hidden;
+    }
+    if (!ar_on_device(&st)) {
         errno = EXDEV;
-        return -1;
+        return false;
     }
-    int in = real_openat(from_dir, from, O_RDONLY);
-    int out = in < 0 ? -1 : ar_open(to_dir, to, O_RDWR | O_CREAT | O_TRUNC, st.st_mode & 07777);
-    ssize_t n = out < 0 ? -1 : 0;
-    while (out >= 0 && (n = real_read(in, buffer, sizeof buffer)) > 0)
-        if (ar_write(out, buffer, (size_t)n) != n)
-            break;
-    int error = errno;
-    if (in >= 0)
-        real_close(in);
-    if (out >= 0)
-        close(out);
-    errno = error;
-    return n ? -1 : real_unlinkat(from_dir, from, 0);
+    if (*is_hidden) {
+        struct place beside = *to;
+        char name[64];
+        snprintf(name, sizeof name, ".aurora-%llx-%x", (unsigned long long)st.stx_ino, (unsigned)getpid());
+        beside.name = name;
+        local = ar_local_path(&beside, hidden);
+        if (!local)
+            return false;
+        memmove(hidden, local, strlen(local) + 1);
+    }
+    int fd = real_openat(from->dir, from->name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    struct slot *slot = ar_find(st.stx_ino);
+    bool known = slot && ar_same_file(slot, &st), imported = !known && ar_import(fd, *is_hidden ? hidden : local);
+    if (imported)
+        ar_forget_foreign();
+    closed(fd, 0);
+    return known || imported;
 }
 
-static int rename_any(int from_dir, const char *from, int to_dir, const char *to)
+static int rename_into(const struct place *from, const struct place *to, unsigned flags)
 {
-    char from_out[PATH_MAX], to_out[PATH_MAX];
-    const char *from_local = ar_durable_path(from_dir, from, from_out), *to_local = ar_durable_path(to_dir, to, to_out);
-    if (from_local && to_local)
-        return ar_rename(from_dir, from, from_local, to_dir, to, to_local);
-    if (to_local)
-        return rename_into(from_dir, from, to_dir, to);
-    if (from_local) {
-        errno = EXDEV; /* callers copy and unlink then */
-        return -1;
+    char hidden[PATH_MAX];
+    bool is_hidden;
+    int result = -1;
+    for (int tries = 0; tries < TRIES_MAX; tries++) {
+        if (!bring_in(from, to, hidden, &is_hidden))
+            return -1;
+        result = ar_rename(from, to, flags, is_hidden ? hidden : NULL);
+        if (!result || errno != EAGAIN)
+            break;
     }
-    return real_renameat(from_dir, from, to_dir, to);
+    return result;
 }
-AR_EXPORT int rename(const char *from, const char *to) { return rename_any(AT_FDCWD, from, AT_FDCWD, to); }
+
+/* A place that need not be the volume's. */
+static bool any_place(int dir, const char *path, struct place *at, bool *durable)
+{
+    *durable = ar_durable_place(dir, path, false, at);
+    return *durable || ar_place(dir, path, at);
+}
+
+static int rename_any(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
+{
+    struct place source, target;
+    bool ours;
+    if (!ar_durable_place(to_dir, to, false, &target)) {
+        if (!ar_durable_place(from_dir, from, false, &source))
+            return real_renameat2(from_dir, from, to_dir, to, flags);
+        errno = EXDEV; /* callers copy and unlink then */
+        return left(&source, -1);
+    }
+    if (flags & ~RENAME_NOREPLACE) {
+        errno = EINVAL; /* as on file systems that do not know the flag */
+        return left(&target, -1);
+    }
+    if (!any_place(from_dir, from, &source, &ours))
+        return left(&target, -1);
+    int result = ours ? ar_rename(&source, &target, flags, NULL) : -1;
+    if (!ours || (result < 0 && errno == EAGAIN))
+        result = rename_into(&source, &target, flags);
+    ar_leave(&source);
+    return left(&target, result);
+}
+AR_EXPORT int rename(const char *from, const char *to) { return rename_any(AT_FDCWD, from, AT_FDCWD, to, 0); }
 AR_EXPORT int renameat(int from_dir, const char *from, int to_dir, const char *to)
 {
-    return rename_any(from_dir, from, to_dir, to);
+    return rename_any(from_dir, from, to_dir, to, 0);
 }
 AR_EXPORT int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
 {
-    char a[PATH_MAX], b[PATH_MAX];
-    if (!flags)
-        return rename_any(from_dir, from, to_dir, to);
-    if (ar_durable_path(from_dir, from, a) || ar_durable_path(to_dir, to, b)) {
-        errno = EINVAL; /* as on file systems that do not know the flag */
-        return -1;
-    }
-    return real_renameat2(from_dir, from, to_dir, to, flags);
+    return rename_any(from_dir, from, to_dir, to, flags);
 }
 
-AR_EXPORT int link(const char *from, const char *to)
+/* ---- more names of what there is */
+
+static bool is_volumes(int fd, bool import)
 {
-    char a[PATH_MAX], b[PATH_MAX];
-    const char *from_local = ar_durable_path(AT_FDCWD, from, a), *to_local = ar_durable_path(AT_FDCWD, to, b);
-    if (!from_local != !to_local) {
-        errno = EXDEV;
-        return -1;
-    }
-    return from_local ? ar_link(from, from_local, to, to_local) : real_link(from, to);
+    struct statx st;
+    return ar_look(fd, "", AT_EMPTY_PATH, &st) == 0 && ar_file_of(fd, &st, import);
 }
+
+static int link_any(int from_dir, const char *from, int to_dir, const char *to, int flags)
+{
+    struct place target;
+    int how = O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_FOLLOW ? 0 : O_NOFOLLOW);
+    if (!ar_active)
+        return real_linkat(from_dir, from, to_dir, to, flags);
+    bool itself = flags & AT_EMPTY_PATH && !*from;
+    int seen = itself ? real_fcntl(from_dir, F_DUPFD_CLOEXEC, 0) : real_openat(from_dir, from, how);
+    if (seen < 0)
+        return -1;
+    if (ar_durable_place(to_dir, to, false, &target)) {
+        is_volumes(seen, true);
+        int result = left(&target, ar_link(seen, &target));
+        if (!result)
+            ar_forget_foreign();
+        return closed(seen, result);
+    }
+    if (is_volumes(seen, false)) {
+        errno = EXDEV;
+        return closed(seen, -1);
+    }
+    return closed(seen, real_linkat(from_dir, from, to_dir, to, flags));
+}
+AR_EXPORT int link(const char *from, const char *to) { return link_any(AT_FDCWD, from, AT_FDCWD, to, 0); }
 AR_EXPORT int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags)
 {
-    char a[PATH_MAX], b[PATH_MAX];
-    if (from_dir == AT_FDCWD && to_dir == AT_FDCWD && !flags)
-        return link(from, to);
-    if (ar_durable_path(from_dir, from, a) || ar_durable_path(to_dir, to, b)) {
-        errno = EXDEV;
-        return -1;
+    return link_any(from_dir, from, to_dir, to, flags);
+}
+
+/* Whether a link at `local` (a path in the mount) with this target leads out of the mount, as far as text can tell. */
+static bool leads_out(const char *target, const char *local)
+{
+    int depth = 0;
+    for (const char *p = local; (p = strchr(p, '/')); p++)
+        depth++;
+    for (const char *p = target; *p && depth >= 0;) {
+        size_t n = strcspn(p, "/");
+        depth += n == 2 && !strncmp(p, "..", 2) ? -1 : n && !(n == 1 && *p == '.');
+        p += n + (p[n] == '/');
     }
-    return real_linkat(from_dir, from, to_dir, to, flags);
+    return target[0] == '/' || depth < 0;
 }
 
 AR_EXPORT int symlinkat(const char *target, int dir, const char *path)
 {
+    struct place at;
     char out[PATH_MAX];
-    const char *local = ar_durable_path(dir, path, out);
-    if (!local)
+    if (!ar_durable_place(dir, path, false, &at))
         return real_symlinkat(target, dir, path);
-    if (target[0] == '/') {
-        errno = EPERM; /* a tablespace elsewhere: what is written there would be in no volume */
-        return -1;
+    const char *local = ar_local_path(&at, out);
+    if (local && leads_out(target, local)) {
+        errno = EOPNOTSUPP; /* a tablespace elsewhere: what is written there would be in no volume */
+        return left(&at, -1);
     }
-    LOGGED(local, real_symlinkat(target, dir, path), REC_SYMLINK, 0, 0, target, local)
+    return left(&at, ar_symlink(target, &at));
 }
 AR_EXPORT int symlink(const char *target, const char *path) { return symlinkat(target, AT_FDCWD, path); }
 
+/* ---- directories, special files */
+
 AR_EXPORT int mkdirat(int dir, const char *path, mode_t mode)
 {
-    char out[PATH_MAX];
-    const char *local = ar_durable_path(dir, path, out);
-    if (!local)
-        return real_mkdirat(dir, path, mode);
-    LOGGED(local, real_mkdirat(dir, path, mode), REC_MKDIR, 0, mode & 07777, local, NULL)
+    struct place at;
+    return ar_durable_place(dir, path, false, &at) ? left(&at, ar_mkdir(&at, mode)) : real_mkdirat(dir, path, mode);
 }
 AR_EXPORT int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
+
+AR_EXPORT int mknodat(int dir, const char *path, mode_t mode, dev_t device)
+{
+    if (mode & S_IFMT && !S_ISREG(mode))
+        return real_mknodat(dir, path, mode, device); /* FIFOs and sockets are gone after a failover */
+    int fd = ar_open(dir, path, O_WRONLY | O_CREAT | O_EXCL, mode & 07777);
+    return fd < 0 ? -1 : close(fd);
+}
+AR_EXPORT int mknod(const char *path, mode_t mode, dev_t device) { return mknodat(AT_FDCWD, path, mode, device); }
+
+/* ---- modes */
 
 AR_EXPORT int fchmodat(int dir, const char *path, mode_t mode, int flags)
 {
     char out[PATH_MAX];
-    const char *local = ar_durable_path(dir, path, out);
-    if (!local)
+    if (!ar_active)
         return real_fchmodat(dir, path, mode, flags);
-    LOGGED(local, real_fchmodat(dir, path, mode, flags), REC_CHMOD, 0, mode & 07777, local, NULL)
+    int fd = real_openat(dir, path, O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0));
+    if (fd < 0)
+        return -1;
+    const char *local = ar_path_of(fd, out);
+    return closed(fd, local && *local ? ar_chmod(fd, mode, NULL, NULL) : real_fchmodat(dir, path, mode, flags));
 }
-AR_EXPORT int chmod(const char *path, mode_t mode)
-{
-    char out[PATH_MAX];
-    return ar_durable_path(AT_FDCWD, path, out) ? fchmodat(AT_FDCWD, path, mode, 0) : real_chmod(path, mode);
-}
+AR_EXPORT int chmod(const char *path, mode_t mode) { return fchmodat(AT_FDCWD, path, mode, 0); }
 AR_EXPORT int fchmod(int fd, mode_t mode)
 {
-    char link[64], path[PATH_MAX];
-    if (!ar_slot_of(fd))
-        return real_fchmod(fd, mode);
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = readlink(link, path, sizeof path - 1);
-    if (n <= 0)
-        return real_fchmod(fd, mode);
-    path[n] = 0;
-    return chmod(path, mode);
+    char out[PATH_MAX];
+    const char *local = ar_active ? ar_path_of(fd, out) : NULL;
+    return local && *local ? ar_chmod(fd, mode, NULL, NULL) : real_fchmod(fd, mode);
+}
+
+/* An access control list changes the mode as well, and is how programs copy modes. The lists themselves are not kept. */
+struct attribute {
+    int fd;
+    const char *name;
+    const void *value;
+    size_t bytes;
+    int flags;
+};
+static int set_attribute(void *argument)
+{
+    struct attribute *it = argument;
+    char link[64];
+    return real_setxattr(ar_proc_link(it->fd, link), it->name, it->value, it->bytes, it->flags);
+}
+static bool sets_mode(const char *name) { return ar_active && !strcmp(name, "system.posix_acl_access"); }
+
+AR_EXPORT int fsetxattr(int fd, const char *name, const void *value, size_t bytes, int flags)
+{
+    char out[PATH_MAX];
+    struct attribute it = {fd, name, value, bytes, flags};
+    if (!sets_mode(name) || !ar_path_of(fd, out))
+        return real_fsetxattr(fd, name, value, bytes, flags);
+    return ar_chmod(fd, 0, set_attribute, &it);
+}
+AR_EXPORT int setxattr(const char *path, const char *name, const void *value, size_t bytes, int flags)
+{
+    int fd = sets_mode(name) ? real_openat(AT_FDCWD, path, O_PATH | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return real_setxattr(path, name, value, bytes, flags);
+    struct attribute it = {fd, name, value, bytes, flags};
+    return closed(fd, ar_chmod(fd, 0, set_attribute, &it));
 }

@@ -4,12 +4,19 @@
  */
 #ifndef LIBC_CALLS_H
 #define LIBC_CALLS_H
+#include <aio.h>
+#include <dirent.h>
+#include <spawn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
+#define AR_SPAWN_PARAMETERS                                                                                            \
+    (pid_t * pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes,    \
+     char *const arguments[], char *const environment[])
 #define LIBC_CALLS(X)                                                                                                  \
     X(int, open, (const char *path, int flags, ...))                                                                   \
     X(int, open64, (const char *path, int flags, ...))                                                                 \
@@ -82,8 +89,6 @@
     X(int, chmod, (const char *path, mode_t mode))                                                                     \
     X(int, fchmodat, (int dir, const char *path, mode_t mode, int flags))                                              \
     X(int, fchmod, (int fd, mode_t mode))                                                                              \
-    X(int, chdir, (const char *path))                                                                                  \
-    X(int, fchdir, (int fd))                                                                                           \
     X(FILE *, fopen, (const char *path, const char *mode))                                                             \
     X(FILE *, fopen64, (const char *path, const char *mode))                                                           \
     X(FILE *, fdopen, (int fd, const char *mode))                                                                      \
@@ -93,6 +98,67 @@
     X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
     X(int, system, (const char *command))                                                                              \
     X(int, fflush, (FILE * stream))                                                                                    \
+    X(int, mkstemp, (char *path))                                                                                      \
+    X(int, mkstemp64, (char *path))                                                                                    \
+    X(int, mkstemps, (char *path, int suffix))                                                                         \
+    X(int, mkstemps64, (char *path, int suffix))                                                                       \
+    X(int, mkostemp, (char *path, int flags))                                                                          \
+    X(int, mkostemp64, (char *path, int flags))                                                                        \
+    X(int, mkostemps, (char *path, int suffix, int flags))                                                             \
+    X(int, mkostemps64, (char *path, int suffix, int flags))                                                           \
+    X(char *, mkdtemp, (char *path))                                                                                   \
+    X(int, close_range, (unsigned first, unsigned last, int flags))                                                    \
+    X(void, closefrom, (int low))                                                                                      \
+    X(int, mknod, (const char *path, mode_t mode, dev_t device))                                                       \
+    X(int, mknodat, (int dir, const char *path, mode_t mode, dev_t device))                                            \
+    X(off_t, lseek, (int fd, off_t at, int whence))                                                                    \
+    X(off_t, lseek64, (int fd, off_t at, int whence))                                                                  \
+    X(ssize_t, splice, (int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags))                       \
+    X(int, ioctl, (int fd, unsigned long request, ...))                                                                \
+    X(int, fseek, (FILE * stream, long at, int whence))                                                                \
+    X(int, fseeko, (FILE * stream, off_t at, int whence))                                                              \
+    X(int, fseeko64, (FILE * stream, off_t at, int whence))                                                            \
+    X(int, fsetpos, (FILE * stream, const fpos_t *at))                                                                 \
+    X(int, fsetpos64, (FILE * stream, const fpos64_t *at))                                                             \
+    X(void, rewind, (FILE * stream))                                                                                   \
+    X(int, fflush_unlocked, (FILE * stream))                                                                           \
+    X(int, closedir, (DIR * directory))                                                                                \
+    X(int, vdprintf, (int fd, const char *format, va_list arguments))                                                  \
+    X(int, dprintf, (int fd, const char *format, ...))                                                                 \
+    X(int, __dprintf_chk, (int fd, int flag, const char *format, ...))                                                 \
+    X(int, __vdprintf_chk, (int fd, int flag, const char *format, va_list arguments))                                  \
+    X(void, _exit, (int code))                                                                                         \
+    X(void, _Exit, (int code))                                                                                         \
+    X(int, execve, (const char *path, char *const arguments[], char *const environment[]))                             \
+    X(int, execv, (const char *path, char *const arguments[]))                                                         \
+    X(int, execvp, (const char *path, char *const arguments[]))                                                        \
+    X(int, execvpe, (const char *path, char *const arguments[], char *const environment[]))                            \
+    X(int, execl, (const char *path, const char *first, ...))                                                          \
+    X(int, execlp, (const char *path, const char *first, ...))                                                         \
+    X(int, execle, (const char *path, const char *first, ...))                                                         \
+    X(int, fexecve, (int fd, char *const arguments[], char *const environment[]))                                      \
+    X(int, execveat, (int dir, const char *path, char *const arguments[], char *const environment[], int flags))       \
+    X(int, posix_spawn, AR_SPAWN_PARAMETERS)                                                                           \
+    X(int, posix_spawnp, AR_SPAWN_PARAMETERS)                                                                          \
+    X(FILE *, popen, (const char *command, const char *mode))                                                          \
+    X(long, syscall, (long number, ...))                                                                               \
+    X(int, aio_read, (struct aiocb * request))                                                                         \
+    X(int, aio_read64, (struct aiocb64 * request))                                                                     \
+    X(int, aio_write, (struct aiocb * request))                                                                        \
+    X(int, aio_write64, (struct aiocb64 * request))                                                                    \
+    X(int, lio_listio, (int mode, struct aiocb *const list[], int n, struct sigevent *event))                          \
+    X(int, lio_listio64, (int mode, struct aiocb64 *const list[], int n, struct sigevent *event))                      \
+    X(int, setxattr, (const char *path, const char *name, const void *value, size_t bytes, int flags))                 \
+    X(int, fsetxattr, (int fd, const char *name, const void *value, size_t bytes, int flags))                          \
+    X(int, stat, (const char *path, struct stat *st))                                                                  \
+    X(int, lstat, (const char *path, struct stat *st))                                                                 \
+    X(int, fstat, (int fd, struct stat *st))                                                                           \
+    X(int, fstatat, (int dir, const char *path, struct stat *st, int flags))                                           \
+    X(int, stat64, (const char *path, struct stat64 *st))                                                              \
+    X(int, lstat64, (const char *path, struct stat64 *st))                                                             \
+    X(int, fstat64, (int fd, struct stat64 *st))                                                                       \
+    X(int, fstatat64, (int dir, const char *path, struct stat64 *st, int flags))                                       \
+    X(int, statx, (int dir, const char *path, int flags, unsigned mask, struct statx *st))                             \
     X(int, fclose, (FILE * stream))
 
 #define DECLARE(result, name, parameters) extern result(*real_##name) parameters;

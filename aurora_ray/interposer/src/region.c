@@ -89,7 +89,7 @@ void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, u
     until.tv_nsec %= 1000000000L;
     if (waiters)
         atomic_fetch_add(waiters, 1);
-    long r = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, seen, &until, NULL, mask);
+    long r = real_syscall(SYS_futex, word, FUTEX_WAIT_BITSET, seen, &until, NULL, mask);
     if (waiters)
         atomic_fetch_sub(waiters, 1);
     ar_check_state();
@@ -99,7 +99,7 @@ void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, u
 
 void ar_wake(_Atomic uint32_t *word, uint32_t mask)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_BITSET, INT32_MAX, NULL, NULL, mask);
+    real_syscall(SYS_futex, word, FUTEX_WAKE_BITSET, INT32_MAX, NULL, NULL, mask);
 }
 
 void ar_ring_bell(void)
@@ -323,6 +323,7 @@ struct slot *ar_add(uint64_t ino, uint64_t file_id, uint64_t size, uint32_t moun
     s->drop_lsn = 0;
     s->file_id = file_id;
     s->mounted_extents = mounted_extents;
+    atomic_store(&s->born, 0);
     atomic_store(&s->last_lsn, 0);
     atomic_store(&s->size, size);
     atomic_store(&s->pinned, 0);
