@@ -239,6 +239,7 @@ AR_EXPORT int fchmodat(int dir, const char *path, mode_t mode, int flags)
     const char *local = ar_path_of(fd, out);
     return closed(fd, local && *local ? ar_chmod(fd, mode, NULL, NULL) : real_fchmodat(dir, path, mode, flags));
 }
+AR_EXPORT int lchmod(const char *path, mode_t mode) { return fchmodat(AT_FDCWD, path, mode, AT_SYMLINK_NOFOLLOW); }
 AR_EXPORT int chmod(const char *path, mode_t mode) { return fchmodat(AT_FDCWD, path, mode, 0); }
 AR_EXPORT int fchmod(int fd, mode_t mode)
 {

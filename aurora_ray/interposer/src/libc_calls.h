@@ -159,6 +159,7 @@
     X(int, fstat64, (int fd, struct stat64 *st))                                                                       \
     X(int, fstatat64, (int dir, const char *path, struct stat64 *st, int flags))                                       \
     X(int, statx, (int dir, const char *path, int flags, unsigned mask, struct statx *st))                             \
+    X(int, lchmod, (const char *path, mode_t mode))                                                                    \
     X(int, fclose, (FILE * stream))
 
 #define DECLARE(result, name, parameters) extern result(*real_##name) parameters;
