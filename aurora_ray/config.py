@@ -57,7 +57,11 @@ class Settings(BaseSettings):
     group_bytes: ByteSize = Field(ByteSize(10 * GIB), description="A protection group's size.", ge=MIB)
     retention_s: float = Field(300.0, description="How far back a volume can be read, in seconds.", ge=0)
     retention_bytes: ByteSize = Field(ByteSize(256 * MIB), description="How much log is kept for that, at most.", ge=0)
-    cache_bytes: ByteSize = Field(ByteSize(GIB), description="An instance's local page cache.", ge=16 * MIB)
+    cache_bytes: ByteSize | None = Field(
+        None,
+        description="An instance's local page cache. Default: a quarter of its disk's free space, 256 MiB to 64 GiB.",
+        ge=16 * MIB,
+    )
     ring_bytes: ByteSize = Field(ByteSize(64 * MIB), description="The engine's shared redo ring.", ge=MIB)
 
     hung_after_s: float = Field(

@@ -11,7 +11,6 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
-CACHE_BYTES_DEFAULT = 4 << 30
 OPEN_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 
@@ -85,7 +84,7 @@ class WriterConfig:
     superuser_password: str = field(repr=False)
     host: str = "127.0.0.1"
     initialise: bool = False
-    cache_bytes: int = CACHE_BYTES_DEFAULT
+    cache_bytes: int = 0  # 0: by what is free on its disk
     open_timeout_s: float = OPEN_TIMEOUT_S
     stop_timeout_s: float = STOP_TIMEOUT_S
     health: HealthRules = field(default_factory=HealthRules)

@@ -34,6 +34,7 @@ from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.client import Volume
+from aurora_ray.volume.evictor import default_cache_bytes
 from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.mount import MountedVolume
 
@@ -178,7 +179,7 @@ class Writer:
             self.config.dirs.mount,
             owner_uid=owner_uid,
             owner_gid=owner_gid,
-            cache_bytes=self.config.cache_bytes,
+            cache_bytes=self.config.cache_bytes or default_cache_bytes(self.config.dirs.mount),
             volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in engine.volatile_patterns()],
             eager=prepared.eager,
             soon=prepared.soon,

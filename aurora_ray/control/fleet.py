@@ -319,7 +319,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         region=name,
         azs=tuple(azs),
         group_bytes=int(settings.group_bytes),
-        cache_bytes=int(settings.cache_bytes),
+        cache_bytes=int(settings.cache_bytes or 0),
         retention_s=settings.retention_s,
         retention_bytes=int(settings.retention_bytes),
         listen_host=settings.listen_host,

@@ -81,7 +81,7 @@ class Driver:
             flush_bytes_max=FLUSH_BYTES_MAX,
         )
         self._local = LocalFiles(region, root)
-        self._evictor = Evictor(volume, region, self._local, cache_bytes)
+        self._evictor = Evictor(volume, region, self._local, root, cache_bytes)
         self._fetcher = Fetcher(volume, region, self._local, self._evictor.turn)
         self._grouping = Grouping(region, self._send)
         self._in_flight: deque[tuple[int, int, int]] = deque()  # flushes: end, bytes, when it was sent (ns, unix)

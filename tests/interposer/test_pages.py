@@ -116,6 +116,27 @@ def test_a_reader_behind_a_new_end_returns(recorder: Recorder) -> None:
     assert cut
 
 
+def test_what_is_used_again_and_again_outlives_what_a_scan_touched_once(recorder: Recorder) -> None:
+    run(recorder, "os.pwrite(f, b'x' * (8 * 64 * P), 0)")
+    slot, vdl = recorder.slot("f"), recorder.region.peek().durable
+    hand = native.Candidate()
+
+    def a_round() -> set[int]:
+        return {chunk for _, chunk in recorder.region.evictable(hand, vdl, 64, 9)}  # eight chunks, and the next file
+
+    for chunk in range(8):
+        recorder.region.absent_run(slot, chunk * 64, chunk * 64 + 1)  # a look at a page touches it
+    evicted: list[set[int]] = []
+    for _ in range(4):
+        recorder.region.absent_run(slot, 3 * 64, 3 * 64 + 1)
+        evicted.append(a_round())
+    assert evicted[:2] == [set(), set()]
+    assert evicted[2] | evicted[3] == {0, 1, 2, 4, 5, 6, 7}
+    later = [a_round() for _ in range(5)]
+    assert 3 not in later[0] | later[1]
+    assert 3 in later[4]
+
+
 # ---- what the local disk does not do
 
 LIMIT = """

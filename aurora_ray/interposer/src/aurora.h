@@ -102,9 +102,12 @@ struct chunk {
     _Atomic uint64_t last_lsn; /* of its newest record: evictable when durable */
     _Atomic uint64_t evicted_at; /* VDL of its last eviction: what was read as of an earlier LSN comes too late */
     _Atomic uint32_t group;    /* protection group, AR_NO_GROUP before its first page write, or AR_UNKNOWN */
-    _Atomic uint32_t used;     /* touched since the evictor's hand last passed */
+    _Atomic uint32_t used;     /* AR_TOUCHED since the evictor's hand last passed; above that, its heat */
 };
 _Static_assert(sizeof(struct chunk) == 32, "chunk");
+
+#define AR_TOUCHED 1u
+#define AR_HEAT_MAX 3u
 
 static inline bool ar_placed(const struct chunk *c) { return c->group < AR_UNKNOWN; }
 

@@ -88,8 +88,26 @@ struct candidate {
 };
 
 /*
- * The clock's hand: goes on from *slot, *chunk over the files, clears the mark of chunks that were used since it last
- * passed, and collects those that were not, that hold pages and whose newest record is durable.
+ * What the hand does as it passes: a chunk that was touched since gets warmer, another one colder; true if it was cold
+ * already. A scan touches a chunk within one round, so it is cold two rounds later; one that is touched in every round
+ * stays for as many without a touch as it is warm.
+ */
+static bool cold(struct chunk *c)
+{
+    uint32_t used = atomic_load(&c->used), heat = used >> 1;
+    if (used & AR_TOUCHED)
+        heat += heat < AR_HEAT_MAX;
+    else if (!heat)
+        return true;
+    else
+        heat--;
+    atomic_store(&c->used, heat << 1); /* a touch at this moment is lost, and that is all */
+    return false;
+}
+
+/*
+ * The clock's hand: goes on from *slot, *chunk over the files, and collects chunks that are cold, hold pages and whose
+ * newest record is durable.
  */
 AR_EXPORT int ar_evictable(struct region *region, struct candidate *hand, uint64_t vdl, struct candidate *out, int max,
                            int steps)
@@ -110,7 +128,7 @@ AR_EXPORT int ar_evictable(struct region *region, struct candidate *hand, uint64
         struct chunk *c = ar_chunk(s, hand->chunk);
         if (!c)
             hand->chunk += AR_LEAF_CHUNKS - hand->chunk % AR_LEAF_CHUNKS - 1;
-        else if (c->present && !atomic_exchange(&c->used, 0) && c->last_lsn <= vdl && ar_placed(c))
+        else if (c->present && cold(c) && c->last_lsn <= vdl && ar_placed(c))
             out[n++] = *hand;
         hand->chunk++;
     }

@@ -386,8 +386,8 @@ bool ar_present(struct slot *slot, uint32_t page)
     struct chunk *c = ar_chunk(slot, page / AR_EXTENT_PAGES);
     if (!c || !(atomic_load_explicit(&c->present, memory_order_acquire) >> (page % AR_EXTENT_PAGES) & 1))
         return false;
-    if (!atomic_load_explicit(&c->used, memory_order_relaxed))
-        atomic_store_explicit(&c->used, 1, memory_order_relaxed);
+    if (!(atomic_load_explicit(&c->used, memory_order_relaxed) & AR_TOUCHED))
+        atomic_fetch_or_explicit(&c->used, AR_TOUCHED, memory_order_relaxed);
     return true;
 }
 
