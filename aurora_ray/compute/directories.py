@@ -1,12 +1,14 @@
 """The data directory on one machine: what lies where, who may enter, and whether the engine's account can get there.
 
+Whatever a process of ours makes is closed to others unless it is opened by name (`PRIVATE_UMASK`).
+
 <data dir>/            0711 when engines run as another account (they must pass through), else 0700
   fleet.toml           0600  the bootstrap file: region, storage nodes (see control/bootstrap.py)
   secret               0600  the fleet's secret: who knows it may do everything (see rpc/admission.py)
   ray.json             0600  the local Ray cluster, if this machine started one
   nodes/<node id>/     0700  a storage node: RocksDB segments
   instances/<id>/      0711  an instance: mount (0700, the engine's), run (sockets, logs)
-  images/, engines/    prepared data directories; copies of engine programs that the account can reach
+  images/, engines/    0711  prepared data directories; copies of engine programs that the account can reach
   passfiles/, logs/, telemetry/
 """
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 PASSABLE = 0o711
 PRIVATE = 0o700
+PRIVATE_UMASK = 0o077
 
 
 def prepare_data_dir(path: Path, *, passable: bool) -> None:
@@ -35,7 +38,8 @@ def prepare_data_dir(path: Path, *, passable: bool) -> None:
         path.chmod(PASSABLE if passable else PRIVATE)
         for name in ("nodes", "logs", "telemetry", "passfiles"):
             make_dir(path / name, PRIVATE)
-        make_dir(path / "instances", PASSABLE if passable else PRIVATE)
+        for name in ("instances", "images", "engines"):
+            make_dir(path / name, PASSABLE if passable else PRIVATE)
     except OSError as error:
         raise ConfigurationError(f"The data directory {path} cannot be used: {error.strerror}.") from error
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 from pathlib import Path
 from typing import Final
 
 from aurora_ray import telemetry
+from aurora_ray.compute.directories import PRIVATE_UMASK
 from aurora_ray.rpc.process import expect_long_service
 
 LOG_BYTES_MAX: Final = 8 << 20
@@ -17,6 +19,7 @@ FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def configure_process(service: str, name: str, data_dir: Path, attributes: telemetry.Attributes | None = None) -> None:
     """Log lines go to `<data_dir>/logs/<name>.log`, spans where `telemetry.configure` says. Once a process."""
+    os.umask(PRIVATE_UMASK)
     directory = data_dir / "logs"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"{name}.log"

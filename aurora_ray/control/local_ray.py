@@ -152,6 +152,7 @@ def start(data_dir: Path, arguments: list[str]) -> LocalRay:
     (data_dir / FILE_NAME).unlink(missing_ok=True)
     log_path = data_dir / "logs" / LOG_NAME
     with log_path.open("wb") as log:
+        os.fchmod(log.fileno(), 0o600)
         process = subprocess.Popen(
             [sys.executable, "-m", "aurora_ray.control.ray_host", "--data-dir", str(data_dir), *arguments],
             env={**os.environ, **environment(data_dir), MARK_NAME: str(data_dir)},

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
+from aurora_ray.compute.directories import PRIVATE_UMASK
 from aurora_ray.control import local_ray
 from aurora_ray.control.runtime import ControlConfig
 
@@ -48,6 +49,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Holds the cluster until told to end."""
     arguments = _arguments()
+    os.umask(PRIVATE_UMASK)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ.update(local_ray.environment(arguments.data_dir))  # before ray is imported: it reads them then
     environ = dict(os.environ)  # ray adds to it what shall not reach a successor

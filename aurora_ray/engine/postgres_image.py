@@ -185,6 +185,7 @@ def _locked(path: Path, timeout_s: float) -> Iterator[None]:
     """Holds the lock file; the kernel lets go of it when a holder dies. Raises EngineError after the timeout."""
     deadline = time.monotonic() + timeout_s
     with path.open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aurora_ray.rpc.secret_file import FILE_NAME
 from tests.cli.fleet import CliFleet, fleet_at, kill, parent_of, pids_of_fleet, pids_titled
+from tests.cli.strangers import LOOPBACK, doors, files_of, is_allowed, is_program, pids_of
 from tests.support.polling import poll_until_blocking
+from tests.support.stranger import ask
 
+STATE = "/aurora_ray.storage.v1.StorageNode/State"
 # Nodes and engines are replaced while a test runs: the check at the end of the run sees what is left in earnest.
 pytestmark = [
     pytest.mark.ray,
@@ -91,10 +95,74 @@ def test_sql_reports_errors_in_a_sentence(fleet: CliFleet) -> None:
 
 
 def test_nobody_else_can_read_the_data_or_the_password(fleet: CliFleet) -> None:
-    for name in ("fleet.toml", "ray.json", "ray.token", "passfiles/demo.pgpass"):
+    for name in ("fleet.toml", "ray.json", "ray.token", "secret", "passfiles/demo.pgpass"):
         assert stat.S_IMODE((fleet.data_dir / name).stat().st_mode) == 0o600, name
     for name in ("nodes", "passfiles", "logs", "instances/demo-1/mount"):
         assert stat.S_IMODE((fleet.data_dir / name).stat().st_mode) == 0o700, name
+
+
+def test_every_door_is_closed_to_another_user(fleet: CliFleet) -> None:
+    """All that listens, asked without the fleet's secret and with another one: refused, and nothing changes."""
+    before = fleet.status()
+    found = doors(fleet.data_dir)
+    assert {door.kind for door in found} == {"tcp", "unix"}
+    assert not [door for door in found if door.kind == "tcp" and door.host not in LOOPBACK]
+    assert sum("StorageNode" in door.owner for door in found) >= 12, "each node's address and append port"
+    told, _ = ask(found)
+    owners = {f"{door.kind} {door.place}": door.owner for door in found}
+    walked_in = [
+        (place, owners[place], way, answer)
+        for place, answers in told.items()
+        for way, answer in answers.items()
+        if answer.startswith("ok") and not is_allowed(owners[place], way)
+    ]
+    assert not walked_in
+    ours = [answers for answers in told.values() if answers.get(STATE, "UNIMPLEMENTED") != "UNIMPLEMENTED"]
+    assert len(ours) >= 6
+    for answers in ours:
+        assert answers[STATE] == answers[f"{STATE} with another secret"] == "UNAUTHENTICATED"
+        assert not [way for way, answer in answers.items() if answer.startswith("ok")], "not even whether it serves"
+    postgres = [answers["postgres"] for answers in told.values() if "password wanted" in answers.get("postgres", "")]
+    assert set(postgres) == {"password wanted (10)"}, "SCRAM at the endpoints and the engine"
+    after = fleet.until(lambda status: status["state"] == "available", "the fleet is as it was")
+    assert _pids(after) == _pids(before)
+    assert after["epoch"] == before["epoch"]
+    assert [node["state"] for node in after["storage_nodes"]] == ["healthy"] * 6
+    with urllib.request.urlopen(after["metrics"], timeout=10) as answer:  # noqa: S310  (our own server)
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    refused = families["aurora_storage_refused"].samples
+    assert sum(s.value for s in refused if s.labels["reason"] == "unauthenticated") > 100
+
+
+def test_another_user_opens_no_file(fleet: CliFleet) -> None:
+    paths = [path for path in files_of(fleet.data_dir) if not is_program(path, fleet.data_dir)]
+    assert len(paths) > 1000
+    if os.geteuid() == 0:
+        _, opened = ask([], map(str, paths))
+        assert not opened
+    for path in (fleet.data_dir, fleet.data_dir / "nodes", fleet.data_dir / "secret"):
+        assert not path.stat().st_mode & 0o066
+
+
+def test_no_secret_lies_in_clear(fleet: CliFleet) -> None:
+    """Not in logs, spans, what storage nodes store, command lines or environments: in its own file only."""
+    data_dir = fleet.data_dir
+    passwords = {line.rpartition(":")[2] for p in (data_dir / "passfiles").iterdir() for line in p.read_text().split()}
+    text = (data_dir / FILE_NAME).read_text().strip()
+    token = (data_dir / "ray.token").read_text().strip()
+    secrets = {name.encode() for name in (*passwords, text, token)} | {bytes.fromhex(text)}
+    assert all(len(secret) >= 16 for secret in secrets)
+    kept = {data_dir / FILE_NAME, data_dir / "ray.token", *(data_dir / "passfiles").iterdir()}
+    for path in files_of(data_dir):
+        if path.is_file() and not path.is_symlink() and path not in kept:
+            with contextlib.suppress(FileNotFoundError):
+                content = path.read_bytes()
+                assert not [secret for secret in secrets if secret in content], path
+    for pid in pids_of(data_dir):
+        for name in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                content = Path(f"/proc/{pid}/{name}").read_bytes()
+                assert not [secret for secret in secrets if secret in content], (pid, name)
 
 
 def test_a_second_up_finds_the_running_cluster(fleet: CliFleet) -> None:
