@@ -118,9 +118,10 @@ def test_every_door_is_closed_to_another_user(fleet: CliFleet) -> None:
     ]
     assert not walked_in
     ours = [answers for answers in told.values() if answers.get(STATE, "UNIMPLEMENTED") != "UNIMPLEMENTED"]
-    assert len(ours) >= 6
+    assert sum(answers[STATE] == "UNAUTHENTICATED" for answers in ours) >= 6
     for answers in ours:
-        assert answers[STATE] == answers[f"{STATE} with another secret"] == "UNAUTHENTICATED"
+        # The append port hangs up on whoever it refuses, which a library may tell as a loss of the connection.
+        assert {answers[STATE], answers[f"{STATE} with another secret"]} <= {"UNAUTHENTICATED", "UNAVAILABLE"}
         assert not [way for way, answer in answers.items() if answer.startswith("ok")], "not even whether it serves"
     postgres = [answers["postgres"] for answers in told.values() if "password wanted" in answers.get("postgres", "")]
     assert set(postgres) == {"password wanted (10)"}, "SCRAM at the endpoints and the engine"
