@@ -123,6 +123,8 @@ class Background:
                     merged = await self.coalesce_once(segment)
                 if not segment.closed:
                     await self.collect_once(volume, segment)
+                if not segment.closed and not merged:  # first things first
+                    await self.fold_once(segment)
                 if not segment.closed:
                     await self.reclaim_once(segment)
         except (DamagedError, WriteFailedError) as error:
@@ -183,14 +185,17 @@ class Background:
             self._node.counters["floors_raised"] += 1
         await collect(segment, floor_lsn)
 
-    async def reclaim_once(self, segment: Segment) -> None:
-        """Folds a range of pages if the rate allows; has cleared versions leave the disk; settles what is idle."""
+    async def fold_once(self, segment: Segment) -> None:
+        """Folds a range of pages if there is a cold one and the node's rate allows."""
         now_s = time.monotonic()
         if now_s >= self._fold_from_s:
             nbytes = await fold_next(segment)
             self._node.counters["folded_bytes"] += nbytes
             self._fold_from_s = now_s + nbytes / self._config.fold_bytes_per_s
-        idle_s = now_s - segment.last_append_s
+
+    async def reclaim_once(self, segment: Segment) -> None:
+        """Has cleared versions leave the disk if that pays, and settles what is idle."""
+        idle_s = time.monotonic() - segment.last_append_s
         thorough = False
         # Not all copies at the same time: reopening the log takes a moment.
         if idle_s >= self._config.idle_s * (1 + 4 * self._turn) and not self._layer_due(segment):

@@ -75,6 +75,7 @@ _COLLECT_NONE: Final = {
     "enable_blob_garbage_collection": "false",
     "blob_garbage_collection_age_cutoff": str(_COLLECTED_SHARE),
 }
+_PAGE_BYTES_PER_S: Final = 64 << 20  # written by flushes, which go first, and merges: the log's syncs need the disk
 _GROWN_SHARE: Final = 0.3  # since the last compaction: another one is due ...
 _GROWN_BYTES: Final = 4 << 20  # ... and not for less than this
 _RUNS_BEFORE_MERGING: Final = 10  # with few, each small flush would be merged with the newest run, whatever its size
@@ -105,9 +106,9 @@ class SegmentStore:
         effects.make_directory(path / PAGES)
         # Pages first: what is in the log has been there later, so a crash while both are made leaves nothing that lacks
         # the other.
-        self._pages = Database(
-            path / PAGES, _db_options(memory), {name: families[name] for name in PAGE_FAMILIES}, owner
-        )
+        options = _db_options(memory)
+        options.set_ratelimiter(_PAGE_BYTES_PER_S, 100_000, 10)
+        self._pages = Database(path / PAGES, options, {name: families[name] for name in PAGE_FAMILIES}, owner)
         try:
             self._open_log()
         except BaseException:

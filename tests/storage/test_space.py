@@ -34,6 +34,7 @@ async def reclaim(server: ServerHandle, writer: Writer, *, compact: bool = False
         while True:
             background._fold_from_s = 0.0 if fold else math.inf
             before = background._node.counters["folded_bytes"]
+            await background.fold_once(segment)
             await background.reclaim_once(segment)
             if background._compaction is not None:
                 await background._compaction
