@@ -84,10 +84,10 @@ def _first(text: str) -> str:
     return text.replace("[", "(").replace("]", ")").splitlines()[0][:100] if text else ""
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
 def print_status(status: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = _table(*columns)
     for row in rows:
         table.add_row(*row)
-    _console().print(table, width=None if sys.stdout.isatty() else 200)
+    _console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _table(*columns: str) -> Any:

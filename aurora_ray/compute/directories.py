@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aurora_ray.compute.config import InstanceDirs
     from aurora_ray.engine.account import EngineAccount
 
+SPLITTING = " :,\\\"'"
 PASSABLE = 0o711
 PRIVATE = 0o700
 PRIVATE_UMASK = 0o077
@@ -31,6 +32,7 @@ PRIVATE_UMASK = 0o077
 
 def prepare_data_dir(path: Path, *, passable: bool) -> None:
     """Makes the data directory, or checks that it is ours. Raises ConfigurationError."""
+    _check_name(path)
     try:
         path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         if path.stat().st_uid != os.geteuid():
@@ -42,6 +44,18 @@ def prepare_data_dir(path: Path, *, passable: bool) -> None:
             make_dir(path / name, PASSABLE if passable else PRIVATE)
     except OSError as error:
         raise ConfigurationError(f"The data directory {path} cannot be used: {error.strerror}.") from error
+
+
+def _check_name(path: Path) -> None:
+    """The loader splits LD_PRELOAD at blanks and colons, PostgreSQL its directories of sockets at commas; both stand
+    below the data directory. Raises ConfigurationError."""
+    wrong = sorted({letter for letter in str(path) if letter in SPLITTING or not letter.isprintable()})
+    if wrong:
+        names = ", ".join("a blank" if letter == " " else repr(letter) for letter in wrong)
+        raise ConfigurationError(
+            f"The data directory {str(path)!r} has {names} in its name, where programs would split it: choose another "
+            "one with --data-dir."
+        )
 
 
 def make_dir(path: Path, mode: int) -> Path:

@@ -6,6 +6,7 @@ the environment when it is imported.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
+from aurora_ray.compute.limits import raise_descriptor_limit
 from aurora_ray.control import bootstrap, local_ray
 from aurora_ray.control.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
 from aurora_ray.control.runtime import ControlConfig
@@ -57,6 +59,7 @@ class Fleet:
         """Starts the fleet of the data directory, or finds it running. Raises ConfigurationError, LocalRayError."""
         from aurora_ray.engine.account import find_account
 
+        raise_descriptor_limit()
         account = find_account(settings.engine_user)  # what is missing on the machine is said before anything starts
         data_dir = settings.data_dir
         prepare_data_dir(data_dir, passable=account.switch)
@@ -410,6 +413,7 @@ def _connect(address: str, data_dir: Path, *, own: bool) -> Any:
     """Connects to a Ray cluster; its control actor, or None. Raises NotRunningError."""
     if own:
         os.environ.update(local_ray.environment(data_dir))
+        atexit.register(local_ray.forget_command_logs, data_dir)
     import logging
 
     import ray

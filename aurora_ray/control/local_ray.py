@@ -78,6 +78,8 @@ def environment(data_dir: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's name for "on one machine": everything listens on the loopback address only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Every command that asks is a job; what it did would be kept in the memory of Ray's GCS.
+        "RAY_task_events_report_interval_ms": "0",
         # Actors and the engines that they start get no lower priority than their clients.
         "RAY_worker_niceness": "0",
         # Storage nodes and writers must not be ended because other programs use the memory.
@@ -93,6 +95,12 @@ def socket_dir(data_dir: Path) -> Path:
 def _private_dir(data_dir: Path) -> Path:
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
     return Path(tempfile.gettempdir()) / f"ray-{name}"
+
+
+def forget_command_logs(data_dir: Path) -> None:
+    """Removes the files that Ray made in its directory of logs for this process, which only asked something."""
+    for path in (socket_dir(data_dir) / "session_latest" / "logs").glob(f"python-core-driver-*_{os.getpid()}.log"):
+        path.unlink(missing_ok=True)
 
 
 def find(data_dir: Path) -> LocalRay | None:

@@ -120,7 +120,9 @@ async def _replace_node(plane: ControlPlane, action: replacement.ReplaceNode) ->
     fleet = await plane.commit(change)
     if new := fleet.replacements().get(action.node_id):
         _REPLACEMENTS.inc()
-        plane.say(f"{new} takes the place of storage node {action.node_id}")
+        told = f"{new} takes the place of storage node {action.node_id}: {action.why}"
+        plane.say(told)
+        plane.events.note(EventKind.REPLACEMENT, action.node_id, told)
 
 
 async def _cancel_replacement(plane: ControlPlane, action: replacement.CancelReplacement) -> None:

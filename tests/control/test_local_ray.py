@@ -94,6 +94,18 @@ def test_a_cluster_serves_while_its_daemons_live(tmp_path: Path) -> None:
             local_ray.find_serving(tmp_path, 0)
 
 
+def test_a_command_takes_its_own_logs_along_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "socket_dir", lambda _: tmp_path)
+    logs = tmp_path / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / f"python-core-driver-01_{os.getpid()}.log").touch()
+    others = {f"python-core-driver-02_{os.getpid()}0.log", "gcs_server.out"}
+    for name in others:
+        (logs / name).touch()
+    local_ray.forget_command_logs(tmp_path)
+    assert set(os.listdir(logs)) == others
+
+
 @pytest.mark.parametrize("left", ["", "cut off", "0" * 63])
 def test_a_token_that_is_none_is_made_anew(tmp_path: Path, left: str) -> None:
     path = tmp_path / local_ray.TOKEN_NAME

@@ -181,12 +181,13 @@ async def test_a_volume_that_fills_gets_another_group(runtime: LocalRuntime) -> 
         assert len(running.plane.fleet.cluster("demo").volume.groups) == 2
 
 
-async def test_delete_removes_every_segment(runtime: LocalRuntime) -> None:
+async def test_delete_and_purge_remove_every_segment(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         volume_id = running.plane.fleet.cluster("demo").volume.volume_id
         await running.api.delete("demo", 20)
+        await running.api.purge("demo", 20)
         directories = [runtime.directory / "nodes" / node / "volumes" / str(volume_id) for node in runtime.nodes]
         await poll_until(lambda: not any(path.exists() for path in directories), what="no segment is left")
         with pytest.raises(UsageError, match="there is no cluster"):
