@@ -85,6 +85,11 @@ class Holder:
         self._secret = secret
 
     @property
+    def given(self) -> bool:
+        """Whether somebody has given one."""
+        return self._secret is not None
+
+    @property
     def secret(self) -> Secret:
         """Raises ConfigurationError if nobody has given one: then nothing is called and nothing served."""
         if self._secret is None:

@@ -25,6 +25,7 @@ from aurora_ray.storage.server import StorageServer
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+from tests.support.secret import given_secret
 
 
 class LocalNode:
@@ -187,6 +188,7 @@ class LocalRuntime:
     may_wipe: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds the removing of data up
 
     def __post_init__(self) -> None:
+        given_secret()
         self.may_wipe.set()
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> LocalNode:

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from aurora_ray.rpc.admission import OURS
+from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.secret_file import ensure_secret, load_secret
 
 
@@ -22,3 +22,9 @@ def hold_secret() -> Path:
 def take_secret() -> None:
     """The same in a program that we started."""
     OURS.set(load_secret(secret_path()))
+
+
+def given_secret() -> None:
+    """Sees that a process which runs storage nodes in itself has a secret: any will do, if nobody gave it one."""
+    if not OURS.given:
+        OURS.set(Secret.new())

@@ -13,6 +13,7 @@ from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
 from aurora_ray.volume.client import Volume
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from tests.support.secret import given_secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -32,6 +33,7 @@ class Cluster:
         self.servers: dict[str, StorageServer] = {}
         placements = tuple(GroupPlacement(group, NODES) for group in range(groups))
         self.spec = VolumeSpec(uuid.uuid4(), PAGE, 10 << 30, placements)
+        given_secret()
         self._directory = directory
         self._settings: dict[str, Any] = {"gossip_interval_s": 0.05, **settings}
         self._volumes: list[Volume] = []
