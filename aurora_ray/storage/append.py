@@ -79,28 +79,33 @@ class Appender:
             node.check_disk()
         if node.disk_full:
             raise DiskFullError("less than the reserve is free on the node's disk; nothing was written")
-        fresh, highest_lsn = self._check(split_append(message))
+        fresh, told, highest_lsn = self._check(split_append(message))
         written: list[Segment] = []
         put_key = LSN_KEY.pack
         try:
             for segment, header, batch in fresh:
-                segment.store.put_log(put_key(header.flush_end), batch)
                 if segment not in written:
                     written.append(segment)
+                segment.store.put_log(put_key(header.flush_end), batch)
             for segment in written:
                 segment.store.sync(True)
         except Exception as error:  # RocksDB's errors have no common class
-            node.reopen_after_error(written or [fresh[0][0]], error)
+            node.reopen_after_error(written, error)
             raise DiskFullError(f"the log could not be written: {error}") from error
         for segment, header, _ in fresh:
             segment.link(header)
+        for segment, vdl in told:
+            segment.learn_vdl(vdl)
         node.counters["appended_batches"] += len(fresh)
         return highest_lsn
 
-    def _check(self, batches: list[bytes]) -> tuple[list[tuple[Segment, BatchHeader, bytes]], int]:
-        """The batches that are new, and the highest flush_end."""
+    def _check(
+        self, batches: list[bytes]
+    ) -> tuple[list[tuple[Segment, BatchHeader, bytes]], list[tuple[Segment, int]], int]:
+        """The batches that are new, VDLs that the others tell, and the highest flush_end. Changes nothing."""
         segments = self.node.segments
         fresh: list[tuple[Segment, BatchHeader, bytes]] = []
+        told: list[tuple[Segment, int]] = []
         chain_ends: dict[Segment, int] = {}
         highest_lsn = 0
         for batch in batches:
@@ -111,11 +116,11 @@ class Appender:
             at_lsn = chain_ends.get(segment, segment.scl)
             if not header.record_count:
                 segment.check(header, 0)
-                segment.learn_vdl(header.vdl)
+                told.append((segment, header.vdl))
             elif segment.check(header, at_lsn):
                 check_records(batch, header)
                 fresh.append((segment, header, batch))
                 if header.prev_lsn == at_lsn:
                     chain_ends[segment] = header.flush_end
             highest_lsn = max(highest_lsn, header.flush_end)
-        return fresh, highest_lsn
+        return fresh, told, highest_lsn

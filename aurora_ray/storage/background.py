@@ -23,7 +23,8 @@ from aurora_ray.storage.folding import fold_next
 from aurora_ray.storage.garbage import collect, live_read_points, new_floor
 from aurora_ray.storage.idle import note_folded, settle, thorough_compaction_due
 from aurora_ray.storage.pacing import Pacer
-from aurora_ray.storage.rocks import WriteFailedError
+from aurora_ray.storage.rocks import ReadFailedError, WriteFailedError
+from aurora_ray.storage.supervised import supervised
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,6 +40,13 @@ _DISK_CHECK_S: Final = 1.0
 _DISK_MEASURE_S: Final = 10.0
 _RETRY_S: Final = 5.0
 _ANOMALIES_LOGGED: Final = 3  # a layer
+
+
+async def _again_and_again(step: Callable[[], Awaitable[float]]) -> None:
+    """`step` says after how many seconds it wants to be called again."""
+    while True:
+        pause_s = await step()
+        await asyncio.sleep(pause_s)
 
 
 class Background:
@@ -58,24 +66,16 @@ class Background:
         """The loops."""
         try:
             async with asyncio.TaskGroup() as lanes:
-                lanes.create_task(self._again_and_again(self._look_after_disk), name="storage-disk")
-                for busy in (False, True):
-                    turns = functools.partial(self._lane, busy=busy)
-                    lanes.create_task(self._again_and_again(turns), name=f"storage-lane-{'busy' if busy else 'idle'}")
+                for name, step in (
+                    ("disk", self._look_after_disk),
+                    ("lane-idle", functools.partial(self._lane, busy=False)),
+                    ("lane-busy", functools.partial(self._lane, busy=True)),
+                ):
+                    work = functools.partial(_again_and_again, step)
+                    lanes.create_task(supervised(name, work, self._node.counters), name=f"storage-{name}")
         finally:
             if self._compaction is not None:
                 self._compaction.cancel()
-
-    async def _again_and_again(self, step: Callable[[], Awaitable[float]]) -> None:
-        """`step` says after how many seconds it wants to be called again; no error ends it."""
-        while True:
-            try:
-                pause_s = await step()
-            except Exception as error:  # RocksDB's errors have no common class
-                self._node.counters["background_errors"] += 1
-                _log.exception("node %s: background work failed: %s", self._config.node_id, error)
-                pause_s = _RETRY_S
-            await asyncio.sleep(pause_s)
 
     async def _look_after_disk(self) -> float:
         self._check()
@@ -127,7 +127,7 @@ class Background:
                     await self.fold_once(segment)
                 if not segment.closed:
                     await self.reclaim_once(segment)
-        except (DamagedError, WriteFailedError) as error:
+        except (DamagedError, WriteFailedError, ReadFailedError) as error:
             self._resting[key] = time.monotonic() + _RETRY_S
             self._node.note_failure(error)
         except Exception as error:  # RocksDB's errors have no common class

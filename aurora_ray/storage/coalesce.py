@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from aurora_ray.storage.layers import LayerIndex
     from aurora_ray.storage.segment import Cut, Segment
 
+_UNLIMITED: Final = 1 << 62
 _WRITE_BYTES: Final = 256 << 10
 _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
 _CUTS_A_STEP: Final = 256
@@ -58,19 +59,26 @@ _COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
     """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
-    start_lsn = segment.meta.coalesced_lsn
-    index = await segment.layers.build(start_lsn, min(segment.scl, segment.vdl), bytes_max)
+    start_lsn, end_lsn = segment.meta.coalesced_lsn, min(segment.scl, segment.vdl)
+    flushed_lsn = segment.store.flushed_lsn()
+    if flushed_lsn > start_lsn:
+        # A crash cut the last attempt short after its pages were flushed. This one ends where that one did, whatever
+        # `bytes_max` says: the mark of what is flushed may not step back, or it would seem that files are missing.
+        if end_lsn < flushed_lsn:
+            return False  # what is known to be durable has not reached there again yet
+        end_lsn, bytes_max = flushed_lsn, _UNLIMITED
+    index = await segment.layers.build(start_lsn, end_lsn, bytes_max)
     if index.end_lsn == start_lsn:
         return False
     try:
         writer = _LayerWriter(segment, index)
-        await writer.write()
+        cuts = await writer.write()
         await segment.store.flush_pages(index.end_lsn)
         await _forget_spent_cuts(segment)
         table = await _table_at_end(segment, index, anomalies) if segment.group == 0 else None
         if table is not None:
             await _write_table(segment, table)
-        _commit(segment, index, table)
+        _commit(segment, index, table, cuts)
     except BaseException:
         segment.chains.clear()  # they are of a layer that is not there
         raise
@@ -133,16 +141,13 @@ async def _write_table(segment: Segment, table: FileTable) -> None:
     await segment.store.sync_log()
 
 
-def _commit(segment: Segment, index: LayerIndex, table: FileTable | None) -> None:
+def _commit(segment: Segment, index: LayerIndex, table: FileTable | None, cuts: Sequence[tuple[int, Cut]]) -> None:
     """From here on reads use the new versions; one synced write, so a crash falls on one side or the other."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
-    meta = segment.meta
-    meta.layers.append(Layer(index.end_lsn, index.time_us, index.nbytes))
-    try:
-        segment.save_meta().write_synced()
-    except BaseException:
-        meta.layers.pop()
-        raise
+    layer = Layer(index.end_lsn, index.time_us, index.nbytes)
+    segment.commit(layers=(*segment.meta.layers, layer))
+    for file_id, cut in cuts:
+        segment.cuts.setdefault(file_id, []).append(cut)
     segment.table = table
     segment.tail_bytes = max(0, segment.tail_bytes - index.nbytes)
     segment.layers.forget_tail()
@@ -168,7 +173,8 @@ class _LayerWriter:
             self._cursor = Versions(self._segment)
         return self._cursor
 
-    async def write(self) -> None:
+    async def write(self) -> list[tuple[int, Cut]]:
+        """All of them, not yet durable; the cuts (file id, cut) to remember once the layer is in force."""
         index = self._index
         kept_cuts = await self._keep_cuts()
         async for file_id, numbers in _steps(chain(index.pages, self._boundary_pages()), self._pause):
@@ -189,8 +195,7 @@ class _LayerWriter:
         for file_id in index.cuts:
             self._chains.forget_file(file_id)
             await self._pause()
-        for file_id, cut in kept_cuts:
-            self._segment.cuts.setdefault(file_id, []).append(cut)
+        return kept_cuts
 
     async def _pause(self) -> None:
         if self._pacer.due:

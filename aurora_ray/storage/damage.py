@@ -86,6 +86,12 @@ class DamageBook:
                 del self._items[segment]
 
 
+def says_full(error: BaseException) -> bool:
+    """Whether RocksDB, itself or as the cause, says that there is no room left."""
+    said = str(error.__cause__ or error).lower()
+    return "no space left" in said or "quota exceeded" in said
+
+
 def is_corruption(error: BaseException) -> bool:
     """Whether RocksDB (whose errors have no classes), itself or as the cause, says that files are damaged or gone."""
     said = str(error.__cause__ or error)

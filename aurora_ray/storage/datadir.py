@@ -6,7 +6,7 @@
       port         hint: where it listened last time
       peers.json   hint: where the others are
       volumes/     <uuid>/<group>, see volume.py
-      copies/      checkpoints that are being scrubbed
+      copies/      checkpoints that are being scrubbed; what a node that was killed left there goes at its next start
       graveyard/   what was dropped or replaced, kept for a while, see graveyard.py
 
 Whatever else is found there is somebody else's: the node then refuses to start and changes nothing. Hints that cannot
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NODE, _LOCK, _VOLUMES = "node", "lock", "volumes"
+COPIES: Final = "copies"
 _LOCK_WAIT_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.02
 _HINTS: Final = ("port", "peers.json")
-_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, GRAVEYARD, "copies", *_HINTS, "node.new", "port.new", "peers.new"})
+_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, GRAVEYARD, COPIES, *_HINTS, "node.new", "port.new", "peers.new"})
 
 
 class DataDir:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aurora_ray.errors import FencedError
-from aurora_ray.log.batch import decode_header
+from aurora_ray.errors import FencedError, MalformedError
+from aurora_ray.log.batch import verify
 from aurora_ray.log.segment_rules import Membership, Truncation, install, promise
+from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.keys import LSN_MAX
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def seal(volume: NodeVolume, request: pb.SealRequest) -> pb.SealReply:
-    """Promises the epoch for all of the volume's segments, or for none."""
+    """Promises the epoch for all of the volume's segments, or for none.
+
+    Raises DamagedError if the tail of one cannot be told: to a recovery, a batch that is left out has never been here.
+    """
     segments = volume.segments.values()
     promised = [promise(segment.meta.epochs, request.epoch, request.owner) for segment in segments]
     if None in promised:
@@ -76,7 +80,12 @@ def segment_state(segment: Segment, *, with_tail: bool = False) -> pb.SegmentSta
 
 
 def _tail(segment: Segment, vdl: int) -> list[pb.BatchInfo]:
-    headers = [decode_header(batch) for batch in segment.store.log_batches(vdl, LSN_MAX)]
+    headers = []
+    for lsn, batch in segment.store.log_entries(vdl, LSN_MAX):
+        try:
+            headers.append(verify(batch))
+        except MalformedError as error:
+            raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
     return [
         pb.BatchInfo(
             epoch=header.epoch,

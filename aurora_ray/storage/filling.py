@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 RANGE_BYTES: Final = 8 << 20  # of pages or log, taken from one peer at a time
 PEER_FAILURES_MAX: Final = 3  # then a peer takes no further part
 PART_TIMEOUT_S: Final = 120.0
-_BEHIND_BYTES_MAX: Final = 64 << 20  # a peer further behind the most advanced one is left out
 
 
 @dataclass
@@ -84,7 +83,9 @@ def make_plan(answers: Sequence[Peer]) -> Plan | None:
     current = [peer for peer in answers if peer.state.installed_epoch == newest.installed_epoch]
     floor_lsn = max(peer.state.floor_lsn for peer in current)
     end_lsn = max(peer.state.scl for peer in current)
-    sources = [peer for peer in current if peer.state.scl >= max(floor_lsn, end_lsn - _BEHIND_BYTES_MAX)]
+    # How far the end of a group's log lies says nothing of how much log there is: LSNs count all groups' redo. A peer
+    # that is behind gives what it has.
+    sources = [peer for peer in current if peer.state.scl >= floor_lsn]
     epochs = SegmentEpochs(
         newest.installed_epoch,
         b"",  # not known
@@ -152,8 +153,7 @@ class Copy:
             if self.group == 0:
                 parts.append(_Table())
             parts += await self._page_parts()
-        for after_lsn in range(plan.floor_lsn, plan.end_lsn, RANGE_BYTES):
-            parts.append(_Log(after_lsn, min(after_lsn + RANGE_BYTES, plan.end_lsn)))
+        parts += _log_parts(plan.floor_lsn, plan.end_lsn, plan.log_bytes)
         self.progress.bytes_total += plan.log_bytes
         return parts
 
@@ -179,10 +179,11 @@ class Copy:
             if part is None:
                 return
             self._left.remove(part)
+            begin = _begin_of(part)
             try:
                 await self._take(peer, part)
             except AuroraError as error:
-                failures += 1
+                failures += _begin_of(part) == begin  # one that takes longer than a call may goes on from there
                 self._left.append(part)
                 _log.info("copy of group %d from %s: %s", self.group, peer.node_id, error)
 
@@ -251,6 +252,20 @@ class Copy:
         changes = self.store.batch()
         changes.put("tables", lsn_key(lsn), guarded(lsn_key(lsn), packed))
         changes.write()
+
+
+def _log_parts(after_lsn: int, up_to_lsn: int, log_bytes: int) -> list[_Log]:
+    """Log in (after_lsn, up_to_lsn], of about `log_bytes`, in as many stretches of LSNs as these bytes ask for."""
+    distance = up_to_lsn - after_lsn
+    count = min(max(1, -(-log_bytes // RANGE_BYTES)), max(1, distance))
+    bounds = [after_lsn + distance * number // count for number in range(count + 1)]
+    return [_Log(start, stop) for start, stop in pairwise(bounds) if stop > start]
+
+
+def _begin_of(part: _Part) -> object:
+    if isinstance(part, _Pages):
+        return part.start.file_id, part.start.page
+    return part.after_lsn if isinstance(part, _Log) else None
 
 
 def _can_deliver(peer: Peer, part: _Part) -> bool:

@@ -49,14 +49,16 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
     """Raises the floor to `floor_lsn`, a layer's end, and deletes below it. The caller holds `segment.background`."""
     meta = segment.meta
     if floor_lsn > meta.floor_lsn:
-        meta.layers = [layer for layer in meta.layers if layer.end_lsn > floor_lsn]
-        meta.floor_lsn = floor_lsn
-        changes = segment.save_meta()
+        assert any(layer.end_lsn == floor_lsn for layer in meta.layers), "page versions exist there"  # noqa: S101
+        assert floor_lsn <= min(segment.scl, segment.vdl), "nothing that may be annulled is collected"  # noqa: S101
+        changes = segment.store.batch()
         changes.delete_range("log", lsn_key(0), lsn_key(floor_lsn + 1))
         changes.delete_range("tables", lsn_key(0), lsn_key(floor_lsn))
-        changes.write_synced()
+        layers = tuple(layer for layer in meta.layers if layer.end_lsn > floor_lsn)
+        segment.commit(changes, floor_lsn=floor_lsn, layers=layers)
     pacer = Pacer(busy=segment.commits_come_in)
-    for file_id in [file_id for file_id, cuts in segment.cuts.items() if cuts[0].lsn <= meta.floor_lsn]:
+    floor_lsn = segment.meta.floor_lsn
+    for file_id in [file_id for file_id, cuts in segment.cuts.items() if cuts[0].lsn <= floor_lsn]:
         await _spend_cuts(segment, file_id)
         if pacer.due:
             await pacer.rest()

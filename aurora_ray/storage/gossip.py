@@ -15,10 +15,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import MalformedError, NodeUnreachableError, StorageError
+from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, StorageError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled
 from aurora_ray.storage.keys import lsn_key
+from aurora_ray.storage.rocks import WriteFailedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -106,29 +107,44 @@ class Gossip:
                     await self._repair(volume, theirs.segments, stub, at_once)
         except NodeUnreachableError as error:
             _log.debug("gossip with %s: %s", node_id, error)
-        except MalformedError as error:
-            self._node.counters["gossip_malformed"] += 1
-            _log.warning("peer %s sent log that is damaged: %s", node_id, error)
-        except StorageError as error:
+        except AuroraError as error:
             self._node.counters["gossip_failed"] += 1
             _log.info("gossip with %s: %s", node_id, error)
-            self._node.note_failure(error)
 
     async def _repair(
         self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub, at_once: bool
     ) -> None:
         for state in theirs:
             segment = volume.segments.get(state.group)
-            if segment is None or segment.repair.locked():
+            if segment is None or segment.closed or segment.repair.locked():
                 continue
-            async with segment.repair:
-                adopt_history(segment, state)
-                if state.scl <= segment.scl or self._node.disk_full or (segment.keeps_up and not at_once):
-                    continue
-                if segment.scl < max(state.floor_lsn, 0 if segment.scl else state.scl - _COPY_FROM_BYTES):
-                    self._copy(segment.volume, segment.group)
-                else:
-                    await self._fetch(segment, state.scl, stub)
+            try:
+                async with segment.repair:
+                    await self._repair_segment(segment, state, stub, at_once)
+            except NodeUnreachableError:
+                raise
+            except MalformedError as error:
+                self._node.counters["gossip_malformed"] += 1
+                _log.warning("a peer sent log that is damaged: %s", error)
+            except StorageError as error:
+                self._node.counters["gossip_failed"] += 1
+                _log.info("gossip about group %d: %s", state.group, error)
+                self._node.note_failure(error)
+            except Exception as error:
+                self._node.counters["gossip_failed"] += 1
+                _log.exception("gossip about group %d failed", state.group)
+                self._node.note_failure(WriteFailedError((segment.volume, segment.group), error))
+
+    async def _repair_segment(
+        self, segment: Segment, state: pb.SegmentState, stub: StorageNodeStub, at_once: bool
+    ) -> None:
+        adopt_history(segment, state)
+        if state.scl <= segment.scl or self._node.disk_full or (segment.keeps_up and not at_once):
+            return
+        if segment.scl < state.floor_lsn or (not segment.scl and state.log_bytes > _COPY_FROM_BYTES):
+            self._copy(segment.volume, segment.group)
+        else:
+            await self._fetch(segment, state.scl, stub)
 
     async def _fetch(self, segment: Segment, up_to_lsn: int, stub: StorageNodeStub) -> None:
         request = pb.FetchLogRequest(

@@ -91,21 +91,26 @@ class LayerCache:
         self._history.clear()
 
     async def at(self, lsn: int) -> tuple[int, LayerIndex | None]:
-        """LSN of the page versions to start from, and the index of what comes on top. Raises OutOfRangeError."""
-        meta = self._segment.meta
-        if lsn < meta.floor_lsn:
-            raise OutOfRangeError(f"LSN {lsn} lies below {meta.floor_lsn}, the oldest that is kept")
-        if lsn >= meta.coalesced_lsn:
-            if self._tail is None or self._tail.start_lsn != meta.coalesced_lsn:
-                self._tail = LayerIndex(meta.coalesced_lsn)
-            tail = self._tail
-            await self._extend(tail, min(lsn, self._segment.scl))
-            return tail.start_lsn, tail
-        ends = [meta.floor_lsn, *(layer.end_lsn for layer in meta.layers)]
-        number = bisect_right(ends, lsn) - 1
-        if ends[number] == lsn:
-            return lsn, None
-        return ends[number], await self._historic(ends[number], ends[number + 1])
+        """LSN of the page versions to start from, and the index of what comes on top.
+
+        Raises OutOfRangeError, DamagedError.
+        """
+        while True:
+            meta = self._segment.meta
+            if lsn < meta.floor_lsn:
+                raise OutOfRangeError(f"LSN {lsn} lies below {meta.floor_lsn}, the oldest that is kept")
+            if lsn >= meta.coalesced_lsn:
+                if self._tail is None or self._tail.start_lsn != meta.coalesced_lsn:
+                    self._tail = LayerIndex(meta.coalesced_lsn)
+                index, whole = self._tail, await self._extend(self._tail, min(lsn, self._segment.scl))
+            else:
+                ends = [meta.floor_lsn, *(layer.end_lsn for layer in meta.layers)]
+                number = bisect_right(ends, lsn) - 1
+                if ends[number] == lsn:
+                    return lsn, None
+                index, whole = await self._historic(ends[number], ends[number + 1])
+            if whole:
+                return index.start_lsn, index
 
     async def build(self, start_lsn: int, end_lsn: int, bytes_max: int) -> LayerIndex:
         """A new index of about `bytes_max` from `start_lsn` on, up to `end_lsn` at most."""
@@ -113,19 +118,24 @@ class LayerCache:
         await self._extend(index, end_lsn, bytes_max)
         return index
 
-    async def _historic(self, start_lsn: int, end_lsn: int) -> LayerIndex:
+    async def _historic(self, start_lsn: int, end_lsn: int) -> tuple[LayerIndex, bool]:
         index = self._history.get(end_lsn)
         if index is None:
             index = self._history[end_lsn] = LayerIndex(start_lsn)
         self._history.move_to_end(end_lsn)
-        await self._extend(index, end_lsn)
+        whole = await self._extend(index, end_lsn)
+        if not whole:
+            self._history.pop(end_lsn, None)
         while len(self._history) > 1 and sum(i.nbytes for i in self._history.values()) > self._bytes_max:
             self._history.popitem(last=False)
-        return index
+        return index, whole
 
-    async def _extend(self, index: LayerIndex, to_lsn: int, bytes_max: int | None = None) -> None:
+    async def _extend(self, index: LayerIndex, to_lsn: int, bytes_max: int | None = None) -> bool:
+        """Takes in log up to `to_lsn`, or `bytes_max`. False if what is missing was collected meanwhile, be it that
+        another reader, who was to build the index, was cancelled: then look where to start from again.
+        """
         if index.end_lsn >= to_lsn:
-            return
+            return True
         pacer = Pacer()
         epoch = self._segment.meta.epochs.installed_epoch
         async with index.building:
@@ -134,13 +144,16 @@ class LayerCache:
             segment = self._segment
             for lsn, batch in segment.store.log_entries(index.end_lsn, up_to_lsn):
                 if index.end_lsn >= to_lsn or (bytes_max is not None and index.nbytes >= bytes_max):
-                    return
+                    return True
                 try:
                     index.add(batch)
                 except MalformedError as error:
                     raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
                 if pacer.due:
                     await pacer.rest()
+            if index.start_lsn < segment.meta.floor_lsn and index.end_lsn < to_lsn:
+                return False
             if index.end_lsn < to_lsn and bytes_max is None and epoch == segment.meta.epochs.installed_epoch:
                 why = f"the chain of its log ends at {index.end_lsn}, it was complete up to {to_lsn}"
                 raise DamagedError((segment.volume, segment.group), STORE, why)
+        return True

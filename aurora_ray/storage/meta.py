@@ -20,9 +20,10 @@ class Layer(NamedTuple):
     log_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SegmentMeta:
-    """Epochs, durable end, and how far the background got.
+    """Epochs, durable end, and how far the background got. Immutable: a change is a new value, in force once it is
+    written (`Segment.commit`).
 
     Page versions exist at `floor_lsn` and at each layer's end; the log is kept from `floor_lsn` on.
     """
@@ -31,7 +32,7 @@ class SegmentMeta:
     epochs: SegmentEpochs = field(default_factory=SegmentEpochs)
     vdl: int = 0
     floor_lsn: int = 0
-    layers: list[Layer] = field(default_factory=list)
+    layers: tuple[Layer, ...] = ()
 
     @property
     def coalesced_lsn(self) -> int:
@@ -66,7 +67,7 @@ class SegmentMeta:
                 SegmentEpochs(promised, owner, installed, history, membership),
                 vdl,
                 floor,
-                [Layer(*layer) for layer in layers],
+                tuple(Layer(*layer) for layer in layers),
             )
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise MalformedError(f"a segment's metadata cannot be read: {error}") from error

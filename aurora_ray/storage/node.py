@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import uuid
-from collections import Counter
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final
 
 from rocksdict import Cache, WriteBufferManager
 
@@ -22,9 +22,10 @@ from aurora_ray.errors import (
 )
 from aurora_ray.log.layout import PAGE_BYTES_MAX
 from aurora_ray.storage import effects
-from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption
+from aurora_ray.storage.damage import DamageBook, DamagedError, is_corruption, says_full
+from aurora_ray.storage.datadir import COPIES
 from aurora_ray.storage.graveyard import Graveyard
-from aurora_ray.storage.rocks import WriteFailedError
+from aurora_ray.storage.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.space import Space, space_of
 from aurora_ray.storage.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.volume import NodeVolume
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from aurora_ray.storage.segment import Segment
 
 _log = logging.getLogger(__name__)
+
+READ_FAILURES_MAX: Final = 3  # of one segment, within ...
+READ_FAILURES_WITHIN_S: Final = 600.0
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -67,6 +71,7 @@ class Node:
         self.append_port = 0  # set by the server
         self.reclaim: Callable[[], None] = lambda: None  # makes sure that the directory is still this node's
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
+        self._read_failures: dict[SegmentKey, deque[float]] = {}  # when, in seconds since 1970
         self.disk_bytes = 0
         self._free_bytes = free_bytes
         self._memory = NodeMemory(
@@ -78,6 +83,7 @@ class Node:
     def open(self) -> None:
         """Opens all that is on disk. Raises ConfigurationError if the machine does not let us (a full disk)."""
         effects.make_directory(self._volumes_dir)
+        effects.remove_tree(self.config.data_dir / COPIES)
         self.graveyard.open()
         for path in sorted(self._volumes_dir.iterdir()):
             if path.name.startswith("dropped-"):  # by a node from before there was a graveyard; it may be half gone
@@ -162,6 +168,7 @@ class Node:
         for group in (*held.segments, *held.lost):
             self.segments.pop((held.volume, group), None)
             self.damage.forget((held.volume, group))
+            self._read_failures.pop((held.volume, group), None)
         held.close()
 
     def _open_volume(self, volume: bytes) -> None:
@@ -277,25 +284,36 @@ class Node:
         """Sees to what an error says of our own files: damage is repaired, a failed write undone."""
         if isinstance(error, DamagedError):
             self.damage.report(error)
-        elif isinstance(error, WriteFailedError) and error.segment in self.segments:
+        elif isinstance(error, WriteFailedError | ReadFailedError) and error.segment in self.segments:
             self.reopen_after_error([self.segments[error.segment]], error)
 
     def reopen_after_error(self, segments: Sequence[Segment], error: Exception) -> None:
-        """After a failed write: what is on disk is the truth, so the segments are opened from it again.
+        """After a failure of RocksDB: what is on disk is the truth, so the segments are opened from it again.
 
         With a full disk that may fail as well; then it is tried again at each look at the disk. What cannot be written
-        because its files are damaged would fail again and again: it is lost, and comes back from the peers.
+        because its files are damaged would fail again and again, as would what its disk does not give back
+        (READ_FAILURES_MAX): it is lost, and comes back from the peers.
         """
-        _log.error("node %s: a write failed and its segments are reopened: %s", self.config.node_id, error)
-        if is_corruption(error):
+        what = "read" if isinstance(error, ReadFailedError) else "write"
+        _log.error("node %s: a %s failed and its segments are reopened: %s", self.config.node_id, what, error)
+        self.counters["reopened_segments"] += len(segments)
+        if is_corruption(error) or (isinstance(error, ReadFailedError) and self._fails_again(error)):
             for segment in segments:
                 self.lose(segment, str(error))
             return
-        self.disk_full = True  # until the next look at the disk
+        if says_full(error):
+            self.disk_full = True  # until the next look at the disk; other failures are this segment's own
         for segment in segments:
             segment.close()
             self._to_reopen[segment.volume, segment.group] = segment
         self._reopen()
+
+    def _fails_again(self, error: ReadFailedError) -> bool:
+        """Whether this was one failure to read too many."""
+        now_s = self.clock()
+        failures = self._read_failures.setdefault(error.segment, deque(maxlen=READ_FAILURES_MAX))
+        failures.append(now_s)
+        return len(failures) == READ_FAILURES_MAX and now_s - failures[0] < READ_FAILURES_WITHIN_S
 
     def _reopen(self) -> None:
         for key, segment in list(self._to_reopen.items()):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import google_crc32c
+
 from aurora_ray.errors import MalformedError, NotCompleteError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
@@ -33,20 +35,25 @@ def require_complete(segment: Segment, required_scl: int) -> None:
         )
 
 
-async def read_pages(segment: Segment, lsn: int, ranges: Iterable[tuple[int, int, int]]) -> list[bytearray | None]:
-    """The pages of (file id, first page, count), range after range, as of `lsn`; None for one never written.
+async def read_pages(
+    segment: Segment, lsn: int, ranges: Iterable[tuple[int, int, int]]
+) -> list[tuple[bytes, int] | None]:
+    """The pages of (file id, first page, count), range after range, as of `lsn`, each with its CRC-32C, taken as soon
+    as it is put together from what its own checksums have vouched for; None for one never written.
 
     Raises OutOfRangeError or DamagedError.
     """
     view = await View.of(segment, lsn)
     pacer = Pacer()
-    pages = []
+    pages: list[tuple[bytes, int] | None] = []
     for file_id, first_page, count in ranges:
         for page in range(first_page, first_page + count):
             if pacer.due:
                 await pacer.rest()
                 view = await View.of(segment, lsn)
-            pages.append(view.page(file_id, page))
+            found = view.page(file_id, page)
+            content = None if found is None else bytes(found)
+            pages.append(None if content is None else (content, google_crc32c.value(content)))
     return pages
 
 

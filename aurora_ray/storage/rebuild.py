@@ -189,7 +189,7 @@ async def _install(place: _Place, segment: Segment | None, store: SegmentStore, 
         except Exception as error:  # RocksDB's errors have no common class
             place.node.lose(segment, f"its copy could not take its place: {error}")
             raise
-        fresh.learn_vdl(segment.meta.vdl)
+        fresh.learn_vdl(segment.vdl)
 
 
 async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs, floor_lsn: int) -> int:
@@ -214,8 +214,7 @@ async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs,
 def _merge(segment: Segment, store: SegmentStore, meta: SegmentMeta, carried_lsn: int) -> None:
     """Brings the promises and the last of the log that only the old copy has into the new one, durably."""
     received = meta.epochs
-    meta.epochs = _merged(segment.meta.epochs, received)
-    meta.vdl = max(segment.meta.vdl, meta.vdl)
+    meta = replace(meta, epochs=_merged(segment.meta.epochs, received), vdl=max(segment.vdl, meta.vdl))
     changes = store.batch()
     for _, batch in _readable_log(segment, carried_lsn):
         _put_if_true(changes, meta.epochs, batch)

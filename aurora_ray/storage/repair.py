@@ -16,6 +16,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+import google_crc32c
 import zstandard
 
 from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, OutOfRangeError
@@ -28,11 +29,12 @@ from aurora_ray.storage.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
 from aurora_ray.storage.leftovers import Range
 from aurora_ray.storage.rebuild import rebuild
-from aurora_ray.storage.rocks import WriteFailedError
+from aurora_ray.storage.rocks import ReadFailedError, WriteFailedError
+from aurora_ray.storage.supervised import supervised
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Sequence
 
     from aurora_ray.storage.damage import SegmentKey
     from aurora_ray.storage.node import Node
@@ -86,8 +88,11 @@ class Repairer:
             if self._node.damage.items(key):  # found while the task was about to end
                 self._node.damage.found.set()
 
-        work: Coroutine[None, None, object] = self._mend_until_sound(key) if damaged else self._copy(key, damaged=False)
-        task = self._tasks[key] = asyncio.create_task(work, name=f"storage-repair-{key[1]}")
+        def work() -> Awaitable[object]:
+            return self._mend_until_sound(key) if damaged else self._copy(key, damaged=False)
+
+        supervision = supervised("repair", work, self._node.counters, pause_s=_RETRY_S)
+        task = self._tasks[key] = asyncio.create_task(supervision, name=f"storage-repair-{key[1]}")
         task.add_done_callback(done)
 
     async def _mend_until_sound(self, key: SegmentKey) -> None:
@@ -112,7 +117,7 @@ class Repairer:
                 return await self._copy(key, damaged=True)
             async with segment.repair:
                 await self._mend_item(segment, item)
-        except (_NotNowError, WriteFailedError, NodeUnreachableError, ImpostorError) as error:
+        except (_NotNowError, WriteFailedError, ReadFailedError, NodeUnreachableError, ImpostorError) as error:
             self._node.note_failure(error)
             _log.info("volume %s group %d: %s is not repaired yet: %s", key[0].hex(), key[1], item, error)
             return False
@@ -220,6 +225,8 @@ class Repairer:
             except AuroraError as error:
                 refused += isinstance(error, OutOfRangeError)
                 continue
+            if reply.kinds[:1] == b"\1" and google_crc32c.value(reply.pages) != int.from_bytes(reply.crcs, "little"):
+                continue  # damaged on its way
             content = reply.pages if reply.kinds[0] else None
             if content in seen or len(peers) == 1:
                 return content

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rocksdict import Checkpoint, Rdict, WriteBatch, WriteOptions
 
-from aurora_ray.errors import DiskFullError, UnknownVolumeError
+from aurora_ray.errors import AuroraError, DiskFullError, StorageError, UnknownVolumeError
 from aurora_ray.storage.damage import STORE, DamagedError, is_corruption
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ class Database:
     # ---- reading
 
     def get(self, family: str, key: bytes) -> bytes | None:
-        """A value. Raises DamagedError."""
+        """A value. Raises DamagedError, ReadFailedError, UnknownVolumeError."""
         try:
             value: bytes | None = self.families[family].get(key)
         except Exception as error:
-            raise self.damaged(error) from error
+            raise self.failure(error) from error
         return value
 
     def scan(self, family: str, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
@@ -96,8 +96,13 @@ class Database:
         cursor.check()
 
     def cursor(self, family: str) -> Cursor:
-        """An iterator over a family as of now, which `close` can take away. Raises UnknownVolumeError if it has."""
-        cursor = Cursor(self.families[family].iter(), self)
+        """An iterator over a family as of now, which `close` can take away. Raises UnknownVolumeError if it has,
+        ReadFailedError.
+        """
+        try:
+            cursor = Cursor(self.families[family].iter(), self)
+        except Exception as error:
+            raise self.failure(error) from error
         self._cursors.add(cursor)
         return cursor
 
@@ -112,9 +117,13 @@ class Database:
         families = self.families.values()
         return sum(family.property_int_value("rocksdb.cur-size-all-mem-tables") or 0 for family in families)
 
-    def damaged(self, error: Exception) -> Exception:
-        """What to raise for an error of RocksDB: DamagedError if its files are damaged, else the error itself."""
-        return DamagedError(self.owner, STORE, str(error)) if is_corruption(error) else error
+    def failure(self, error: Exception) -> AuroraError:
+        """What to raise for an error of RocksDB that met reading: DamagedError if its files are damaged."""
+        if isinstance(error, AuroraError):
+            return error
+        return (
+            DamagedError(self.owner, STORE, str(error)) if is_corruption(error) else ReadFailedError(self.owner, error)
+        )
 
     # ---- writing
 
@@ -157,11 +166,11 @@ class Database:
         self._db.drop_column_family(family)
 
     def checkpoint(self, path: Path) -> None:
-        """A consistent copy by hard links. Raises DamagedError if a file is gone."""
+        """A consistent copy by hard links. Raises DamagedError if a file is gone, ReadFailedError."""
         try:
             Checkpoint(self._db).create_checkpoint(str(path))
         except Exception as error:
-            raise self.damaged(error) from error
+            raise self.failure(error) from error
 
 
 def _compact(db: Rdict, family: str) -> Exception | None:
@@ -188,13 +197,11 @@ class Cursor:
         self._database = database
 
     def check(self) -> None:
-        """Raises DamagedError if the iterator is invalid because of damage."""
+        """Raises DamagedError or ReadFailedError if the iterator is invalid because of one."""
         try:
             self.it.status()
-        except UnknownVolumeError:
-            raise
         except Exception as error:
-            raise self._database.damaged(error) from error
+            raise self._database.failure(error) from error
 
 
 class Closed:
@@ -216,6 +223,18 @@ class WriteFailedError(DiskFullError):
 
     def __init__(self, segment: SegmentKey, error: Exception) -> None:
         super().__init__(f"group {segment[1]} could not be written: {error}")
+        self.segment = segment
+
+
+class ReadFailedError(StorageError):
+    """RocksDB could not read, for another reason than damage. The segment is opened anew; if that happens again and
+    again, its disk is bad and a copy from the peers takes its place (see `Node.note_failure`).
+    """
+
+    retryable = True
+
+    def __init__(self, segment: SegmentKey, error: Exception) -> None:
+        super().__init__(f"group {segment[1]} could not be read: {error}")
         self.segment = segment
 
 
@@ -253,6 +272,8 @@ class Batch:
         """Applies the changes, not yet synced; the object is spent."""
         try:
             self._db.write(self._batch)
+        except UnknownVolumeError:
+            raise
         except Exception as error:
             raise WriteFailedError(self._owner, error) from error
 
@@ -260,6 +281,8 @@ class Batch:
         """Applies the changes, durable only after `flush`; the object is spent. Not where log files are recycled."""
         try:
             self._db.write(self._batch, self._no_wal)
+        except UnknownVolumeError:
+            raise
         except Exception as error:
             raise WriteFailedError(self._owner, error) from error
 
@@ -268,6 +291,8 @@ class Batch:
         self.write()
         try:
             self._db.flush_wal(True)
+        except UnknownVolumeError:
+            raise
         except Exception as error:
             raise WriteFailedError(self._owner, error) from error
 

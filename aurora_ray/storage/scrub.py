@@ -22,6 +22,7 @@ from aurora_ray.log.batch import verify
 from aurora_ray.storage import effects
 from aurora_ray.storage.content import FIRST, ContentDigest, PageKey, Walk
 from aurora_ray.storage.damage import STORE, Damage, DamagedError
+from aurora_ray.storage.datadir import COPIES
 from aurora_ray.storage.keys import LOG_FAMILIES, LSN_KEY, PAGE_FAMILIES, PAGE_KEY, content_of
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.store import SegmentStore
@@ -83,6 +84,10 @@ class Scrubber:
                         self._node.damage.report(error)
                 except AuroraError as error:
                     _log.info("volume %s group %d: scrubbing ended early: %s", volume.name, segment.group, error)
+                    self._node.note_failure(error)
+                except Exception as error:
+                    self._node.counters["failed_scrubs"] += 1
+                    _log.exception("volume %s group %d: scrubbing failed: %s", volume.name, segment.group, error)
         self._turn += 1
         self._node.counters["scrub_rounds"] += 1
 
@@ -95,7 +100,7 @@ class Scrubber:
     # ---- files
 
     async def _check_files(self, segment: Segment) -> None:
-        copies = self._node.config.data_dir / "copies"
+        copies = self._node.config.data_dir / COPIES
         effects.make_directory(copies)
         path = copies / uuid.uuid4().hex
         try:

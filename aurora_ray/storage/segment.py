@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError
+from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError, UnknownVolumeError
 from aurora_ray.log.batch import verify
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, judge_append
 from aurora_ray.storage.chains import KnownChains
 from aurora_ray.storage.damage import Damage, DamagedError
 from aurora_ray.storage.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.leftovers import Leftovers
-from aurora_ray.storage.meta import SegmentMeta
+from aurora_ray.storage.rocks import WriteFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from aurora_ray.log.batch import BatchHeader
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.storage.layers import LayerCache
+    from aurora_ray.storage.meta import SegmentMeta
     from aurora_ray.storage.rocks import Batch
     from aurora_ray.storage.store import SegmentStore
 
@@ -60,7 +63,12 @@ class VdlBox:
 
 
 class Segment:
-    """See the module. All methods are synchronous and short; the background lives in other modules."""
+    """See the module. All methods are synchronous and short; the background lives in other modules.
+
+    What is in memory follows the disk: it changes after the write that makes it true. Where a write fails, or anything
+    between it and the change in memory, WriteFailedError is raised, and the segment is to be opened from disk again
+    (`Node.note_failure`) before it serves anybody.
+    """
 
     def __init__(
         self,
@@ -71,11 +79,15 @@ class Segment:
         box: VdlBox,
         *,
         report: Callable[[DamagedError], object] = lambda _: None,
+        keep: Callable[[Segment, list[bytes]], object] = lambda *_: None,
     ) -> None:
-        """`report` is told of damage that is found where nobody could be answered with an error."""
+        """`report` is told of damage that is found where nobody could be answered with an error; `keep` puts batches
+        aside that are about to go because they never happened.
+        """
         self.volume, self.group, self.store, self.meta = volume, group, store, meta
         store.owner = (volume, group)
-        self._box, self._report = box, report
+        self._box, self._report, self._keep = box, report, keep
+        self._vdl = meta.vdl  # learnt; what is stored may be older
         self.scl = 0
         self.highest_lsn = 0
         self.tail_bytes = 0  # log beyond the last layer, roughly, inflated
@@ -101,7 +113,7 @@ class Segment:
     def vdl(self) -> int:
         """The highest volume durable LSN known under the installed history."""
         box = self._box
-        return max(self.meta.vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
+        return max(self._vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
 
     @property
     def has_gap(self) -> bool:
@@ -163,8 +175,8 @@ class Segment:
 
     def learn_vdl(self, vdl: int) -> None:
         """Raises the VDL and wakes whoever waits for the log to move."""
-        if vdl > self.meta.vdl:
-            self.meta.vdl = vdl
+        if vdl > self._vdl:
+            self._vdl = vdl
             self._box.learn(self.meta.epochs.installed_epoch, vdl)
         for watcher in self.watchers:
             watcher.set()
@@ -172,21 +184,22 @@ class Segment:
     def rescan(self) -> None:
         """Rebuilds the chain from what is stored."""
         meta = self.meta
-        self.scl = self.highest_lsn = meta.coalesced_lsn
-        self._pending = {}
-        self.tail_bytes = 0
-        vdl = meta.vdl
-        for header in self._headers(self.scl):
-            self.highest_lsn = header.flush_end
-            self.tail_bytes += header.payload_bytes
+        scl = highest_lsn = meta.coalesced_lsn
+        pending: dict[int, int] = {}
+        tail_bytes, vdl = 0, self._vdl
+        for header in self._headers(scl):
+            highest_lsn = header.flush_end
+            tail_bytes += header.payload_bytes
             vdl = max(vdl, header.vdl)
-            if header.prev_lsn == self.scl:
-                self.scl = header.flush_end
-            elif header.prev_lsn > self.scl:
-                self._pending[header.prev_lsn] = header.flush_end
-        while self.scl in self._pending:
-            self.scl = self._pending.pop(self.scl)
-        meta.vdl = vdl
+            if header.prev_lsn == scl:
+                scl = header.flush_end
+            elif header.prev_lsn > scl:
+                pending[header.prev_lsn] = header.flush_end
+        while scl in pending:
+            scl = pending.pop(scl)
+        assert meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
+        self.scl, self.highest_lsn, self._pending = scl, highest_lsn, pending
+        self.tail_bytes, self._vdl = tail_bytes, vdl
         self._box.learn(meta.epochs.installed_epoch, vdl)
 
     def _headers(self, after_lsn: int) -> Iterator[BatchHeader]:
@@ -209,12 +222,15 @@ class Segment:
     # ---- epochs
 
     def promise(self, epochs: SegmentEpochs) -> None:
-        """Keeps what `segment_rules.promise` decided, durably."""
-        self.meta.epochs = epochs
-        self.save_meta().write_synced()
+        """Keeps what `segment_rules.promise` decided, durably. Raises WriteFailedError."""
+        assert epochs.promised_epoch >= self.meta.epochs.promised_epoch  # noqa: S101 - a promise is never taken back
+        self.commit(epochs=epochs)
 
     def take_over(self, epochs: SegmentEpochs, vdl: int) -> None:
-        """Keeps what `segment_rules` allowed to install or adopt, durably, and what is known to be durable with it."""
+        """Keeps what `segment_rules` allowed to install or adopt, durably, and what is known to be durable with it.
+
+        Raises WriteFailedError.
+        """
         held = self.meta.epochs
         if (epochs.installed_epoch, epochs.truncations) != (held.installed_epoch, held.truncations):
             self.install(epochs, vdl)
@@ -225,28 +241,60 @@ class Segment:
             self.learn_vdl(vdl)
 
     def install(self, epochs: SegmentEpochs, vdl: int) -> None:
-        """Adopts the history that `segment_rules` allowed, durably: annulled batches go, the chain is built anew."""
-        meta = self.meta
-        meta.epochs = epochs
-        meta.vdl = max(meta.vdl, vdl)
-        changes = self.save_meta()
-        for header in self._headers(meta.coalesced_lsn):
-            if annulled(epochs.truncations, header.epoch, header.flush_end):
-                changes.delete("log", lsn_key(header.flush_end))
-        changes.write_synced()
-        self._heard_writer_s = 0.0  # another one
-        self.rescan()
-        if self.layers is not None:
-            self.layers.forget_tail()
-        self.learn_vdl(meta.vdl)
+        """Adopts the history that `segment_rules` allowed, durably: annulled batches go, the chain is built anew.
+
+        Raises WriteFailedError.
+        """
+        held = self.meta.epochs
+        assert epochs.installed_epoch >= held.installed_epoch  # noqa: S101 - histories only move on
+        assert epochs.promised_epoch >= held.promised_epoch  # noqa: S101 - and promises are kept
+        with self._whole():
+            gone = [
+                header.flush_end
+                for header in self._headers(self.meta.coalesced_lsn)
+                if annulled(epochs.truncations, header.epoch, header.flush_end)
+            ]
+            self._keep_tail(gone)
+            changes = self.store.batch()
+            for lsn in gone:
+                changes.delete("log", lsn_key(lsn))
+            self.commit(changes, epochs=epochs, vdl=max(self.vdl, vdl))
+            self._heard_writer_s = 0.0  # another one
+            self.rescan()
+            if self.layers is not None:
+                self.layers.forget_tail()
+            self.learn_vdl(vdl)
+
+    def _keep_tail(self, lsns: list[int]) -> None:
+        """Has a copy of batches put aside that never happened: they may help whoever asks why. Of no other use."""
+        if lsns:
+            batches = [batch for lsn in lsns for batch in self.store.log_batches(lsn - 1, lsn)]
+            self._keep(self, batches)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Whatever fails in here may leave memory and disk apart. Raises WriteFailedError for it."""
+        try:
+            yield
+        except (WriteFailedError, UnknownVolumeError):  # of which the latter: dropped or replaced, so nothing is apart
+            raise
+        except Exception as error:
+            raise WriteFailedError((self.volume, self.group), error) from error
 
     # ---- what is stored
 
-    def save_meta(self) -> Batch:
-        """A batch that holds the metadata as it is now, for the caller to add to and write."""
-        changes = self.store.batch()
-        changes.put("default", META_KEY, self.meta.pack())
-        return changes
+    def commit(self, changes: Batch | None = None, **fields: Any) -> None:
+        """Writes `changes` together with the metadata, in which `fields` are replaced, in one synced write. Only then
+        are the fields in force. Raises WriteFailedError.
+        """
+        meta = replace(self.meta, **{"vdl": self.vdl, **fields})
+        assert meta.floor_lsn >= self.meta.floor_lsn  # noqa: S101 - what is collected does not come back
+        if changes is None:
+            changes = self.store.batch()
+        with self._whole():
+            changes.put("default", META_KEY, meta.pack())
+            changes.write_synced()
+        self.meta = meta
 
     def _load_cuts(self) -> None:
         for key, value in self.store.scan("default", CUT_PREFIX, CUT_PREFIX + b"\xff" * 17):

@@ -27,10 +27,11 @@ from aurora_ray.storage.peers import Peers
 from aurora_ray.storage.repair import Repairer
 from aurora_ray.storage.scrub import Scrubber
 from aurora_ray.storage.service import StorageService, streaming, unary
+from aurora_ray.storage.supervised import supervised
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from aurora_ray.storage.config import StorageConfig
@@ -99,14 +100,20 @@ class StorageServer:
             raise
         self._server = server
         self.address = f"{self._config.host}:{port}"
-        self._tasks = [
-            asyncio.create_task(self.background.run(), name="storage-background"),
-            asyncio.create_task(self.gossip.run(), name="storage-gossip"),
-            asyncio.create_task(self.repairer.run(), name="storage-repair"),
-            asyncio.create_task(self.scrubber.run(), name="storage-scrub"),
-        ]
+        for name, work in self.long_work().items():
+            supervision = supervised(name, work, self.node.counters)
+            self._tasks.append(asyncio.create_task(supervision, name=f"storage-{name}"))
         _log.info("storage node %s serves %s at %s", self._config.node_id, self._config.data_dir, self.address)
         return self.address
+
+    def long_work(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What goes on for as long as the node serves, whatever fails meanwhile."""
+        return {
+            "background": self.background.run,
+            "gossip": self.gossip.run,
+            "repairs": self.repairer.run,
+            "scrub": self.scrubber.run,
+        }
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Ends calls after `grace_s`, then the background, then closes the segments."""
@@ -117,9 +124,8 @@ class StorageServer:
         await server.stop(grace_s)
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await self.peers.close()
         self.node.close()
         if self._data_dir is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from array import array
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
 
-from aurora_ray.errors import AuroraError, MalformedError, UsageError
+from aurora_ray.errors import MalformedError, UsageError
 from aurora_ray.storage.copying import digest, outline, send_pages
 from aurora_ray.storage.epochs import seal, segment_state, truncate
 from aurora_ray.storage.reading import read_file_table, read_pages, require_complete
@@ -75,15 +77,19 @@ class StorageService:
         volume = self._node.volume(request.volume)
         if sum(r.count for r in request.ranges) * volume.page_size > _READ_BYTES_MAX:
             raise UsageError(f"more than {_READ_BYTES_MAX} bytes of pages asked for at once")
-        kinds, carried = bytearray(), []
+        kinds, carried = bytearray(), list[tuple[bytes, int]]()
         for group, ranges in groupby(request.ranges, lambda wanted: wanted.group):
             segment = volume.segment(group)
             require_complete(segment, request.required_scl)
-            pages = await read_pages(segment, request.lsn, [(r.file_id, r.first_page, r.count) for r in ranges])
-            kinds += bytes(page is not None for page in pages)
-            carried += [page for page in pages if page is not None]
+            found = await read_pages(segment, request.lsn, [(r.file_id, r.first_page, r.count) for r in ranges])
+            kinds += bytes(page is not None for page in found)
+            carried += [page for page in found if page is not None]
         self._node.counters["read_pages"] += len(kinds)
-        return pb.ReadPagesReply(kinds=bytes(kinds), pages=b"".join(carried))
+        crcs = array("I", [crc for _, crc in carried])
+        if sys.byteorder == "big":
+            crcs.byteswap()
+        pages = b"".join([page for page, _ in carried])
+        return pb.ReadPagesReply(kinds=bytes(kinds), pages=pages, crcs=crcs.tobytes())
 
     async def read_file_table(self, request: pb.ReadFileTableRequest) -> AsyncIterator[pb.FileTableChunk]:
         """The file table as of an LSN, in chunks."""
@@ -209,7 +215,7 @@ def unary(node: Node, method: Any) -> Any:
     async def handle(request: Any, context: Any) -> Any:
         try:
             return await method(request)
-        except AuroraError as error:
+        except Exception as error:
             await refuse(context, node, error)
 
     return handle
@@ -221,10 +227,14 @@ def streaming(node: Node, method: Any) -> Any:
     async def handle(request: Any, context: Any) -> None:
         messages = method(request)
         try:
-            async for message in messages:
+            while True:
+                try:
+                    message = await anext(messages)
+                except StopAsyncIteration:
+                    return
+                except Exception as error:
+                    await refuse(context, node, error)
                 await context.write(message)
-        except AuroraError as error:
-            await refuse(context, node, error)
         finally:
             await messages.aclose()
 

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def refusal(node: Node, error: errors.AuroraError) -> tuple[grpc.StatusCode, str, str]:
+def refusal(node: Node, error: Exception) -> tuple[grpc.StatusCode, str, str]:
     """The error as a status, a sentence and a reason. What it says of our own files is seen to."""
     node.note_failure(error)
+    if not isinstance(error, errors.AuroraError):
+        node.counters["unexpected_errors"] += 1
+        _log.error("a call failed by something unexpected", exc_info=error)
+        return grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}: {error}", ""
     code, reason = status_of(error)
     if reason:
         node.counters[f"refused_{reason}"] += 1
@@ -27,7 +31,7 @@ def refusal(node: Node, error: errors.AuroraError) -> tuple[grpc.StatusCode, str
     return code, str(error), reason
 
 
-async def refuse(context: Any, node: Node, error: errors.AuroraError) -> NoReturn:
+async def refuse(context: Any, node: Node, error: Exception) -> NoReturn:
     """Ends the call with the error's status and sentence."""
     code, sentence, reason = refusal(node, error)
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), (REASON_KEY, reason)))

@@ -211,6 +211,8 @@ class SegmentStore:
             for key, batch in entries:
                 self.put_log(key, batch)
             self.sync(True)
+        except UnknownVolumeError:
+            raise
         except Exception as error:
             raise WriteFailedError(self.owner, error) from error
 
@@ -242,6 +244,7 @@ class SegmentStore:
         await self._pages.flush("pages")
         if lsn is None:
             return
+        assert lsn >= self.flushed_lsn()  # noqa: S101 - older than what is noted: files would seem to be missing
         mark = guarded(MARK_KEY, MARK_VALUE.pack(lsn))
         changes = self.batch()
         changes.put("marks", MARK_KEY, mark)
@@ -356,7 +359,7 @@ class SegmentStore:
         self.compacted_bytes = self.page_bytes
 
     def checkpoint(self, path: Path) -> None:
-        """A copy by hard links, each database of one moment. Raises DamagedError if a file is gone."""
+        """A copy by hard links, each database of one moment. Raises DamagedError if a file is gone, ReadFailedError."""
         self._log.checkpoint(path)
         self._pages.checkpoint(path / PAGES)
 

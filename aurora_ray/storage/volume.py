@@ -142,13 +142,13 @@ class NodeVolume:
 
     def _lose(self, path: Path, error: Exception) -> None:
         group, lost = int(path.name), path.with_name(path.name + LOST)
+        self.lost.add(group)  # first: it serves no more, whatever the disk says
+        self._damage.report(DamagedError((self.volume, group), STORE, str(error)))
         if path.exists():
             if lost.exists():
                 self._put_replaced_aside(lost)
             effects.rename(path, lost)
         effects.make_directory(lost)  # so that it is known to be lost after a restart as well
-        self.lost.add(group)
-        self._damage.report(DamagedError((self.volume, group), STORE, str(error)))
 
     def lose(self, group: int, why: str) -> None:
         """An open segment has nothing to stand on any more."""
@@ -187,10 +187,17 @@ class NodeVolume:
 
     def adopt(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
         """Makes an open store the segment of `group`."""
-        segment = Segment(self.volume, group, store, meta, self.box, report=self._damage.report)
+        segment = Segment(self.volume, group, store, meta, self.box, report=self._damage.report, keep=self._keep_tail)
         segment.layers = LayerCache(segment, self._config.index_bytes)
         self.segments[group] = segment
         return segment
+
+    def _keep_tail(self, segment: Segment, batches: list[bytes]) -> None:
+        reason = f"annulled by a recovery; the end of the group's log was {segment.highest_lsn}"
+        try:
+            self._graveyard.bury_tail(self.volume, segment.group, batches, reason)
+        except OSError as error:  # a recovery does not wait for what nobody was told is durable
+            _log.warning("volume %s: an annulled tail could not be kept: %s", self.name, error)
 
     def reopen(self, segment: Segment) -> None:
         """Opens a closed segment from what is on disk. Raises whatever prevents it; then nothing has changed."""
@@ -246,12 +253,10 @@ def _read_meta(store: SegmentStore) -> SegmentMeta:
 def empty_meta(page_size: int, members: Sequence[str], siblings: Iterable[Segment]) -> SegmentMeta:
     """Of a new segment; it inherits the epochs of the volume's others on this node."""
     membership = Membership(0, tuple(members))
-    meta = SegmentMeta(page_size, SegmentEpochs(membership=membership))
     sibling = max(siblings, key=lambda segment: segment.meta.epochs.installed_epoch, default=None)
-    if sibling is not None:
-        meta.epochs = replace(sibling.meta.epochs, membership=membership)
-        meta.vdl = sibling.vdl
-    return meta
+    if sibling is None:
+        return SegmentMeta(page_size, SegmentEpochs(membership=membership))
+    return SegmentMeta(page_size, replace(sibling.meta.epochs, membership=membership), sibling.vdl)
 
 
 def finish_replacements(path: Path, put_aside: Callable[[Path], None]) -> None:

@@ -165,6 +165,7 @@ class Volume:
             "skipped_flushes": sum(stream.skipped_count for stream in streams),
             "reads": self._reader.read_count,
             "hedged_reads": self._reader.hedged_count,
+            "damaged_reads": self._reader.damaged_count,
         }
 
     # ---- append

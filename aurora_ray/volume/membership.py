@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import NotCompleteError, QuorumLostError, StorageError, UsageError
+from aurora_ray.errors import MalformedError, NotCompleteError, QuorumLostError, StorageError, UsageError
 from aurora_ray.volume.change import CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.spec import ChangeStep, write_quorum
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
@@ -113,7 +113,8 @@ class MembershipChanges:
         while not change.done:
             request = change.request(node)
             if request is not None:
-                with contextlib.suppress(StorageError):  # a node that is away, or follows somebody else by now
+                # A node that is away, follows somebody else by now, or says what makes no sense.
+                with contextlib.suppress(StorageError, MalformedError):
                     await self._ask(change, node, request)
             if change.request(node) == request:
                 await asyncio.sleep(pause_s)
@@ -165,7 +166,7 @@ class MembershipChanges:
         while True:
             try:
                 progress = await self.progress(node_id, CALL_TIMEOUT_S, targets)
-            except StorageError as error:
+            except (StorageError, MalformedError) as error:
                 seen = str(error)
             else:
                 if progress.complete:

@@ -104,6 +104,7 @@ class QuorumTracker:
             self.vdl = flush_end
             for group in groups:
                 self.group_tails[group] = flush_end
+        assert self.vdl >= before, "what is durable stays durable"  # noqa: S101
         return self.vdl != before
 
     def _reach(self, group: int) -> int:

@@ -14,9 +14,12 @@ first answer counts.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import google_crc32c
 
 from aurora_ray.errors import AuroraError, MalformedError, NotCompleteError, OutOfRangeError, QuorumLostError
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -36,6 +39,10 @@ FIRST_HEDGE_S: Final = 0.05  # before anything was measured
 OTHER_AZ_FACTOR: Final = 1.5
 PENALTY_S: Final = 0.5  # how long a copy that failed or was behind comes last
 ROUND_PAUSE_S: Final = (0.01, 0.25)  # between rounds over all copies
+
+_CRC_BYTES: Final = 4
+
+_log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -105,6 +112,7 @@ class PageReader:
     ) -> None:
         self.hedged_count = 0
         self.read_count = 0
+        self.damaged_count = 0  # of answers that did not hold what their checksums said
         self._volume = spec.volume_id.bytes
         self._page_size = spec.page_size
         self._members = members
@@ -167,15 +175,22 @@ class PageReader:
                 group=asked.group, file_id=asked.file_id, first_page=asked.first_page, count=asked.page_count
             )
 
-        def ask(client: NodeClient) -> Awaitable[pb.ReadPagesReply]:
-            return client.read_pages(request, min(CALL_TIMEOUT_S, timeout_s))
+        page_count = sum(asked.page_count for asked in ranges)
+
+        async def ask(client: NodeClient) -> pb.ReadPagesReply:
+            reply = await client.read_pages(request, min(CALL_TIMEOUT_S, timeout_s))
+            try:
+                check_pages(reply, page_count, self._page_size)
+            except MalformedError as error:  # another copy is asked
+                self.damaged_count += 1
+                _log.warning("storage node %s: %s", client.node.node_id, error)
+                raise
+            return reply
 
         reply = await self._from_any(group, required, ask, timeout_s, hedge=True)
         return self._split(ranges, reply.kinds, reply.pages)
 
     def _split(self, ranges: Sequence[PageRange], kinds: bytes, pages: bytes) -> list[PageRun]:
-        if len(kinds) != sum(asked.page_count for asked in ranges) or len(pages) != kinds.count(1) * self._page_size:
-            raise MalformedError(f"{len(kinds)} page kinds and {len(pages)} bytes do not answer what was asked")
         if len(ranges) == 1:
             return [PageRun(kinds, pages)]
         runs, at, at_byte = [], 0, 0
@@ -290,6 +305,20 @@ class PageReader:
             raise
         latency.observe(time.monotonic() - start)
         return answer
+
+
+def check_pages(reply: pb.ReadPagesReply, page_count: int, page_size: int) -> None:
+    """Whether an answer is one to what was asked, and each page what it was on the node. Raises MalformedError."""
+    kinds, pages, crcs = reply.kinds, reply.pages, reply.crcs
+    carried = kinds.count(1)
+    if len(kinds) != page_count or carried + kinds.count(0) != page_count or len(pages) != carried * page_size:
+        raise MalformedError(f"{len(kinds)} page kinds and {len(pages)} bytes do not answer what was asked")
+    if len(crcs) != carried * _CRC_BYTES:
+        raise MalformedError(f"{len(crcs)} bytes of checksums came with {carried} pages")
+    for number in range(carried):
+        crc = google_crc32c.value(pages[number * page_size : (number + 1) * page_size])
+        if crc != int.from_bytes(crcs[number * _CRC_BYTES : (number + 1) * _CRC_BYTES], "little"):
+            raise MalformedError(f"page {number} of an answer of {carried} was damaged on the way")
 
 
 def check_durable(lsn: int, vdl: int) -> None:

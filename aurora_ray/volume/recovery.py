@@ -293,6 +293,10 @@ class Recovery:
         self._floor_lsn = max(state.vdl for state in states)
         self.end_lsn, self._tails = find_end(self._members, newest.truncations, self._floor_lsn, states)
         self.history = extend_history(newest.truncations, Truncation(self.epoch, self.end_lsn))
+        # The other half of each pair is `Segment.install`'s.
+        assert self.end_lsn >= self._floor_lsn, "what is durable is never annulled"  # noqa: S101
+        assert newest.installed_epoch < self.epoch, "a history is installed once it is promised"  # noqa: S101
+        assert self.history[-1] == (last := max(self.history)) and last.epoch == self.epoch  # noqa: S101, PT018
 
     def _fix_tails(self) -> None:
         """Completes the tails: where nothing of a group lies above the floor, the installed copies show its last batch.
@@ -310,6 +314,7 @@ class Recovery:
 
     def _finish_if(self, answers: Mapping[str, Mapping[int, SegmentState]]) -> None:
         if self._quorum(self._holders(answers)):
+            assert all(self._tails[group] <= self.end_lsn for group in self._members)  # noqa: S101 - no log above the end
             done = frozenset(answers)
             self.phase = Phase.DONE
             self.outcome = Recovered(

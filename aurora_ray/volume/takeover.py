@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aurora_ray.errors import FencedError, QuorumLostError, StorageError
 from aurora_ray.volume.recovery import AskState, CatchUp, Overtaken, Phase, Recovered, Recovery, Request, Seal
 from aurora_ray.volume.recovery_trace import PhaseSpans
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.spec import VolumeSpec
@@ -22,6 +22,8 @@ CALL_TIMEOUT_S: Final = 2.0
 CATCH_UP_TIMEOUT_S: Final = 5.0
 STALLED_S: Final = 10.0  # an attempt that has decided but cannot complete is decided anew, with what answers then
 BACKOFF_S: Final = (0.02, 1.0)  # first and longest wait after a call that failed
+
+_Reply = TypeVar("_Reply")
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,20 @@ async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: by
         # Recoveries that compete for one volume must not march in step.
         pause_s = random.uniform(0, min(1.0, 0.02 * 2 ** min(overtaken_count, 6)))  # noqa: S311 - not a secret
         await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+
+
+async def _answer(node: str, call: Awaitable[_Reply]) -> _Reply:
+    """What a node answers. The others may be enough: what makes no sense, whatever it is, is as good as no answer.
+
+    Raises StorageError.
+    """
+    try:
+        return await call
+    except StorageError:
+        raise
+    except Exception as error:
+        logger.warning("recovery: node %s gives no answer of use: %r", node, error)
+        raise StorageError(f"storage node {node} gives no answer of use: {error}") from error
 
 
 class _Attempt:
@@ -114,22 +130,23 @@ class _Attempt:
         left_s = max(0.05, self._deadline - time.monotonic())
         timeout_s = min(CALL_TIMEOUT_S, left_s)
         if isinstance(request, AskState):
-            core.on_state(node, await client.state(timeout_s))
+            core.on_state(node, await _answer(node, client.state(timeout_s)))
         elif isinstance(request, Seal):
-            promised, epoch, states = await client.seal(request.epoch, self._owner, timeout_s)
+            promised, epoch, states = await _answer(node, client.seal(request.epoch, self._owner, timeout_s))
             if promised:
                 core.on_promised(node, request.epoch, states)
             else:
                 core.on_refused(node, epoch)
         elif isinstance(request, CatchUp):
-            core.on_caught_up(node, await client.catch_up(request.tails, min(CATCH_UP_TIMEOUT_S, left_s)))
+            caught_up = client.catch_up(request.tails, min(CATCH_UP_TIMEOUT_S, left_s))
+            core.on_caught_up(node, await _answer(node, caught_up))
         else:
             try:
-                states = await client.truncate(request, self._owner, timeout_s)
+                states = await _answer(node, client.truncate(request, self._owner, timeout_s))
             except FencedError:
                 core.on_refused(node, await self._promised_epoch(node, timeout_s))
             else:
                 core.on_truncated(node, request.vdl, states)
 
     async def _promised_epoch(self, node: str, timeout_s: float) -> int:
-        return max(state.promised_epoch for state in await self._nodes[node].state(timeout_s))
+        return max(state.promised_epoch for state in await _answer(node, self._nodes[node].state(timeout_s)))

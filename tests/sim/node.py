@@ -101,7 +101,7 @@ class SimNode:
             return
         meta = empty_meta(8192, members, self.by_group.values())
         self.stores[group] = MemoryStore()
-        self._open(group, self.stores[group], meta).save_meta().write_synced()
+        self._open(group, self.stores[group], meta).commit()
 
     def append(self, message: bytes) -> int:
         return self._appender.store(message)

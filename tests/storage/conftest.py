@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+CRASH_POINTS: dict[str, int] = {}  # by sequence, as far as `test_crash_points.py` has run
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many crash points were tried."""
+    if CRASH_POINTS:
+        said = ", ".join(f"{name} {count}" for name, count in CRASH_POINTS.items())
+        terminalreporter.write_line(f"crash points of a storage node: {sum(CRASH_POINTS.values())} ({said})")
+
+
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """`await start("n1", retention_bytes=…)` starts a server; all are stopped at the end."""

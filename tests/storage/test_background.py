@@ -44,7 +44,7 @@ async def test_a_segment_whose_redo_never_ends_keeps_no_other_one_waiting(start)
     busy, other = [await Writer().open(server, groups=(0,)) for _ in range(2)]
     await server.send(other.flush(rec.page_delta(1, 0, [(0, b"x" * 900)]), rec.page_delta(1, 1, [(0, b"y" * 900)])))
     await server.send([other.heartbeat()])
-    floors = server.segment(busy).meta, server.segment(other).meta
+    segments = server.segment(busy), server.segment(other)
 
     async def until(done: Callable[[], bool]) -> None:
         for number in range(400):
@@ -52,11 +52,11 @@ async def test_a_segment_whose_redo_never_ends_keeps_no_other_one_waiting(start)
             await server.send(busy.flush(*records, vdl=busy.lsn))  # more than a layer each time
             if done():
                 return
-        raise AssertionError(f"floors {[meta.floor_lsn for meta in floors]}, layers {[m.layers for m in floors]}")
+        raise AssertionError(f"{[segment.meta for segment in segments]}")
 
-    await until(lambda: floors[1].floor_lsn == other.lsn)
-    collected_lsn = floors[0].floor_lsn
-    await until(lambda: floors[0].floor_lsn > collected_lsn)  # and its own garbage goes meanwhile
+    await until(lambda: segments[1].meta.floor_lsn == other.lsn)
+    collected_lsn = segments[0].meta.floor_lsn
+    await until(lambda: segments[0].meta.floor_lsn > collected_lsn)  # and its own garbage goes meanwhile
 
 
 async def test_a_segment_that_waits_for_its_peers_keeps_no_other_one_waiting(start) -> None:

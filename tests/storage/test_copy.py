@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 
 from aurora_ray.log import record as rec
-from aurora_ray.storage import filling
+from aurora_ray.storage import filling, rebuild
 from aurora_ray.storage.content import Walk
 from aurora_ray.storage.filling import CopyProgress
 from aurora_ray.storage.peers import Peer
@@ -15,7 +18,6 @@ from aurora_ray.storage.rebuild import forgotten_promise
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.harness import PAGE_SIZE, Writer, introduce
 from tests.storage.test_history import PAGES, Workload, check, sample, write
-from tests.support.polling import poll_until
 
 
 async def three_with_history(start, seed: int = 3):
@@ -77,33 +79,81 @@ async def test_a_peer_that_fails_is_replaced_by_another(start, monkeypatch):
     monkeypatch.setattr(filling, "RANGE_BYTES", 4 * PAGE_SIZE)
     _, fourth, writer, workload = await three_with_history(start)
     real = filling.Copy._take
+    asked, left = Counter(), set()
 
     async def take(self, peer, part):
+        asked[peer.node_id] += 1
         if peer.node_id == "n2":
+            left.add(id(part))
             raise filling.StorageError("n2 fails")
         await real(self, peer, part)
+        left.discard(id(part))
 
     monkeypatch.setattr(filling.Copy, "_take", take)
     await fourth.server.gossip.round()
     await fourth.copied()
+    assert asked["n2"] == filling.PEER_FAILURES_MAX, "it was asked, again too, and then no more"
+    assert asked["n1"] > 0
+    assert asked["n3"] > 0
+    assert not left, "what it did not deliver came from the others"
     await check(fourth, writer, workload, [writer.lsn, fourth.segment(writer).meta.floor_lsn])
 
 
 async def test_appends_go_on_while_a_segment_is_copied(start, monkeypatch):
+    """Before, between and after the parts; and after the bulk of the log was carried over."""
+    monkeypatch.setattr(filling, "RANGE_BYTES", 4 * PAGE_SIZE)
     servers, fourth, writer, workload = await three_with_history(start)
-    real = filling.Copy.run
-    sent = writer.flush(*workload.records())
+    real_take, real_carry = filling.Copy._take, rebuild._carry_log
+    appended, one_at_a_time = [], asyncio.Lock()
 
-    async def run_and_append(self):
-        await real(self)
-        for server in (*servers, fourth):
-            await server.send(sent)
+    async def append(when):
+        async with one_at_a_time:
+            sent = writer.flush(*workload.records())
+            for server in (*servers, fourth):
+                assert await server.send(sent) == writer.lsn
+            appended.append(when)
 
-    monkeypatch.setattr(filling.Copy, "run", run_and_append)
+    async def take(self, peer, part):
+        if peer.node_id == "n1" and len(appended) < 3:
+            await append("between parts")
+        await real_take(self, peer, part)
+
+    async def carry_log(*args):
+        await append("before the log is carried over")
+        carried_lsn = await real_carry(*args)
+        await append("after that")
+        return carried_lsn
+
+    old = fourth.segment(writer)
+    monkeypatch.setattr(filling.Copy, "_take", take)
+    monkeypatch.setattr(rebuild, "_carry_log", carry_log)
     await fourth.server.gossip.round()
     await fourth.copied()
-    await poll_until(lambda: fourth.segment(writer).scl == writer.lsn, what="the last flush is in the chain")
-    await check(fourth, writer, workload, [writer.lsn])
+    assert "between parts" in appended
+    assert appended[-2:] == ["before the log is carried over", "after that"]
+    assert fourth.segment(writer) is not old
+    assert fourth.segment(writer).scl == writer.lsn, "what was acknowledged meanwhile is in the chain"
+    await check(fourth, writer, workload, writer.ends[-len(appended) - 1 :])
+
+
+@pytest.mark.parametrize("log_bytes", [0, 1, 10 * filling.RANGE_BYTES])
+def test_log_is_cut_by_its_bytes_and_not_by_the_lsns_between(log_bytes):
+    after_lsn, up_to_lsn = 1000, 1000 + (100 << 30)
+    parts = filling._log_parts(after_lsn, up_to_lsn, log_bytes)
+    assert len(parts) == max(1, -(-log_bytes // filling.RANGE_BYTES))
+    assert (parts[0].after_lsn, parts[-1].up_to_lsn) == (after_lsn, up_to_lsn)
+    assert all(one.up_to_lsn == other.after_lsn for one, other in pairwise(parts))
+    assert filling._log_parts(5, 5, 0) == []
+    assert len(filling._log_parts(5, 7, 1 << 40)) == 2
+
+
+def test_a_peer_that_lacks_the_last_batch_is_a_source_however_far_its_lsn_is():
+    ahead = Peer("n1", None, pb.SegmentState(scl=100 << 30, floor_lsn=10), 1024)
+    behind = Peer("n2", None, pb.SegmentState(scl=20, floor_lsn=10), 1024)
+    old = Peer("n3", None, pb.SegmentState(scl=9), 1024)
+    plan = filling.make_plan([ahead, behind, old])
+    assert [peer.node_id for peer in plan.sources] == ["n1", "n2"]
+    assert (plan.floor_lsn, plan.end_lsn) == (10, 100 << 30)
 
 
 async def test_a_walk_gives_every_page_once_however_small_its_steps(start):

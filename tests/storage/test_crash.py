@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 
 import pytest
 
-from aurora_ray.storage.coalesce import _LayerWriter
+from aurora_ray.errors import OutOfRangeError
+from aurora_ray.storage.coalesce import _LayerWriter, coalesce
+from aurora_ray.storage.garbage import collect
+from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.volume import INCOMING, OLD, READY, finish_replacements
 from tests.storage.harness import Writer
 from tests.storage.test_history import Workload, check, sample, write
@@ -48,3 +52,62 @@ def test_a_replacement_that_was_cut_short_is_finished_or_undone(tmp_path, found,
     finish_replacements(tmp_path, shutil.rmtree)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     assert (tmp_path / "0" / "file").read_text() == kept
+
+
+async def test_the_mark_of_what_is_flushed_never_steps_back(start, monkeypatch):
+    """A layer whose end was cut off after its pages were flushed ends at the same place when it is tried again."""
+    server = await start()
+    writer = await Writer().open(server)
+    workload = Workload(1)
+    await write(server, writer, workload, 6)
+    segment = server.segment(writer)
+    with monkeypatch.context() as patched:
+        patched.setattr("aurora_ray.storage.coalesce._commit", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await coalesce(segment, 1 << 30, [])
+    marked_lsn = segment.store.flushed_lsn()
+    assert marked_lsn > segment.meta.coalesced_lsn
+    await server.restart()
+    segment = server.segment(writer)
+    segment._vdl = segment._box.vdl = marked_lsn - 1
+    assert not await coalesce(segment, 1, [])  # it cannot reach there again yet
+    segment.learn_vdl(writer.lsn)
+    assert await coalesce(segment, 1, [])
+    assert segment.meta.coalesced_lsn == segment.store.flushed_lsn() == marked_lsn
+    await server.restart()
+    assert not server.server.node.volumes[writer.volume].lost
+    await check(server, writer, workload, [marked_lsn])
+
+
+async def test_a_reader_that_is_cancelled_leaves_nothing_that_looks_like_damage(start, monkeypatch):
+    """It was building an index; meanwhile the floor rose. Whoever waited for the index looks again where to start."""
+    server = await start()
+    writer = await Writer().open(server)
+    workload = Workload(2)
+    await write(server, writer, workload, 8)
+    await server.coalesce(writer)
+    segment = server.segment(writer)
+    lsn = writer.ends[3]
+    assert segment.meta.floor_lsn < lsn < segment.meta.coalesced_lsn
+    gate, real = asyncio.Event(), Pacer.rest
+
+    async def rest(pacer):
+        await gate.wait()
+        await real(pacer)
+
+    monkeypatch.setattr(Pacer, "due", property(lambda _: True))
+    monkeypatch.setattr(Pacer, "rest", rest)
+    builder = asyncio.create_task(segment.layers.at(lsn))
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(segment.layers.at(lsn))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(Pacer, "due", property(lambda _: False))
+    async with segment.background:
+        await collect(segment, segment.meta.coalesced_lsn)
+    builder.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await builder
+    with pytest.raises(OutOfRangeError):
+        await waiter
+    assert not server.server.node.damage.segments()
+    await check(server, writer, workload, [writer.lsn])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import pytest
 
-from aurora_ray.errors import StorageError
+from aurora_ray.errors import StorageError, UnknownVolumeError, UsageError
 from aurora_ray.log import record as rec
 from aurora_ray.storage import effects
 from aurora_ray.storage.graveyard import GRAVES_MAX, Graveyard
@@ -55,9 +54,8 @@ async def test_a_dropped_volume_comes_back_as_it_was(start: Callable[..., Any], 
     assert grave.reason == "a test says so"
     assert grave.bytes > 0
     assert grave.until_ms - grave.since_ms == DAY_S * 1000
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
+    with pytest.raises(UnknownVolumeError):
         await server.state(writer)
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     assert (await restore(server, writer)).grave == name
     assert await server.state(writer) == before  # its promises too
     assert (await server.pages(writer, writer.lsn, 1, count=1))[0].rstrip(b"\0") == b"kept"
@@ -69,13 +67,11 @@ async def test_a_dropped_volume_comes_back_as_it_was(start: Callable[..., Any], 
 async def test_only_what_lies_there_can_be_restored(start: Callable[..., Any]) -> None:
     server = await start()
     writer = await written(server)
-    with pytest.raises(grpc.aio.AioRpcError) as there:
+    with pytest.raises(UsageError, match="nothing to restore"):
         await restore(server, writer)
-    assert there.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     await drop(server, writer)
-    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+    with pytest.raises(UnknownVolumeError, match="no grave another"):
         await restore(server, writer, "another")
-    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
     assert len(await graves(server)) == 1
 
 
@@ -151,9 +147,8 @@ async def test_a_person_can_purge_what_is_named(start: Callable[..., Any]) -> No
     server = await start()
     kept, gone = await drop(server, await written(server)), await drop(server, await written(server))
     for names in ([], [gone, "no such grave"], ["../volumes"]):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
+        with pytest.raises(UsageError):
             await server.stub.PurgeGraveyard(pb.PurgeGraveyardRequest(graves=names), timeout=10)
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     freed = await server.stub.PurgeGraveyard(pb.PurgeGraveyardRequest(graves=[gone]), timeout=10)
     assert freed.bytes > 0
     assert [grave.name for grave in await graves(server)] == [kept]
@@ -198,9 +193,8 @@ async def test_no_message_makes_a_node_forget_its_peers(start: Callable[..., Any
     known = {"n2": "127.0.0.1:2", "n3": "127.0.0.1:3"}
     await server.stub.SetPeers(pb.SetPeersRequest(addresses=known), timeout=10)
     for addresses in ({}, {"n2": ""}, {"n2": "nowhere"}, {"": "127.0.0.1:1"}, {"n2": "h:99999"}):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
+        with pytest.raises(UsageError, match="address"):
             await server.stub.SetPeers(pb.SetPeersRequest(addresses=addresses), timeout=10)
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     await server.stub.SetPeers(pb.SetPeersRequest(addresses={"n1": "127.0.0.1:1"}), timeout=10)  # itself
     assert server.server.node.peers == known
     await server.restart()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aurora_ray.errors import FencedError, QuorumLostError
+from aurora_ray.errors import FencedError, MalformedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
+from aurora_ray.storage.keys import lsn_key
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.streams import serialize_batches
 from tests.support.inbox import Inbox
@@ -242,3 +243,53 @@ async def test_a_writer_bears_two_nodes_that_promised_elsewhere(cluster: Cluster
         await volume.append(pages((9, b"x")), timeout_s=10)
     again = await cluster.open()
     assert again.epoch == 100
+
+
+@pytest.mark.allowed_logs(r"damaged here", r"gives no answer of use")
+@pytest.mark.parametrize("damaged", [1, 2])
+async def test_copies_with_a_batch_that_is_none_keep_no_volume_from_opening(cluster: Cluster, damaged: int) -> None:
+    """They are as good as away, know it, and are mended."""
+    volume = await cluster.open()
+    await volume.append(pages((0, b"x")))
+    lsn = await volume.append(pages((1, b"y")))
+    await poll_until(lambda: all(cluster.segment(node).scl == lsn for node in NODES), what="all have it")
+    await volume.close()
+    patients = NODES[:damaged]
+    for node in patients:
+        segment = cluster.segment(node)
+        flipped = bytearray(cluster.log(node)[-1][1])
+        flipped[8] ^= 0x40  # in its header
+        segment._vdl = segment._box.vdl = 0  # as if nothing had told it that this is durable
+        segment.store.append_log([(lsn_key(lsn), bytes(flipped))])
+    volume = await cluster.open()
+    assert (await volume.read_pages([(0, 1, 1, 1)]))[0].pages.rstrip(b"\0") == b"y"
+    for node in patients:
+        server = cluster.servers[node].node
+        assert server.counters["damaged_log"] == 1
+        await poll_until(lambda server=server: not server.damage.segments(), what="it is mended")
+        assert server.counters["repaired_log"] + server.counters["copied_segments"] >= 1
+    for node in NODES[-2:]:
+        await cluster.stop(node)
+    await volume.append(pages((2, b"z")))  # with the ones that were mended
+
+
+@pytest.mark.allowed_logs(r"gives no answer of use", r"refuses what we send")
+async def test_an_answer_that_makes_no_sense_is_as_good_as_none(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = {"a1": MalformedError("garbage"), "c2": ValueError("more than protobuf can hold")}
+
+    def spoilt(real: Any) -> Any:
+        async def call(self: NodeClient, *args: Any) -> Any:
+            reply = await real(self, *args)
+            if self.node.node_id in garbage:
+                raise garbage[self.node.node_id]
+            return reply
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("state", "seal", "truncate", "catch_up"):
+            patched.setattr(NodeClient, name, spoilt(getattr(NodeClient, name)))
+        volume = await cluster.open()
+    await volume.append(pages((0, b"x")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -187,6 +187,34 @@ async def test_a_slow_copy_is_hedged(cluster: Cluster, monkeypatch: pytest.Monke
     for _ in range(5):
         assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
     assert volume.stats()["hedged_reads"] >= 1
+
+
+@pytest.mark.allowed_logs(r"was damaged on the way", r"do not answer what was asked", r"checksums came with")
+@pytest.mark.parametrize("damage", ["page", "kind", "crcs", "short"])
+async def test_an_answer_that_was_damaged_is_asked_of_another_copy(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    volume = await cluster.open(az="a")
+    await volume.append(pages((0, b"here")))
+    for node in ("a1", "a2"):
+        client = volume._clients[node]
+
+        async def flipped(*args: Any, real: Any = client.read_pages) -> Any:
+            reply = await real(*args)
+            if damage == "page":
+                reply.pages = reply.pages[:100] + b"!" + reply.pages[101:]
+            elif damage == "kind":
+                reply.kinds = b"\0"
+            elif damage == "crcs":
+                reply.crcs = b""
+            else:
+                reply.pages = reply.pages[:-1]
+            return reply
+
+        monkeypatch.setattr(client, "read_pages", flipped)
+    for _ in range(5):
+        assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
+    assert volume.stats()["damaged_reads"] >= 1
 
 
 async def test_reads_at_the_same_moment_go_to_several_copies(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
