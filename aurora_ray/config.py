@@ -71,6 +71,20 @@ class Settings(BaseSettings):
         le=3600,
     )
 
+    answer_within_s: float = Field(0.75, description="How long an engine's sign of life may take.", ge=0.05, le=600)
+    give_up_after_s: float = Field(
+        30.0,
+        description="An engine that only uses the CPU and gives no sign of life for so long is replaced.",
+        ge=1,
+        le=86400,
+    )
+    stuck_after_s: float = Field(
+        120.0,
+        description="An opening in which nothing moves for so long is tried again.",
+        ge=5,
+        le=86400,
+    )
+
     replace_after_s: float = Field(
         300.0, description="A storage node that is away for so long is replaced by a new one.", ge=1
     )

@@ -11,7 +11,7 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
-OPEN_TIMEOUT_S = 120.0
+OPEN_TIMEOUT_S = 120.0  # for sealing and mounting; and how long nothing may move while the engine starts
 STOP_TIMEOUT_S = 60.0
 
 
@@ -89,7 +89,7 @@ class WriterConfig:
     stop_timeout_s: float = STOP_TIMEOUT_S
     health: HealthRules = field(default_factory=HealthRules)
     parameters: tuple[tuple[str, str], ...] = ()  # the cluster's
-    repairs: tuple[str, ...] = ()  # what to mend in the data directory before the start
+    repairs: tuple[str, ...] = ()  # what to mend in the data directory before the start, as `kind:token`
 
     @property
     def dirs(self) -> InstanceDirs:
@@ -142,3 +142,4 @@ class WriterStatus:
     placements: tuple[GroupPlacement, ...] = ()  # who holds the groups in truth
     troubles: tuple[Trouble, ...] = ()
     socket_dir: str = ""  # of the engine, for sessions on its machine
+    repaired: tuple[str, ...] = ()  # the repairs that the opening made

@@ -42,7 +42,7 @@ class LoopThread:
             future.cancel()
             raise
 
-    async def ask(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async def ask(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
         """The same from another loop, without a thread that waits."""
         async with asyncio.timeout(timeout_s):
             return await asyncio.wrap_future(self.submit(coroutine))

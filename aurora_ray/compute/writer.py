@@ -128,7 +128,7 @@ class Writer:
             if config.repairs:
                 await engine.repair(
                     dirs.mount,
-                    config.repairs,
+                    list(dict.fromkeys(repair.partition(":")[0] for repair in config.repairs)),
                     env=mounted.engine_environment(),
                     pass_fds=mounted.pass_fds,
                     password=config.superuser_password,
@@ -256,6 +256,7 @@ class Writer:
             stats=stats,
             placements=volume.spec.groups,
             troubles=self._troubles(),
+            repaired=self.config.repairs if self._phase is WriterPhase.AVAILABLE else (),
             socket_dir=str(engine.socket_dir) if engine is not None else "",
         )
 

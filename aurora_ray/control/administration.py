@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.keys import Kind, key
@@ -73,16 +74,19 @@ async def _tell(plane: ControlPlane, cluster: DBCluster) -> bool:
 async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s: float) -> None:
     """Declares repairs and has the engine start anew with them; returns when they are made.
 
+    A repair is declared as `kind:token`: the same kind, asked for later, is another one.
+
     Raises UsageError for a kind that there is not, and what `wait_until` raises.
     """
     unknown = [kind for kind in kinds if kind not in set(Repair)]
     if unknown or not kinds:
         raise UsageError(f"{', '.join(unknown) or 'nothing'} cannot be repaired; there is: {', '.join(Repair)}")
     declared = plane.fleet.cluster(name).writer()
+    wanted = tuple(f"{kind}:{uuid4().hex[:8]}" for kind in kinds)
 
     def change(fleet: Fleet) -> Fleet:
         cluster = fleet.cluster(name)
-        return fleet.with_cluster(replace(cluster, repairs=tuple(dict.fromkeys((*cluster.repairs, *kinds)))))
+        return fleet.with_cluster(replace(cluster, repairs=(*cluster.repairs, *wanted)))
 
     await plane.commit(change)
     plane.events.note(EventKind.CLUSTER, name, f"repair of {name} was asked for: {', '.join(kinds)}", name)
@@ -103,6 +107,6 @@ async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s
         attempt = plane.attempts.get(key(Kind.INSTANCE, declared.instance_id))
         if attempt is not None and attempt.permanent:
             raise AuroraError(attempt.error)
-        return not set(plane.fleet.cluster(name).repairs) & set(kinds)
+        return not set(plane.fleet.cluster(name).repairs) & set(wanted)
 
     await plane.wait_until(made, timeout_s, f"repairing {name}")

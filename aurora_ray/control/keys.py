@@ -30,6 +30,7 @@ class Kind(StrEnum):
     TELL = "tell"
     GROW = "grow"
     INITIALISED = "initialised"
+    REPAIRED = "repaired"
     CLUSTER = "cluster"
     GRAVEYARD = "graveyard"
     ENDPOINTS = "endpoints"

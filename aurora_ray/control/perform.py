@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,6 @@ from uuid import uuid4
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
-from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import endpoints, graveyard, reconcile, replacement
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.model import StorageNode
@@ -210,18 +209,20 @@ async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) ->
             await _replace_port(plane, action, config.port)
         raise
     await plane.processes.settle(action.instance_id, instance)
-    if config.repairs:
-        await plane.commit(lambda fleet: _without_repairs(fleet, action.cluster, config.repairs))
-        plane.say(f"{action.instance_id} was repaired: {', '.join(config.repairs)}")
     for trouble in opened.troubles:
         plane.say(f"{action.instance_id}: {trouble.sentence}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
     plane.say(f"{action.instance_id} is available in epoch {opened.epoch} ({stages})")
 
 
-def _without_repairs(fleet: Fleet, name: str, done: Sequence[str]) -> Fleet:
-    cluster = fleet.cluster(name)
-    return fleet.with_cluster(replace(cluster, repairs=tuple(r for r in cluster.repairs if r not in done)))
+async def _note_repaired(plane: ControlPlane, action: reconcile.NoteRepaired) -> None:
+    def change(fleet: Fleet) -> Fleet:
+        cluster = next((c for c in fleet.clusters if c.name == action.cluster), None)
+        if cluster is None:
+            return fleet
+        return fleet.with_cluster(replace(cluster, repairs=tuple(r for r in cluster.repairs if r not in action.made)))
+
+    await plane.commit(change)
 
 
 async def _note_initialised(plane: ControlPlane, action: reconcile.NoteInitialised) -> None:
@@ -247,7 +248,8 @@ def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> Write
         superuser_password=cluster.superuser_password,
         initialise=action.initialise,
         cache_bytes=cluster.cache_bytes or plane.config.cache_bytes,
-        health=HealthRules(hung_after_s=plane.config.hung_after_s),
+        health=plane.config.health_rules,
+        open_timeout_s=plane.config.stuck_after_s,
         parameters=cluster.parameters,
         repairs=cluster.repairs,
     )
@@ -364,6 +366,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.StartInstance: _start_instance,
     reconcile.OpenInstance: _open_instance,
     reconcile.NoteInitialised: _note_initialised,
+    reconcile.NoteRepaired: _note_repaired,
     reconcile.TellInstance: _tell_instance,
     reconcile.StopInstance: _stop_instance,
     reconcile.AllocateGroup: _allocate_group,

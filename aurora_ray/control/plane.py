@@ -21,9 +21,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
-from aurora_ray.compute.health import HealthRules
 from aurora_ray.control import bootstrap, graveyard, reconcile, replacement
 from aurora_ray.control.ailing import Sickbed
+from aurora_ray.control.attempt import Attempt
 from aurora_ray.control.chaos import Chaos
 from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.events import EventKind, EventLog
@@ -33,7 +33,7 @@ from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.metrics_port import MetricsPort
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
-from aurora_ray.control.reconcile import Attempt, InstancePhase, Observed
+from aurora_ray.control.reconcile import InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.runtime import SupersededError
 from aurora_ray.control.store import ControlStore
@@ -82,7 +82,7 @@ class ControlPlane:
         )
         self.endpoints = Endpoints(endpoints, config, tasks=self.processes.tasks, say=self.say, on_change=self.notify)
         self.events = EventLog(config.data_dir)
-        self.heartbeats = Heartbeats(self, HealthRules(hung_after_s=config.hung_after_s))
+        self.heartbeats = Heartbeats(self, config.health_rules)
         self.failovers = Failovers(self)
         self.metrics_port = MetricsPort(self)
         self.chaos = Chaos(self)

@@ -222,6 +222,7 @@ class Processes:
             groups=frozenset(status.groups),
             free_bytes=status.free_bytes,
             placements=status.placements,
+            repaired=frozenset(status.repaired),
         )
         self.tasks.watch(lambda: self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 

@@ -104,7 +104,7 @@ class RayInstance:
         return await wait_gone(self._handle)
 
     async def open(self, config: WriterConfig) -> Opened:
-        """Opens a new incarnation."""
+        """Opens a new incarnation. A recovery may take long: then the caller finds out later what became of it."""
         trace = telemetry.inject_dict()
         opened: Opened = await result_of(self._handle.open.remote(config, trace), config.open_timeout_s + 60.0)
         return opened

@@ -15,6 +15,7 @@ The order of things is given by preconditions alone:
   when a write quorum of every group of its volume runs (`StartInstance`, `OpenInstance`). An instance whose engine or
   mount ended is opened again in the same process; nothing of the old incarnation is used again;
 - a volume on which an engine serves is noted to be complete, whoever had it opened (`NoteInitialised`);
+- repairs that an engine's opening made are not asked for again, whoever had it opened (`NoteRepaired`);
 - a volume that fills up gets another group before it is full (`AllocateGroup`), which is given to the writer once a
   write quorum of nodes has the segments (`AddGroup`);
 - a cluster that shall go loses its instances first, then its declaration, then its segments (`StopInstance`,
@@ -29,14 +30,12 @@ from enum import StrEnum
 from itertools import chain
 from uuid import UUID
 
+from aurora_ray.control.attempt import Attempt
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
 from aurora_ray.control.placement import WRITE_QUORUM, quorum_up
 from aurora_ray.volume.spec import GroupPlacement
 
-RETRY_FIRST_S = 0.25
-RETRY_MAX_S = 10.0
-RETRY_PERMANENT_S = 30.0  # what a person has to mend first is looked at again now and then
 GROW_BELOW_FREE = 0.25  # of one group's bytes
 
 
@@ -94,23 +93,7 @@ class InstanceSeen:
     groups: frozenset[int] = frozenset()
     free_bytes: int | None = None  # of the groups it has; None: not known
     placements: tuple[GroupPlacement, ...] = ()  # who holds them, as the writer goes by it
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What became of the actions of one key so far; a success forgets it."""
-
-    failures: int
-    not_before_s: float
-    error: str
-    permanent: bool = False
-
-    @staticmethod
-    def after_failure(previous: Attempt | None, error: str, *, retryable: bool, now_s: float) -> Attempt:
-        """The next attempt's time: doubling while a retry can help, seldom when someone must act first."""
-        failures = 1 if previous is None else previous.failures + 1
-        delay_s = min(RETRY_FIRST_S * 2 ** min(failures - 1, 10), RETRY_MAX_S) if retryable else RETRY_PERMANENT_S
-        return Attempt(failures, now_s + delay_s, error, permanent=not retryable)
+    repaired: frozenset[str] = frozenset()  # the repairs that its opening made
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +228,19 @@ class NoteInitialised(Action):
     def key(self) -> Key:
         """Per cluster."""
         return key(Kind.INITIALISED, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRepaired(Action):
+    """Note that these repairs of a cluster are made: an engine serves that was opened with them."""
+
+    cluster: str
+    made: frozenset[str]
+
+    @property
+    def key(self) -> Key:
+        """Per cluster."""
+        return key(Kind.REPAIRED, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +439,9 @@ def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> I
         if not cluster.volume.initialised and observed.control_open:
             why = f"{instance.instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
             yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
+        made = seen.repaired.intersection(cluster.repairs)
+        if made and observed.control_open:
+            yield NoteRepaired(f"{instance.instance_id} serves and was repaired", cluster.name, made)
         if seen.told != observed.addresses():
             why = f"{instance.instance_id} does not know where all running storage nodes answer"
             yield TellInstance(why, instance.instance_id, observed.addresses())

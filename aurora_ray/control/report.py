@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.attempt import Attempt
     from aurora_ray.control.processes import Instance, Node
-    from aurora_ray.control.reconcile import Attempt
     from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
     from aurora_ray.troubles import Trouble

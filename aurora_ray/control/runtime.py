@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from aurora_ray.compute.health import HealthRules
 from aurora_ray.errors import AuroraError, FencedError
 
 if TYPE_CHECKING:
@@ -53,11 +54,23 @@ class ControlConfig:
     listen_host: str = "127.0.0.1"
     engine_user: str = "aurora-ray"
     hung_after_s: float = 2.5
+    give_up_after_s: float = 30.0
+    answer_within_s: float = 0.75
+    stuck_after_s: float = 120.0
     metrics_port: int | None = None  # see control.metrics_port
     replace_after_s: float = 300.0
     replace_empty_after_s: float = 10.0
     graveyard_s: float = 24 * 3600.0
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
+
+    @property
+    def health_rules(self) -> HealthRules:
+        """How patient to be with a writer and with its engine."""
+        return HealthRules(
+            hung_after_s=self.hung_after_s,
+            give_up_after_s=self.give_up_after_s,
+            answer_within_s=self.answer_within_s,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.credentials import make_verifier
-from aurora_ray.engine.postgres_conf import AUTO, EMPTY_AUTO, HBA, PG_HBA, SIGNALS, Files, without_settings
+from aurora_ray.engine.postgres_conf import AUTO, EMPTY_AUTO, HBA, PG_HBA, REFUSED, SIGNALS, Files, without_settings
 from aurora_ray.engine.tree_edit import Edit, edit_tree, read_text
 from aurora_ray.errors import EngineError
 
@@ -72,7 +72,7 @@ class Workshop:
             edits += self._replaced(HBA, PG_HBA)
             auto = without_settings(auto, {"hba_file", "ident_file"})
         if Repair.SETTINGS in wanted:
-            edits += self._replaced("postgresql.conf", "")
+            edits += [*self._replaced("postgresql.conf", ""), Edit(REFUSED, None)]
             auto = EMPTY_AUTO
         if auto != (files.auto or ""):
             edits += self._replaced(AUTO, auto)

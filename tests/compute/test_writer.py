@@ -20,6 +20,7 @@ from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
 from aurora_ray.engine.image import import_records
+from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import ClusterIdentity
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, QuorumLostError
 from tests.support.leaks import remove_tree
@@ -91,6 +92,30 @@ async def execute(config: WriterConfig, statement: str) -> list[tuple[object, ..
     async with await connect(config) as session:
         cursor = await session.execute(statement.encode())
         return await cursor.fetchall() if cursor.description else []
+
+
+async def test_what_the_storage_rests_on_cannot_be_set_and_the_server_says_how_it_is(config: WriterConfig) -> None:
+    writer = Writer(replace(config, parameters=(("jit", "on"),)))
+    await writer.start()
+    for name, value in (("fsync", "off"), ("port", "1"), ("wal_level", "minimal")):
+        with pytest.raises(psycopg.Error, match=rf"\"{name}\" is fixed in this cluster|replica or logical"):
+            await execute(config, f"alter system set {name} = '{value}'")
+    await execute(config, "alter system set max_connections = 77")
+    assert await execute(config, "show jit") == [("on",)]
+    engine = writer._engine
+    assert isinstance(engine, PostgresEngine)
+    before = await engine.probe()
+    assert before is not None
+    assert not before.in_recovery
+    await execute(config, "create table t as select generate_series(1, 1000) i")
+    after = await engine.probe()
+    assert after is not None
+    assert after.wal_lsn > before.wal_lsn
+    await writer.stop()
+    again = Writer(replace(config, initialise=False, superuser_password="of another fleet"))  # noqa: S106
+    await again.start()
+    assert await execute(config, "show max_connections") == [("77",)]  # with the password that it was given first
+    await again.stop()
 
 
 async def test_everything_survives_an_orderly_end_and_a_kill(config: WriterConfig) -> None:

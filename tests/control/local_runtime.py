@@ -73,6 +73,7 @@ class LocalInstance:
         self.groups: tuple[int, ...] = (0,)
         self.free_bytes: int | None = None
         self.addresses: tuple[NodeAddress, ...] = ()
+        self.parameters: dict[str, str] = {}
         self.volume: Volume | None = None  # if the runtime opens volumes
         self._runtime = runtime
         self._gone = asyncio.Event()
@@ -113,6 +114,7 @@ class LocalInstance:
             free_bytes=self.free_bytes,
             pid=1,
             placements=volume.spec.groups if volume is not None else (),
+            repaired=self.configs[-1].repairs if self.configs else (),
         )
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:

@@ -19,6 +19,12 @@ def test_round_trip() -> None:
     assert unpack(pack(running_fleet())).clusters[0].superuser_password == "secret"  # noqa: S105
 
 
+def test_parameters_and_repairs_are_kept() -> None:
+    fleet = running_fleet()
+    cluster = replace(fleet.clusters[0], parameters=(("jit", "on"),), repairs=("roles:1",))
+    assert unpack(pack(fleet.with_cluster(cluster))).clusters[0] == cluster
+
+
 def test_a_newer_format_is_refused_with_advice() -> None:
     document = msgpack.unpackb(pack(running_fleet()))
     with pytest.raises(ConfigurationError, match="use the newer version"):

@@ -4,16 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from aurora_ray.control.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
 from aurora_ray.control.bootstrap import new_fleet
 from aurora_ray.control.model import ClusterPhase, Fleet
 from aurora_ray.control.reconcile import (
-    RETRY_FIRST_S,
-    RETRY_MAX_S,
-    RETRY_PERMANENT_S,
     Action,
     AddGroup,
     AllocateGroup,
-    Attempt,
     CreateSegments,
     DropVolumes,
     ForgetCluster,
