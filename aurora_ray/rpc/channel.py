@@ -21,6 +21,12 @@ MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
 KEEPALIVE_S: Final = 10  # silence after which the other side is asked for a sign of life ...
 KEEPALIVE_TIMEOUT_S: Final = 5  # ... and how long it may take
 
+# What connections may cost that prove nothing: so many at once, gone soon if they do not speak HTTP/2, and later if
+# they call nothing. (Ours connect again by themselves with the next call.)
+CONNECTIONS_MAX: Final = 256
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+IDLE_TIMEOUT_S: Final = 60.0
+
 _COMMON: Final = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -65,7 +71,12 @@ def door_of(address: str) -> str:
 def make_server(doorkeeper: Doorkeeper) -> tuple[grpc.aio.Server, Guard]:
     """A server without ports or services, and its guard, which is to be told the door when there is one."""
     guard = Guard(doorkeeper)
-    return grpc.aio.server(interceptors=(guard, Gate(), ServerSpans()), options=_SERVER), guard
+    bounds = (
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+        ("grpc.server_handshake_timeout_ms", int(1_000 * HANDSHAKE_TIMEOUT_S)),
+        ("grpc.max_connection_idle_ms", int(1_000 * IDLE_TIMEOUT_S)),
+    )
+    return grpc.aio.server(interceptors=(guard, Gate(), ServerSpans()), options=(*_SERVER, *bounds)), guard
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

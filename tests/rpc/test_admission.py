@@ -1,6 +1,7 @@
 """Who is admitted and who is believed: the secret on both sides, over real connections."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import grpc.aio
 import pytest
 
 from aurora_ray.errors import ConfigurationError, StorageError
+from aurora_ray.rpc import channel as channel_module
 from aurora_ray.rpc import stream_client, stream_server
 from aurora_ray.rpc.admission import PROOF_KEY, Caller, Doorkeeper, Holder, ImpostorError, Proof, Secret
 from aurora_ray.rpc.channel import bind, make_server, open_channel
@@ -235,6 +237,24 @@ async def test_connections_that_prove_nothing_cost_little(echo: Echo, monkeypatc
     assert await inbox.next() == b"more"
     call.cancel()
     await poll_until(lambda: not echo.streams.unproved, what="they are forgotten")
+
+
+async def test_connections_that_say_nothing_do_not_fill_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "CONNECTIONS_MAX", 16)
+    monkeypatch.setattr(channel_module, "HANDSHAKE_TIMEOUT_S", 0.5)
+    async with serving() as echo, open_channel(f"127.0.0.1:{echo.port}", "a-1", OURS) as before:
+        say = before.unary_unary(SAY)
+        assert await say(b"x", timeout=10) == b"x"
+        strangers = [await asyncio.open_connection("127.0.0.1", echo.port) for _ in range(100)]
+        assert await say(b"y", timeout=10) == b"y", "who was there is served on"
+        for reader, writer in strangers:
+            async with asyncio.timeout(10):
+                with contextlib.suppress(ConnectionError):
+                    while await reader.read(1000):
+                        pass
+            writer.close()
+        async with open_channel(f"127.0.0.1:{echo.port}", "a-1", OURS) as after:
+            assert await after.unary_unary(SAY)(b"z", timeout=10, wait_for_ready=True) == b"z"
 
 
 def test_a_process_without_a_secret_neither_calls_nor_serves(monkeypatch: pytest.MonkeyPatch) -> None:
