@@ -25,6 +25,7 @@ from aurora_ray.control.data_dir import JOINED_NAME, end_leftovers, locked, remo
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.rpc import secret_file
 
 if TYPE_CHECKING:
     from aurora_ray.config import Settings
@@ -64,6 +65,8 @@ class Fleet:
         data_dir = settings.data_dir
         prepare_data_dir(data_dir, passable=account.switch)
         with locked(data_dir):
+            with contextlib.suppress(FileNotFoundError):  # the control plane makes it
+                secret_file.load_secret(data_dir / secret_file.FILE_NAME)
             config = _control_config(settings, region)
             running = _find_serving(data_dir, progress)
             if settings.ray_address is not None:

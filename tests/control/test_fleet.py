@@ -18,6 +18,7 @@ from aurora_ray.control.fleet import Fleet, NotRunningError, OtherFleetError
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.rpc.secret_file import FILE_NAME
 from tests.control.fleets import AZS
 
 OTHER = "somewhere:6379"
@@ -82,6 +83,19 @@ def test_a_refused_up_leaves_no_trace_of_the_address(
     assert not (tmp_path / JOINED_NAME).exists()
     assert bootstrap.exists(tmp_path) == known
     assert not ray_of_another
+
+
+@pytest.mark.parametrize(("content", "mode", "said"), [("", 0o600, "damaged"), ("ab" * 32, 0o644, "chmod 600")])
+def test_a_secret_that_is_none_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: int, said: str
+) -> None:
+    made(tmp_path)
+    (tmp_path / FILE_NAME).write_text(content)
+    (tmp_path / FILE_NAME).chmod(mode)
+    monkeypatch.setattr(local_ray, "start", lambda *_: pytest.fail("nothing may be started"))
+    with pytest.raises(ConfigurationError, match=said):
+        Fleet.up(load_settings(data_dir=tmp_path))
+    assert (tmp_path / FILE_NAME).read_text() == content
 
 
 def test_data_that_a_process_serves_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
