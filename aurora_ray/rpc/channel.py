@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Final
 
 import grpc
@@ -21,9 +22,8 @@ MESSAGE_BYTES_MAX: Final = 80 << 20  # above the largest batch, 64 MiB
 KEEPALIVE_S: Final = 10  # silence after which the other side is asked for a sign of life ...
 KEEPALIVE_TIMEOUT_S: Final = 5  # ... and how long it may take
 
-# What connections may cost that prove nothing: so many at once, gone soon if they do not speak HTTP/2, and later if
-# they call nothing. (Ours connect again by themselves with the next call.)
-CONNECTIONS_MAX: Final = 256
+# What connections may cost that prove nothing: a part of the process's descriptors, gone soon if they do not speak
+# HTTP/2, and later if they call nothing. (Ours connect again by themselves with the next call.)
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 IDLE_TIMEOUT_S: Final = 60.0
 
@@ -72,11 +72,17 @@ def make_server(doorkeeper: Doorkeeper) -> tuple[grpc.aio.Server, Guard]:
     """A server without ports or services, and its guard, which is to be told the door when there is one."""
     guard = Guard(doorkeeper)
     bounds = (
-        ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+        ("grpc.max_allowed_incoming_connections", connections_max()),
         ("grpc.server_handshake_timeout_ms", int(1_000 * HANDSHAKE_TIMEOUT_S)),
         ("grpc.max_connection_idle_ms", int(1_000 * IDLE_TIMEOUT_S)),
     )
     return grpc.aio.server(interceptors=(guard, Gate(), ServerSpans()), options=(*_SERVER, *bounds)), guard
+
+
+def connections_max() -> int:
+    """How many connections a server takes at once: a quarter of the descriptors that this process may have."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10_000 if descriptors == resource.RLIM_INFINITY else max(64, min(descriptors // 4, 10_000))
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:

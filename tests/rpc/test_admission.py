@@ -240,7 +240,7 @@ async def test_connections_that_prove_nothing_cost_little(echo: Echo, monkeypatc
 
 
 async def test_connections_that_say_nothing_do_not_fill_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "CONNECTIONS_MAX", 16)
+    monkeypatch.setattr(channel_module, "connections_max", lambda: 16)
     monkeypatch.setattr(channel_module, "HANDSHAKE_TIMEOUT_S", 0.5)
     async with serving() as echo, open_channel(f"127.0.0.1:{echo.port}", "a-1", OURS) as before:
         say = before.unary_unary(SAY)
