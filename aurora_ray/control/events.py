@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aurora_ray.durable import replace_file
-from aurora_ray.troubles import Trouble
+from aurora_ray.troubles import Trouble, TroubleCode
 
 FILE_NAME: Final = "events.jsonl"
 EVENTS_MAX: Final = 2000
@@ -62,7 +62,7 @@ class EventLog:
         self._path = data_dir / FILE_NAME
         self._lines = 0
         self._counted = False
-        self._troubles: frozenset[Trouble] | None = None
+        self._troubles: dict[tuple[TroubleCode, str], Trouble] = {}
 
     def note(self, kind: EventKind, subject: str, sentence: str, cluster: str | None = None) -> None:
         """It happened now."""
@@ -74,14 +74,13 @@ class EventLog:
             _log.warning("%s cannot be written: %s", self._path, error)
 
     def compare(self, troubles: Iterable[Trouble]) -> None:
-        """What is not as it shall be now: what is new among it, or over, is an event."""
-        now, before = frozenset(troubles), self._troubles or frozenset()
-        for trouble in sorted(now - before):
-            self.note(EventKind.TROUBLE, trouble.subject, trouble.sentence)
-        gone = {(t.code, t.subject): t for t in before} if before else {}
-        for trouble in sorted(t for place, t in gone.items() if place not in {(t.code, t.subject) for t in now}):
-            self.note(EventKind.TROUBLE_OVER, trouble.subject, f"over: {trouble.sentence}")
-        self._troubles = now
+        """What is not as it shall be now: what begins of it, or is over, is an event; other words for it are none."""
+        now = {(trouble.code, trouble.subject): trouble for trouble in sorted(troubles)}
+        before, self._troubles = self._troubles, now
+        for place in sorted(now.keys() - before.keys()):
+            self.note(EventKind.TROUBLE, now[place].subject, now[place].sentence)
+        for place in sorted(before.keys() - now.keys()):
+            self.note(EventKind.TROUBLE_OVER, before[place].subject, f"over: {before[place].sentence}")
 
     def _append(self, line: str) -> None:
         if not self._counted:

@@ -36,6 +36,7 @@ from aurora_ray.control.processes import Processes
 from aurora_ray.control.reconcile import InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.runtime import SupersededError
+from aurora_ray.control.space import space_troubles
 from aurora_ray.control.store import ControlStore
 from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError, UsageError
 from aurora_ray.troubles import Trouble, TroubleCode
@@ -144,9 +145,15 @@ class ControlPlane:
         return found
 
     def all_troubles(self) -> list[Trouble]:
-        """Those, and what writers say of themselves, as last looked at."""
+        """Those, and what writers and storage nodes say of themselves, as last looked at."""
+        nodes = self.processes.nodes.items()
+        states = {node_id: node.state for node_id, node in nodes if node.state is not None and not node.seen.silent}
         statuses = [instance.status for instance in self.processes.instances.values()]
-        return [*self.troubles(), *(trouble for s in statuses if s is not None for trouble in s.troubles)]
+        return [
+            *self.troubles(),
+            *space_troubles(states),
+            *(trouble for s in statuses if s is not None for trouble in s.troubles),
+        ]
 
     def observe(self) -> Observed:
         """A consistent picture for one decision."""

@@ -24,6 +24,7 @@ from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora_ray.control.model import StorageNode
+    from aurora_ray.storage.v1 import storage_pb2 as pb
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Node:
 
     process: NodeProcess
     seen: NodeSeen
+    state: pb.StateReply | None = None  # as last told
 
 
 @dataclass(slots=True)
@@ -169,6 +171,7 @@ class Processes:
         except AuroraError:
             seen = replace(node.seen, silent=True)
         else:
+            node.state = reply
             held, refilling = segments_of(reply), lost_segments_of(reply)
             if node.seen.segments != before.segments:  # something was done meanwhile: the answer may be older
                 held, refilling = node.seen.segments, node.seen.refilling

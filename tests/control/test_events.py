@@ -2,6 +2,7 @@
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_a_line_that_was_cut_is_left_out_and_a_directory_that_is_away_fails_nobo
 
 def test_a_trouble_begins_and_ends_once(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
-    for troubles in ([], [FULL], [FULL], [], []):
+    fuller = replace(FULL, sentence="the disk is fuller")
+    for troubles in ([], [FULL], [FULL], [fuller], [], []):
         log.compare(troubles)
     told = [json.loads(line) for line in (tmp_path / events.FILE_NAME).read_text().splitlines()]
     assert [(event["kind"], event["subject"]) for event in told] == [("trouble", "a-1"), ("trouble_over", "a-1")]

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control import bootstrap
+from aurora_ray.control import bootstrap, events
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig, Runtime
@@ -288,3 +288,19 @@ async def test_the_state_of_another_fleet_is_not_taken_over(runtime: LocalRuntim
         loaded = bootstrap.load(runtime.directory)
         assert loaded is not None
         assert loaded.fleet_id == running.plane.fleet.fleet_id == fleet.fleet_id
+
+
+@pytest.mark.allowed_logs(r"the disk is", r"less than the reserve", r"ExecuteBatchError raised in core")
+async def test_a_full_disk_is_an_event_and_so_is_its_end(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        await running.api.wait_open(20)
+        node = runtime.nodes["b-1"].server.node
+        node.config = replace(node.config, disk_reserve_bytes=1 << 20)
+        node._free_bytes = lambda _: 0
+        await poll_until(lambda: _events(runtime, "b-1") == ["trouble"], what="it is noticed")
+        node._free_bytes = lambda _: 1 << 30
+        await poll_until(lambda: _events(runtime, "b-1") == ["trouble", "trouble_over"], what="it is over")
+
+
+def _events(runtime: LocalRuntime, name: str) -> list[str]:
+    return [event["kind"] for event in events.read(runtime.directory, name)]
