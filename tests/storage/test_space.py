@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import random
+import shutil
 from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from tests.storage.harness import PAGE_SIZE, ServerHandle, Writer
 from tests.storage.test_history import PAGES, Workload, check, sample, write
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aurora_ray.storage.segment import Segment
 
 
@@ -201,3 +204,32 @@ def test_leftovers_forget_what_is_cleared_and_are_bounded(monkeypatch: pytest.Mo
     for lsn in (50, 60):
         left.note_layer(lsn, [(1, array("I", [1, 2]))], [])
     assert [lsn for _, _, lsn in left.superseding(100)] == [60, 60]
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_node_killed_while_versions_are_cleared_away_has_the_same_content(
+    start, tmp_path: Path, seed: int
+) -> None:
+    server = await start(retention_bytes=6_000, fold_bytes_per_s=1 << 40)
+    writer, workload = await Writer().open(server), Workload(seed)
+    background, segment = server.server.background, server.segment(writer)
+    for database in (segment.store._log, segment.store._pages):
+        for family in database.families.values():  # no merge shall change files while they are copied
+            family.set_options({"disable_auto_compactions": "true"})
+    for step in range(5):
+        await write(server, writer, workload, 3)
+        await server.coalesce(writer)
+        await server.collect(writer)
+        async with segment.background:
+            await background.fold_once(segment)
+            if step == 2:
+                await segment.store.flush_pages()
+            segment.leftovers.all_known, background._fold_from_s = False, 0.0
+        killed = tmp_path / f"killed-{step}"
+        shutil.copytree(server.config.data_dir, killed)  # what a kill leaves; nothing of it is in the files yet
+        again = await ServerHandle(replace(server.config, data_dir=killed)).start()
+        try:
+            floor_lsn = again.segment(writer).meta.floor_lsn
+            await check(again, writer, workload, sample(workload, writer, floor_lsn, 2))
+        finally:
+            await again.stop()
