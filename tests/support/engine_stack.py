@@ -25,8 +25,12 @@ async def engine_on(
     image_cache: Path,
     parameters: Mapping[str, str],
     max_connections: int = 20,
+    create: bool = True,
 ) -> AsyncIterator[tuple[Stack, str]]:
-    """A new PostgreSQL on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN."""
+    """PostgreSQL on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN.
+
+    With `create` it is a new one; without, the one that was there, and `root` is the same as then.
+    """
     config = StackConfig(
         volume=cluster.spec.to_dict(),
         nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
@@ -38,7 +42,7 @@ async def engine_on(
         cache_bytes=256 << 20,
         max_connections=max_connections,
         parameters=dict(parameters),
-        create=True,
+        create=create,
         secret_file="",
     )
     async with opened(config, Stages()) as (stack, facts):

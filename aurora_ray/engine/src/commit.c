@@ -191,6 +191,8 @@ static void check_settings(PlannedStmt *statement, const char *text, bool keep, 
 
     if (IsA(statement->utilityStmt, AlterSystemStmt))
         refuse_forced_settings((AlterSystemStmt *) statement->utilityStmt);
+    if (IsA(statement->utilityStmt, CreateTableSpaceStmt))
+        refuse_outside_tablespace((CreateTableSpaceStmt *) statement->utilityStmt);
     run(statement, text, keep, context, parameters, environment, to, done);
 }
 

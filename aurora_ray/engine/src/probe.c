@@ -156,3 +156,19 @@ void refuse_forced_settings(const struct AlterSystemStmt *statement)
                         errmsg("parameter \"%s\" is fixed in this cluster", set->name),
                         errdetail("The storage underneath rests on it, or the fleet gives it out (ports, sockets, logs).")));
 }
+
+/* ---- tablespaces */
+
+/* Before PostgreSQL has made a directory there: what it leaves would make the next try fail in another way. */
+void refuse_outside_tablespace(const struct CreateTableSpaceStmt *statement)
+{
+    if (statement->location != NULL && statement->location[0] != '\0')
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg("could not create symbolic link to \"%s\": tablespaces outside the volume are not "
+                               "supported",
+                               statement->location),
+                        errdetail("What is written there would be on this machine only, and gone after a failover."),
+                        errhint("The volume grows by itself. If a script needs the name: SET allow_in_place_tablespaces = "
+                                "on; CREATE TABLESPACE %s LOCATION '';",
+                                statement->tablespacename)));
+}
