@@ -20,10 +20,10 @@ class Layer(NamedTuple):
     log_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SegmentMeta:
-    """Epochs, durable end, and how far the background got. Immutable: a change is a new value, in force once it is
-    written (`Segment.commit`).
+    """Epochs, durable end, and how far the background got. Never changed: a change is a new value, in force once it
+    is written (`Segment.commit`; `tests/storage/test_supervised.py` looks that nothing assigns to a field).
 
     Page versions exist at `floor_lsn` and at each layer's end; the log is kept from `floor_lsn` on.
     """

@@ -35,7 +35,12 @@ def require_complete(segment: Segment, required_scl: int) -> None:
         )
 
 
-async def read_pages(
+async def read_pages(segment: Segment, lsn: int, ranges: Iterable[tuple[int, int, int]]) -> list[bytes | None]:
+    """As `read_checked_pages`, without the checksums."""
+    return [None if page is None else page[0] for page in await read_checked_pages(segment, lsn, ranges)]
+
+
+async def read_checked_pages(
     segment: Segment, lsn: int, ranges: Iterable[tuple[int, int, int]]
 ) -> list[tuple[bytes, int] | None]:
     """The pages of (file id, first page, count), range after range, as of `lsn`, each with its CRC-32C, taken as soon

@@ -13,7 +13,7 @@ import zstandard
 from aurora_ray.errors import MalformedError, UsageError
 from aurora_ray.storage.copying import digest, outline, send_pages
 from aurora_ray.storage.epochs import seal, segment_state, truncate
-from aurora_ray.storage.reading import read_file_table, read_pages, require_complete
+from aurora_ray.storage.reading import read_checked_pages, read_file_table, require_complete
 from aurora_ray.storage.status import refuse
 from aurora_ray.storage.subscribe import fetch_log, subscribe
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -81,7 +81,7 @@ class StorageService:
         for group, ranges in groupby(request.ranges, lambda wanted: wanted.group):
             segment = volume.segment(group)
             require_complete(segment, request.required_scl)
-            found = await read_pages(segment, request.lsn, [(r.file_id, r.first_page, r.count) for r in ranges])
+            found = await read_checked_pages(segment, request.lsn, [(r.file_id, r.first_page, r.count) for r in ranges])
             kinds += bytes(page is not None for page in found)
             carried += [page for page in found if page is not None]
         self._node.counters["read_pages"] += len(kinds)

@@ -109,7 +109,7 @@ async def check_content(machine: Machine, lsn: int) -> None:
     segment, writer = machine.segment, machine.writer
     found = await read_pages(segment, lsn, [(FILE, 0, PAGES)])
     for page, each in enumerate(found):
-        assert (None if each is None else each[0]) == writer.page_at(lsn, FILE, page), (lsn, page)
+        assert each == writer.page_at(lsn, FILE, page), (lsn, page)
     assert (await read_file_table(segment, lsn, [])).pack() == writer.table_at(lsn).pack()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,27 @@ def _tasks_in(tree: ast.Module) -> list[tuple[str, ast.Call]]:
 
 
 def test_metadata_changes_as_a_whole_only() -> None:
-    with pytest.raises(AttributeError):
-        SegmentMeta(512).vdl = 7  # type: ignore[misc]
+    """Nothing assigns to a field of it: a change is a new value, which `Segment.commit` writes first."""
+    names = {field.name for field in dataclasses.fields(SegmentMeta)}
+    wrong = []
+    for path, module in package_modules():
+        if module.startswith("aurora_ray.storage."):
+            targets = [target for node in ast.walk(parse(path)) for target in _targets(node)]
+            wrong += [
+                f"{where(path, target)}: {ast.unparse(target)}"
+                for target in targets
+                if isinstance(target, ast.Attribute)
+                and target.attr in names
+                and ast.unparse(target.value).endswith("meta")
+            ]
+    assert not wrong, "use Segment.commit:\n" + "\n".join(wrong)
+    assert isinstance(SegmentMeta(512).layers, tuple)
+
+
+def _targets(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.Assign):
+        return node.targets
+    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
 
 
 async def annulled_case(start: Callable[..., Any]) -> tuple[Any, Writer, int]:
