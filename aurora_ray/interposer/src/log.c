@@ -7,6 +7,7 @@ static uint8_t *ring(void) { return (uint8_t *)ar_region + ar_region->ring_offse
 static void ring_put(uint64_t position, const void *data, size_t bytes)
 {
     size_t at = position & (ar_region->ring_bytes - 1), room = ar_region->ring_bytes - at;
+    if (!bytes) return; /* data may be NULL then, which memcpy does not take */
     if (bytes <= room) {
         memcpy(ring() + at, data, bytes);
         return;
