@@ -17,6 +17,10 @@ class UsageError(AuroraError):
     """The caller asked for something that makes no sense: wrong name, wrong option, wrong state for this verb."""
 
 
+class UnsupportedRoleError(UsageError):
+    """An instance of a kind that nothing can run; it is never run as one of another kind."""
+
+
 class ConfigurationError(AuroraError):
     """The machine or the settings lack something: no compiler, no engine, no account, a port in use."""
 

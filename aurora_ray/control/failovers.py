@@ -29,7 +29,7 @@ from opentelemetry.trace import Span
 from aurora_ray import telemetry
 from aurora_ray.control.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.heartbeats import KillInstance
-from aurora_ray.control.model import ClusterPhase
+from aurora_ray.control.model import ClusterPhase, Role
 from aurora_ray.control.outages import Outage, Outages
 from aurora_ray.control.reconcile import Action, InstancePhase, OpenInstance, StartInstance
 from aurora_ray.control.runtime import ProcessGoneError
@@ -90,8 +90,8 @@ class Failovers:
         noticed_ns = noticed_ns or self._clock_ns()
         good_at_ns = min(good_at_ns or noticed_ns, noticed_ns)
         found = self._declared(instance_id)
-        if found is None or found[0].phase is ClusterPhase.DELETING:
-            return
+        if found is None or found[0].phase is ClusterPhase.DELETING or found[1].role is not Role.WRITER:
+            return  # the cluster has its writer, or shall have none
         if instance_id in self._active:  # it was lost again before anyone wrote: the outage goes on
             failover = self._active[instance_id]
             failover.span.add_event("lost again", {"aurora.why": why})

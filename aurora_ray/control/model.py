@@ -39,10 +39,12 @@ class ClusterPhase(StrEnum):
 
 
 class Role(StrEnum):
-    """What an instance is for."""
+    """The kinds of instance, all that there are: whoever does something with an instance asks for its kind first."""
 
-    WRITER = "writer"
-    READER = "reader"
+    WRITER = "writer"  # the one that has the volume's epoch
+    READER = "reader"  # follows the writer on a read-only mount of the same volume
+    STATIC = "static"  # reads the volume as of one LSN
+    REPLICA = "replica"  # follows by the engine's own replication
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class VolumeState:
 
 @dataclass(frozen=True, slots=True)
 class DBInstance:
-    """One engine process: the writer or a reader. `host` pins nothing; `port` is where the engine listens."""
+    """One engine process, of one kind. `port` is where the engine listens."""
 
     instance_id: str
     role: Role
@@ -139,6 +141,11 @@ class DBCluster:
     def with_endpoint_port(self, role: Role, port: int) -> DBCluster:
         """The same cluster, with that endpoint elsewhere."""
         return replace(self, port=port) if role is Role.WRITER else replace(self, reader_port=port)
+
+    def __post_init__(self) -> None:
+        writers = [i.instance_id for i in self.instances if i.role is Role.WRITER]
+        if len(writers) > 1:
+            raise UsageError(f"cluster {self.name!r} cannot have more than one writer, not {', '.join(writers)}")
 
     def writer(self) -> DBInstance:
         """The instance that is declared to be the writer."""

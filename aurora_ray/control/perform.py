@@ -15,13 +15,13 @@ from aurora_ray.compute import signals
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
 from aurora_ray.control import endpoints, graveyard, reconcile, replacement
 from aurora_ray.control.events import EventKind
-from aurora_ray.control.model import StorageNode
+from aurora_ray.control.model import Role, StorageNode
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.ports import free_ports
 from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.control.store import volume_spec
-from aurora_ray.errors import AuroraError, PortInUseError
+from aurora_ray.errors import AuroraError, PortInUseError, UnsupportedRoleError
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ async def _remove_node(plane: ControlPlane, action: replacement.RemoveNode) -> N
 
 
 async def _start_instance(plane: ControlPlane, action: reconcile.StartInstance) -> None:
-    declared = await _placed(plane, action.cluster, _declared(plane.fleet, action.cluster, action.instance_id))
+    declared = _declared(plane.fleet, action.cluster, action.instance_id)
+    _require_writer(declared)
+    declared = await _placed(plane, action.cluster, declared)
     choice = engine_choice(plane, plane.fleet.cluster(action.cluster))
     process = await plane.processes.runtime.start_instance(action.instance_id, declared.az, choice)
     await plane.processes.add_instance(action.instance_id, process)
@@ -236,6 +238,7 @@ async def _note_initialised(plane: ControlPlane, action: reconcile.NoteInitialis
 def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> WriterConfig:
     cluster = plane.fleet.cluster(action.cluster)
     declared = _declared(plane.fleet, action.cluster, action.instance_id)
+    _require_writer(declared)
     return WriterConfig(
         cluster=cluster.name,
         instance_id=declared.instance_id,
@@ -253,6 +256,12 @@ def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> Write
         parameters=cluster.parameters,
         repairs=cluster.repairs,
     )
+
+
+def _require_writer(declared: DBInstance) -> None:
+    """Raises UnsupportedRoleError for what would seal out the real writer if it were opened like one."""
+    if declared.role is not Role.WRITER:
+        raise UnsupportedRoleError(f"{declared.instance_id} is a {declared.role}, and nothing can run one yet")
 
 
 def engine_choice(plane: ControlPlane, cluster: DBCluster) -> EngineChoice:

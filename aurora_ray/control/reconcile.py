@@ -28,11 +28,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
+from typing import assert_never
 from uuid import UUID
 
 from aurora_ray.control.attempt import Attempt
 from aurora_ray.control.keys import Key, Kind, key
-from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
+from aurora_ray.control.model import ClusterPhase, DBCluster, DBInstance, Fleet, Group, Role, VolumeState
 from aurora_ray.control.placement import WRITE_QUORUM, quorum_up
 from aurora_ray.volume.spec import GroupPlacement
 
@@ -428,6 +429,17 @@ def _waits_for(volume: VolumeState, observed: Observed) -> str:
 
 
 def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
+    match instance.role:
+        case Role.WRITER:
+            yield from _writer(cluster, instance, observed)
+        case Role.READER | Role.STATIC | Role.REPLICA:
+            # Opened as a writer it would seal out the real one.
+            yield f"{instance.instance_id} of {cluster.name} is not started: nothing can run a {instance.role} yet"
+        case _:
+            assert_never(instance.role)
+
+
+def _writer(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
     seen = observed.instances.get(instance.instance_id)
     if seen is None:
         why = f"{instance.role} {instance.instance_id} of {cluster.name} has no process"

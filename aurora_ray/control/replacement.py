@@ -31,7 +31,7 @@ from uuid import UUID
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, Fleet, Group, VolumeState
 from aurora_ray.control.placement import quorum_up
-from aurora_ray.control.reconcile import Action, Ailment, InstancePhase, Observed
+from aurora_ray.control.reconcile import Action, Ailment, InstancePhase, NodeSeen, Observed
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -275,9 +275,21 @@ def _removals(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
         else:
             yield RemoveNode(f"storage node {node.node_id} holds nothing any more", node.node_id)
     declared = {node.node_id for node in fleet.nodes}
-    for node_id in observed.nodes:
-        if node_id not in declared | held:  # it was started by somebody who did not know yet
+    for node_id, seen in observed.nodes.items():
+        if node_id in declared | held:
+            continue
+        if _is_worthless(fleet, seen, in_force):
             yield RemoveNode(f"storage node {node_id} is not declared", node_id)
+        else:  # an older state may have been loaded, which does not know it yet
+            yield f"storage node {node_id} is not declared, and is left alone: nobody vouches that its copies can go"
+
+
+def _is_worthless(fleet: Fleet, seen: NodeSeen, in_force: Mapping[UUID, tuple[GroupPlacement, ...]]) -> bool:
+    """Whether nothing on a node that is in no placement in force can be missed: it has no copies, or all of them are of
+    volumes that are to be dropped, or whose writers go by others."""
+    known = {volume_id for volume_id, placements in in_force.items() if placements}
+    known |= {volume.volume_id for volume in fleet.dropped_volumes}
+    return not seen.silent and {volume_id for volume_id, _ in seen.segments | seen.refilling} <= known
 
 
 def _in_force(fleet: Fleet, observed: Observed) -> dict[UUID, tuple[GroupPlacement, ...]]:

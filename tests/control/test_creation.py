@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aurora_ray.errors import AuroraError, QuorumLostError, UsageError
+from aurora_ray.control import perform
+from aurora_ray.control.model import DBInstance, Role
+from aurora_ray.control.outages import Outages
+from aurora_ray.control.reconcile import OpenInstance, StartInstance
+from aurora_ray.errors import AuroraError, QuorumLostError, UnsupportedRoleError, UsageError
 from tests.control.local_runtime import HALF_MADE, LocalInstance, LocalRuntime
 from tests.control.test_plane import Running, new_plane, started
 from tests.control.test_takeover import left_behind
@@ -114,3 +119,24 @@ async def test_an_opening_whose_answer_is_an_error_counts_if_the_instance_serves
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 10)
         assert len(runtime.instances["demo-1"].configs) == 1
+
+
+async def test_a_declared_reader_keeps_nobody_from_writing(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        cluster = running.plane.fleet.cluster("demo")
+        reader = DBInstance("demo-2", Role.READER, "b", 15999)
+        await running.plane.commit(
+            lambda fleet: fleet.with_cluster(replace(cluster, instances=(*cluster.instances, reader)))
+        )
+        await poll_until(lambda: any("nothing can run a reader yet" in note for note in running.plane.notes))
+        for action in (StartInstance("", "demo", "demo-2"), OpenInstance("", "demo", "demo-2", initialise=False)):
+            running.plane.processes.instances["demo-2"] = running.plane.processes.instances["demo-1"]
+            with pytest.raises(UnsupportedRoleError, match="demo-2 is a reader"):
+                await perform.perform(running.plane, action)
+            del running.plane.processes.instances["demo-2"]
+        running.plane.failovers.lost("demo-2", "it ended", 0, 0)
+        assert not Outages(runtime.directory).load(), "that is no outage of the writer"
+        assert len(runtime.instances["demo-1"].configs) == 1
+        assert "demo-2" not in runtime.started

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_ray.control.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
 from aurora_ray.control.bootstrap import new_fleet
-from aurora_ray.control.model import ClusterPhase, Fleet
+from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
 from aurora_ray.control.reconcile import (
     Action,
     AddGroup,
@@ -26,6 +26,7 @@ from aurora_ray.control.reconcile import (
     TellNodes,
     decide,
 )
+from aurora_ray.errors import UsageError
 from tests.control.fleets import (
     AZS,
     GROUP_BYTES,
@@ -216,3 +217,28 @@ def test_an_instance_that_nobody_declared_is_stopped_but_only_when_the_state_is_
     fleet = created(new_fleet("somewhere", AZS))
     assert kinds(fleet, observed(fleet)) == [StopInstance]
     assert kinds(fleet, observed(fleet, control_open=False)) == [OpenControl]
+
+
+# ---- kinds of instance
+
+
+def with_another(fleet: Fleet, role: Role) -> Fleet:
+    cluster = fleet.cluster("demo")
+    return fleet.with_cluster(replace(cluster, instances=(*cluster.instances, DBInstance("demo-2", role, "b", 15440))))
+
+
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.WRITER])
+@pytest.mark.parametrize("phase", [None, InstancePhase.IDLE, InstancePhase.ENDED])
+def test_what_is_no_writer_is_never_opened_like_one(role: Role, phase: InstancePhase | None) -> None:
+    fleet = with_another(running_fleet(), role)
+    state = observed(fleet)
+    if phase is not None:
+        state = replace(state, instances={**state.instances, "demo-2": InstanceSeen(phase)})
+    plan = decide(fleet, state, NOW_S)
+    assert plan.actions == ()
+    assert f"demo-2 of demo is not started: nothing can run a {role} yet" in plan.notes
+
+
+def test_there_is_one_writer_at_most() -> None:
+    with pytest.raises(UsageError, match="more than one writer"):
+        with_another(running_fleet(), Role.WRITER)

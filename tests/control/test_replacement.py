@@ -16,6 +16,7 @@ from aurora_ray.control.reconcile import (
     Ailment,
     InstancePhase,
     InstanceSeen,
+    NodeSeen,
     Observed,
     OpenInstance,
     StartNode,
@@ -192,7 +193,8 @@ def test_what_a_writer_says_is_noted_before_its_next_step() -> None:
 
 def test_a_commit_asks_for_a_new_node_that_is_filled() -> None:
     fleet = moved(replacing(), BEGUN)
-    for action in wanted(fleet, away(fleet)):
+    control, demo = wanted(fleet, away(fleet))
+    for action in (control, demo):
         assert isinstance(action, ChangeMembers)
         assert (action.placement, action.filled) == (DONE, NEW)
     assert wanted(fleet, away(fleet, *LEFT)) == []
@@ -213,6 +215,26 @@ def test_a_process_of_a_node_that_was_forgotten_is_ended() -> None:
     state = observed(fleet, (*NODES, NEW))
     assert only(fleet, state) == RemoveNode(f"storage node {NEW} is not declared", NEW)
     assert wanted(fleet, replace(state, control_open=False)) == []
+
+
+def test_a_node_that_an_older_state_does_not_know_keeps_its_copies() -> None:
+    fleet = running_fleet()
+    state = observed(fleet, (*NODES, NEW))
+    stranger = state.nodes[NEW]
+    copy = frozenset({(volume_id(fleet), 0)})
+
+    def notes(stranger: NodeSeen, **more: object) -> tuple[str, ...]:
+        seen = replace(state, nodes={**state.nodes, NEW: stranger}, **more)
+        assert wanted(fleet, seen) == []
+        return decide(fleet, seen, NOW_S, further=replacement.wanted(fleet, seen, NOW_S, RULES)).notes
+
+    left_alone = f"storage node {NEW} is not declared, and is left alone: nobody vouches that its copies can go"
+    assert left_alone in notes(replace(stranger, segments=frozenset({(UUID(int=7), 0)})))
+    assert left_alone in notes(replace(stranger, silent=True))
+    no_writer = {"demo-1": InstanceSeen(InstancePhase.OPENING)}
+    assert left_alone in notes(replace(stranger, segments=copy), instances=no_writer)
+    given_away = replace(state, nodes={**state.nodes, NEW: replace(stranger, segments=copy)})
+    assert only(fleet, given_away) == RemoveNode(f"storage node {NEW} is not declared", NEW)
 
 
 def test_a_volume_without_a_writer_waits_and_keeps_the_old_node() -> None:
@@ -245,7 +267,8 @@ def test_an_old_node_that_is_well_again_ends_it_all() -> None:
     cancel, *_ = wanted(fleet, observed(fleet, (*NODES, NEW)))
     assert isinstance(cancel, CancelReplacement)
     fleet = fleet.without_replacement(NEW)
-    for action in wanted(fleet, observed(fleet, (*NODES, NEW))):
+    control, demo = wanted(fleet, observed(fleet, (*NODES, NEW)))
+    for action in (control, demo):
         assert isinstance(action, ChangeMembers)
         assert (action.placement, action.filled) == (GroupPlacement(0, NODES), "")
     fleet = moved(fleet, GroupPlacement(0, NODES))

@@ -1,0 +1,220 @@
+"""One verb under one crash: the control plane runs, something ends after the k-th effect, and all must come to rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from aurora_ray.compute.config import WriterPhase
+from aurora_ray.control.api import ControlApi
+from aurora_ray.control.endpoints import cluster_endpoint
+from aurora_ray.control.keys import Kind
+from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.runtime import ControlConfig
+from aurora_ray.errors import AuroraError
+from tests.control.crash.world import Clients, Content, Crash, FakeRuntime, Hand, World
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aurora_ray.control.model import DBCluster, Fleet
+    from aurora_ray.control.reconcile import Action
+
+AZS: Final = ("a", "b", "c")
+GROUP_BYTES: Final = 1 << 30
+REST_WITHIN_S: Final = 200.0
+LOOK_EVERY_S: Final = 0.5
+AT_REST_FOR: Final = 4  # looks in a row
+REPLACE_AFTER_S: Final = 6.0
+
+
+class Plane(ControlPlane):
+    """A control plane whose actions are counted."""
+
+    performed: set[type[Action]]
+
+    async def _carry_out(self, action: Action) -> None:
+        self.performed.add(type(action))
+        await super()._carry_out(action)
+
+
+class Driver:
+    """The world, and one control plane after the other."""
+
+    def __init__(self, directory: Path) -> None:
+        self.world = World()
+        self.performed: set[type[Action]] = set()
+        self._directory = directory
+        self._task: asyncio.Task[None] | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A control plane starts."""
+        self.world.hand = hand = Hand(self.world)
+        config = ControlConfig(
+            self._directory,
+            "somewhere",
+            AZS,
+            GROUP_BYTES,
+            1 << 30,
+            300.0,
+            1 << 28,
+            replace_after_s=REPLACE_AFTER_S,
+            replace_empty_after_s=REPLACE_AFTER_S,
+        )
+        runtime: Any = FakeRuntime(hand)
+        self.plane = Plane(config, runtime, endpoints=runtime, clock=asyncio.get_running_loop().time)
+        self.plane.performed = self.performed
+        self.plane.processes.clients = cast("Any", Clients(hand))
+        self.api = ControlApi(self.plane)
+        self._task = asyncio.create_task(self.plane.run(), name="control plane")
+
+    async def vanish(self) -> None:
+        """The control plane's process is no more."""
+        self.world.hand.die()
+        assert self._task is not None
+        self._task.cancel()
+        await self.plane.processes.tasks.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def down_and_up(self) -> None:
+        """Everything is stopped in order, and started again."""
+        await self.plane.shutdown()
+        assert not [p for p in (*self.world.nodes.values(), *self.world.instances.values()) if p.alive]
+        await self.vanish()
+        self.begin()
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.plane.fleet
+
+    async def at_rest(self) -> None:
+        """Waits until nothing goes on any more and all is as declared; a control plane that ends is succeeded."""
+        looks, problems = 0, ["it has not begun"]
+        until_s = asyncio.get_running_loop().time() + REST_WITHIN_S
+        while looks < AT_REST_FOR:
+            if self.world.hand.dead.is_set() or (self._task is not None and self._task.done()):
+                await self.vanish()
+                self.begin()
+                looks = 0
+            await asyncio.sleep(LOOK_EVERY_S)
+            problems = self.problems()
+            looks = 0 if problems else looks + 1
+            if asyncio.get_running_loop().time() > until_s:
+                trail = "\n  ".join(sentence for _, sentence in self.plane.trail)
+                raise AssertionError(f"not at rest after {REST_WITHIN_S:g} s: {'; '.join(problems)}\n  {trail}")
+
+    # ---- what is to be so when nothing goes on
+
+    def problems(self) -> list[str]:
+        """In what the world is not as declared."""
+        plane, world, fleet = self.plane, self.world, self.fleet
+        if not plane.is_open:
+            return ["the control state is not loaded"]
+        found = [f"{key} goes on" for key in plane.observe().busy if not key.startswith(LOOKS)]
+        declared = {i.instance_id: c for c in fleet.clusters for i in c.instances}
+        running = {i.name for i in world.instances.values() if i.alive}
+        found += [f"{name} runs and is not declared" for name in running - declared.keys()]
+        for instance_id, cluster in declared.items():
+            found += self._instance(instance_id, cluster)
+            found += self._leads(cluster.name, cluster.writer().port)
+        found += self._segments()
+        if world.running() != {node.node_id for node in fleet.nodes}:
+            found.append(f"{sorted(world.running())} run")
+        if fleet.replacements() or any(node.leaving for node in fleet.nodes):
+            found.append("a node is being replaced")
+        return found
+
+    def _instance(self, instance_id: str, cluster: DBCluster) -> Iterator[str]:
+        there, seen = self.world.instances.get(instance_id), self.plane.processes.instances.get(instance_id)
+        if there is None or not there.alive or there.phase is not WriterPhase.AVAILABLE or seen is None:
+            yield f"{instance_id} does not serve"
+            return
+        if there.volume.volume_id != cluster.volume.volume_id or there.volume.owner is not there:
+            yield f"{instance_id} does not have its volume"
+        if not cluster.volume.initialised or there.volume.content is not Content.COMPLETE:
+            yield f"{cluster.name} is not noted to be initialised"
+        if there.config is None or there.config.port != cluster.writer().port:
+            yield f"{instance_id} listens elsewhere"
+        if set(there.groups) != {g.group for g in cluster.volume.groups}:
+            yield f"{instance_id} does not use all groups"
+        if dict(seen.seen.told) != {n: self.world.nodes[n].info.address for n in self.world.running()}:
+            yield f"{instance_id} does not know where the nodes are"
+
+    def _leads(self, cluster: str, port: int) -> list[str]:
+        endpoints = self.world.endpoints
+        orders = {o.name: o for o in endpoints.orders} if endpoints is not None and endpoints.alive else {}
+        order = orders.get(cluster_endpoint(cluster))
+        leads = order is not None and [target.port for target in order.targets] == [port]
+        return [] if leads else [f"the endpoint of {cluster} does not lead to its writer"]
+
+    def _segments(self) -> list[str]:
+        fleet = self.fleet
+        known = [*fleet.volumes(), *(deleted.cluster.volume for deleted in getattr(fleet, "deleted", ()))]
+        wanted = {(n, v.volume_id, g.group) for v in known for g in v.groups for n in g.placement.all_node_ids}
+        there = {(n, *segment) for n, disk in self.world.disks.items() for segment in disk.segments}
+        noted = {(n, v.volume_id, g.group) for v in known for g in v.groups for n in g.created_on}
+        found = [f"{n} lacks group {g}" for n, _, g in wanted - there]
+        found += [f"{n} has a segment that nobody declared" for n, _, _ in there - wanted]
+        return found + [f"{n} is not noted to have group {g}" for n, _, g in wanted - noted]
+
+
+LOOKS: Final = (f"{Kind.LOOK_AT_NODE}:", f"{Kind.LOOK_AT_INSTANCE}:")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What somebody asks for, or what happens: `act`, after `prepare`. `reached`: whether it is as it shall be then.
+
+    `again`: whether it is asked for once more if that is not so (a user whose call failed does); `api` is the call of
+    ControlApi that it enumerates.
+    """
+
+    name: str
+    act: Callable[[Driver], Coroutine[Any, Any, object]]
+    reached: Callable[[Driver], object] = lambda _: True
+    prepare: Callable[[Driver], Awaitable[object]] | None = None
+    api: str = ""
+    again: bool = True
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run came to."""
+
+    effects: list[str]
+    performed: set[type[Action]] = field(default_factory=set)
+
+
+async def run_verb(verb: Verb, crash: Crash, directory: Path) -> Run:
+    """One run. Raises AssertionError if anything is not as it shall be."""
+    driver = Driver(directory)
+    world = driver.world
+    if verb.prepare is not None:
+        await verb.prepare(driver)
+        await driver.at_rest()
+    world.crash = crash
+    acting = asyncio.create_task(verb.act(driver), name=verb.name)
+    dying = asyncio.create_task(world.hand.dead.wait())
+    await asyncio.wait({acting, dying}, return_when=asyncio.FIRST_COMPLETED)
+    dying.cancel()
+    if acting.done():
+        with contextlib.suppress(*(() if crash.at == 0 else (AuroraError, TimeoutError))):
+            acting.result()
+    else:
+        acting.cancel()
+        await asyncio.gather(acting, return_exceptions=True)
+    await driver.at_rest()
+    world.crash = None
+    if not verb.reached(driver) and verb.again:
+        await verb.act(driver)
+        await driver.at_rest()
+    assert verb.reached(driver), f"{verb.name} was not reached"
+    assert world.lost == []
+    for volume in world.volumes.values():
+        assert volume.content is not Content.COMPLETE or volume.owner is None or volume.rows > 0
+    await driver.vanish()
+    return Run(crash.effects, driver.performed)
