@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control import endpoints, heartbeats, reconcile, replacement
+from aurora_ray.control import endpoints, graveyard, heartbeats, reconcile, replacement
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import Group
 from aurora_ray.control.reconcile import Action
@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
 
 def actions() -> list[Action]:
     """One of each kind, all with the same name."""
-    modules = (reconcile, replacement, heartbeats, endpoints)
+    modules = (reconcile, replacement, heartbeats, endpoints, graveyard)
     found = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if issubclass(c, Action)} - {Action}
     made = []
     for cls in sorted(found, key=lambda cls: cls.__name__):

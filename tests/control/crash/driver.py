@@ -48,6 +48,7 @@ class Driver:
         self.world = World()
         self.performed: set[type[Action]] = set()
         self._directory = directory
+        self.graveyard_s = 24 * 3600.0
         self._task: asyncio.Task[None] | None = None
         self.begin()
 
@@ -64,6 +65,7 @@ class Driver:
             1 << 28,
             replace_after_s=REPLACE_AFTER_S,
             replace_empty_after_s=REPLACE_AFTER_S,
+            graveyard_s=self.graveyard_s,
         )
         runtime: Any = FakeRuntime(hand)
         self.plane = Plane(config, runtime, endpoints=runtime, clock=asyncio.get_running_loop().time)
@@ -148,12 +150,13 @@ class Driver:
         endpoints = self.world.endpoints
         orders = {o.name: o for o in endpoints.orders} if endpoints is not None and endpoints.alive else {}
         order = orders.get(cluster_endpoint(cluster))
-        leads = order is not None and [target.port for target in order.targets] == [port]
+        taken = order is not None and order.port in self.world.taken_ports
+        leads = order is not None and not taken and [target.port for target in order.targets] == [port]
         return [] if leads else [f"the endpoint of {cluster} does not lead to its writer"]
 
     def _segments(self) -> list[str]:
         fleet = self.fleet
-        known = [*fleet.volumes(), *(deleted.cluster.volume for deleted in getattr(fleet, "deleted", ()))]
+        known = [*fleet.volumes(), *(deleted.cluster.volume for deleted in fleet.deleted)]
         wanted = {(n, v.volume_id, g.group) for v in known for g in v.groups for n in g.placement.all_node_ids}
         there = {(n, *segment) for n, disk in self.world.disks.items() for segment in disk.segments}
         noted = {(n, v.volume_id, g.group) for v in known for g in v.groups for n in g.created_on}

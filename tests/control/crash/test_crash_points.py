@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.control import api, bootstrap, endpoints, heartbeats, ports, reconcile, replacement
+from aurora_ray.control import (
+    administration,
+    api,
+    bootstrap,
+    endpoints,
+    graveyard,
+    heartbeats,
+    ports,
+    reconcile,
+    replacement,
+)
 from aurora_ray.control import plane as plane_module
 from aurora_ray.control.api import ControlApi
 from aurora_ray.control.reconcile import Action
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
-from tests.control.crash.verbs import LOOKS, VERBS
+from tests.control.crash.verbs import LOOKS, REPAIRS, VERBS
 from tests.control.crash.world import Crash, Ends, Store, World
 
 if TYPE_CHECKING:
@@ -61,6 +71,8 @@ class Enumeration:
         monkeypatch.setattr(asyncio, "to_thread", virtual.inline)
         monkeypatch.setattr(os, "fsync", lambda _: None)
         monkeypatch.setattr(api, "find_install", lambda *_: SimpleNamespace(major=18))
+        monkeypatch.setattr(administration, "find_install", lambda *_: SimpleNamespace(major=18))
+        monkeypatch.setattr(administration, "check_changes", lambda _, changes: dict.fromkeys(changes, "at once"))
         monkeypatch.setattr(ports, "claim_port", self._claim_port)
 
     def _claim_port(self, _: str, port: int) -> int:
@@ -104,9 +116,9 @@ def test_no_verb_and_no_action_is_left_out(enumeration: Enumeration) -> None:
         run = enumeration.run(verb, Crash(Ends.CONTROL))
         performed |= run.performed
         counts[verb.name] = len(run.effects)
-    modules = (reconcile, replacement, heartbeats, endpoints)
+    modules = (reconcile, replacement, heartbeats, endpoints, graveyard)
     actions = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if issubclass(c, Action)}
     assert {a.__name__ for a in actions - {Action}} - {a.__name__ for a in performed} == set()
     calls = {name for name, _ in inspect.getmembers(ControlApi, inspect.isfunction) if not name.startswith("_")}
-    assert calls - LOOKS - {verb.api for verb in VERBS} == set()
+    assert calls - LOOKS - REPAIRS - {verb.api for verb in VERBS} == set()
     assert all(counts.values()), counts

@@ -96,10 +96,58 @@ def listens_elsewhere(driver: Driver) -> bool:
     return driver.fleet.cluster("demo").writer().port not in driver.world.taken_ports
 
 
+async def delete_for_good(driver: Driver) -> None:
+    """Deleted clusters are kept for no time."""
+    driver.graveyard_s = 0.0
+    await driver.vanish()
+    driver.begin()
+    await create(driver)
+
+
+def is_gone(driver: Driver) -> bool:
+    return not exists(driver) and not driver.fleet.deleted and not driver.fleet.dropped_volumes
+
+
+async def create_and_delete(driver: Driver) -> None:
+    await create(driver)
+    await driver.at_rest()
+    await delete(driver)
+
+
+async def restore(driver: Driver) -> None:
+    await driver.api.restore("demo", "", TIMEOUT_S)
+    await driver.api.wait_available("demo", TIMEOUT_S)
+
+
+async def purge(driver: Driver) -> None:
+    await driver.api.purge("demo", TIMEOUT_S)
+
+
+async def set_parameters(driver: Driver) -> None:
+    await driver.api.set_parameters("demo", {"work_mem": "8MB"})
+
+
+def has_parameters(driver: Driver) -> bool:
+    return dict(driver.fleet.cluster("demo").parameters) == {"work_mem": "8MB"}
+
+
+async def endpoints_port_is_taken(driver: Driver) -> None:
+    driver.world.taken_ports.add(driver.fleet.cluster("demo").port)
+    await endpoints_end(driver)
+
+
+def endpoint_moved(driver: Driver) -> bool:
+    return driver.fleet.cluster("demo").port not in driver.world.taken_ports
+
+
 VERBS: Final = (
     Verb("start for the first time", start),
     Verb("create", create, exists, prepare=start, api="create"),
     Verb("delete", delete, lambda d: not exists(d), prepare=create, api="delete"),
+    Verb("the end of a deleted cluster's time", delete, is_gone, prepare=delete_for_good),
+    Verb("restore", restore, exists, prepare=create_and_delete, api="restore"),
+    Verb("purge", purge, is_gone, prepare=create_and_delete, api="purge"),
+    Verb("parameters", set_parameters, has_parameters, prepare=create, api="set_parameters"),
     Verb("down and up", lambda d: d.down_and_up(), exists, prepare=create),
     Verb("failover that is asked for", failover, prepare=create, api="failover"),
     Verb("failover after an engine's end", engine_ends, prepare=create),
@@ -110,8 +158,12 @@ VERBS: Final = (
     Verb("replacement that is taken back", node_comes_back, prepare=create, again=False),
     Verb("growth by a group", grow, grown, prepare=create),
     Verb("restart of the endpoints", endpoints_end, prepare=create),
+    Verb("another port for an endpoint", endpoints_port_is_taken, endpoint_moved, prepare=create, again=False),
     Verb("another port for an instance", port_is_taken, listens_elsewhere, prepare=create, again=False),
 )
 
 # Calls of ControlApi that change nothing.
-LOOKS: Final = {"wait_open", "wait_available", "clusters", "status", "secret", "trail"}
+LOOKS: Final = {"wait_open", "wait_available", "clusters", "status", "secret", "trail", "graveyard", "look_at_state"}
+
+# Repairs by hand, of what is broken already: not enumerated.
+REPAIRS: Final = {"repair", "repair_state"}

@@ -10,7 +10,7 @@ after one of them: the control plane ends, the process that it talked to ends, o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -537,6 +537,12 @@ class InstanceHandle:
 
         await self._do("update nodes", updates)
 
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        async def configures() -> None:
+            pass
+
+        await self._do("configure", configures)
+
     async def add_group(self, placement: GroupPlacement) -> None:
         async def adds() -> None:
             self._instance.volume.placements.setdefault(placement.group, placement)
@@ -592,7 +598,8 @@ class EndpointsHandle:
             if generation < self._process.generation:
                 raise FencedError("there were later ones")
             self._process.orders, self._process.generation = tuple(orders), generation
-            return [EndpointState(order.name, order.port) for order in orders]
+            taken = {o.name for o in orders if o.port in self._hand.world.taken_ports}
+            return [EndpointState(o.name, o.port, "in use" * (o.name in taken), o.name in taken) for o in orders]
 
         self._process.check()
         return await self._hand.do("endpoints: point", applies, self._process, ProcessGoneError("no answer"))
