@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.keys import Kind, key
-from aurora_ray.control.reconcile import InstancePhase
+from aurora_ray.control.observed import InstancePhase
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.engine.install import find_install
 from aurora_ray.engine.postgres_catalogue import check_changes

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.control.reconcile import Ailing, Ailment, NodeSeen, lacking
+from aurora_ray.control.observed import Ailing, Ailment, NodeSeen
+from aurora_ray.control.reconcile import lacking
 
 if TYPE_CHECKING:
     from aurora_ray.control.model import Fleet

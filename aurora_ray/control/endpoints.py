@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, DBCluster, Fleet, Role
-from aurora_ray.control.reconcile import Action, InstancePhase
+from aurora_ray.control.observed import InstancePhase
+from aurora_ray.control.reconcile import Action
 from aurora_ray.control.runtime import ProcessGoneError, SupersededError
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
 from aurora_ray.endpoint.relay import Target

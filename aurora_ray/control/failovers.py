@@ -30,8 +30,9 @@ from aurora_ray import telemetry
 from aurora_ray.control.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.heartbeats import KillInstance
 from aurora_ray.control.model import ClusterPhase, Role
+from aurora_ray.control.observed import InstancePhase
 from aurora_ray.control.outages import Outage, Outages
-from aurora_ray.control.reconcile import Action, InstancePhase, OpenInstance, StartInstance
+from aurora_ray.control.reconcile import Action, OpenInstance, StartInstance
 from aurora_ray.control.runtime import ProcessGoneError
 
 if TYPE_CHECKING:

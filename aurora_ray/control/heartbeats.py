@@ -22,8 +22,9 @@ from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.watch import Watch, Watched
 from aurora_ray.control.keys import Key, Kind, key
+from aurora_ray.control.observed import InstancePhase
 from aurora_ray.control.placement import quorum_up
-from aurora_ray.control.reconcile import Action, InstancePhase
+from aurora_ray.control.reconcile import Action
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.errors import AuroraError
 

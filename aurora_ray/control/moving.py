@@ -10,8 +10,8 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.control.observed import InstancePhase
 from aurora_ray.control.perform import engine_choice
-from aurora_ray.control.reconcile import InstancePhase
 from aurora_ray.errors import AuroraError, UsageError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterC
 from aurora_ray.control import endpoints, graveyard, reconcile, replacement
 from aurora_ray.control.events import EventKind
 from aurora_ray.control.model import Role, StorageNode
+from aurora_ray.control.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.placement import az_to_start, place_group
 from aurora_ray.control.ports import free_ports
-from aurora_ray.control.reconcile import InstancePhase, InstanceSeen
 from aurora_ray.control.runtime import ProcessGoneError
 from aurora_ray.control.store import volume_spec
 from aurora_ray.errors import AuroraError, PortInUseError, UnsupportedRoleError

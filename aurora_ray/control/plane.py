@@ -31,9 +31,9 @@ from aurora_ray.control.failovers import Failovers
 from aurora_ray.control.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.metrics_port import MetricsPort
+from aurora_ray.control.observed import InstancePhase, Observed
 from aurora_ray.control.perform import END_TIMEOUT_S, perform
 from aurora_ray.control.processes import Processes
-from aurora_ray.control.reconcile import InstancePhase, Observed
 from aurora_ray.control.replacement import ReplaceRules
 from aurora_ray.control.runtime import SupersededError
 from aurora_ray.control.space import space_troubles

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
 from aurora_ray.control.nodes import CALL_TIMEOUT_S, NodeClients, is_cancelled, lost_segments_of, segments_of
+from aurora_ray.control.observed import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.reach import Reachable
-from aurora_ray.control.reconcile import InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
 from aurora_ray.errors import AuroraError
 

@@ -30,8 +30,9 @@ from uuid import UUID
 
 from aurora_ray.control.keys import Key, Kind, key
 from aurora_ray.control.model import ClusterPhase, Fleet, Group, VolumeState
+from aurora_ray.control.observed import Ailment, InstancePhase, NodeSeen, Observed
 from aurora_ray.control.placement import quorum_up
-from aurora_ray.control.reconcile import Action, Ailment, InstancePhase, NodeSeen, Observed
+from aurora_ray.control.reconcile import Action
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:

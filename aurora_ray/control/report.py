@@ -19,7 +19,8 @@ from aurora_ray.control.model import (
     StorageNode,
     VolumeState,
 )
-from aurora_ray.control.reconcile import InstancePhase, lacking
+from aurora_ray.control.observed import InstancePhase
+from aurora_ray.control.reconcile import lacking
 from aurora_ray.control.space import REFUSING, space_troubles
 
 if TYPE_CHECKING:

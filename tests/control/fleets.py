@@ -5,8 +5,8 @@ from uuid import UUID, uuid4
 
 from aurora_ray.control.bootstrap import new_fleet
 from aurora_ray.control.model import DBCluster, DBInstance, Fleet, Group, Role, VolumeState
+from aurora_ray.control.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.placement import place_group
-from aurora_ray.control.reconcile import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.volume.spec import GroupPlacement
 
 AZS = ("a", "b", "c")

@@ -20,8 +20,9 @@ from aurora_ray.control.endpoints import (
     orders_for,
 )
 from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
+from aurora_ray.control.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.processes import Instance, Tasks
-from aurora_ray.control.reconcile import Action, InstancePhase, InstanceSeen
+from aurora_ray.control.reconcile import Action
 from aurora_ray.control.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.errors import FencedError

@@ -7,6 +7,7 @@ import pytest
 from aurora_ray.control.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
 from aurora_ray.control.bootstrap import new_fleet
 from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
+from aurora_ray.control.observed import InstancePhase, InstanceSeen, Observed
 from aurora_ray.control.reconcile import (
     Action,
     AddGroup,
@@ -14,9 +15,6 @@ from aurora_ray.control.reconcile import (
     CreateSegments,
     DropVolumes,
     ForgetCluster,
-    InstancePhase,
-    InstanceSeen,
-    Observed,
     OpenControl,
     OpenInstance,
     StartInstance,

@@ -9,19 +9,9 @@ from aurora_ray.control import replacement
 from aurora_ray.control.ailing import SETTLED_S, Sickbed
 from aurora_ray.control.bootstrap import new_fleet
 from aurora_ray.control.model import CONTROL_VOLUME_ID, ClusterPhase, Fleet
+from aurora_ray.control.observed import Ailing, Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.placement import place_group
-from aurora_ray.control.reconcile import (
-    Action,
-    Ailing,
-    Ailment,
-    InstancePhase,
-    InstanceSeen,
-    NodeSeen,
-    Observed,
-    OpenInstance,
-    StartNode,
-    decide,
-)
+from aurora_ray.control.reconcile import Action, OpenInstance, StartNode, decide
 from aurora_ray.control.replacement import (
     CancelReplacement,
     ChangeMembers,

@@ -9,8 +9,9 @@ import pytest
 from aurora_ray.control import replacement
 from aurora_ray.control.ailing import Sickbed
 from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet
+from aurora_ray.control.observed import InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.placement import WRITE_QUORUM
-from aurora_ray.control.reconcile import Action, InstancePhase, InstanceSeen, NodeSeen, Observed, StartNode, decide
+from aurora_ray.control.reconcile import Action, StartNode, decide
 from aurora_ray.control.replacement import (
     CancelReplacement,
     ChangeMembers,

@@ -15,7 +15,8 @@ from aurora_ray.control.keys import Kind
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import AuroraError
-from tests.control.crash.world import Clients, Content, Crash, FakeRuntime, Hand, World
+from tests.control.crash.handles import Clients, FakeRuntime
+from tests.control.crash.world import Content, Crash, Hand, World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +103,7 @@ class Driver:
                 await self.vanish()
                 self.begin()
                 looks = 0
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)  # not synchronisation: the clock is virtual
             problems = self.problems()
             looks = 0 if problems else looks + 1
             if asyncio.get_running_loop().time() > until_s:

@@ -34,12 +34,12 @@ async def failover(driver: Driver) -> None:
 
 async def engine_ends(driver: Driver) -> None:
     driver.world.instances["demo-1"].end_incarnation("the engine was killed")
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # not synchronisation: the clock is virtual
 
 
 async def process_ends(driver: Driver) -> None:
     driver.world.instances["demo-1"].kill()
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # not synchronisation: the clock is virtual
 
 
 async def process_hangs(driver: Driver) -> None:
@@ -50,13 +50,13 @@ async def process_hangs(driver: Driver) -> None:
 
 async def node_ends(driver: Driver) -> None:
     driver.world.nodes["b-1"].kill()
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # not synchronisation: the clock is virtual
 
 
 async def node_ends_for_good(driver: Driver) -> None:
     driver.world.broken.add("b-1")
     driver.world.nodes["b-1"].kill()
-    await asyncio.sleep(3 * REPLACE_AFTER_S)
+    await asyncio.sleep(3 * REPLACE_AFTER_S)  # not synchronisation: the clock is virtual
 
 
 def replaced(driver: Driver) -> bool:
@@ -67,13 +67,13 @@ async def node_comes_back(driver: Driver) -> None:
     """After its replacement was declared, and before anything was moved."""
     driver.world.broken |= {"b-1", "b-3"}
     driver.world.nodes["b-1"].kill()
-    await asyncio.sleep(REPLACE_AFTER_S + 2)
+    await asyncio.sleep(REPLACE_AFTER_S + 2)  # not synchronisation: the clock is virtual
     driver.world.broken -= {"b-1", "b-3"}
 
 
 async def grow(driver: Driver) -> None:
     driver.world.instances["demo-1"].free_bytes = GROUP_BYTES // 10
-    await asyncio.sleep(2)
+    await asyncio.sleep(2)  # not synchronisation: the clock is virtual
 
 
 def grown(driver: Driver) -> bool:
@@ -83,13 +83,13 @@ def grown(driver: Driver) -> bool:
 async def endpoints_end(driver: Driver) -> None:
     assert driver.world.endpoints is not None
     driver.world.endpoints.kill()
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # not synchronisation: the clock is virtual
 
 
 async def port_is_taken(driver: Driver) -> None:
     driver.world.taken_ports.add(driver.fleet.cluster("demo").writer().port)
     driver.world.instances["demo-1"].kill()
-    await asyncio.sleep(2)
+    await asyncio.sleep(2)  # not synchronisation: the clock is virtual
 
 
 def listens_elsewhere(driver: Driver) -> bool:
