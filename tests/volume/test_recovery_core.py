@@ -305,8 +305,8 @@ def test_a_copy_that_tells_a_later_step_is_followed() -> None:
 
 def test_the_membership_of_the_highest_epoch_rules_not_the_highest_number() -> None:
     core = sealing_with(GroupPlacement(0, NODES), dict.fromkeys("abcd", NO_MEMBERS))
-    core.on_promised("a", 2, [state(installed=1, held=Membership(7, NODES, NEXT))])
-    promised(core, {node: [state(installed=3, promised=3, held=Membership(1, NODES))] for node in "bcd"})
+    core.on_promised("a", core.epoch, [state(installed=0, held=Membership(7, NODES, NEXT))])
+    promised(core, {node: [state(installed=1, held=Membership(1, NODES))] for node in "bcd"})
     assert core.phase is Phase.INSTALL
     order = core.request("b")
     assert isinstance(order, Truncate)

@@ -164,6 +164,7 @@ class InstanceHandle:
             groups=tuple(one.groups),
             free_bytes=one.free_bytes,
             reason=one.reason,
+            repaired=one.repaired,
             placements=tuple(p for p in placements if p.group in one.groups),
         )
 

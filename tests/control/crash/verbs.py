@@ -131,6 +131,14 @@ def has_parameters(driver: Driver) -> bool:
     return dict(driver.fleet.cluster("demo").parameters) == {"work_mem": "8MB"}
 
 
+async def repair(driver: Driver) -> None:
+    await driver.api.repair("demo", ["roles"], TIMEOUT_S)
+
+
+def is_repaired(driver: Driver) -> bool:
+    return not driver.fleet.cluster("demo").repairs
+
+
 async def endpoints_port_is_taken(driver: Driver) -> None:
     driver.world.taken_ports.add(driver.fleet.cluster("demo").port)
     await endpoints_end(driver)
@@ -148,6 +156,7 @@ VERBS: Final = (
     Verb("restore", restore, exists, prepare=create_and_delete, api="restore"),
     Verb("purge", purge, is_gone, prepare=create_and_delete, api="purge"),
     Verb("parameters", set_parameters, has_parameters, prepare=create, api="set_parameters"),
+    Verb("repair of a cluster", repair, is_repaired, prepare=create, api="repair"),
     Verb("down and up", lambda d: d.down_and_up(), exists, prepare=create),
     Verb("failover that is asked for", failover, prepare=create, api="failover"),
     Verb("failover after an engine's end", engine_ends, prepare=create),
@@ -165,5 +174,5 @@ VERBS: Final = (
 # Calls of ControlApi that change nothing.
 LOOKS: Final = {"wait_open", "wait_available", "clusters", "status", "secret", "trail", "graveyard", "look_at_state"}
 
-# Repairs by hand, of what is broken already: not enumerated.
-REPAIRS: Final = {"repair", "repair_state"}
+# Repairs of the control state itself, by hand and of what is broken already: not enumerated.
+REPAIRS: Final = {"repair_state"}

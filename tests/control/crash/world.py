@@ -127,6 +127,7 @@ class FakeInstance(Process):
         self.addresses: tuple[NodeAddress, ...] = ()
         self.groups: frozenset[int] = frozenset()
         self.free_bytes: int | None = None
+        self.repaired: tuple[str, ...] = ()
         self.hangs = False
 
     def end_incarnation(self, reason: str, *, asked: bool = False) -> None:
@@ -178,7 +179,7 @@ class FakeInstance(Process):
             await self._step("an import")
         elif volume.content is Content.HALF:
             raise HalfMadeVolumeError("the initialisation was cut short")
-        self.phase = WriterPhase.AVAILABLE
+        self.phase, self.repaired = WriterPhase.AVAILABLE, config.repairs
         volume.rows += 1
         await self._step("available")
 
