@@ -167,7 +167,8 @@ class Endpoints:
         self._process: EndpointProcess | None = None
         self._told: tuple[EndpointOrder, ...] | None = None
         self._problems: dict[str, str] = {}
-        self._taken_since_s: dict[str, float] = {}  # endpoints whose port somebody else has
+        # Endpoints and the port that somebody else has: once another is declared, that one says nothing about it.
+        self._taken_since_s: dict[tuple[str, int], float] = {}
         self._told_at_s = 0.0
 
     # ---- what it knows
@@ -233,12 +234,12 @@ class Endpoints:
 
     def taken(self, cluster: DBCluster) -> bool:
         """Whether an endpoint of the cluster waits for its port, or for another one."""
-        return any(name in self._taken_since_s for _, name in _endpoints_of(cluster))
+        return any((name, port) in self._taken_since_s for _, name, port in _endpoints_of(cluster))
 
     def _moves(self, fleet: Fleet, now_s: float) -> Iterator[Action]:
         for cluster in fleet.clusters:
-            for role, name in _endpoints_of(cluster):
-                if now_s - self._taken_since_s.get(name, now_s) >= MOVE_AFTER_S:
+            for role, name, port in _endpoints_of(cluster):
+                if now_s - self._taken_since_s.get((name, port), now_s) >= MOVE_AFTER_S:
                     why = f"endpoint {name} cannot have its port: {self._problems.get(name, '')}"
                     yield MoveEndpoint(why, cluster.name, role)
 
@@ -268,8 +269,9 @@ class Endpoints:
             raise SupersededError(str(error)) from error
         self._told, self._told_at_s = action.orders, now_s
         self._problems = {state.name: state.problem for state in states if state.problem}
-        taken = {state.name for state in states if state.port_taken}
-        self._taken_since_s = {name: self._taken_since_s.get(name, now_s) for name in taken}
+        names = {state.name for state in states if state.port_taken}
+        taken = [(order.name, order.port) for order in action.orders if order.name in names]
+        self._taken_since_s = {each: self._taken_since_s.get(each, now_s) for each in taken}
 
     async def end(self) -> None:
         """Ends the process, and with it every session."""
@@ -289,8 +291,11 @@ class Endpoints:
             self._on_change()
 
 
-def _endpoints_of(cluster: DBCluster) -> tuple[tuple[Role, str], ...]:
-    return (Role.WRITER, cluster_endpoint(cluster.name)), (Role.READER, reader_endpoint(cluster.name))
+def _endpoints_of(cluster: DBCluster) -> tuple[tuple[Role, str, int], ...]:
+    return (
+        (Role.WRITER, cluster_endpoint(cluster.name), cluster.port),
+        (Role.READER, reader_endpoint(cluster.name), cluster.reader_port),
+    )
 
 
 def _what_changes(before: Sequence[EndpointOrder], after: Sequence[EndpointOrder]) -> str:
