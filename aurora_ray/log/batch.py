@@ -15,6 +15,7 @@ import google_crc32c
 import zstandard
 
 from aurora_ray.errors import MalformedError
+from aurora_ray.log import compression
 from aurora_ray.log.layout import (
     BATCH_BYTES_MAX,
     BATCH_COMPRESSED,
@@ -41,8 +42,6 @@ COMPRESS_FROM_BYTES: Final = 16 << 10  # below, what is saved does not pay for t
 _COMPRESSED_AT_MOST: Final = 0.75
 _FLAGS: Final = struct.Struct("<H")
 _FLAGS_OFFSET: Final = 10
-_compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
-_decompressor = zstandard.ZstdDecompressor()
 
 
 class BatchHeader(NamedTuple):
@@ -170,7 +169,7 @@ def compress(buf: bytes) -> bytes:
     records = payload(buf)
     if len(records) < COMPRESS_FROM_BYTES:
         return buf
-    squeezed = _compressor.compress(records)
+    squeezed = compression.compress(records)
     if len(squeezed) > _COMPRESSED_AT_MOST * len(records):
         return buf
     head = bytearray(buf[: len(buf) - len(records)])
@@ -190,7 +189,7 @@ def inflate(buf: bytes) -> bytes:
     squeezed = payload(buf)
     payload_bytes = int.from_bytes(buf[84:88], "little")
     try:
-        records = _decompressor.decompress(squeezed, max_output_size=payload_bytes)
+        records = compression.decompress(squeezed, payload_bytes)
     except zstandard.ZstdError as error:
         raise MalformedError(f"a batch's records cannot be inflated: {error}") from error
     if len(records) != payload_bytes:

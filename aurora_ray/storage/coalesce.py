@@ -18,9 +18,8 @@ from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-import zstandard
-
 from aurora_ray.errors import MalformedError
+from aurora_ray.log.compression import compress
 from aurora_ray.log.pages import apply_delta, fits, merge_changes
 from aurora_ray.storage._versions import versions_of
 from aurora_ray.storage.chains import ASSUMED, CHAIN_DELTAS_MAX, RANGE_PAGES, Chain
@@ -53,7 +52,6 @@ _UNLIMITED: Final = 1 << 62
 _WRITE_BYTES: Final = 256 << 10
 _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at most 1 MiB of images
 _CUTS_A_STEP: Final = 256
-_COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
 
 async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
@@ -133,7 +131,7 @@ async def _write_table(segment: Segment, table: FileTable) -> None:
         parts.append(part)
         if pacer.due:
             await pacer.rest()
-    packed = await asyncio.to_thread(_COMPRESSOR.compress, b"".join(parts))
+    packed = await asyncio.to_thread(compress, b"".join(parts))
     key = lsn_key(table.lsn)
     changes = segment.store.batch()
     changes.put("tables", key, guarded(key, packed))

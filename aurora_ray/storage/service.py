@@ -8,9 +8,8 @@ from array import array
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-import zstandard
-
 from aurora_ray.errors import MalformedError, UsageError
+from aurora_ray.log.compression import compress
 from aurora_ray.storage.copying import digest, outline, send_pages
 from aurora_ray.storage.epochs import seal, segment_state, truncate
 from aurora_ray.storage.reading import read_checked_pages, read_file_table, require_complete
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _TABLE_CHUNK_BYTES: Final = 1 << 20
 _READ_BYTES_MAX: Final = 64 << 20
-_COMPRESSOR: Final = zstandard.ZstdCompressor(level=1)
 
 
 class StorageService:
@@ -98,7 +96,7 @@ class StorageService:
         anomalies: list[str] = []
         table = await read_file_table(segment, request.lsn, anomalies)
         self._node.counters["table_anomalies_read"] += len(anomalies)
-        data = _COMPRESSOR.compress(table.pack())
+        data = compress(table.pack())
         for at in range(0, len(data), _TABLE_CHUNK_BYTES):
             yield pb.FileTableChunk(data=data[at : at + _TABLE_CHUNK_BYTES])
 

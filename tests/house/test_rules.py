@@ -86,6 +86,24 @@ def test_tests_do_not_sleep() -> None:
     )
 
 
+def test_no_compressor_is_shared_by_threads() -> None:
+    """zstandard's end the process when two threads use one at once."""
+    wrong = [
+        where(path, node)
+        for path, module in package_modules()
+        if module != "aurora_ray.log.compression"
+        for node, name in qualified_calls(parse(path))
+        if name in ("zstandard.ZstdCompressor", "zstandard.ZstdDecompressor")
+        if not _within_a_call(path, node)
+    ]
+    assert not wrong, "use aurora_ray.log.compression:\n" + "\n".join(wrong)
+
+
+def _within_a_call(path: Path, node: ast.AST) -> bool:
+    functions = [each for each in ast.walk(parse(path)) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return any(node is inner for function in functions for inner in ast.walk(function))
+
+
 def test_a_storage_node_changes_its_disk_in_one_place() -> None:
     """Whatever else would rename, make or remove something, no test of crash points would cut the power after it."""
     changing = {"rename", "replace", "unlink", "mkdir", "rmdir", "touch", "write_text", "write_bytes", "rmtree"}
