@@ -42,7 +42,7 @@ def test_a_killed_daemon_brings_the_fleet_back_by_itself(fleet: CliFleet) -> Non
     fleet.execute(dsn, "create table t as select 'before' as what")
     before = set(pids_of_fleet(fleet.data_dir))
     host = kill_daemon(fleet, "raylet").pid
-    fleet.until(lambda status: status["state"] == "available", "the fleet is back", timeout_s=30)
+    fleet.until(lambda status: status["state"] == "available", "the fleet is back", timeout_s=60)
     fleet.until_writable(dsn, "insert into t values ('after')", timeout_s=10)
     assert fleet.sql("select what from t order by what desc") == [["before"], ["after"]]
     running = local_ray.find(fleet.data_dir)
