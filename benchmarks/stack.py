@@ -44,7 +44,7 @@ class StackConfig:
     """What the process needs to know.
 
     `create`: the volume is new and gets the prepared data directory first. `import_from`: the volume is new and gets
-    the data directory at this path, and that is all.
+    the data directory at this path, and that is all. `secret_file`: None if this process holds the secret already.
     """
 
     volume: dict[str, Any]
@@ -58,7 +58,7 @@ class StackConfig:
     max_connections: int
     parameters: dict[str, str]
     create: bool
-    secret_file: str
+    secret_file: str | None = None
     import_from: str | None = None
 
     def to_json(self) -> str:
@@ -207,7 +207,8 @@ def _answer(**values: Any) -> None:
 async def _serve() -> None:
     lines = _lines()
     config = StackConfig(**json.loads(await anext(lines)))
-    OURS.set(load_secret(Path(config.secret_file)))
+    if config.secret_file is not None:
+        OURS.set(load_secret(Path(config.secret_file)))
     stages = Stages()
     if config.import_from is not None:
         await import_tree(config, stages)
