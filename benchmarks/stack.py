@@ -29,12 +29,12 @@ from aurora_ray.engine.install import install_at
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
 from aurora_ray.rpc.secret_file import load_secret
-from aurora_ray.volume.client import Volume
-from aurora_ray.volume.mount import MountedVolume
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+from aurora_ray.volume.write.volume import Volume
 
 TIMEOUT_S = 120.0
 

@@ -20,12 +20,12 @@ from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, PreparedImage, prepare_image
 from aurora_ray.errors import UsageError
 from aurora_ray.log.layout import NO_GROUP
-from aurora_ray.volume.reader import PageRange
+from aurora_ray.volume.read.pages import PageRange
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import EngineChoice, WriterConfig
     from aurora_ray.engine.base import Engine
-    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.write.volume import Volume
 
 POSTGRES: Final = "postgres"
 ENGINES: Final = (POSTGRES,)

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.write.volume import Volume
 
 KEPT = 1024
 

@@ -15,7 +15,7 @@ from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
     from aurora_ray.engine.base import Engine
-    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.write.volume import Volume
 
 _log = logging.getLogger(__name__)
 CALM_EVERY_S = 1.0  # while all is well, it is asked this often ...

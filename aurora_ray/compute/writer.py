@@ -32,11 +32,11 @@ from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
 from aurora_ray.compute.watch import engine_watch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
+from aurora_ray.mount.evictor import default_cache_bytes
+from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.troubles import Trouble
-from aurora_ray.volume.client import Volume
-from aurora_ray.volume.evictor import default_cache_bytes
-from aurora_ray.volume.membership import change_members
-from aurora_ray.volume.mount import MountedVolume
+from aurora_ray.volume.write.membership import change_members
+from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

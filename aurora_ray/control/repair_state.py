@@ -17,7 +17,7 @@ from aurora_ray.control.model import DBCluster, DBInstance, DeletedCluster, Flee
 from aurora_ray.control.store import read_versions, volume_spec
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
-from aurora_ray.volume.as_of import VolumeReader
+from aurora_ray.volume.read.as_of import VolumeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aurora_ray.log.filetable import FileTable
-    from aurora_ray.volume.reader import PageRun
+    from aurora_ray.volume.read.pages import PageRun
 
 HEADER: Final = struct.Struct("<IIQQd")
 MAGIC: Final = 0x32435241  # "ARC2"

@@ -20,9 +20,9 @@ from aurora_ray.control.model import Fleet, VolumeState, pack, unpack
 from aurora_ray.control.state_file import VERSIONS_KEPT, Content, Listing, Pages
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record
-from aurora_ray.volume.client import Volume
-from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.write.membership import change_members
+from aurora_ray.volume.write.volume import Volume
 
 CLOSE_TIMEOUT_S: Final = 3.0
 SAVE_TIMEOUT_S: Final = 30.0

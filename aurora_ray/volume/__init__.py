@@ -1,1 +1,1 @@
-"""The client side of a volume: quorum, recovery, streams, reads, and the mount."""
+"""The client side of a volume: its shape, who may write (recovery), and the rooms `write` and `read`."""

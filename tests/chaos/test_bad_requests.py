@@ -15,9 +15,9 @@ from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
-from aurora_ray.volume.client import Volume
 from aurora_ray.volume.spec import NodeAddress
-from aurora_ray.volume.streams import serialize_batches
+from aurora_ray.volume.write.streams import serialize_batches
+from aurora_ray.volume.write.volume import Volume
 from tests.chaos.agreement import check_agreement
 from tests.chaos.conftest import MakeStack
 from tests.chaos.test_return import file_records, write

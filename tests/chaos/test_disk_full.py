@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from aurora_ray.volume.client import Volume
+from aurora_ray.volume.write.volume import Volume
 from tests.chaos.agreement import check_agreement
 from tests.chaos.conftest import MakeStack
 from tests.chaos.test_return import file_records, write

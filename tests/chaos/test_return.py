@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from aurora_ray.log.record import Record, create, extent, page_full, size
-from aurora_ray.volume.client import Volume
+from aurora_ray.volume.write.volume import Volume
 from tests.chaos.agreement import check_agreement
 from tests.chaos.conftest import MakeStack
 from tests.support.polling import poll_until

@@ -22,9 +22,9 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
-from aurora_ray.volume.client import Volume
-from aurora_ray.volume.membership import change_members
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+from aurora_ray.volume.write.membership import change_members
+from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
 
 

@@ -15,7 +15,7 @@ from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.runtime import ControlConfig, Runtime
 from aurora_ray.log.record import page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.client import Volume
+from aurora_ray.volume.write.volume import Volume
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import AZS, GROUP_BYTES, Running
 from tests.support.polling import poll_until

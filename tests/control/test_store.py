@@ -12,7 +12,7 @@ from aurora_ray.control.state_file import VERSIONS_KEPT
 from aurora_ray.control.store import ControlStore, StateDamagedError, volume_spec
 from aurora_ray.errors import FencedError, QuorumLostError
 from aurora_ray.log.record import apply_page, page_full
-from aurora_ray.volume.client import Volume
+from aurora_ray.volume.write.volume import Volume
 from tests.control.fleets import running_fleet
 from tests.control.state_volume import write_first_format
 from tests.volume.cluster import NODES, Cluster, running

@@ -33,9 +33,9 @@ MAY_WRITE = {
     ("storage/effects.py", "rename"): NODES,
     ("telemetry/spanfile.py", "os.open"): LOG,
     ("telemetry/spanfile.py", "replace"): LOG,
-    ("volume/discarding.py", "rename"): "a mount that is thrown away",
-    ("volume/localtree.py", "os.open"): "a mount, which is a cache",
-    ("volume/localtree.py", "rename"): "the same",
+    ("mount/discarding.py", "rename"): "a mount that is thrown away",
+    ("mount/localtree.py", "os.open"): "a mount, which is a cache",
+    ("mount/localtree.py", "rename"): "the same",
 }
 
 

@@ -9,7 +9,7 @@ from tests.house.source import imports, package_modules, where
 _BASE = {"durable", "errors", "troubles"}
 _DATA_PATH = _BASE | {"log", "rpc", "telemetry"}
 _LOWER = _DATA_PATH | {"interposer", "config", "regions"}
-_ACTORS = _LOWER | {"volume", "engine", "storage"}
+_ACTORS = _LOWER | {"volume", "mount", "engine", "storage"}
 _MIDDLE = _ACTORS | {"compute", "endpoint", "replication", "serverless"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interposer": _BASE | {"log"},
     "storage": _DATA_PATH,
     "volume": _LOWER | {"storage.v1"},  # the messages, never the server
+    "mount": _LOWER | {"volume"},
     "engine": _LOWER,
     "endpoint": _LOWER,
     "compute": _ACTORS,
@@ -37,7 +38,7 @@ RAY_USERS = {"compute", "replication", "serverless", "control", "cli"}
 
 
 def _area(module: str) -> str:
-    """`aurora_ray.volume.client` belongs to `volume`; `aurora_ray.storage.v1…` to `storage.v1`, its own thing."""
+    """`aurora_ray.volume.write.volume` belongs to `volume`; `aurora_ray.storage.v1…` to `storage.v1`, its own thing."""
     parts = module.split(".")[1:]
     return ".".join(parts[:2]) if parts[:2] == ["storage", "v1"] else parts[0] if parts else ""
 

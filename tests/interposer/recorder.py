@@ -19,7 +19,7 @@ from aurora_ray.log import record
 from aurora_ray.log.filetable import FileKind, FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import apply_page, iter_records
-from aurora_ray.volume.localfiles import LocalFiles
+from aurora_ray.mount.localfiles import LocalFiles
 from tests.interposer.model import PAGE_BYTES
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region, Taker
 from aurora_ray.log import batch as batches
 from aurora_ray.log.record import iter_records
-from aurora_ray.volume.driver import FLUSH_BYTES_MAX
+from aurora_ray.mount.driver import FLUSH_BYTES_MAX
 from tests.interposer.model import PAGE_BYTES
 from tests.interposer.recorder import VOLUME, Recorder
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, Truncation, extend_history, judge_append
 from aurora_ray.storage import epochs, gossip
 from aurora_ray.storage import segment as segments
-from aurora_ray.volume import change, quorum, recovery
+from aurora_ray.volume import recovery
 from aurora_ray.volume.recovery import Phase, Recovery, find_end
+from aurora_ray.volume.write import change, quorum
 from tests.sim.store import MemoryStore
 from tests.sim.writer import Stream
 

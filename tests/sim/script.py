@@ -9,7 +9,6 @@ from aurora_ray.errors import FencedError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.recovery import (
     AskState,
@@ -23,7 +22,8 @@ from aurora_ray.volume.recovery import (
     Truncate,
 )
 from aurora_ray.volume.spec import GroupPlacement
-from aurora_ray.volume.streams import serialize_batches
+from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
+from aurora_ray.volume.write.streams import serialize_batches
 from tests.sim.node import SimNode
 from tests.sim.oracle import Flush, Oracle
 

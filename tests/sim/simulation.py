@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aurora_ray.volume.as_of import current_copies
 from aurora_ray.volume.node_client import decode_state
+from aurora_ray.volume.read.as_of import current_copies
 from aurora_ray.volume.recovery import Recovery
 from aurora_ray.volume.spec import GroupPlacement
 from tests.sim.node import SimNode
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aurora_ray.storage.v1 import storage_pb2 as pb
-    from aurora_ray.volume.as_of import Copies
+    from aurora_ray.volume.read.as_of import Copies
 
 NODES = tuple("abcdef")
 SPARES = tuple("stuvwxyz")

@@ -1,6 +1,6 @@
 """A writer in the simulator: the real recovery core and quorum tracker, with simulated RPC and streams around them.
 
-The stream follows the rules of `aurora_ray.volume.streams`: in order, what is not acknowledged is sent again after a
+The stream follows the rules of `volume.write.streams`: in order, what is not acknowledged is sent again after a
 reconnect, and only flushes that are durable already are ever skipped.
 """
 
@@ -13,9 +13,7 @@ from aurora_ray.errors import AuroraError, FencedError, StaleSegmentError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.node_client import decode_state
-from aurora_ray.volume.quorum import QuorumTracker
 from aurora_ray.volume.recovery import (
     AskState,
     CatchUp,
@@ -28,15 +26,17 @@ from aurora_ray.volume.recovery import (
     placement_of,
 )
 from aurora_ray.volume.spec import GroupPlacement, write_quorum
-from aurora_ray.volume.streams import serialize_batches
+from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
+from aurora_ray.volume.write.quorum import QuorumTracker
+from aurora_ray.volume.write.streams import serialize_batches
 from tests.sim.oracle import Flush
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from aurora_ray.log.segment_rules import Membership
-    from aurora_ray.volume.change import Request as ChangeRequest
     from aurora_ray.volume.recovery import Request
+    from aurora_ray.volume.write.change import Request as ChangeRequest
     from tests.sim.node import SimNode
     from tests.sim.simulation import Simulation
 

@@ -12,7 +12,7 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.errors import AuroraError
 from aurora_ray.log.filetable import Entry, FileKind
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.as_of import VolumeReader
+from aurora_ray.volume.read.as_of import VolumeReader
 from aurora_ray.volume.spec import EXTENT_PAGES, NodeAddress, VolumeSpec
 from tests.support.stack_view import stub_of
 from tests.support.timing import scaled

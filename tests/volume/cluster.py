@@ -11,8 +11,8 @@ from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import Record, RecordBuilder, page_full
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server import StorageServer
-from aurora_ray.volume.client import Volume
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.volume.deferral import HEDGE_S, Deferral
+from aurora_ray.volume.write.deferral import HEDGE_S, Deferral
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages, running
 

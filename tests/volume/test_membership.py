@@ -12,7 +12,7 @@ import pytest
 from aurora_ray.errors import NotCompleteError, QuorumLostError, UsageError
 from aurora_ray.log.segment_rules import Membership
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.as_of import VolumeReader
+from aurora_ray.volume.read.as_of import VolumeReader
 from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.write.volume import Volume
 
 NEXT = (*NODES[:5], "d1")
 OTHERS = ("d1", "d2", "e1", "e2", "f1", "f2")

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_ray.errors import UsageError
-from aurora_ray.volume.quorum import QuorumTracker
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.write.quorum import QuorumTracker
 
 NODES = tuple("abcdef")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.log.record import page_full
-from aurora_ray.volume.client import Volume
 from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
+from aurora_ray.volume.write.volume import Volume
 from tests.support.stack import StorageProcess
 from tests.support.timing import scaled
 from tests.volume.cluster import NODES, PAGE

@@ -11,7 +11,7 @@ from aurora_ray.errors import FencedError, MalformedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
 from aurora_ray.storage.keys import lsn_key
 from aurora_ray.volume.node_client import NodeClient
-from aurora_ray.volume.streams import serialize_batches
+from aurora_ray.volume.write.streams import serialize_batches
 from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, encoded_flush, pages
@@ -19,7 +19,7 @@ from tests.volume.cluster import NODES, Cluster, encoded_flush, pages
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aurora_ray.volume.client import Volume
+    from aurora_ray.volume.write.volume import Volume
 
 
 async def put_directly(cluster: Cluster, nodes: Iterable[str], batches: list[bytes]) -> None:

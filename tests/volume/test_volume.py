@@ -9,14 +9,14 @@ import pytest
 
 from aurora_ray.errors import OutOfRangeError, QuorumLostError, UsageError
 from aurora_ray.log.record import create, size
-from aurora_ray.volume.as_of import VolumeReader
-from aurora_ray.volume.client import Volume
+from aurora_ray.volume.read.as_of import VolumeReader
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.write.volume import Volume
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, PAGE, Cluster, encoded_flush, pages
 
 if TYPE_CHECKING:
-    from aurora_ray.volume.reader import PageRun
+    from aurora_ray.volume.read.pages import PageRun
 
 # gRPC's server, when it is stopped with streams open
 pytestmark = pytest.mark.allowed_logs("due to server stop")
@@ -218,8 +218,8 @@ async def test_an_answer_that_was_damaged_is_asked_of_another_copy(
 
 
 async def test_reads_at_the_same_moment_go_to_several_copies(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_ray.volume.reader.HEDGE_S", (5.0, 5.0))
-    monkeypatch.setattr("aurora_ray.volume.reader.FIRST_HEDGE_S", 5.0)
+    monkeypatch.setattr("aurora_ray.volume.read.pages.HEDGE_S", (5.0, 5.0))
+    monkeypatch.setattr("aurora_ray.volume.read.pages.FIRST_HEDGE_S", 5.0)
     volume = await cluster.open()
     await volume.append(pages(*((page, b"x") for page in range(60))))
     await volume.read_pages([(0, 1, 0, 1)])

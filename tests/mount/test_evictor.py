@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.volume.evictor import default_cache_bytes, within_disk
+from aurora_ray.mount.evictor import default_cache_bytes, within_disk
 
 if TYPE_CHECKING:
     from pathlib import Path

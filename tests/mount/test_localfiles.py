@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from aurora_ray.volume import localfiles
-from aurora_ray.volume.localfiles import LocalFiles, files_below
+from aurora_ray.mount import localfiles
+from aurora_ray.mount.localfiles import LocalFiles, files_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,8 @@ import pytest
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.log import record
 from aurora_ray.log.filetable import FileTable
-from aurora_ray.volume import discarding
-from aurora_ray.volume.localtree import make_tree
+from aurora_ray.mount import discarding
+from aurora_ray.mount.localtree import make_tree
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
-from aurora_ray.volume.readahead import Stream
-from aurora_ray.volume.reader import PageRun
+from aurora_ray.mount.readahead import Stream
+from aurora_ray.volume.read.pages import PageRun
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from aurora_ray.interposer.region import Region
-    from aurora_ray.volume.client import Volume
-    from aurora_ray.volume.localfiles import LocalFiles
+    from aurora_ray.mount.localfiles import LocalFiles
+    from aurora_ray.volume.write.volume import Volume
 
 _LEAF_EXTENTS = 64  # how many extents the region keeps together
 _PAGES_A_READ = 128  # pages asked of one node at once

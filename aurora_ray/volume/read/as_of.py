@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import QuorumLostError
 from aurora_ray.volume.node_client import NodeClient, close_all
-from aurora_ray.volume.reader import READ_TIMEOUT_S, PageReader, PageRun, check_durable
+from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, PageRun, check_durable
 from aurora_ray.volume.recovery import member_sets, membership_of, placement_of, told_members
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, read_quorum
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S

@@ -29,10 +29,10 @@ from aurora_ray.errors import AuroraError, EngineError, FencedError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Taker
 from aurora_ray.log.batch import compress
-from aurora_ray.volume.evictor import Evictor
-from aurora_ray.volume.fetcher import Fetcher
-from aurora_ray.volume.grouping import Grouping
-from aurora_ray.volume.localfiles import LocalFiles
+from aurora_ray.mount.evictor import Evictor
+from aurora_ray.mount.fetcher import Fetcher
+from aurora_ray.mount.grouping import Grouping
+from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.interposer.region import Region
-    from aurora_ray.volume.client import Volume
     from aurora_ray.volume.spec import GroupPlacement
+    from aurora_ray.volume.write.volume import Volume
 
 _log = logging.getLogger(__name__)
 _QUORUM_S = telemetry.histogram("aurora_quorum_seconds", "From sending a flush until four of six have it")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aurora_ray.volume.discarding import set_aside, sweep
+from aurora_ray.mount.discarding import set_aside, sweep
 
 
 def _mount(path: Path) -> Path:

@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import AuroraError, FencedError, QuorumLostError, StorageError, UsageError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import GroupRecords, RecordBuilder
-from aurora_ray.volume.deferral import Deferral
-from aurora_ray.volume.membership import MembershipChanges, NodeProgress, create_segments
 from aurora_ray.volume.node_client import NodeClient, close_all, set_peers
-from aurora_ray.volume.quorum import QuorumTracker
-from aurora_ray.volume.reader import READ_TIMEOUT_S, PageReader, PageRun, check_durable
+from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, PageRun, check_durable
 from aurora_ray.volume.recovery import Truncate, placement_of
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec, write_quorum
-from aurora_ray.volume.streams import FLUSH_BYTES_MAX, NodeStream, serialize_batches
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
+from aurora_ray.volume.write.deferral import Deferral
+from aurora_ray.volume.write.membership import MembershipChanges, NodeProgress, create_segments
+from aurora_ray.volume.write.quorum import QuorumTracker
+from aurora_ray.volume.write.streams import FLUSH_BYTES_MAX, NodeStream, serialize_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

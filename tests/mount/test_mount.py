@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.errors import FencedError, QuorumLostError
-from aurora_ray.volume.client import Volume
-from aurora_ray.volume.driver import Driver
-from aurora_ray.volume.mount import MountedVolume
+from aurora_ray.mount.driver import Driver
+from aurora_ray.mount.mount import MountedVolume
+from aurora_ray.volume.write.volume import Volume
 from tests.interposer.model import PAGE_BYTES, Operations
 from tests.support.polling import poll_until
 from tests.volume.cluster import Cluster

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.log.filetable import Entry, FileKind, FileTable
-from aurora_ray.volume import discarding
+from aurora_ray.mount import discarding
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.interposer.region import Region
-    from aurora_ray.volume.client import Volume
-    from aurora_ray.volume.localfiles import LocalFiles
+    from aurora_ray.mount.localfiles import LocalFiles
+    from aurora_ray.volume.write.volume import Volume
 
 _INTERVAL_S = 0.25
 _AT_ONCE = 64  # chunks a turn: each is a hole punched, half a millisecond at most

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from aurora_ray.volume.readahead import AHEAD_MAX, AHEAD_MIN, Stream
+from aurora_ray.mount.readahead import AHEAD_MAX, AHEAD_MIN, Stream
 
 RUN = 16  # pages that a worker of an engine asks for at once
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, NotCompleteError, QuorumLostError, StorageError, UsageError
-from aurora_ray.volume.change import CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.spec import ChangeStep, write_quorum
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
+from aurora_ray.volume.write.change import CreateCopy, GroupMembers, InstallMembers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from aurora_ray.log.segment_rules import Membership
-    from aurora_ray.volume.change import Change, Request
-    from aurora_ray.volume.client import Volume
     from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.recovery import Recovered
     from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
+    from aurora_ray.volume.write.change import Change, Request
+    from aurora_ray.volume.write.volume import Volume
 
 CREATE_GRACE_S: Final = 2.0  # for slow nodes, when enough have created their copies
 POLL_S: Final = (0.02, 0.5)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_ray.volume.grouping import Grouping
+from aurora_ray.mount.grouping import Grouping
 from tests.support.polling import poll_until
 
 

@@ -22,18 +22,18 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
 from aurora_ray.log.layout import NO_GROUP
-from aurora_ray.volume import discarding
-from aurora_ray.volume.driver import Driver
-from aurora_ray.volume.localtree import make_tree
+from aurora_ray.mount import discarding
+from aurora_ray.mount.driver import Driver
+from aurora_ray.mount.localtree import make_tree
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
-    from aurora_ray.volume.client import Volume
-    from aurora_ray.volume.localtree import MountedFile
+    from aurora_ray.mount.localtree import MountedFile
     from aurora_ray.volume.spec import GroupPlacement
+    from aurora_ray.volume.write.volume import Volume
 
 RING_BYTES = 64 << 20
 _FILES_MIN = 1 << 18  # places in the region's table; one that is never used takes no memory

@@ -1,0 +1,1 @@
+"""Pages and file tables as of an LSN."""
