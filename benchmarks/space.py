@@ -23,13 +23,13 @@ import typer
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.epochs import seal, truncate
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.node.epochs import seal, truncate
+from aurora_ray.storage.segment.wire import join_append
+from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.wire import join_append
 
 if TYPE_CHECKING:
-    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.segment.segment import Segment
 
 _PAGE_BYTES: Final = 8192
 _DELTA_BYTES: Final = 200

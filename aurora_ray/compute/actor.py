@@ -55,7 +55,7 @@ class StorageNodeActor:
     """A storage node's process."""
 
     def __init__(self, config: StorageConfig, fleet_dir: str, secret: Secret) -> None:
-        from aurora_ray.storage.server import StorageServer
+        from aurora_ray.storage.server.server import StorageServer
 
         attributes = {"aurora.node": config.node_id, "aurora.az": config.az}
         PARTY.name = storage_party(config.node_id)

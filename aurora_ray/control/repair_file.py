@@ -12,7 +12,7 @@ from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet, Group, StorageNod
 from aurora_ray.control.placement import COPIES
 from aurora_ray.durable import move_file
 from aurora_ray.errors import AuroraError, ConfigurationError
-from aurora_ray.storage.offline import known_hosts, read_membership
+from aurora_ray.storage.node.offline import known_hosts, read_membership
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

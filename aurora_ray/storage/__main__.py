@@ -17,9 +17,9 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
 from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
-from aurora_ray.storage import effects
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.disk import effects
+from aurora_ray.storage.server.server import StorageServer
 
 
 def _arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from aurora_ray.control.runtime import ControlConfig, NodeInfo, ProcessGoneError
 from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 from aurora_ray.volume.write.membership import change_members
 from aurora_ray.volume.write.volume import Volume

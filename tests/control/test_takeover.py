@@ -13,7 +13,7 @@ from aurora_ray.control.heartbeats import Heartbeats, Isolation
 from aurora_ray.control.outages import FILE_NAME, Outage, Outages
 from aurora_ray.control.runtime import NoPlaceError
 from aurora_ray.errors import ConfigurationError, QuorumLostError
-from aurora_ray.storage.datadir import DataDir
+from aurora_ray.storage.disk.datadir import DataDir
 from tests.control.local_runtime import LocalInstance, LocalRuntime
 from tests.control.test_chaos import status
 from tests.control.test_heartbeats import QUICK, hang

@@ -11,7 +11,7 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.calls import Channel
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.server import SERVICE_NAME, StorageServer
+from aurora_ray.storage.server.server import SERVICE_NAME, StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.fuzz.mutation import mutated
 from tests.fuzz.run import FuzzError

@@ -20,10 +20,10 @@ from aurora_ray.log.record import RecordBuilder
 from aurora_ray.rpc.admission import Doorkeeper, Secret
 from aurora_ray.rpc.frames import PREFACE, Flag, Kind, pack_frame
 from aurora_ray.rpc.secret_file import load_secret
-from aurora_ray.storage.layers import LayerIndex
-from aurora_ray.storage.meta import SegmentMeta
-from aurora_ray.storage.reading import apply_to_table
-from aurora_ray.storage.wire import join_append, split_append
+from aurora_ray.storage.pages.reading import apply_to_table
+from aurora_ray.storage.segment.layers import LayerIndex
+from aurora_ray.storage.segment.meta import SegmentMeta
+from aurora_ray.storage.segment.wire import join_append, split_append
 from aurora_ray.telemetry.spanreader import read_spans
 from tests.control.fleets import created, running_fleet
 from tests.fuzz.connection import feed

@@ -27,10 +27,10 @@ MAY_WRITE = {
     ("engine/postgres_image.py", "open"): LOCK,
     ("engine/postgres_image.py", "write_text"): "in a tree that is synced before it gets its name",
     ("engine/process.py", "open"): LOG,
-    ("storage/datadir.py", "os.open"): LOCK,
-    ("storage/effects.py", "open"): NODES,
-    ("storage/effects.py", "os.open"): NODES,
-    ("storage/effects.py", "rename"): NODES,
+    ("storage/disk/datadir.py", "os.open"): LOCK,
+    ("storage/disk/effects.py", "open"): NODES,
+    ("storage/disk/effects.py", "os.open"): NODES,
+    ("storage/disk/effects.py", "rename"): NODES,
     ("telemetry/spanfile.py", "os.open"): LOG,
     ("telemetry/spanfile.py", "replace"): LOG,
     ("mount/discarding.py", "rename"): "a mount that is thrown away",
@@ -68,7 +68,7 @@ def _writes_by(call: ast.Call) -> str:
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     on_os = isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "os"
     if isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "effects":
-        return ""  # storage/effects.py stands in the table itself
+        return ""  # storage/disk/effects.py stands in the table itself
     if name in ("write_text", "write_bytes", "touch", "rename", "renames"):
         return name
     if name == "replace" and (on_os or len(call.args) == 1) and not call.keywords:  # str.replace takes two

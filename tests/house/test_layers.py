@@ -86,3 +86,28 @@ def test_table_has_no_cycle() -> None:
 
     for area in MAY_IMPORT:
         reachable(area)
+
+
+# The rooms of the storage node, the lowest first; what lies beside them (settings, pacing, messages) is below all.
+STORAGE_ROOMS = ("disk", "segment", "pages", "node", "heal", "server")
+
+
+def test_rooms_of_a_storage_node_import_downwards() -> None:
+    """For types too: a name in an annotation is a dependency of whoever reads it."""
+    wrong = []
+    for path, module in package_modules():
+        importer = _storage_room(module)
+        if importer is None or module == "aurora_ray.storage.__main__":
+            continue
+        for node, name in imports(path, module):
+            if (imported := _storage_room(name)) is not None and imported > importer:
+                wrong.append(f"{where(path, node)}: {module} must not import {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _storage_room(module: str) -> int | None:
+    """A number that grows upwards; None outside of the node."""
+    parts = module.split(".")
+    if parts[:2] != ["aurora_ray", "storage"]:
+        return None
+    return STORAGE_ROOMS.index(parts[2]) if len(parts) > 2 and parts[2] in STORAGE_ROOMS else -1

@@ -116,7 +116,7 @@ def test_a_storage_node_changes_its_disk_in_one_place() -> None:
         if name.rpartition(".")[2] in changing
         if not name.startswith("effects.") and name not in _NO_FILES
     ]
-    assert not wrong, "use aurora_ray.storage.effects:\n" + "\n".join(wrong)
+    assert not wrong, "use aurora_ray.storage.disk.effects:\n" + "\n".join(wrong)
 
 
 # Of dataclasses, of a log, of a list, of a text, of a chain of batches.

@@ -5,7 +5,7 @@ import pytest
 
 from aurora_ray import errors
 from aurora_ray.rpc.status import _TABLE, REASON_KEY, error_of, status_of
-from aurora_ray.storage.damage import STORE, DamagedError
+from aurora_ray.storage.disk.damage import STORE, DamagedError
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _, _ in _TABLE])

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, Truncation, extend_history, judge_append
-from aurora_ray.storage import epochs, gossip
-from aurora_ray.storage import segment as segments
+from aurora_ray.storage.heal import gossip
+from aurora_ray.storage.node import epochs
+from aurora_ray.storage.segment import segment as segments
 from aurora_ray.volume import recovery
 from aurora_ray.volume.recovery import Phase, Recovery, find_end
 from aurora_ray.volume.write import change, quorum

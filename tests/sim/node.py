@@ -10,14 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.storage import epochs, gossip
-from aurora_ray.storage.append import Appender
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.keys import META_KEY
-from aurora_ray.storage.meta import SegmentMeta
-from aurora_ray.storage.segment import Segment, VdlBox
+from aurora_ray.storage.disk.keys import META_KEY
+from aurora_ray.storage.heal import gossip
+from aurora_ray.storage.node import epochs
+from aurora_ray.storage.node.volume import empty_meta
+from aurora_ray.storage.segment.meta import SegmentMeta
+from aurora_ray.storage.segment.segment import Segment, VdlBox
+from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.volume import empty_meta
 from tests.sim.store import MemoryStore, PowerLoss
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
-from aurora_ray.storage.keys import LSN_KEY, lsn_key
+from aurora_ray.storage.disk.keys import LSN_KEY, lsn_key
 
 if TYPE_CHECKING:
     import random

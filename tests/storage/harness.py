@@ -17,10 +17,10 @@ from aurora_ray.log.record import Record, RecordBuilder
 from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import door_of, open_channel
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.segment.wire import join_append
+from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
-from aurora_ray.storage.wire import join_append
 from tests.support.polling import poll_until
 
 if TYPE_CHECKING:

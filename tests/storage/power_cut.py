@@ -1,8 +1,9 @@
 """Pictures of a storage node's directory after each of its effects on the disk: what a power cut there would leave.
 
-All effects of a node pass through few places: the functions of `storage/effects.py`, and the writes, syncs and flushes
-of its RocksDBs. Each is followed by a picture, a copy of the whole directory. What was written and not synced is in one
-picture and missing in a second one, as either may come true. RocksDB orders what it does inside one call itself.
+All effects of a node pass through few places: the functions of `storage/disk/effects.py`, and the writes, syncs and
+flushes of its RocksDBs. Each is followed by a picture, a copy of the whole directory. What was written and not synced
+is in one picture and missing in a second one, as either may come true. RocksDB orders what it does inside
+one call itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.storage import effects, rocks, store
+from aurora_ray.storage.disk import effects, rocks, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,10 +6,10 @@ import pytest
 
 from aurora_ray.errors import DiskFullError
 from aurora_ray.log import record as rec
-from aurora_ray.storage import chains
-from aurora_ray.storage.chains import CHAIN_DELTAS_MAX, Chain, KnownChains
-from aurora_ray.storage.keys import page_key
-from aurora_ray.storage.versions import Versions
+from aurora_ray.storage.disk.keys import page_key
+from aurora_ray.storage.pages.versions import Versions
+from aurora_ray.storage.segment import chains
+from aurora_ray.storage.segment.chains import CHAIN_DELTAS_MAX, Chain, KnownChains
 from tests.storage.harness import PAGE_SIZE, Writer
 from tests.storage.test_history import PAGES, Workload, check, write
 

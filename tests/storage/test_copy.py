@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 
 from aurora_ray.log import record as rec
-from aurora_ray.storage import filling, rebuild
-from aurora_ray.storage.content import Walk
-from aurora_ray.storage.filling import CopyProgress
-from aurora_ray.storage.peers import Peer
-from aurora_ray.storage.rebuild import forgotten_promise
+from aurora_ray.storage.heal import filling, rebuild
+from aurora_ray.storage.heal.peers import Peer
+from aurora_ray.storage.heal.rebuild import forgotten_promise
+from aurora_ray.storage.node.progress import CopyProgress
+from aurora_ray.storage.pages.content import Walk
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.harness import PAGE_SIZE, Writer, introduce
 from tests.storage.test_history import PAGES, Workload, check, sample, write

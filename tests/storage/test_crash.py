@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from aurora_ray.errors import OutOfRangeError
-from aurora_ray.storage.coalesce import _LayerWriter, coalesce
-from aurora_ray.storage.garbage import collect
+from aurora_ray.storage.node.volume import INCOMING, OLD, READY, finish_replacements
 from aurora_ray.storage.pacing import Pacer
-from aurora_ray.storage.volume import INCOMING, OLD, READY, finish_replacements
+from aurora_ray.storage.pages.coalesce import _LayerWriter, coalesce
+from aurora_ray.storage.pages.garbage import collect
 from tests.storage.harness import Writer
 from tests.storage.test_history import Workload, check, sample, write
 
@@ -62,7 +62,7 @@ async def test_the_mark_of_what_is_flushed_never_steps_back(start, monkeypatch):
     await write(server, writer, workload, 6)
     segment = server.segment(writer)
     with monkeypatch.context() as patched:
-        patched.setattr("aurora_ray.storage.coalesce._commit", lambda *_: 1 / 0)
+        patched.setattr("aurora_ray.storage.pages.coalesce._commit", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             await coalesce(segment, 1 << 30, [])
     marked_lsn = segment.store.flushed_lsn()

@@ -18,17 +18,18 @@ from rocksdict import Options, Rdict
 
 from aurora_ray.log import record as rec
 from aurora_ray.log.segment_rules import Membership, Truncation, adopt
-from aurora_ray.storage import epochs, gossip, rebuild
-from aurora_ray.storage.append import Appender
-from aurora_ray.storage.coalesce import coalesce
-from aurora_ray.storage.damage import Damage
-from aurora_ray.storage.datadir import DataDir
-from aurora_ray.storage.garbage import collect
-from aurora_ray.storage.keys import LOG_FAMILIES, LSN_MAX, MARK_KEY, PAGE_FAMILIES
-from aurora_ray.storage.node import Node
-from aurora_ray.storage.reading import read_file_table, read_pages
+from aurora_ray.storage.disk.damage import Damage
+from aurora_ray.storage.disk.datadir import DataDir
+from aurora_ray.storage.disk.keys import LOG_FAMILIES, LSN_MAX, MARK_KEY, PAGE_FAMILIES
+from aurora_ray.storage.heal import gossip, rebuild
+from aurora_ray.storage.node import epochs
+from aurora_ray.storage.node.node import Node
+from aurora_ray.storage.pages.coalesce import coalesce
+from aurora_ray.storage.pages.garbage import collect
+from aurora_ray.storage.pages.reading import read_file_table, read_pages
+from aurora_ray.storage.segment.wire import join_append
+from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.wire import join_append
 from tests.storage.conftest import CRASH_POINTS
 from tests.storage.harness import OWNER, PAGE_SIZE, ServerHandle, Writer, config, introduce
 from tests.storage.power_cut import Camera, Picture
@@ -400,7 +401,7 @@ async def test_the_power_may_go_while_peers_help(
 
 
 async def test_the_power_may_go_while_a_segment_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the one database of before to two: see `storage/upgrade.py`."""
+    """From the one database of before to two: see `storage/disk/upgrade.py`."""
     stage = Stage(tmp_path, monkeypatch).begun()
     await stage.machine.coalesce()
     stage.append(2)

@@ -9,9 +9,9 @@ import pytest
 
 from aurora_ray.errors import AuroraError, DamagedCopyError, UnknownVolumeError
 from aurora_ray.log import record as rec
-from aurora_ray.storage.damage import STORE, DamagedError
-from aurora_ray.storage.keys import CUT_PREFIX, META_KEY, PAGE_FAMILIES, PAGE_KEY, guarded, lsn_key
-from aurora_ray.storage.rocks import WriteFailedError, held_open
+from aurora_ray.storage.disk.damage import STORE, DamagedError
+from aurora_ray.storage.disk.keys import CUT_PREFIX, META_KEY, PAGE_FAMILIES, PAGE_KEY, guarded, lsn_key
+from aurora_ray.storage.disk.rocks import WriteFailedError, held_open
 from tests.storage.harness import PAGE_SIZE, Writer, introduce
 from tests.storage.test_history import Workload, check, sample
 from tests.support.polling import poll_until

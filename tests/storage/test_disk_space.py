@@ -10,7 +10,7 @@ import pytest
 
 from aurora_ray.control.space import space_troubles
 from aurora_ray.log import record as rec
-from aurora_ray.storage.space import SpaceState, space_of
+from aurora_ray.storage.disk.space import SpaceState, space_of
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.harness import Writer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.storage.store import SegmentStore
+from aurora_ray.storage.disk.store import SegmentStore
 
 IMAGE_BYTES = 8000
 PAGES = 500

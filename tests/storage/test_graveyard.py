@@ -9,8 +9,8 @@ import pytest
 
 from aurora_ray.errors import StorageError, UnknownVolumeError, UsageError
 from aurora_ray.log import record as rec
-from aurora_ray.storage import effects
-from aurora_ray.storage.graveyard import GRAVES_MAX, Graveyard
+from aurora_ray.storage.disk import effects
+from aurora_ray.storage.disk.graveyard import GRAVES_MAX, Graveyard
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.harness import Writer, config
 

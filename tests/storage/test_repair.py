@@ -72,7 +72,7 @@ async def test_what_the_writer_is_about_to_send_is_not_fetched(start, monkeypatc
     await two.server.gossip.exchange("n0", at_once=True)
     assert (await two.state(writer)).scl == writer.ends[2], "a recovery does not wait for it"
     await one.send(third)
-    monkeypatch.setattr("aurora_ray.storage.segment.KEEPS_UP_S", 0.0)
+    monkeypatch.setattr("aurora_ray.storage.segment.segment.KEEPS_UP_S", 0.0)
     await two.server.gossip.round()
     assert (await two.state(writer)).scl == writer.lsn, "a writer that is silent sends nothing any more"
 

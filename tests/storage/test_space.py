@@ -15,19 +15,19 @@ import pytest
 
 from aurora_ray.errors import UnknownVolumeError
 from aurora_ray.log import record as rec
-from aurora_ray.storage import leftovers
-from aurora_ray.storage.effects import tree_bytes
-from aurora_ray.storage.garbage import collect
-from aurora_ray.storage.keys import IMAGE_HEAD, guarded, page_key
-from aurora_ray.storage.leftovers import Leftovers, Range
-from aurora_ray.storage.rocks import held_open
+from aurora_ray.storage.disk.effects import tree_bytes
+from aurora_ray.storage.disk.keys import IMAGE_HEAD, guarded, page_key
+from aurora_ray.storage.disk.rocks import held_open
+from aurora_ray.storage.pages.garbage import collect
+from aurora_ray.storage.segment import leftovers
+from aurora_ray.storage.segment.leftovers import Leftovers, Range
 from tests.storage.harness import PAGE_SIZE, ServerHandle, Writer
 from tests.storage.test_history import PAGES, Workload, check, sample, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.segment.segment import Segment
 
 
 async def reclaim(server: ServerHandle, writer: Writer, *, compact: bool = False, fold: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.server.server import StorageServer
 from tests.storage.harness import ServerHandle, config
 
 if TYPE_CHECKING:

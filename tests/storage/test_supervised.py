@@ -13,9 +13,9 @@ import pytest
 from aurora_ray.errors import StorageError
 from aurora_ray.log import record as rec
 from aurora_ray.log.segment_rules import Truncation, install
-from aurora_ray.storage.meta import SegmentMeta
-from aurora_ray.storage.node import READ_FAILURES_MAX
-from aurora_ray.storage.rocks import Batch, ReadFailedError, WriteFailedError
+from aurora_ray.storage.disk.rocks import Batch, ReadFailedError, WriteFailedError
+from aurora_ray.storage.node.node import READ_FAILURES_MAX
+from aurora_ray.storage.segment.meta import SegmentMeta
 from aurora_ray.storage.supervised import supervised
 from tests.house.source import package_modules, parse, qualified_calls, where
 from tests.storage.harness import OWNER, Writer, introduce

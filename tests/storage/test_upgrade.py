@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rocksdict import Options, Rdict
 
-from aurora_ray.storage.keys import LOG_FAMILIES, MARK_KEY, MARK_VALUE, guarded, lsn_key, page_key
-from aurora_ray.storage.store import SegmentStore
+from aurora_ray.storage.disk.keys import LOG_FAMILIES, MARK_KEY, MARK_VALUE, guarded, lsn_key, page_key
+from aurora_ray.storage.disk.store import SegmentStore
 
 PAGES = {page_key(1, page, 7): b"%d" % page * 900 for page in range(3000)}
 LOG = {lsn_key(lsn): b"batch %d" % lsn for lsn in range(7)}

@@ -11,9 +11,9 @@ import pytest
 from aurora_ray.log import record as rec
 from aurora_ray.log.pages import Change, fits, merge_changes
 from aurora_ray.storage._versions import versions_of
-from aurora_ray.storage.chains import ASSUMED, CHAIN_DELTAS_MAX, RANGE_PAGES, Chain, KnownChains
-from aurora_ray.storage.coalesce import _steps
-from aurora_ray.storage.keys import DELTA, DELTA_HEAD, IMAGE_HEAD, guarded, page_key
+from aurora_ray.storage.disk.keys import DELTA, DELTA_HEAD, IMAGE_HEAD, guarded, page_key
+from aurora_ray.storage.pages.coalesce import _steps
+from aurora_ray.storage.segment.chains import ASSUMED, CHAIN_DELTAS_MAX, RANGE_PAGES, Chain, KnownChains
 
 PAGE = 2048
 END_LSN = (1 << 40) + 8

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import Record, RecordBuilder, page_full
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.server import StorageServer
+from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
-    from aurora_ray.storage.segment import Segment
+    from aurora_ray.storage.segment.segment import Segment
 
 PAGE = 8192
 NODES = ("a1", "a2", "b1", "b2", "c1", "c2")

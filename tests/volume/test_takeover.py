@@ -9,7 +9,7 @@ import pytest
 
 from aurora_ray.errors import FencedError, MalformedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
-from aurora_ray.storage.keys import lsn_key
+from aurora_ray.storage.disk.keys import lsn_key
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.write.streams import serialize_batches
 from tests.support.inbox import Inbox

@@ -1,7 +1,7 @@
 /* The inner loop of coalescing: from the changes of many pages to their versions, ready to be stored.
  *
- * Does for the pages that need no look at what is stored what storage/coalesce.py does for any page; the others are left
- * to it. Keys and values are those of storage/keys.py, what is known of chains that of storage/chains.py.
+ * Does for the pages that need no look at what is stored what storage/pages/coalesce.py does for any page; the others are left
+ * to it. Keys and values are those of storage/disk/keys.py, what is known of chains that of storage/segment/chains.py.
  */
 #include "../../log/src/crc32c.h"
 #include "../../log/src/records.h"
@@ -18,7 +18,7 @@ typedef struct {
     uint32_t delta_bytes;
 } DeltaHead;
 
-_Static_assert(sizeof(DeltaHead) == DELTA_HEAD_BYTES, "as in storage/keys.py");
+_Static_assert(sizeof(DeltaHead) == DELTA_HEAD_BYTES, "as in storage/disk/keys.py");
 
 typedef struct {
     PyObject *changes; /* dict: page's number key -> list of changes */

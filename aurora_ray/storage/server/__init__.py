@@ -1,0 +1,1 @@
+"""A node's face and its work in the background."""
