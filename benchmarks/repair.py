@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aurora_ray.control.fleet import Fleet
+from aurora_ray.ray.fleet import Fleet
 from benchmarks import machine
 from benchmarks.failover_peers import AuroraPeer
 from benchmarks.failover_report import percentile

@@ -147,7 +147,7 @@ def _find_benchmarks() -> None:
 
 def _servers(name: str, dsns: list[str] | None, data_dir: Path | None, endpoint: str) -> tuple[bool, list[str]]:
     """(whether there is a Ray cluster for the generators, DSNs). Raises NotRunningError without either."""
-    from aurora_ray.control.fleet import NotRunningError
+    from aurora_ray.ray.fleet import NotRunningError
 
     try:
         status = options.find(data_dir).status(name) if not dsns else options.find(data_dir).info()

@@ -23,7 +23,7 @@ def events(
     json: options.Json = False,
 ) -> None:
     """Show what happened, the oldest first: failovers, replacements, troubles and their ends, deletions."""
-    from aurora_ray.control.events import read
+    from aurora_ray.control.report.events import read
 
     found = read(options.settings(data_dir).data_dir, name, limit)
     if json:

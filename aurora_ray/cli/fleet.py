@@ -12,7 +12,7 @@ from aurora_ray.cli.output import confirm_removal, print_status, progress, rende
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from aurora_ray.control.fleet import Fleet
+    from aurora_ray.ray.fleet import Fleet
 
 WATCH_EVERY_S = 1.0
 
@@ -40,7 +40,7 @@ def up(  # noqa: PLR0917  (the command's options)
     timeout_s: options.TimeoutS = 180.0,
 ) -> None:
     """Start the fleet and a cluster in it, or find them running; print the DSN."""
-    from aurora_ray.control.fleet import Fleet
+    from aurora_ray.ray.fleet import Fleet
 
     if readers:
         raise UsageError("readers are not there yet: use --readers 0")
@@ -103,7 +103,7 @@ def down(
     json: options.Json = False,
 ) -> None:
     """Stop everything in order; data stays unless --destroy says otherwise."""
-    from aurora_ray.control import fleet
+    from aurora_ray.ray import fleet
 
     directory = options.settings(data_dir).data_dir
     if destroy and not yes:

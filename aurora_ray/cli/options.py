@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from aurora_ray.config import Settings
-    from aurora_ray.control.fleet import Fleet
+    from aurora_ray.ray.fleet import Fleet
 
 ROOT_DATA_DIR = Path("/var/lib/aurora-ray")  # engines run as another account then, which must get there
 
@@ -34,6 +34,6 @@ def settings(data_dir: Path | None, **overrides: Any) -> Settings:
 
 def find(data_dir: Path | None) -> Fleet:
     """The running fleet. Raises NotRunningError."""
-    from aurora_ray.control.fleet import Fleet
+    from aurora_ray.ray.fleet import Fleet
 
     return Fleet.find(settings(data_dir).data_dir)

@@ -69,7 +69,7 @@ def fleet_file(
     json: options.Json = False,
 ) -> None:
     """Make fleet.toml anew from the storage nodes' directories on this machine; the old file is kept beside it."""
-    from aurora_ray.control.fleet import repair_file
+    from aurora_ray.ray.fleet import repair_file
 
     done = repair_file(options.settings(data_dir), region, write=yes)
     if json:

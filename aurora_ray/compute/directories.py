@@ -3,7 +3,7 @@
 Whatever a process of ours makes is closed to others unless it is opened by name (`PRIVATE_UMASK`).
 
 <data dir>/            0711 when engines run as another account (they must pass through), else 0700
-  fleet.toml           0600  the bootstrap file: region, storage nodes (see control/bootstrap.py)
+  fleet.toml           0600  the bootstrap file: region, storage nodes (see control/model/bootstrap.py)
   secret               0600  the fleet's secret: who knows it may do everything (see rpc/admission.py)
   ray.json             0600  the local Ray cluster, if this machine started one
   nodes/<node id>/     0700  a storage node: RocksDB segments

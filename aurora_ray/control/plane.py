@@ -21,32 +21,33 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
-from aurora_ray.control import bootstrap, graveyard, reconcile, replacement
-from aurora_ray.control.ailing import Sickbed
-from aurora_ray.control.attempt import Attempt
-from aurora_ray.control.chaos import Chaos
-from aurora_ray.control.endpoints import Endpoints, PointEndpoints, StartEndpoints
-from aurora_ray.control.events import EventKind, EventLog
-from aurora_ray.control.failovers import Failovers
-from aurora_ray.control.heartbeats import Heartbeats, KillInstance
-from aurora_ray.control.keys import Key, Kind, key
-from aurora_ray.control.metrics_port import MetricsPort
-from aurora_ray.control.observed import InstancePhase, Observed
-from aurora_ray.control.perform import END_TIMEOUT_S, perform
-from aurora_ray.control.processes import Processes
-from aurora_ray.control.replacement import ReplaceRules
-from aurora_ray.control.runtime import SupersededError
-from aurora_ray.control.space import space_troubles
-from aurora_ray.control.store import ControlStore
+from aurora_ray.control.decide import reconcile, replacement
+from aurora_ray.control.decide.ailing import Sickbed
+from aurora_ray.control.decide.replacement import ReplaceRules
+from aurora_ray.control.faults.chaos import Chaos
+from aurora_ray.control.model.attempt import Attempt
+from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.observed import InstancePhase, Observed
+from aurora_ray.control.model.runtime import SupersededError
+from aurora_ray.control.model.state import bootstrap
+from aurora_ray.control.model.store import ControlStore
+from aurora_ray.control.observe.heartbeats import Heartbeats, KillInstance
+from aurora_ray.control.observe.processes import Processes
+from aurora_ray.control.observe.space import space_troubles
+from aurora_ray.control.perform.endpoints import Endpoints, PointEndpoints, StartEndpoints
+from aurora_ray.control.perform.steps import END_TIMEOUT_S, graveyard, perform
+from aurora_ray.control.report.events import EventKind, EventLog
+from aurora_ray.control.report.failovers import Failovers
+from aurora_ray.control.report.metrics_port import MetricsPort
 from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError, UsageError
 from aurora_ray.troubles import Trouble, TroubleCode
 from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
-    from aurora_ray.control.endpoints import EndpointRuntime
-    from aurora_ray.control.model import Fleet
-    from aurora_ray.control.runtime import ControlConfig, Runtime
-    from aurora_ray.control.store import Version
+    from aurora_ray.control.model.runtime import ControlConfig, Runtime
+    from aurora_ray.control.model.state import Fleet
+    from aurora_ray.control.model.store import Version
+    from aurora_ray.control.perform.endpoints import EndpointRuntime
 
 _log = logging.getLogger(__name__)
 

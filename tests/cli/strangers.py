@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from aurora_ray.control.local_ray import processes, socket_dir
+from aurora_ray.ray.local import processes, socket_dir
 from tests.support.sockets import Door, doors_of, tree_of
 
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")

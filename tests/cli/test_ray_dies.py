@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.control import local_ray
-from aurora_ray.control.ray_host import RESTARTS_MAX
 from aurora_ray.engine.shared_memory import posix_segments
+from aurora_ray.ray import local as local_ray
+from aurora_ray.ray.host import RESTARTS_MAX
 from tests.cli.fleet import CliFleet, fleet_at, kill, pids_of_fleet
 from tests.support.polling import poll_until_blocking
 from tests.support.timing import scaled

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from aurora_ray.compute.actor import InstanceActor, StorageNodeActor
 from aurora_ray.compute.loop import LoopThread
-from aurora_ray.control.actor import ControlActor
-from aurora_ray.control.ray_endpoints import EndpointActor
+from aurora_ray.ray.actors import InstanceActor, StorageNodeActor
+from aurora_ray.ray.control import ControlActor
+from aurora_ray.ray.endpoints import EndpointActor
 
 
 def test_calls_run_on_the_thread_and_raise_here() -> None:

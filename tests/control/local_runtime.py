@@ -16,8 +16,8 @@ from aurora_ray.compute.config import (
     WriterPhase,
     WriterStatus,
 )
-from aurora_ray.control.model import StorageNode
-from aurora_ray.control.runtime import ControlConfig, NodeInfo, ProcessGoneError
+from aurora_ray.control.model.runtime import ControlConfig, NodeInfo, ProcessGoneError
+from aurora_ray.control.model.state import StorageNode
 from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import google_crc32c
 
-from aurora_ray.control.state_file import FILE_PATH, FIRST_FILE_ID, FIRST_HEADER, FIRST_MAGIC
+from aurora_ray.control.model.state_file import FILE_PATH, FIRST_FILE_ID, FIRST_HEADER, FIRST_MAGIC
 from aurora_ray.errors import QuorumLostError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RecordType

@@ -7,11 +7,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
-from aurora_ray.control.chaos import Victims, cut_for
-from aurora_ray.control.faults import FILE_NAME, Faults, Island
-from aurora_ray.control.heartbeats import ISOLATED_AFTER_S, Isolation
-from aurora_ray.control.metrics import fleet_metrics
-from aurora_ray.control.placement import az_to_start
+from aurora_ray.control.decide.placement import az_to_start
+from aurora_ray.control.faults.chaos import Victims, cut_for
+from aurora_ray.control.faults.record import FILE_NAME, Faults, Island
+from aurora_ray.control.observe.heartbeats import ISOLATED_AFTER_S, Isolation
+from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import Running, new_plane, started

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aurora_ray.control import perform
-from aurora_ray.control.model import DBInstance, Role
-from aurora_ray.control.outages import Outages
-from aurora_ray.control.reconcile import OpenInstance, StartInstance
+from aurora_ray.control.decide.reconcile import OpenInstance, StartInstance
+from aurora_ray.control.model.state import DBInstance, Role
+from aurora_ray.control.observe.outages import Outages
+from aurora_ray.control.perform.steps import steps as perform
 from aurora_ray.errors import AuroraError, QuorumLostError, UnsupportedRoleError, UsageError
 from tests.control.local_runtime import HALF_MADE, LocalInstance, LocalRuntime
 from tests.control.test_plane import Running, new_plane, started

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
-from aurora_ray.control.endpoints import (
+from aurora_ray.control.decide.reconcile import Action
+from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
+from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
+from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet, Role
+from aurora_ray.control.observe.processes import Instance, Tasks
+from aurora_ray.control.perform.endpoints import (
     MOVE_AFTER_S,
     Endpoints,
     MoveEndpoint,
@@ -19,11 +24,6 @@ from aurora_ray.control.endpoints import (
     address_of,
     orders_for,
 )
-from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
-from aurora_ray.control.observed import InstancePhase, InstanceSeen
-from aurora_ray.control.processes import Instance, Tasks
-from aurora_ray.control.reconcile import Action
-from aurora_ray.control.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.errors import FencedError
 from tests.control.fleets import AZS, running_fleet

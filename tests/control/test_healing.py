@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_ray.control import ailing
-from aurora_ray.control.model import Fleet
-from aurora_ray.control.nodes import NodeCallError, NodeClients
+from aurora_ray.control.decide import ailing
+from aurora_ray.control.model.runtime import ControlConfig, Runtime
+from aurora_ray.control.model.state import Fleet
+from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.control.runtime import ControlConfig, Runtime
 from aurora_ray.log.record import page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.write.volume import Volume

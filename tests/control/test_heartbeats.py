@@ -9,9 +9,9 @@ import pytest
 from aurora_ray import telemetry
 from aurora_ray.compute.config import WriterStatus
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control import processes
-from aurora_ray.control.heartbeats import Heartbeats
-from aurora_ray.control.nodes import NodeCallError, NodeClients
+from aurora_ray.control.observe import processes
+from aurora_ray.control.observe.heartbeats import Heartbeats
+from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.telemetry.spanreader import read_traces
 from tests.control.local_runtime import LocalInstance, LocalRuntime

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aurora_ray.control.metrics_port import FIRST_PORT, PORTS, MetricsPort
 from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.report.metrics_port import FIRST_PORT, PORTS, MetricsPort
 from aurora_ray.storage.segment.wire import join_append
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.spec import NodeAddress

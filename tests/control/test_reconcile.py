@@ -4,11 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_ray.control.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
-from aurora_ray.control.bootstrap import new_fleet
-from aurora_ray.control.model import ClusterPhase, DBInstance, Fleet, Role
-from aurora_ray.control.observed import InstancePhase, InstanceSeen, Observed
-from aurora_ray.control.reconcile import (
+from aurora_ray.control.decide.reconcile import (
     Action,
     AddGroup,
     AllocateGroup,
@@ -24,6 +20,10 @@ from aurora_ray.control.reconcile import (
     TellNodes,
     decide,
 )
+from aurora_ray.control.model.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
+from aurora_ray.control.model.bootstrap import new_fleet
+from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, Observed
+from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet, Role
 from aurora_ray.errors import UsageError
 from tests.control.fleets import (
     AZS,

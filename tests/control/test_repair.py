@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from aurora_ray.config import load_settings
-from aurora_ray.control import bootstrap, repair_file, repair_state
-from aurora_ray.control import fleet as outside
-from aurora_ray.control.model import Fleet
+from aurora_ray.control.api.calls import repair_file, repair_state
+from aurora_ray.control.model.state import Fleet, bootstrap
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.log.record import create, extent, page_full, size
+from aurora_ray.ray import fleet as outside
 from tests.control.fleets import created, running_fleet, with_cluster
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import AZS, started

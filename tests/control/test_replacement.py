@@ -5,14 +5,11 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control import replacement
-from aurora_ray.control.ailing import SETTLED_S, Sickbed
-from aurora_ray.control.bootstrap import new_fleet
-from aurora_ray.control.model import CONTROL_VOLUME_ID, ClusterPhase, Fleet
-from aurora_ray.control.observed import Ailing, Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
-from aurora_ray.control.placement import place_group
-from aurora_ray.control.reconcile import Action, OpenInstance, StartNode, decide
-from aurora_ray.control.replacement import (
+from aurora_ray.control.decide import replacement
+from aurora_ray.control.decide.ailing import SETTLED_S, Sickbed
+from aurora_ray.control.decide.placement import place_group
+from aurora_ray.control.decide.reconcile import Action, OpenInstance, StartNode, decide
+from aurora_ray.control.decide.replacement import (
     CancelReplacement,
     ChangeMembers,
     NotePlacements,
@@ -20,6 +17,9 @@ from aurora_ray.control.replacement import (
     ReplaceNode,
     ReplaceRules,
 )
+from aurora_ray.control.model.bootstrap import new_fleet
+from aurora_ray.control.model.observed import Ailing, Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.state import CONTROL_VOLUME_ID, ClusterPhase, Fleet
 from aurora_ray.volume.spec import GroupPlacement
 from tests.control.fleets import AZS, NODES, created, observed, running_fleet, volume_id
 

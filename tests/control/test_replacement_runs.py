@@ -6,13 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control import replacement
-from aurora_ray.control.ailing import Sickbed
-from aurora_ray.control.model import CONTROL_VOLUME_ID, Fleet
-from aurora_ray.control.observed import InstancePhase, InstanceSeen, NodeSeen, Observed
-from aurora_ray.control.placement import WRITE_QUORUM
-from aurora_ray.control.reconcile import Action, StartNode, decide
-from aurora_ray.control.replacement import (
+from aurora_ray.control.decide import replacement
+from aurora_ray.control.decide.ailing import Sickbed
+from aurora_ray.control.decide.placement import WRITE_QUORUM
+from aurora_ray.control.decide.reconcile import Action, StartNode, decide
+from aurora_ray.control.decide.replacement import (
     CancelReplacement,
     ChangeMembers,
     NotePlacements,
@@ -20,6 +18,8 @@ from aurora_ray.control.replacement import (
     ReplaceNode,
     ReplaceRules,
 )
+from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet
 from aurora_ray.errors import UsageError
 from aurora_ray.volume.spec import ChangeStep, GroupPlacement
 from tests.control.fleets import AZS, running_fleet, volume_id

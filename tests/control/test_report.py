@@ -6,12 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from aurora_ray.control.chaos import Chaos, in_force
-from aurora_ray.control.faults import Faults, Island, Pause
-from aurora_ray.control.model import DBCluster
-from aurora_ray.control.observed import NodeSeen
-from aurora_ray.control.processes import Node
-from aurora_ray.control.report import report_cluster
+from aurora_ray.control.faults.chaos import Chaos, in_force
+from aurora_ray.control.faults.record import Faults, Island, Pause
+from aurora_ray.control.model.observed import NodeSeen
+from aurora_ray.control.model.state import DBCluster
+from aurora_ray.control.observe.processes import Node
+from aurora_ray.control.report.status import report_cluster
 from aurora_ray.errors import UsageError
 from tests.control.fleets import running_fleet
 

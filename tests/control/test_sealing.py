@@ -5,8 +5,8 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from aurora_ray.control.model import DBCluster, pack, unpack
-from aurora_ray.control.sealing import seal, secret_fields, unseal
+from aurora_ray.control.model.sealing import seal, secret_fields, unseal
+from aurora_ray.control.model.state import DBCluster, pack, unpack
 from aurora_ray.rpc.admission import OURS, Secret
 from tests.control.fleets import created, running_fleet
 

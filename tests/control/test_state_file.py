@@ -6,10 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control import state_file
-from aurora_ray.control.model import Fleet, pack
-from aurora_ray.control.state_file import HEADER, STATE_BYTES_MAX, VERSIONS_KEPT, frame, unframe
-from aurora_ray.control.store import ControlStore
+from aurora_ray.control.model.state import Fleet, pack, state_file
+from aurora_ray.control.model.state_file import HEADER, STATE_BYTES_MAX, VERSIONS_KEPT, frame, unframe
+from aurora_ray.control.model.store import ControlStore
 from aurora_ray.errors import MalformedError, QuorumLostError
 from tests.control.fleets import running_fleet
 from tests.control.state_volume import MemoryVolume, memory_spec, write_first_format

@@ -6,10 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from aurora_ray.control import state_file
-from aurora_ray.control.model import DBCluster, Fleet, Group, VolumeState, pack
-from aurora_ray.control.state_file import VERSIONS_KEPT
-from aurora_ray.control.store import ControlStore, StateDamagedError, volume_spec
+from aurora_ray.control.model.state import DBCluster, Fleet, Group, VolumeState, pack, state_file
+from aurora_ray.control.model.state_file import VERSIONS_KEPT
+from aurora_ray.control.model.store import ControlStore, StateDamagedError, volume_spec
 from aurora_ray.errors import FencedError, QuorumLostError
 from aurora_ray.log.record import apply_page, page_full
 from aurora_ray.volume.write.volume import Volume

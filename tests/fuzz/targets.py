@@ -10,13 +10,13 @@ import google_crc32c
 import hpack
 import zstandard
 
-from aurora_ray.control import bootstrap, local_ray
-from aurora_ray.control.model import pack, unpack
-from aurora_ray.control.state_file import FIRST_HEADER, FIRST_MAGIC, frame, unframe, unframe_first
+from aurora_ray.control.model.state import bootstrap, pack, unpack
+from aurora_ray.control.model.state_file import FIRST_HEADER, FIRST_MAGIC, frame, unframe, unframe_first
 from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError
 from aurora_ray.log import batch, record
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.record import RecordBuilder
+from aurora_ray.ray import local as local_ray
 from aurora_ray.rpc.admission import Doorkeeper, Secret
 from aurora_ray.rpc.frames import PREFACE, Flag, Kind, pack_frame
 from aurora_ray.rpc.secret_file import load_secret

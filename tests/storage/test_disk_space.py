@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from aurora_ray.control.space import space_troubles
+from aurora_ray.control.observe.space import space_troubles
 from aurora_ray.log import record as rec
 from aurora_ray.storage.disk.space import SpaceState, space_of
 from aurora_ray.storage.v1 import storage_pb2 as pb

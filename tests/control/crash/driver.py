@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aurora_ray.compute.config import WriterPhase
-from aurora_ray.control.api import ControlApi
-from aurora_ray.control.endpoints import cluster_endpoint
-from aurora_ray.control.keys import Kind
+from aurora_ray.control.api.calls import ControlApi
+from aurora_ray.control.model.keys import Kind
+from aurora_ray.control.model.runtime import ControlConfig
+from aurora_ray.control.perform.endpoints import cluster_endpoint
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.control.runtime import ControlConfig
 from aurora_ray.errors import AuroraError
 from tests.control.crash.handles import Clients, FakeRuntime
 from tests.control.crash.world import Content, Crash, Hand, World
@@ -21,8 +21,8 @@ from tests.control.crash.world import Content, Crash, Hand, World
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aurora_ray.control.model import DBCluster, Fleet
-    from aurora_ray.control.reconcile import Action
+    from aurora_ray.control.decide.reconcile import Action
+    from aurora_ray.control.model.state import DBCluster, Fleet
 
 AZS: Final = ("a", "b", "c")
 GROUP_BYTES: Final = 1 << 30

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from aurora_ray.compute.config import Opened, Outcome, WriterStatus
-from aurora_ray.control.nodes import NodeCallError
-from aurora_ray.control.runtime import NoPlaceError, ProcessGoneError
+from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
+from aurora_ray.control.observe.nodes import NodeCallError
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
 from aurora_ray.errors import FencedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import EngineChoice, WriterConfig
-    from aurora_ray.control.model import StorageNode
-    from aurora_ray.control.reconcile import SegmentOrder
-    from aurora_ray.control.runtime import ControlConfig
+    from aurora_ray.control.decide.reconcile import SegmentOrder
+    from aurora_ray.control.model.runtime import ControlConfig
+    from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 

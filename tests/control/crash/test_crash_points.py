@@ -12,20 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.control import (
-    administration,
-    api,
-    bootstrap,
-    endpoints,
-    graveyard,
-    heartbeats,
-    ports,
-    reconcile,
-    replacement,
-)
 from aurora_ray.control import plane as plane_module
-from aurora_ray.control.api import ControlApi
-from aurora_ray.control.reconcile import Action
+from aurora_ray.control.api.calls import ControlApi, administration
+from aurora_ray.control.api.calls import calls as api
+from aurora_ray.control.decide import reconcile, replacement
+from aurora_ray.control.decide.reconcile import Action
+from aurora_ray.control.model.state import bootstrap
+from aurora_ray.control.observe import heartbeats
+from aurora_ray.control.perform.steps import endpoints, graveyard, ports
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aurora_ray.control.model import Fleet
+    from aurora_ray.control.model.state import Fleet
 
 pytestmark = [pytest.mark.allowed_logs(r".*"), pytest.mark.timeout(300)]
 

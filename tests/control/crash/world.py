@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterPhase
-from aurora_ray.control.model import pack, unpack
-from aurora_ray.control.runtime import NodeInfo, ProcessGoneError
+from aurora_ray.control.model.runtime import NodeInfo, ProcessGoneError
+from aurora_ray.control.model.state import pack, unpack
 from aurora_ray.endpoint.host import EndpointOrder
 from aurora_ray.errors import EngineError, FencedError, PortInUseError, QuorumLostError, UsageError
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import WriterConfig
-    from aurora_ray.control.model import Fleet, VolumeState
+    from aurora_ray.control.model.state import Fleet, VolumeState
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""What people ask the control plane for."""

@@ -1,0 +1,315 @@
+"""What can be asked of the control plane: change the declared state, wait for the actual, report both."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
+from aurora_ray.control.api.calls import administration, repair_state
+from aurora_ray.control.decide.placement import COPIES, WRITE_QUORUM, place_group, place_instance
+from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
+from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
+from aurora_ray.control.perform.moving import move_writer
+from aurora_ray.control.perform.ports import free_ports
+from aurora_ray.control.perform.steps import graveyard
+from aurora_ray.control.report.events import EventKind
+from aurora_ray.control.report.status import status as report
+from aurora_ray.engine.credentials import ensure_passfile, write_passfile
+from aurora_ray.engine.install import find_install
+from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+
+NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
+LOOK_TIMEOUT_S: Final = 2.0
+
+
+class ControlApi:
+    """The calls; everything belongs to the control plane's event loop."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def wait_open(self, timeout_s: float) -> None:
+        """Waits until the declared state is loaded. Raises QuorumLostError, ConfigurationError if it cannot be, and
+        SupersededError where another control plane has it."""
+        await self._plane.wait_until(self._is_open, timeout_s, "loading the control state")
+
+    def _is_open(self) -> bool:
+        if self._plane.is_superseded:
+            raise SupersededError("another control plane has taken over this fleet: ask again, that one answers")
+        if self._plane.is_open:
+            return True
+        attempts = self._plane.attempts.items()
+        hopeless = [attempt.error for what, attempt in attempts if what.startswith(NODE_PREFIX) and attempt.permanent]
+        if len(hopeless) > COPIES - WRITE_QUORUM:
+            raise ConfigurationError(
+                f"{len(hopeless)} of the storage nodes do not start; the first says: {hopeless[0]}"
+            )
+        control = self._plane.attempts.get(key(Kind.CONTROL))
+        if control is not None and control.permanent:
+            raise ConfigurationError(control.error)
+        return False
+
+    # ---- clusters
+
+    async def create(
+        self,
+        name: str,
+        *,
+        engine: str = "postgres",
+        version: str | None = None,
+        bin_dir: str | None = None,
+        cache_bytes: int = 0,
+        exist_ok: bool = False,
+        timeout_s: float = 60.0,
+    ) -> bool:
+        """Declares a cluster; whether it is new. Raises UsageError, ConfigurationError, QuorumLostError."""
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
+        if engine not in ENGINES:
+            raise UsageError(f"engine {engine!r} is not known; there is: {', '.join(ENGINES)}")
+        await self.wait_open(timeout_s)
+        existing = next((c for c in self._plane.fleet.clusters if c.name == name), None)
+        if existing is not None:
+            if not exist_ok:
+                raise UsageError(f"there is a cluster {name!r} already")
+            _check_same(existing, engine, version)
+            return False
+        found = await asyncio.to_thread(find_install, version, Path(bin_dir) if bin_dir else None)
+        config = self._plane.config
+        password = await asyncio.to_thread(ensure_passfile, report.passfile(config.data_dir, name), SUPERUSERS[engine])
+        # The major version only: the next minor one of the same installation opens the same data.
+        wanted = DBCluster(name, engine, str(found.major), bin_dir or "", 0, password, _no_volume())
+        await self._plane.commit(lambda fleet: self._with_new(fleet, wanted, engine, cache_bytes))
+        return True
+
+    def _with_new(self, fleet: Fleet, wanted: DBCluster, engine: str, cache_bytes: int) -> Fleet:
+        if any(cluster.name == wanted.name for cluster in fleet.clusters):
+            raise UsageError(f"there is a cluster {wanted.name!r} already")
+        group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
+        volume = VolumeState(uuid4(), PAGE_SIZES[engine], self._plane.config.group_bytes, (group,))
+        port, reader_port, writer_port = free_ports(fleet, self._plane.config.listen_host, 3)
+        az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
+        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port)
+        cluster = replace(
+            wanted,
+            volume=volume,
+            port=port,
+            reader_port=reader_port,
+            instances=(writer,),
+            created_at_s=time.time(),
+            cache_bytes=cache_bytes,
+        )
+        return fleet.with_cluster(cluster)
+
+    def _free(self, fleet: Fleet, count: int) -> list[int]:
+        return free_ports(fleet, self._plane.config.listen_host, count)
+
+    async def wait_available(self, name: str, timeout_s: float) -> None:
+        """Waits until statements are accepted at the cluster endpoint. Raises what keeps it from that for good."""
+        await self.wait_open(timeout_s)
+
+        def available() -> bool:
+            cluster = self._plane.fleet.cluster(name)
+            attempt = self._plane.attempts.get(key(Kind.INSTANCE, cluster.writer().instance_id))
+            if attempt is not None and attempt.permanent:
+                raise ConfigurationError(attempt.error)
+            problem = self._plane.endpoints.problem(cluster)
+            if problem and not self._plane.endpoints.taken(cluster):
+                raise ConfigurationError(problem)
+            return self._state(cluster) == "available" and self._plane.endpoints.serves(cluster)
+
+        await self._plane.wait_until(available, timeout_s, f"starting {name}")
+
+    async def delete(self, name: str, timeout_s: float) -> None:
+        """Takes a cluster away, and waits until its processes are gone; what it takes to restore it is kept."""
+        await self.wait_open(timeout_s)
+        self._plane.fleet.cluster(name)
+        graveyard.require_room(self._plane.fleet)
+        await self._plane.commit(
+            lambda fleet: fleet.with_cluster(replace(fleet.cluster(name), phase=ClusterPhase.DELETING))
+        )
+
+        def gone() -> bool:
+            return all(cluster.name != name for cluster in self._plane.fleet.clusters)
+
+        await self._plane.wait_until(gone, timeout_s, f"deleting {name}")
+        report.passfile(self._plane.config.data_dir, name).unlink(missing_ok=True)
+        self._plane.events.note(EventKind.CLUSTER, name, f"{name} was deleted", name)
+
+    # ---- repairs
+
+    async def look_at_state(self) -> dict[str, Any]:
+        """See repair_state.look; also while no state can be loaded."""
+        return await repair_state.look(self._plane)
+
+    async def repair_state(self, version: int | None) -> list[str]:
+        """Puts a version in force, or makes a state anew from the storage nodes (None); the names of its clusters."""
+        if version is None:
+            return await repair_state.rebuild(self._plane, self._free)
+        await repair_state.choose(self._plane, version)
+        return [cluster.name for cluster in self._plane.fleet.clusters]
+
+    # ---- the graveyard
+
+    async def graveyard(self) -> list[dict[str, Any]]:
+        """The deleted clusters that can be restored, the newest first: see graveyard.report."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return graveyard.report(self._plane.fleet.deleted)
+
+    async def restore(self, entry: str, new_name: str, timeout_s: float) -> str:
+        """Declares a deleted cluster (by its name or volume id) again; the name that it has now.
+
+        Raises UsageError, ConfigurationError, QuorumLostError.
+        """
+        await self.wait_open(timeout_s)
+        if new_name and not NAME.fullmatch(new_name):
+            raise UsageError(f"{new_name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
+        old = graveyard.find(self._plane.fleet, entry).cluster
+        name = new_name or old.name
+        volume_id = old.volume.volume_id
+        fleet = await self._plane.commit(
+            lambda fleet: graveyard.with_restored(fleet, str(volume_id), new_name, self._free)
+        )
+        cluster = fleet.cluster(name)
+        path = report.passfile(self._plane.config.data_dir, name)
+        await asyncio.to_thread(write_passfile, path, SUPERUSERS[cluster.engine], cluster.superuser_password)
+        self._plane.events.note(EventKind.CLUSTER, name, f"{old.name}, which had been deleted, was restored", name)
+        return name
+
+    async def purge(self, entry: str, timeout_s: float) -> None:
+        """Gives a deleted cluster up for good, and waits until the nodes that run have nothing of it any more."""
+        await self.wait_open(timeout_s)
+        record = graveyard.find(self._plane.fleet, entry)
+        volume_id = record.cluster.volume.volume_id
+        await self._plane.commit(lambda fleet: fleet.without_deleted(str(volume_id)))
+        self._plane.events.note(EventKind.CLUSTER, record.cluster.name, "what was kept of it was purged")
+
+        def gone() -> bool:
+            held = {n for v in self._plane.fleet.dropped_volumes if v.volume_id == volume_id for n in _created_on(v)}
+            return not held.intersection(self._plane.processes.nodes)
+
+        await self._plane.wait_until(gone, timeout_s, f"purging {entry}")
+
+    async def set_parameters(self, name: str, changes: Mapping[str, str | None]) -> list[dict[str, Any]]:
+        """See administration.set_parameters."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return await administration.set_parameters(self._plane, name, changes)
+
+    async def repair(self, name: str, kinds: Sequence[str], timeout_s: float) -> None:
+        """See administration.repair."""
+        await self.wait_open(timeout_s)
+        await administration.repair(self._plane, name, kinds, timeout_s)
+
+    async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
+        """Moves the writer in order to a fresh process in another AZ, and waits until it is available."""
+        await self.wait_open(timeout_s)
+        if target is not None:
+            raise UsageError(f"{target} cannot be promoted: there are no readers yet; leave --target out")
+        await move_writer(self._plane, name, timeout_s)
+        await self.wait_available(name, timeout_s)
+
+    # ---- reports
+
+    async def clusters(self) -> list[dict[str, Any]]:
+        """All clusters, a few words each."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return [
+            {
+                "cluster": cluster.name,
+                "engine": cluster.engine,
+                "engine_version": cluster.engine_version,
+                "state": self._state(cluster),
+                "instances": len(cluster.instances),
+                "port": cluster.port,
+            }
+            for cluster in self._plane.fleet.clusters
+        ]
+
+    async def status(self, name: str) -> dict[str, Any]:
+        """The cluster, its instances and the storage nodes, looked at now. Raises UsageError."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        plane = self._plane
+        cluster = plane.fleet.cluster(name)
+        processes = plane.processes
+        instances = dict(processes.instances)
+        nodes = dict(processes.nodes)
+        wanted = [i.instance_id for i in cluster.instances if i.instance_id in instances]
+        statuses = await asyncio.gather(*(self._look(instance_id) for instance_id in wanted))
+        states = await asyncio.gather(*(self._node_state(node_id) for node_id in nodes))
+        addresses = {role: plane.endpoints.address(cluster, role, instances) for role in Role}
+        return report.report_cluster(
+            cluster,
+            plane.fleet,
+            data_dir=plane.config.data_dir,
+            listen_host=plane.config.listen_host,
+            nodes=nodes,
+            instances=instances,
+            statuses=dict(zip(wanted, statuses, strict=True)),
+            node_states={n: state for n, state in zip(nodes, states, strict=True) if state is not None},
+            attempts=plane.attempts,
+            endpoints=report.report_endpoints(
+                cluster, plane.config.data_dir, addresses, await plane.endpoints.states(LOOK_TIMEOUT_S)
+            ),
+            notes=(*plane.notes, *plane.metrics_port.notes),
+            faults=plane.chaos.in_force(),
+            troubles=plane.troubles(),
+        ) | {"metrics": plane.metrics_port.url}
+
+    async def secret(self, name: str) -> str:
+        """The superuser's password, for the passfile on the caller's machine."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return self._plane.fleet.cluster(name).superuser_password
+
+    def trail(self) -> list[tuple[float, str]]:
+        """What was decided and why, oldest first: (unix time in seconds, sentence)."""
+        return list(self._plane.trail)
+
+    def _state(self, cluster: DBCluster) -> str:
+        return report.cluster_state(cluster, self._plane.processes.instances, self._plane.attempts)
+
+    async def _look(self, instance_id: str) -> WriterStatus | None:
+        instance = self._plane.processes.instances.get(instance_id)
+        if instance is None:
+            return None
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                return await instance.process.status()
+        except (TimeoutError, ProcessGoneError):
+            return instance.status
+
+    async def _node_state(self, node_id: str) -> pb.StateReply | None:
+        node = self._plane.processes.nodes[node_id]
+        try:
+            return await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
+        except AuroraError:
+            return None
+
+
+def _created_on(volume: VolumeState) -> set[str]:
+    return {node_id for group in volume.groups for node_id in group.created_on}
+
+
+def _no_volume() -> VolumeState:
+    return VolumeState(uuid4(), 0, 0, ())
+
+
+def _check_same(existing: DBCluster, engine: str, version: str | None) -> None:
+    if engine != existing.engine or (version is not None and version.partition(".")[0] != existing.engine_version):
+        raise UsageError(
+            f"cluster {existing.name!r} exists with {existing.engine} {existing.engine_version}; "
+            f"choose another name for one with {engine} {version or ''}".rstrip()
+        )

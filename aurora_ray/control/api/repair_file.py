@@ -1,0 +1,100 @@
+"""The repair of a fleet's file, from what the storage nodes' directories tell while the fleet is stopped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.control.decide.placement import COPIES
+from aurora_ray.control.model.bootstrap import CONTROL_GROUP_BYTES, CONTROL_PAGE_SIZE, UNKNOWN_FLEET
+from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState, bootstrap
+from aurora_ray.durable import move_file
+from aurora_ray.errors import AuroraError, ConfigurationError
+from aurora_ray.storage.node.offline import known_hosts, read_membership
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from aurora_ray.log.segment_rules import Membership
+    from aurora_ray.regions import Region
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the storage nodes' directories on this machine tell. `memberships`: what each copy of the control volume
+    says of its members; `hosts`: where nodes last answered, as peers noted it; `problems`: copies that do not open."""
+
+    nodes: tuple[str, ...]
+    memberships: Mapping[str, Membership]
+    hosts: Mapping[str, str]
+    problems: Mapping[str, str]
+
+    def report(self) -> dict[str, Any]:
+        """Plain values, for people."""
+        return {
+            "storage_nodes": list(self.nodes),
+            "with_control_state": sorted(self.memberships),
+            "hosts": dict(self.hosts),
+            "problems": dict(self.problems),
+        }
+
+
+def survey(data_dir: Path) -> Survey:
+    """Looks at every storage node's directory of a fleet that is stopped."""
+    memberships: dict[str, Membership] = {}
+    hosts: Counter[tuple[str, str]] = Counter()
+    problems: dict[str, str] = {}
+    paths = sorted(path for path in (data_dir / "nodes").glob("*") if (path / "node").exists())
+    for path in paths:
+        hosts.update(known_hosts(path).items())
+        segment = path / "volumes" / str(CONTROL_VOLUME_ID) / "0"
+        if segment.is_dir():
+            try:
+                memberships[path.name] = read_membership(segment)
+            except AuroraError as error:
+                problems[path.name] = str(error)
+    last = {node: host for (node, host), _ in sorted(hosts.items(), key=lambda item: item[1])}
+    return Survey(tuple(path.name for path in paths), memberships, last, problems)
+
+
+def fleet_of(found: Survey, regions: Mapping[str, Region], region: str | None) -> Fleet:
+    """The fleet as far as its file tells. Raises ConfigurationError if the copies do not tell enough."""
+    if not found.memberships:
+        raise ConfigurationError("no copy of the control volume opens on this machine: no fleet can be told from it")
+    newest = max(found.memberships.values(), key=lambda held: held.number)
+    members = newest.members or _guessed(found)
+    if len(members) != COPIES:
+        raise ConfigurationError(f"the control volume's members are not known: {', '.join(members)} is not all of them")
+    everybody = sorted({*members, *newest.next_members, *found.nodes, *found.hosts})
+    nodes = tuple(StorageNode(n, n.rpartition("-")[0], found.hosts.get(n, "")) for n in everybody)
+    group = Group(0, members, (*members, *newest.next_members), newest.next_members)
+    control = VolumeState(CONTROL_VOLUME_ID, CONTROL_PAGE_SIZE, CONTROL_GROUP_BYTES, (group,), initialised=True)
+    azs = tuple(sorted({node.az for node in nodes}))
+    name = region or _region_of(azs, regions)
+    return Fleet(UNKNOWN_FLEET, name, azs, nodes, control, revision=1)
+
+
+def _guessed(found: Survey) -> tuple[str, ...]:
+    """Copies of the first kind tell no members as long as these never changed: then all that have it are meant."""
+    return tuple(sorted({*found.memberships, *found.problems}))
+
+
+def _region_of(azs: tuple[str, ...], regions: Mapping[str, Region]) -> str:
+    fitting = [name for name, region in regions.items() if set(azs) == set(region.availability_zones)]
+    if len(fitting) != 1:
+        raise ConfigurationError(f"no region has just the AZs {', '.join(azs)}: name the fleet's with --region")
+    return fitting[0]
+
+
+def write_fleet_file(data_dir: Path, fleet: Fleet) -> Path | None:
+    """Puts the file in its place; where the old one was put, if there was one. Raises ConfigurationError."""
+    path = data_dir / bootstrap.FILE_NAME
+    kept = None
+    if path.exists():
+        number = next(n for n in range(1, 1000) if not path.with_name(f"{path.name}.damaged-{n}").exists())
+        kept = path.with_name(f"{path.name}.damaged-{number}")
+        move_file(path, kept)
+    bootstrap.save(data_dir, fleet)
+    return kept

@@ -1,0 +1,1 @@
+"""Pure decisions: what is declared and observed in, actions out."""

@@ -1,0 +1,427 @@
+"""What to do next: declared state, observed state and a clock in, actions out. Nothing here waits, calls or remembers.
+
+`decide` is run every quarter of a second and after every event. It is level-triggered: it looks at what is, never at
+what happened, so a control plane that was killed in the middle of anything goes on from wherever things stand. An
+action says in a sentence why it is taken; what has to wait says why in a note. Each action has a `key`, and of one key
+one action runs at a time; one that failed is tried again after a delay that doubles up to a bound (`Attempt`).
+
+The order of things is given by preconditions alone:
+
+- storage nodes run, know each other's addresses and have the segments that are declared for them (`StartNode`,
+  `TellNodes`, `CreateSegments`);
+- the control volume is opened once a write quorum of it runs; until then the fleet is the one of the local file, which
+  has nodes but no clusters (`OpenControl`);
+- an instance's process is started at any time, because starting processes is slow, but the instance is opened only
+  when a write quorum of every group of its volume runs (`StartInstance`, `OpenInstance`). An instance whose engine or
+  mount ended is opened again in the same process; nothing of the old incarnation is used again;
+- a volume on which an engine serves is noted to be complete, whoever had it opened (`NoteInitialised`);
+- repairs that an engine's opening made are not asked for again, whoever had it opened (`NoteRepaired`);
+- a volume that fills up gets another group before it is full (`AllocateGroup`), which is given to the writer once a
+  write quorum of nodes has the segments (`AddGroup`);
+- a cluster that shall go loses its instances first, then its declaration, then its segments (`StopInstance`,
+  `ForgetCluster`, `DropVolumes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import assert_never
+from uuid import UUID
+
+from aurora_ray.control.decide.placement import WRITE_QUORUM, quorum_up
+from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen, Observed
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, Role, VolumeState
+
+GROW_BELOW_FREE = 0.25  # of one group's bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOrder:
+    """Segments that a node shall have of one volume."""
+
+    volume_id: UUID
+    page_size: int
+    groups: tuple[int, ...]
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do, and why."""
+
+    why: str
+
+    @property
+    def key(self) -> Key:
+        """Actions of one key exclude each other."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class StartNode(Action):
+    """Start the storage node's process in its AZ, on its own directory."""
+
+    node_id: str
+
+    @property
+    def key(self) -> Key:
+        """One process a node."""
+        return key(Kind.NODE, self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class TellNodes(Action):
+    """Give these running nodes the addresses of all."""
+
+    node_ids: tuple[str, ...]
+    addresses: Addresses
+
+    @property
+    def key(self) -> Key:
+        """One round at a time."""
+        return key(Kind.PEERS)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSegments(Action):
+    """Have a running node make the segments that it shall have and never had."""
+
+    node_id: str
+    segments: tuple[SegmentOrder, ...]
+
+    @property
+    def key(self) -> Key:
+        """One a node at a time."""
+        return key(Kind.SEGMENTS, self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenControl(Action):
+    """Open the control volume (which fences an older control plane) and load the declared state."""
+
+    @property
+    def key(self) -> Key:
+        """There is one."""
+        return key(Kind.CONTROL)
+
+
+@dataclass(frozen=True, slots=True)
+class StartInstance(Action):
+    """Start the process of an instance in its AZ."""
+
+    cluster: str
+    instance_id: str
+
+    @property
+    def key(self) -> Key:
+        """Shared by all that changes an instance."""
+        return key(Kind.INSTANCE, self.instance_id)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInstance(Action):
+    """Seal the volume, mount it, start the engine. `initialise`: nobody has noted yet that it holds a data directory;
+    if it is empty, it gets one."""
+
+    cluster: str
+    instance_id: str
+    initialise: bool
+
+    @property
+    def key(self) -> Key:
+        """Shared by all that changes an instance."""
+        return key(Kind.INSTANCE, self.instance_id)
+
+
+@dataclass(frozen=True, slots=True)
+class NoteInitialised(Action):
+    """Note that a cluster's volume holds a complete data directory: an engine serves on it."""
+
+    cluster: str
+    volume_id: UUID
+
+    @property
+    def key(self) -> Key:
+        """Per cluster."""
+        return key(Kind.INITIALISED, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRepaired(Action):
+    """Note that these repairs of a cluster are made: an engine serves that was opened with them."""
+
+    cluster: str
+    made: frozenset[str]
+
+    @property
+    def key(self) -> Key:
+        """Per cluster."""
+        return key(Kind.REPAIRED, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class StopInstance(Action):
+    """Stop the engine and end the process."""
+
+    instance_id: str
+
+    @property
+    def key(self) -> Key:
+        """Shared by all that changes an instance."""
+        return key(Kind.INSTANCE, self.instance_id)
+
+
+@dataclass(frozen=True, slots=True)
+class TellInstance(Action):
+    """Give a writer the new addresses of the storage nodes."""
+
+    instance_id: str
+    addresses: Addresses
+
+    @property
+    def key(self) -> Key:
+        """Its own key: it must not wait for an opening that itself waits for a node."""
+        return key(Kind.TELL, self.instance_id)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateGroup(Action):
+    """Declare another protection group of a cluster's volume."""
+
+    cluster: str
+    group: int
+
+    @property
+    def key(self) -> Key:
+        """One growth of a volume at a time."""
+        return key(Kind.GROW, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class AddGroup(Action):
+    """Give a declared group to the writer."""
+
+    cluster: str
+    instance_id: str
+    group: Group
+
+    @property
+    def key(self) -> Key:
+        """One growth of a volume at a time."""
+        return key(Kind.GROW, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetCluster(Action):
+    """Take a cluster without instances out of the declared state."""
+
+    cluster: str
+
+    @property
+    def key(self) -> Key:
+        """Per cluster."""
+        return key(Kind.CLUSTER, self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class DropVolumes(Action):
+    """Have a node delete its segments of volumes that are no longer declared."""
+
+    node_id: str
+    volume_ids: tuple[UUID, ...]
+
+    @property
+    def key(self) -> Key:
+        """Per node."""
+        return key(Kind.DROP, self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one cycle decided: actions to start now, and sentences about what has to wait."""
+
+    actions: tuple[Action, ...]
+    notes: tuple[str, ...]
+
+
+def decide(fleet: Fleet, observed: Observed, now_s: float, *, further: Iterable[Action | str] = ()) -> Plan:
+    """One cycle. `now_s` is any monotonic clock, the same that made `Attempt.not_before_s`. `further`: what others want
+    done, under the same rules."""
+    actions: list[Action] = []
+    notes: list[str] = []
+    for item in chain(_wanted(fleet, observed), further):
+        if isinstance(item, str):
+            notes.append(item)
+            continue
+        attempt = observed.attempts.get(item.key)
+        if item.key in observed.busy | observed.held or any(item.key == other.key for other in actions):
+            continue
+        if attempt is not None and attempt.not_before_s > now_s:
+            notes.append(f"{item.key} waits for its next attempt: {attempt.error}")
+            continue
+        actions.append(item)
+    return Plan(tuple(actions), tuple(notes))
+
+
+def _wanted(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    yield from _nodes(fleet, observed)
+    if not observed.control_open:
+        yield from _control(fleet, observed)
+    for cluster in fleet.clusters:
+        if cluster.phase is ClusterPhase.DELETING:
+            yield from _deletion(cluster, observed)
+            continue
+        for instance in cluster.instances:
+            yield from _instance(cluster, instance, observed)
+        if observed.control_open:
+            yield from _growth(cluster, observed)
+    yield from _orphans(fleet, observed)
+    yield from _dropped(fleet, observed)
+
+
+# ---- storage nodes
+
+
+def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    addresses = observed.addresses()
+    for node in fleet.nodes:
+        seen = observed.nodes.get(node.node_id)
+        if seen is None:
+            if not fleet.is_done_with(node):
+                yield StartNode(f"storage node {node.node_id} does not run", node.node_id)
+            continue
+        orders, lost = _segments(fleet, node.node_id, seen)
+        if lost:
+            yield f"storage node {node.node_id} lacks its copies of {lost} protection group{'' if lost == 1 else 's'}"
+        if orders:
+            count = sum(len(order.groups) for order in orders)
+            yield CreateSegments(f"{node.node_id} shall hold {count} more segments", node.node_id, orders)
+    ignorant = tuple(sorted(node_id for node_id, seen in observed.nodes.items() if seen.told != addresses))
+    if ignorant:
+        why = f"{len(ignorant)} of the {len(addresses)} running storage nodes do not know where the others answer"
+        yield TellNodes(why, ignorant, addresses)
+
+
+def _segments(fleet: Fleet, node_id: str, seen: NodeSeen) -> tuple[tuple[SegmentOrder, ...], int]:
+    """The segments to create on a node, and how many it had once and has no longer."""
+    orders: list[SegmentOrder] = []
+    for volume in fleet.volumes():
+        by_members: dict[tuple[str, ...], list[int]] = {}
+        for group in volume.groups:
+            if node_id in group.node_ids and node_id not in group.created_on:
+                by_members.setdefault(group.node_ids, []).append(group.group)
+        orders.extend(
+            SegmentOrder(volume.volume_id, volume.page_size, tuple(groups), members)
+            for members, groups in by_members.items()
+        )
+    return tuple(orders), len(lacking(fleet, node_id, seen))
+
+
+def lacking(fleet: Fleet, node_id: str, seen: NodeSeen) -> frozenset[tuple[UUID, int]]:
+    """The groups (volume, number) whose copies a running node had and has no longer."""
+    had = {(v.volume_id, g.group) for v in fleet.volumes() for g in v.groups if node_id in g.created_on}
+    return frozenset(had - seen.segments)
+
+
+def _control(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    waits = _waits_for(fleet.control_volume, observed)
+    yield waits or OpenControl("a write quorum of the control volume runs and its state is not loaded")
+
+
+def _waits_for(volume: VolumeState, observed: Observed) -> str:
+    """Why the volume cannot be opened yet, or an empty string."""
+    for group in volume.groups:
+        ready = observed.holders(volume, group)
+        if not quorum_up(group, ready):
+            return (
+                f"volume {volume.volume_id} waits: {len(ready)} of the {len(group.placement.all_node_ids)} copies "
+                f"of group {group.group} run, {WRITE_QUORUM} are needed"
+            )
+    return ""
+
+
+# ---- clusters
+
+
+def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
+    match instance.role:
+        case Role.WRITER:
+            yield from _writer(cluster, instance, observed)
+        case Role.READER | Role.STATIC | Role.REPLICA:
+            # Opened as a writer it would seal out the real one.
+            yield f"{instance.instance_id} of {cluster.name} is not started: nothing can run a {instance.role} yet"
+        case _:
+            assert_never(instance.role)
+
+
+def _writer(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
+    seen = observed.instances.get(instance.instance_id)
+    if seen is None:
+        why = f"{instance.role} {instance.instance_id} of {cluster.name} has no process"
+        yield StartInstance(why, cluster.name, instance.instance_id)
+        return
+    if seen.phase in (InstancePhase.OPENING, InstancePhase.STOPPING):
+        return
+    if seen.phase is InstancePhase.AVAILABLE:
+        if not cluster.volume.initialised and observed.control_open:
+            why = f"{instance.instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
+            yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
+        made = seen.repaired.intersection(cluster.repairs)
+        if made and observed.control_open:
+            yield NoteRepaired(f"{instance.instance_id} serves and was repaired", cluster.name, made)
+        if seen.told != observed.addresses():
+            why = f"{instance.instance_id} does not know where all running storage nodes answer"
+            yield TellInstance(why, instance.instance_id, observed.addresses())
+        return
+    waits = _waits_for(cluster.volume, observed)
+    if waits or not observed.control_open:
+        yield f"{instance.instance_id} is not opened: {waits or 'the control state is not loaded'}"
+        return
+    why = f"{instance.instance_id} shall run and is {seen.phase}" + (f" ({seen.reason})" if seen.reason else "")
+    yield OpenInstance(why, cluster.name, instance.instance_id, initialise=not cluster.volume.initialised)
+
+
+def _growth(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
+    writer = cluster.writer()
+    seen = observed.instances.get(writer.instance_id)
+    if seen is None or seen.phase is not InstancePhase.AVAILABLE:
+        return
+    for group in cluster.volume.groups:
+        if group.group in seen.groups:
+            continue
+        if not quorum_up(group, observed.holders(cluster.volume, group)):
+            yield f"group {group.group} of {cluster.name} waits for {WRITE_QUORUM} nodes that have its segments"
+            return
+        why = f"{writer.instance_id} does not use group {group.group} yet"
+        yield AddGroup(why, cluster.name, writer.instance_id, group)
+        return
+    if seen.free_bytes is not None and seen.free_bytes < cluster.volume.group_bytes * GROW_BELOW_FREE:
+        why = f"the volume of {cluster.name} has only {seen.free_bytes} bytes left"
+        yield AllocateGroup(why, cluster.name, len(cluster.volume.groups))
+
+
+def _deletion(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
+    running = [i.instance_id for i in cluster.instances if i.instance_id in observed.instances]
+    for instance_id in running:
+        yield StopInstance(f"cluster {cluster.name} shall be deleted", instance_id)
+    if not running:
+        yield ForgetCluster(f"cluster {cluster.name} shall be deleted and has no process left", cluster.name)
+
+
+def _orphans(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    declared = {instance.instance_id for cluster in fleet.clusters for instance in cluster.instances}
+    if not observed.control_open:
+        return
+    for instance_id in observed.instances:
+        if instance_id not in declared:
+            yield StopInstance(f"instance {instance_id} is not declared", instance_id)
+
+
+def _dropped(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    for node_id in observed.nodes:
+        gone = tuple(v.volume_id for v in fleet.dropped_volumes if any(node_id in g.created_on for g in v.groups))
+        if gone:
+            yield DropVolumes(f"{node_id} still has segments of {len(gone)} deleted volumes", node_id, gone)

@@ -1,0 +1,1 @@
+"""What is declared and what is known, as data, and where it is kept."""

@@ -1,0 +1,93 @@
+"""What is known to be: the storage nodes, instances and the control volume, as the control plane has seen them last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+from aurora_ray.control.model.attempt import Attempt
+from aurora_ray.control.model.keys import Key
+from aurora_ray.control.model.state import Group, VolumeState
+from aurora_ray.volume.spec import GroupPlacement
+
+
+class InstancePhase(StrEnum):
+    """Where an instance's process stands."""
+
+    IDLE = "idle"
+    OPENING = "opening"
+    AVAILABLE = "available"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+Addresses = tuple[tuple[str, str], ...]
+"""Sorted pairs of node id and host:port."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A storage node that runs. `told` are the addresses it was last given, `segments` the groups it has, `refilling`
+    those that it had lost and is getting back from its peers. `silent`: it does not answer."""
+
+    address: str
+    pid: int
+    host: str
+    told: Addresses = ()
+    segments: frozenset[tuple[UUID, int]] = frozenset()
+    refilling: frozenset[tuple[UUID, int]] = frozenset()
+    silent: bool = False
+
+
+class Ailment(StrEnum):
+    """Why a storage node is not what it shall be."""
+
+    UNREACHABLE = "unreachable"  # it has no process, or one that does not answer
+    DATA_GONE = "without its data"  # it runs, lacks copies that it had, and is not getting them back
+
+
+@dataclass(frozen=True, slots=True)
+class Ailing:
+    """A storage node that is not well, or was not a moment ago (`over`); `since_s` by the clock of `decide`."""
+
+    ailment: Ailment
+    since_s: float
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSeen:
+    """An instance whose process runs."""
+
+    phase: InstancePhase
+    reason: str = ""
+    told: Addresses = ()
+    groups: frozenset[int] = frozenset()
+    free_bytes: int | None = None  # of the groups it has; None: not known
+    placements: tuple[GroupPlacement, ...] = ()  # who holds them, as the writer goes by it
+    repaired: frozenset[str] = frozenset()  # the repairs that its opening made
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is known to be. Processes that do not run are not in the maps."""
+
+    nodes: Mapping[str, NodeSeen] = field(default_factory=dict)
+    instances: Mapping[str, InstanceSeen] = field(default_factory=dict)
+    control_open: bool = False
+    busy: frozenset[Key] = frozenset()
+    held: frozenset[Key] = frozenset()  # keys of what must not be done now, although nothing of the kind goes on
+    attempts: Mapping[Key, Attempt] = field(default_factory=dict)
+    control_placements: tuple[GroupPlacement, ...] = ()  # of the control volume, while it is open
+    ailing: Mapping[str, Ailing] = field(default_factory=dict)  # by storage node
+
+    def addresses(self) -> Addresses:
+        """Where the running storage nodes answer."""
+        return tuple(sorted((node_id, node.address) for node_id, node in self.nodes.items()))
+
+    def holders(self, volume: VolumeState, group: Group) -> set[str]:
+        """The nodes that run and have their copy of the group: one that lost it is none of them."""
+        key = (volume.volume_id, group.group)
+        return {n for n in group.created_on if n in self.nodes and key in self.nodes[n].segments}

@@ -1,0 +1,214 @@
+"""The control plane's look at the processes of instances: which of them hang.
+
+An end is seen by the watches of `Processes`; a process that is there and does nothing (stopped, stuck) is not. So each
+is asked for its status now and then, and `compute.health` says what its silence means. If the control plane was itself
+delayed, the rule takes that off; if the volume has no write quorum, a new writer would not be better off, so nobody is
+replaced for that. A writer that has redo and cannot make it durable for `ISOLATED_AFTER_S`, while a write quorum of
+nodes answers *us*, is cut off from them and is replaced as well.
+
+A process that hangs is killed, never asked: the volume's seal keeps it from writing whatever it does, and what takes
+its place starts in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.health import HealthRules
+from aurora_ray.compute.watch import Watch, Watched
+from aurora_ray.control.decide.placement import quorum_up
+from aurora_ray.control.decide.reconcile import Action
+from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.errors import AuroraError
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model.state import VolumeState
+    from aurora_ray.control.observe.processes import Instance
+    from aurora_ray.control.plane import ControlPlane
+
+STATE_TIMEOUT_S: Final = 0.4
+ISOLATED_AFTER_S: Final = 8.0
+GONE_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class KillInstance(Action):
+    """End the process of an instance at once, whatever state it is in."""
+
+    instance_id: str
+
+    @property
+    def key(self) -> Key:
+        """A key of its own: whatever else goes on with the instance hangs with it."""
+        return key(Kind.KILL, self.instance_id)
+
+
+class Isolation:
+    """Pure: for how long a writer has been waiting for storage that answers others. `now_s` is any monotonic time."""
+
+    def __init__(self) -> None:
+        self.good_s = 0.0  # the last look that found all well
+        self._vdl = -1
+        self._since_s: float | None = None
+
+    def waits(self, status: WriterStatus, now_s: float) -> float:
+        """Seconds that redo has been waiting without any of it becoming durable; 0 while all is well."""
+        waiting = status.phase is WriterPhase.AVAILABLE and status.tail_lsn > status.vdl == self._vdl
+        self._vdl = status.vdl
+        if not waiting:
+            self.good_s, self._since_s = now_s, None
+            return 0.0
+        if self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s
+
+    def storage_is_down(self) -> None:
+        """Others are not better off: the waiting does not count."""
+        self._since_s = None
+
+
+@dataclass(slots=True)
+class _Patient:
+    instance: Instance
+    watch: Watch
+    hung: str = ""
+
+
+class Heartbeats:
+    """Belongs to the control plane's event loop."""
+
+    def __init__(self, plane: ControlPlane, rules: HealthRules) -> None:
+        self._plane = plane
+        self._rules = rules
+        self._patients: dict[str, _Patient] = {}
+
+    def good_at_ns(self, instance_id: str) -> int:
+        """When the instance's process was last known to be good, Unix time; 0: not known."""
+        patient = self._patients.get(instance_id)
+        return patient.watch.good_at_ns if patient is not None else 0
+
+    def wanted(self) -> Iterator[Action | str]:
+        """Actions, as in `reconcile`; begins to watch whoever is new."""
+        instances = self._plane.processes.instances
+        for instance_id in [i for i, p in self._patients.items() if instances.get(i) is not p.instance]:
+            del self._patients[instance_id]
+        for instance_id, instance in instances.items():
+            if instance_id not in self._patients:
+                self._begin(instance_id, instance)
+            elif hung := self._patients[instance_id].hung:
+                yield KillInstance(f"the process of {instance_id} is hung: {hung}", instance_id)
+
+    async def perform(self, action: KillInstance) -> None:
+        """Kills it and waits until it is gone. Raises ProcessGoneError if it does not go."""
+        instance = self._plane.processes.instances.get(action.instance_id)
+        if instance is None:
+            return
+        # From now on nothing is led to it and nothing is asked of it.
+        instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING, reason=action.why)
+        self._plane.notify()
+        await instance.process.abort()
+        try:
+            async with asyncio.timeout(GONE_TIMEOUT_S):
+                await instance.process.wait_gone()
+        except TimeoutError:
+            raise ProcessGoneError(f"the process of {action.instance_id} was killed and is still there") from None
+
+    def _begin(self, instance_id: str, instance: Instance) -> None:
+        asked: list[asyncio.Task[WriterStatus | None]] = []
+        isolation = Isolation()
+
+        async def ask(timeout_s: float) -> bool:
+            if not asked:  # one question at a time, so that they do not pile up over there
+                asked.append(asyncio.create_task(instance.process.status(), name=f"heartbeat {instance_id}"))
+            done, _ = await asyncio.wait(asked, timeout=timeout_s)
+            if not done:
+                return False
+            heard = asked.pop()
+            if heard.cancelled():
+                return False
+            error = heard.exception()
+            if isinstance(error, ProcessGoneError):
+                return True  # that is seen elsewhere
+            if error is None:
+                await self._look_at_isolation(instance_id, isolation, heard.result())
+            return error is None
+
+        watched = Watched(instance_id, ask, lambda: instance.process.local_pid, self._storage_of(instance_id))
+        patient = self._patients[instance_id] = _Patient(instance, Watch(watched, self._rules))
+
+        async def watch() -> None:
+            waiting = asyncio.create_task(patient.watch.wait_hung(), name=f"heartbeats {instance_id}")
+            gone = asyncio.create_task(instance.process.wait_gone(), name=f"end of {instance_id}")
+            try:
+                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done() and not gone.done():
+                    patient.hung = waiting.result().why
+                    self._plane.hung(instance_id, patient.hung)
+                    self._plane.notify()
+                else:
+                    gone.result()
+            finally:
+                for task in (waiting, gone, *asked):
+                    task.cancel()
+                await asyncio.gather(waiting, gone, *asked, return_exceptions=True)
+                asked.clear()
+
+        self._plane.processes.tasks.watch(watch, f"heartbeats {instance_id}")
+
+    async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: WriterStatus | None) -> None:
+        if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:
+            return
+        patient = self._patients.get(instance_id)
+        volume = self._volume_of(instance_id)
+        if patient is None or patient.hung or volume is None:
+            return
+        nodes = list(self._plane.processes.nodes)
+        answers = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
+        answering = {node_id for node_id, vdl in zip(nodes, answers, strict=True) if vdl is not None}
+        if not all(quorum_up(group, answering) for group in volume.groups):
+            isolation.storage_is_down()
+            return
+        patient.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
+        good_ago_s = asyncio.get_running_loop().time() - isolation.good_s
+        self._plane.hung(instance_id, patient.hung, time.time_ns() - int(good_ago_s * 1e9))
+        self._plane.notify()
+
+    def _volume_of(self, instance_id: str) -> VolumeState | None:
+        declared = ((c.volume, i) for c in self._plane.fleet.clusters for i in c.instances)
+        return next((volume for volume, instance in declared if instance.instance_id == instance_id), None)
+
+    def _storage_of(self, instance_id: str) -> Callable[[], asyncio.Future[tuple[int, bool]]]:
+        """The VDL as the nodes know it, and whether too few of them run for anyone to write."""
+
+        async def look() -> tuple[int, bool]:
+            plane = self._plane
+            volume = self._volume_of(instance_id)
+            if volume is None:
+                return 0, False
+            nodes = dict(plane.processes.nodes)
+            vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
+            # Whoever hears nobody at all is cut off itself, and knows nothing of others.
+            deaf = all(vdl is None for vdl in vdls)
+            stalled = deaf or not all(quorum_up(group, set(nodes)) for group in volume.groups)
+            return max((vdl or 0 for vdl in vdls), default=0), stalled
+
+        return lambda: asyncio.ensure_future(look())
+
+    async def _vdl(self, node_id: str, volume: VolumeState) -> int | None:
+        """None if the node does not answer."""
+        node = self._plane.processes.nodes.get(node_id)
+        if node is None:
+            return None
+        try:
+            reply = await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=STATE_TIMEOUT_S)
+        except AuroraError:
+            return None
+        mine = [v for v in reply.volumes if v.volume == volume.volume_id.bytes]
+        return max((int(s.vdl) for v in mine for s in v.segments), default=0)

@@ -1,0 +1,115 @@
+"""Whether the control plane reaches an instance's process: the instance's side of a partition made on purpose.
+
+Storage nodes have a gate in their servers (see rpc.partition); instances are asked by Ray, so here the gate is with the
+one who asks. While it is shut, no question gets through and no answer or news of an end comes back; all of that happens
+once the partition is healed. What whoever made the partition does itself (signals) is no question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from aurora_ray.compute.config import Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.control.model.runtime import InstanceProcess
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+T = TypeVar("T")
+
+
+class Reachable:
+    """An InstanceProcess with a gate before it; open at first. Belongs to one event loop."""
+
+    def __init__(self, process: InstanceProcess) -> None:
+        self._process = process
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def cut(self, *, off: bool) -> None:
+        """Shuts the gate, or opens it."""
+        if off:
+            self._open.clear()
+        else:
+            self._open.set()
+
+    async def _through(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The gate is passed on the way there and on the way back, by errors too."""
+        await self._open.wait()
+        try:
+            answer = await ask()
+        except Exception:
+            await self._open.wait()
+            raise
+        await self._open.wait()
+        return answer
+
+    @property
+    def host(self) -> str:
+        """See InstanceProcess."""
+        return self._process.host
+
+    @property
+    def pid(self) -> int:
+        """See InstanceProcess."""
+        return self._process.pid
+
+    @property
+    def local_pid(self) -> int | None:
+        """See InstanceProcess. Who is cut off cannot look at it from beside, either."""
+        return self._process.local_pid if self._open.is_set() else None
+
+    async def wait_gone(self) -> str:
+        """See InstanceProcess."""
+        return await self._through(self._process.wait_gone)
+
+    async def open(self, config: WriterConfig) -> Opened:
+        """See InstanceProcess."""
+        return await self._through(lambda: self._process.open(config))
+
+    async def wait_ended(self) -> Outcome:
+        """See InstanceProcess."""
+        return await self._through(self._process.wait_ended)
+
+    async def status(self) -> WriterStatus | None:
+        """See InstanceProcess."""
+        return await self._through(self._process.status)
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """See InstanceProcess."""
+        await self._through(lambda: self._process.configure(parameters))
+
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """See InstanceProcess."""
+        await self._through(lambda: self._process.update_nodes(nodes))
+
+    async def add_group(self, placement: GroupPlacement) -> None:
+        """See InstanceProcess."""
+        await self._through(lambda: self._process.add_group(placement))
+
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See InstanceProcess."""
+        return await self._through(lambda: self._process.change_members(placement, filled))
+
+    async def metrics(self, timeout_s: float) -> bytes:
+        """See InstanceProcess."""
+        return await self._through(lambda: self._process.metrics(timeout_s))
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """See InstanceProcess."""
+        return await self._through(lambda: self._process.first_write(after_ns, timeout_s))
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """See InstanceProcess; partition or not."""
+        return await self._process.signal(signo, resume_after_s)
+
+    async def abort(self) -> None:
+        """See InstanceProcess."""
+        await self._through(self._process.abort)
+
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
+        """See InstanceProcess."""
+        async with asyncio.timeout(timeout_s):
+            await self._open.wait()
+        await self._process.end(fast=fast, destroy=destroy, timeout_s=timeout_s, replaced=replaced)

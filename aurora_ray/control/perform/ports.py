@@ -1,0 +1,38 @@
+"""TCP ports for clusters: which are given out, and which are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.engine.network import claim_port
+from aurora_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model.state import Fleet
+
+FIRST_PORT: Final = 15432  # below the ports that the kernel hands out, so that nobody else gets ours by accident
+PORTS: Final = 1000
+
+
+def free_ports(fleet: Fleet, host: str, count: int, *, after: int = 0) -> list[int]:
+    """Ports that no cluster has and on which this machine can listen now, those above `after` first.
+
+    Raises ConfigurationError if there are too few.
+    """
+    taken = {port for c in fleet.clusters for port in (c.port, c.reader_port, *(i.port for i in c.instances))}
+    free: list[int] = []
+    for port in _in_turn(after):
+        if port not in taken:
+            with suppress(ConfigurationError):
+                free.append(claim_port(host, port))
+        if len(free) == count:
+            return free
+    raise ConfigurationError(f"too few of the ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are free")
+
+
+def _in_turn(after: int) -> Iterator[int]:
+    ports = range(FIRST_PORT, FIRST_PORT + PORTS)
+    yield from (port for port in ports if port > after)
+    yield from (port for port in ports if port <= after)

@@ -1,0 +1,1 @@
+"""What is told: status, events, metrics, traces of failovers."""

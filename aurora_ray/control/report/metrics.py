@@ -1,0 +1,150 @@
+"""All metrics of a fleet as one Prometheus text: what processes count, what storage nodes and endpoints tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+from aurora_ray import telemetry
+from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.control.observe.space import space_troubles
+from aurora_ray.errors import AuroraError
+from aurora_ray.telemetry.fleet_metrics import family, merge
+
+if TYPE_CHECKING:
+    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.observe.processes import Instance
+    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.endpoint.host import EndpointState
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+
+LOOK_TIMEOUT_S: Final = 2.0
+REFUSED: Final = "refused_"  # how a storage node's counters of refusals begin
+
+Sample = tuple[Mapping[str, str], float]
+
+_ENDPOINT_FAMILIES: Final = (
+    ("open", "gauge", "Sessions that are relayed"),
+    ("held", "gauge", "Connections that wait for a target"),
+    ("accepted", "counter", "Connections accepted"),
+    ("refused", "counter", "Connections refused, as there were too many"),
+    ("expired", "counter", "Connections that waited too long for a target"),
+    ("cut", "counter", "Sessions reset because their target was withdrawn"),
+)
+_SEGMENT_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
+    ("aurora_storage_scl_bytes", "Segment complete LSN", lambda segment: segment.scl),
+    ("aurora_storage_vdl_bytes", "The highest volume durable LSN that a copy knows", lambda segment: segment.vdl),
+    ("aurora_storage_promised_epoch", "Lower ones cannot append", lambda segment: segment.promised_epoch),
+    ("aurora_storage_installed_epoch", "Whose history a copy has", lambda segment: segment.installed_epoch),
+    ("aurora_storage_damaged_items", "Found damaged and not yet repaired", lambda segment: segment.damaged_items),
+)
+_COPY_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
+    ("aurora_storage_repair_running", "1 while a copy is being made from peers", lambda copy: copy.running),
+    ("aurora_storage_repair_copied_bytes", "Of the last or running copy from peers", lambda copy: copy.bytes_copied),
+    ("aurora_storage_repair_total_bytes", "Size of the last or running copy", lambda copy: copy.bytes_total),
+)
+
+
+async def fleet_metrics(plane: ControlPlane) -> bytes:
+    """Whoever does not answer in time is left out."""
+    instances, nodes = dict(plane.processes.instances), dict(plane.processes.nodes)
+    texts, states, endpoints = await asyncio.gather(
+        asyncio.gather(*(_of_instance(instance) for instance in instances.values())),
+        asyncio.gather(*(_state(plane, node_id) for node_id in nodes)),
+        plane.endpoints.states(LOOK_TIMEOUT_S),
+    )
+    expositions: list[tuple[Mapping[str, str], bytes]] = [({"process": "control"}, telemetry.exposition())]
+    expositions += [({"process": name}, text) for name, text in zip(instances, texts, strict=True)]
+    known = {node_id: state for node_id, state in zip(nodes, states, strict=True) if state is not None}
+    declared = [node.node_id for node in plane.fleet.nodes]
+    parts = (_clusters(plane, known), _endpoints(endpoints), _storage(known, declared), _segments(known))
+    return merge(expositions) + b"".join(chain.from_iterable(parts))
+
+
+async def _of_instance(instance: Instance) -> bytes:
+    try:
+        return await instance.process.metrics(LOOK_TIMEOUT_S)
+    except (ProcessGoneError, TimeoutError):
+        return b""
+
+
+async def _state(plane: ControlPlane, node_id: str) -> pb.StateReply | None:
+    node = plane.processes.nodes.get(node_id)
+    if node is None:
+        return None
+    try:
+        return await plane.processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
+    except AuroraError:
+        return None
+
+
+def _clusters(plane: ControlPlane, states: Mapping[str, pb.StateReply]) -> Iterable[bytes]:
+    vdls: list[Sample] = []
+    epochs: list[Sample] = []
+    up: list[Sample] = []
+    statuses: list[WriterStatus | None] = []
+    for cluster in plane.fleet.clusters:
+        labels = {"cluster": cluster.name}
+        instance = plane.processes.instances.get(cluster.writer().instance_id)
+        status = plane.processes.last_status(cluster.writer().instance_id)
+        statuses.append(status)
+        up.append((labels, float(instance is not None and instance.seen.phase == "available")))
+        if status is not None:
+            vdls.append((labels, float(status.vdl)))
+            epochs.append((labels, float(status.epoch)))
+    yield family("aurora_cluster_up", "gauge", "1 while the writer accepts statements", up)
+    yield family("aurora_cluster_vdl_bytes", "gauge", "Volume durable LSN, as last looked at", vdls)
+    yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
+    told = [*plane.troubles(), *space_troubles(states), *(t for s in statuses if s is not None for t in s.troubles)]
+    counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
+    troubles = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
+    yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", troubles)
+
+
+def _endpoints(states: Mapping[str, EndpointState]) -> Iterable[bytes]:
+    for name, kind, words in _ENDPOINT_FAMILIES:
+        samples = [({"endpoint": one.name}, float(getattr(one.stats, name))) for one in states.values()]
+        suffix = "_total" if kind == "counter" else ""
+        yield family(f"aurora_endpoint_sessions_{name}{suffix}", kind, words, samples)
+
+
+def _storage(states: Mapping[str, pb.StateReply], declared: Iterable[str]) -> Iterable[bytes]:
+    up = [({"node": node_id}, float(node_id in states)) for node_id in declared]
+    yield family("aurora_storage_up", "gauge", "1 for a storage node that answers", up)
+    disk = [({"node": node_id}, float(state.disk_bytes)) for node_id, state in states.items()]
+    yield family("aurora_storage_disk_bytes", "gauge", "On a node's disk", disk)
+    refused: list[Sample] = []
+    events: list[Sample] = []
+    for node_id, state in states.items():
+        for name, count in sorted(state.counters.items()):
+            reason = name.removeprefix(REFUSED)
+            if reason != name:
+                refused.append(({"node": node_id, "reason": reason}, float(count)))
+            else:
+                events.append(({"node": node_id, "event": name}, float(count)))
+    yield family("aurora_storage_refused_total", "counter", "Appends and other calls refused, by reason", refused)
+    yield family("aurora_storage_events_total", "counter", "Everything else that storage nodes count", events)
+
+
+def _segments(states: Mapping[str, pb.StateReply]) -> Iterable[bytes]:
+    """A sample a copy of a protection group."""
+    held = [
+        ({"node": node_id, "volume": volume.volume.hex(), "group": str(segment.group)}, segment)
+        for node_id, state in states.items()
+        for volume in state.volumes
+        for segment in volume.segments
+    ]
+    ends: dict[tuple[str, str], int] = {}  # of what any copy has
+    for labels, segment in held:
+        key = labels["volume"], labels["group"]
+        ends[key] = max(ends.get(key, 0), segment.scl)
+    for name, words, value in _SEGMENT_FAMILIES:
+        yield family(name, "gauge", words, [(labels, float(value(segment))) for labels, segment in held])
+    lag = [(labels, float(ends[labels["volume"], labels["group"]] - segment.scl)) for labels, segment in held]
+    yield family("aurora_storage_lag_bytes", "gauge", "Of log that another copy has and this one lacks", lag)
+    copies = [(labels, segment.copy) for labels, segment in held if segment.HasField("copy")]
+    for name, words, progress in _COPY_FAMILIES:
+        yield family(name, "gauge", words, [(labels, float(progress(copy))) for labels, copy in copies])

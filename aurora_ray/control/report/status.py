@@ -1,0 +1,254 @@
+"""What users are shown: plain dictionaries with the keys of the command line's JSON. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from aurora_ray.compute.engines import SUPERUSERS
+from aurora_ray.control.decide.reconcile import lacking
+from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.model.state import (
+    ClusterPhase,
+    DBCluster,
+    DBInstance,
+    Fleet,
+    Group,
+    Role,
+    StorageNode,
+    VolumeState,
+)
+from aurora_ray.control.observe.space import REFUSING, space_troubles
+from aurora_ray.control.perform.endpoints import address_of, cluster_endpoint, reader_endpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.control.model.attempt import Attempt
+    from aurora_ray.control.observe.processes import Instance, Node
+    from aurora_ray.endpoint.host import EndpointState
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+    from aurora_ray.troubles import Trouble
+
+VOLUME_BYTES_MAX: Final = 128 << 40
+
+
+def passfile(data_dir: Path, cluster: str) -> Path:
+    """Where the password of a cluster's superuser lies, for clients on this machine."""
+    return data_dir / "passfiles" / f"{cluster}.pgpass"
+
+
+def dsn(cluster: DBCluster, host: str, port: int, data_dir: Path) -> str:
+    """A connection string without a secret in it."""
+    name = f"[{host}]" if ":" in host else host
+    user = SUPERUSERS[cluster.engine]
+    return f"postgresql://{user}@{name}:{port}/postgres?passfile={quote(str(passfile(data_dir, cluster.name)))}"
+
+
+def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: Path) -> str:
+    """All addresses at which the cluster's instances may be: libpq finds the one that takes writes by itself.
+
+    An instance keeps its port and may move to any machine that has storage nodes.
+    """
+    machines = sorted({address_of(listen_host, node.host) for node in fleet.nodes if node.host})
+    hosts = [
+        f"[{machine}]:{instance.port}" if ":" in machine else f"{machine}:{instance.port}"
+        for instance in cluster.instances
+        for machine in machines or [address_of(listen_host, "127.0.0.1")]
+    ]
+    path = quote(str(passfile(data_dir, cluster.name)))
+    user = SUPERUSERS[cluster.engine]
+    return f"postgresql://{user}@{','.join(hosts)}/postgres?passfile={path}&target_session_attrs=read-write"
+
+
+def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[Key, Attempt]) -> str:
+    """One word: creating, available, recovering (it was available and will be), failed (someone must act), deleting."""
+    if cluster.phase is ClusterPhase.DELETING:
+        return "deleting"
+    writer = cluster.writer().instance_id
+    instance = instances.get(writer)
+    if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
+        return "available"
+    attempt = attempts.get(key(Kind.INSTANCE, writer))
+    if attempt is not None and attempt.permanent:
+        return "failed"
+    return "recovering" if cluster.volume.initialised else "creating"
+
+
+def report_cluster(
+    cluster: DBCluster,
+    fleet: Fleet,
+    *,
+    data_dir: Path,
+    listen_host: str,
+    nodes: Mapping[str, Node],
+    instances: Mapping[str, Instance],
+    statuses: Mapping[str, WriterStatus | None],
+    node_states: Mapping[str, pb.StateReply],
+    attempts: Mapping[Key, Attempt],
+    endpoints: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
+    faults: Sequence[Mapping[str, Any]] = (),
+    troubles: Iterable[Trouble] = (),
+) -> dict[str, Any]:
+    """The whole of `aurora status NAME --json`. `faults`: see chaos.in_force; `troubles`: of the fleet as a whole."""
+    status = statuses.get(cluster.writer().instance_id)
+    volume_id = cluster.volume.volume_id
+    pairs = fleet.replacements()
+    storage = [
+        _node(node, cluster.volume, nodes.get(node.node_id), node_states.get(node.node_id))
+        | {"replaces": node.replaces or None, "replaced_by": pairs.get(node.node_id)}
+        for node in fleet.nodes
+    ]
+    return {
+        "cluster": cluster.name,
+        "engine": cluster.engine,
+        "engine_version": cluster.engine_version,
+        "parameters": dict(cluster.parameters),
+        "state": cluster_state(cluster, instances, attempts),
+        "region": fleet.region,
+        "epoch": status.epoch if status is not None else 0,
+        "vdl": max([status.vdl if status is not None else 0, *(node["vdl"] for node in storage)]),
+        "endpoints": {**endpoints, "instances": {"dsn": instances_dsn(cluster, fleet, listen_host, data_dir)}},
+        "instances": [
+            _instance(i, instances, statuses, attempts)
+            | {"dsn": dsn(cluster, _host(listen_host, instances.get(i.instance_id)), i.port, data_dir)}
+            for i in cluster.instances
+        ],
+        "storage_nodes": storage,
+        "volume": {
+            "id": str(volume_id),
+            "bytes": status.used_bytes if status is not None else 0,
+            "protection_groups": len(cluster.volume.groups),
+            "limit_bytes": VOLUME_BYTES_MAX,
+        },
+        "faults": [dict(fault) for fault in faults],
+        "troubles": [
+            trouble.report() for trouble in sorted({*troubles, *_told(statuses.values()), *space_troubles(node_states)})
+        ],
+        "notes": [*notes, *_to_be_replaced(fleet, nodes)],
+    }
+
+
+def _told(statuses: Iterable[WriterStatus | None]) -> Iterator[Trouble]:
+    for status in statuses:
+        if status is not None:
+            yield from status.troubles
+
+
+def _to_be_replaced(fleet: Fleet, nodes: Mapping[str, Node]) -> Iterator[str]:
+    """Nodes whose copies are gone, as long as nothing else tells that others take their place."""
+    pairs = fleet.replacements()
+    for declared in fleet.nodes:
+        node = nodes.get(declared.node_id)
+        if node is None or node.seen.silent or declared.leaving or declared.node_id in pairs:
+            continue
+        if lacking(fleet, declared.node_id, node.seen) - node.seen.refilling:
+            yield f"a new storage node is going to take the place of {declared.node_id}, whose copies are gone"
+
+
+def report_endpoints(
+    cluster: DBCluster,
+    data_dir: Path,
+    addresses: Mapping[Role, tuple[str, int]],
+    states: Mapping[str, EndpointState],
+) -> dict[str, Any]:
+    """Where clients connect: addresses that stay. `sessions`: open and held ones, null if they are not known."""
+    reported: dict[str, Any] = {}
+    for which, role, name in (
+        ("cluster", Role.WRITER, cluster_endpoint(cluster.name)),
+        ("reader", Role.READER, reader_endpoint(cluster.name)),
+    ):
+        host, port = addresses[role]
+        stats = states[name].stats if name in states else None
+        sessions = {"open": stats.open, "held": stats.held, "cut": stats.cut} if stats is not None else None
+        reported[which] = {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
+    return reported
+
+
+def _host(listen_host: str, instance: Instance | None) -> str:
+    return address_of(listen_host, instance.process.host if instance is not None else "127.0.0.1")
+
+
+def _instance(
+    declared: DBInstance,
+    instances: Mapping[str, Instance],
+    statuses: Mapping[str, WriterStatus | None],
+    attempts: Mapping[Key, Attempt],
+) -> dict[str, Any]:
+    instance_id = declared.instance_id
+    instance, status = instances.get(instance_id), statuses.get(instance_id)
+    attempt = attempts.get(key(Kind.INSTANCE, instance_id))
+    state = str(instance.seen.phase) if instance is not None else "no process"
+    if instance is not None and instance.seen.phase is InstancePhase.OPENING and status is not None:
+        state = str(status.phase)
+    reason = instance.seen.reason if instance is not None else ""
+    return {
+        "id": instance_id,
+        "role": str(declared.role),
+        "az": declared.az,
+        "state": state,
+        "pid": (status.pid or None) if status is not None else None,
+        "port": declared.port,
+        "socket_dir": (status.socket_dir or None) if status is not None else None,
+        "lag_ms": 0 if declared.role is Role.WRITER else None,
+        "reason": reason or (attempt.error if attempt is not None else ""),
+    }
+
+
+def _node(declared: StorageNode, volume: VolumeState, node: Node | None, state: pb.StateReply | None) -> dict[str, Any]:
+    """`state`: full if it takes no redo for want of room, else as `_node_state`. `scl`: the highest of its groups'
+    (equal to the VDL on a node that misses nothing of the latest writes). `copy`: how far the last or running copies
+    from peers are, null if there were none."""
+    of_volume = [v for v in state.volumes if v.volume == volume.volume_id.bytes] if state is not None else []
+    segments = [segment for v in of_volume for segment in v.segments]
+    copies = [segment.copy for segment in segments if segment.HasField("copy")]
+    return {
+        "id": declared.node_id,
+        "az": declared.az,
+        "state": (
+            "full"
+            if state is not None and state.space.state in REFUSING
+            else _node_state(declared, volume, node, None if state is None else {s.group for s in segments})
+        ),
+        "pid": node.seen.pid if node is not None else None,
+        "address": node.seen.address if node is not None else None,
+        "scl": max((int(s.scl) for s in segments), default=0),
+        "vdl": max((int(s.vdl) for s in segments), default=0),
+        "segments": {str(s.group): int(s.scl) for s in segments},
+        "disk_bytes": int(state.disk_bytes) if state is not None else 0,
+        "free_bytes": int(state.space.free_bytes) if state is not None else 0,
+        "copy": _progress(copies) if copies else None,
+    }
+
+
+def _node_state(declared: StorageNode, volume: VolumeState, node: Node | None, held: set[int] | None) -> str:
+    """One word: healthy, filling (it is new, and not a member of all its groups yet), incomplete (it lacks copies that
+    it shall have), silent, no process, leaving."""
+    if node is None:
+        return "no process"
+    if held is None:
+        return "silent"
+    if declared.leaving:
+        return "leaving"
+    if declared.replaces or any(_is_coming(declared.node_id, group) for group in volume.groups):
+        return "filling"
+    shall_have = {group.group for group in volume.groups if declared.node_id in group.created_on}
+    return "healthy" if shall_have <= held else "incomplete"
+
+
+def _is_coming(node_id: str, group: Group) -> bool:
+    return node_id in group.next_node_ids and node_id not in group.node_ids
+
+
+def _progress(copies: Sequence[Any]) -> dict[str, Any]:
+    """Of copies from peers; `bytes_total` is an estimate while they run."""
+    return {
+        "running": any(copy.running for copy in copies),
+        "bytes_copied": sum(int(copy.bytes_copied) for copy in copies),
+        "bytes_total": sum(int(copy.bytes_total) for copy in copies),
+        "mb_per_s": round(sum(float(copy.mb_per_s) for copy in copies), 1),
+    }

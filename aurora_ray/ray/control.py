@@ -1,0 +1,207 @@
+"""The control plane's Ray actor: a loop thread with a ControlPlane on it, and its calls.
+
+It is named, detached, and the only actor that Ray restarts by itself (`max_restarts=-1`): whatever kills it, the new
+one finds the processes that run and reads the declared state from the control volume.
+
+One that was fenced by another gives way (`give_way`). Ray starts an actor anew on another machine when it does not hear
+of the first one, which may still run there: the name, the handle and the actor's id lead to the successor then, so
+what is left of the first one may end nothing but its own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import ray
+import ray.util
+
+from aurora_ray.compute.loop import LoopThread
+from aurora_ray.compute.process import configure_process
+from aurora_ray.control.api.calls import ControlApi
+from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
+from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.report.metrics import fleet_metrics
+from aurora_ray.errors import FencedError
+from aurora_ray.ray.actors import remote_class
+from aurora_ray.ray.calls import result_of
+from aurora_ray.ray.endpoints import RayEndpointRuntime
+from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, NAMESPACE, RayRuntime
+from aurora_ray.rpc.admission import OURS
+from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
+from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
+CHAOS_TIMEOUT_S: Final = 30.0
+REPAIR_TIMEOUT_S: Final = 120.0
+SHUTDOWN_TIMEOUT_S: Final = 240.0
+GIVE_WAY_EVERY_S: Final = 5.0
+
+
+class ControlActor:
+    """See the module's text. Every call raises errors of ours."""
+
+    def __init__(self, config: ControlConfig) -> None:
+        PARTY.name = CONTROL_PARTY
+        configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
+        OURS.set(ensure_secret(config.data_dir / FILE_NAME))  # a fleet from before there were secrets gets one here
+        self._config = config
+        self._life = uuid4().hex
+        self._loop = LoopThread("control")
+        self._plane = self._loop.call(_make(config), SLACK_S)
+        self._api = ControlApi(self._plane)
+        self._loop.submit(_run(self._plane, self._life))
+
+    async def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        return await self._loop.ask(work, timeout_s + SLACK_S)
+
+    async def info(self) -> dict[str, Any]:
+        """Who it is and what it is responsible for."""
+        return {
+            "pid": os.getpid(),
+            "life": self._life,
+            "data_dir": str(self._config.data_dir),
+            "fleet_id": str(self._plane.fleet.fleet_id),
+            "region": self._plane.fleet.region,
+            "epoch": self._plane.epoch,
+            "open": self._plane.is_open,
+        }
+
+    async def create(self, name: str, options: dict[str, Any], timeout_s: float) -> bool:
+        """See ControlApi.create."""
+        return await self._call(self._api.create(name, timeout_s=timeout_s, **options), timeout_s)
+
+    async def wait_available(self, name: str, timeout_s: float) -> None:
+        """See ControlApi.wait_available."""
+        await self._call(self._api.wait_available(name, timeout_s), 2 * timeout_s)
+
+    async def delete(self, name: str, timeout_s: float) -> None:
+        """See ControlApi.delete."""
+        await self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
+
+    async def look_at_state(self) -> dict[str, Any]:
+        """See ControlApi.look_at_state."""
+        return await self._call(self._api.look_at_state(), REPAIR_TIMEOUT_S)
+
+    async def repair_state(self, version: int | None) -> list[str]:
+        """See ControlApi.repair_state."""
+        return await self._call(self._api.repair_state(version), REPAIR_TIMEOUT_S)
+
+    async def graveyard(self) -> list[dict[str, Any]]:
+        """See ControlApi.graveyard."""
+        return await self._call(self._api.graveyard(), SLACK_S)
+
+    async def restore(self, entry: str, new_name: str, timeout_s: float) -> str:
+        """See ControlApi.restore."""
+        return await self._call(self._api.restore(entry, new_name, timeout_s), timeout_s)
+
+    async def purge(self, entry: str, timeout_s: float) -> None:
+        """See ControlApi.purge."""
+        await self._call(self._api.purge(entry, timeout_s), 2 * timeout_s)
+
+    async def clusters(self) -> list[dict[str, Any]]:
+        """See ControlApi.clusters."""
+        return await self._call(self._api.clusters(), SLACK_S)
+
+    async def status(self, name: str) -> dict[str, Any]:
+        """See ControlApi.status."""
+        return await self._call(self._api.status(name), SLACK_S)
+
+    async def secret(self, name: str) -> str:
+        """See ControlApi.secret."""
+        return await self._call(self._api.secret(name), SLACK_S)
+
+    async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
+        """See ControlApi.failover."""
+        await self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
+
+    async def set_parameters(self, name: str, changes: dict[str, str | None], timeout_s: float) -> list[dict[str, Any]]:
+        """See ControlApi.set_parameters."""
+        return await self._call(self._api.set_parameters(name, changes), timeout_s)
+
+    async def repair(self, name: str, kinds: list[str], timeout_s: float) -> None:
+        """See ControlApi.repair."""
+        await self._call(self._api.repair(name, kinds, timeout_s), 2 * timeout_s)
+
+    async def chaos(
+        self, verb: str, target: str, name: str, for_s: float | None, for_good: bool
+    ) -> list[dict[str, Any]]:
+        """See Chaos.strike."""
+        return await self._call(self._plane.chaos.strike(verb, target, name, for_s, for_good=for_good), CHAOS_TIMEOUT_S)
+
+    async def metrics(self) -> bytes:
+        """See metrics.fleet_metrics."""
+        return await self._call(fleet_metrics(self._plane), SLACK_S)
+
+    async def trail(self) -> list[tuple[float, str]]:
+        """See ControlApi.trail."""
+        return self._api.trail()
+
+    async def shutdown(self, destroy: bool) -> None:
+        """Stops all processes in order; the actor itself stays, idle, until it is killed."""
+        await self._call(self._plane.shutdown(destroy=destroy), SHUTDOWN_TIMEOUT_S)
+
+
+async def _make(config: ControlConfig) -> ControlPlane:
+    """On the loop that it is going to live on."""
+    plane = ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
+    await plane.metrics_port.open(config.metrics_port)
+    return plane
+
+
+async def _run(plane: ControlPlane, life: str) -> None:
+    try:
+        await plane.run()
+    except FencedError as error:
+        _log.warning("%s", error)
+        await give_way(life, successor_life, lambda: os._exit(0))
+    except Exception:
+        _log.exception("the control plane failed; a new one takes its place")
+        os._exit(1)  # not an orderly exit: Ray starts the next one
+
+
+async def successor_life() -> str:
+    """The life of the control actor that Ray knows now; empty while it does not answer."""
+    handle = await asyncio.to_thread(find_control)
+    if handle is None:
+        return ""
+    try:
+        info = await result_of(handle.info.remote(), CALL_TIMEOUT_S)
+    except (ProcessGoneError, TimeoutError):
+        return ""
+    return str(info.get("life", ""))
+
+
+async def give_way(life: str, ask: Callable[[], Awaitable[str]], end: Callable[[], None]) -> None:
+    """Ends this process once the actor is known to live elsewhere. If it is this one that Ray knows (what fenced it is
+    no actor of this cluster), it stays and answers that it was replaced: Ray would start it anew, and it would fence
+    the other one in its turn."""
+    while True:
+        other = await ask()
+        if other and other != life:
+            end()
+            return
+        await asyncio.sleep(GIVE_WAY_EVERY_S)
+
+
+def ensure_control(config: ControlConfig) -> Any:
+    """The handle of the control actor of this Ray cluster, which is started if there is none: on this machine, where
+    the fleet's file is, now and whenever Ray starts it again."""
+    here = {f"node:{ray.util.get_node_ip_address()}": CRUMB}
+    options = {"name": CONTROL_NAME, "namespace": NAMESPACE, "get_if_exists": True, "max_restarts": -1}
+    return remote_class(ControlActor, resources=here, **options).remote(config)
+
+
+def find_control() -> Any:
+    """The handle of the control actor, or None."""
+    try:
+        return ray.get_actor(CONTROL_NAME, NAMESPACE)
+    except ValueError:
+        return None

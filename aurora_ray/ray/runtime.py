@@ -1,0 +1,407 @@
+"""Processes as Ray actors: placed by AZ, named so that the next control plane finds them, detached from whoever made
+them.
+
+An AZ is a custom resource, `az:<name>`, of which every machine in that AZ has plenty; an actor takes a crumb. A storage
+node that has run once is also held to its machine, where its directory is, by the resource `node:<ip>` that Ray gives
+every machine. Nothing is restarted by Ray itself: restarting is a decision, and decisions are made in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+import ray._private.state
+import ray.util
+
+from aurora_ray import telemetry
+from aurora_ray.compute import signals
+from aurora_ray.compute.config import WriterPhase
+from aurora_ray.compute.leftovers import start_ticks
+from aurora_ray.control.model.runtime import NodeInfo, NoPlaceError, ProcessGoneError
+from aurora_ray.errors import UsageError
+from aurora_ray.ray.actors import HOLD_S, ActorInfo, InstanceActor, StorageNodeActor, remote_class
+from aurora_ray.ray.calls import result_of
+from aurora_ray.ray.spares import Spares, instance_of, names
+from aurora_ray.rpc.admission import OURS
+from aurora_ray.storage.config import StorageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.control.model.runtime import ControlConfig, InstanceProcess, NodeProcess
+    from aurora_ray.control.model.state import StorageNode
+    from aurora_ray.rpc.partition import Cut
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+_log = logging.getLogger(__name__)
+
+NAMESPACE: Final = "aurora-ray"
+CONTROL_NAME: Final = "control"
+NODE_PREFIX: Final = "storage-"
+INSTANCE_PREFIX: Final = "instance-"
+CRUMB: Final = 0.001
+START_TIMEOUT_S: Final = 60.0
+LOOK_FOR_PLACE_EVERY_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 10.0
+FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
+CHANGE_TIMEOUT_S: Final = 60.0
+WIPE_TIMEOUT_S: Final = 10.0
+
+
+def az_resource(az: str) -> str:
+    """The custom resource that a machine of this AZ has."""
+    return f"az:{az}"
+
+
+class RayNode:
+    """A storage node actor."""
+
+    def __init__(self, handle: Any, found: ActorInfo) -> None:
+        self._handle = handle
+        self._found = found
+        self.info = NodeInfo(found.address, found.pid, found.host)
+
+    async def wait_gone(self) -> str:
+        """Why it ended."""
+        return await wait_gone(self._handle)
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """To the actor's process and all below it."""
+        return await _signal(self._found, signo, resume_after_s)
+
+    async def cut(self, cut: Cut) -> None:
+        """Whom the node does not hear from now on."""
+        await result_of(self._handle.cut.remote(cut), CALL_TIMEOUT_S)
+
+    async def stop(self, *, destroy: bool, timeout_s: float) -> None:
+        """Ends it in order; with `destroy` its directory goes too."""
+        try:
+            await result_of(self._handle.stop.remote(destroy, 0.5), timeout_s)
+        finally:
+            ray.kill(self._handle)
+
+
+class RayInstance:
+    """An instance actor."""
+
+    def __init__(self, handle: Any, info: ActorInfo, on_end: Callable[[], Awaitable[None]]) -> None:
+        self._handle = handle
+        self._found = info
+        self._on_end = on_end
+        self.host = info.host
+        self.pid = info.pid
+        self.local_pid = info.pid if _is_here(info) else None
+
+    async def wait_gone(self) -> str:
+        """Why it ended."""
+        return await wait_gone(self._handle)
+
+    async def open(self, config: WriterConfig) -> Opened:
+        """Opens a new incarnation. A recovery may take long: then the caller finds out later what became of it."""
+        trace = telemetry.inject_dict()
+        opened: Opened = await result_of(self._handle.open.remote(config, trace), config.open_timeout_s + 60.0)
+        return opened
+
+    async def wait_ended(self) -> Outcome:
+        """How the open incarnation ended."""
+        while True:
+            with contextlib.suppress(TimeoutError):  # it is silent; whether it hangs is for others to find
+                outcome: Outcome | None = await result_of(self._handle.wait_ended.remote(), HOLD_S + CALL_TIMEOUT_S)
+                if outcome is not None:
+                    return outcome
+
+    async def status(self) -> WriterStatus | None:
+        """The latest incarnation."""
+        status: WriterStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
+        return status
+
+    async def configure(self, parameters: Mapping[str, str]) -> None:
+        """Other parameters of the cluster for its engine."""
+        await result_of(self._handle.configure.remote(parameters), CHANGE_TIMEOUT_S)
+
+    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+        """New addresses of storage nodes."""
+        await result_of(self._handle.update_nodes.remote(nodes), CHANGE_TIMEOUT_S)
+
+    async def add_group(self, placement: GroupPlacement) -> None:
+        """Another group for the volume."""
+        await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
+
+    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+        """See volume.membership.change_members."""
+        ref = self._handle.change_members.remote(placement, filled)
+        placements: tuple[GroupPlacement, ...] = await result_of(ref, CHANGE_TIMEOUT_S)
+        return placements
+
+    async def metrics(self, timeout_s: float) -> bytes:
+        """What the process counts, as Prometheus text."""
+        text: bytes = await result_of(self._handle.metrics.remote(), timeout_s)
+        return text
+
+    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
+        """See Instance.first_write."""
+        ref = self._handle.first_write.remote(after_ns, timeout_s)
+        write: tuple[int, int] | None = await result_of(ref, timeout_s + CALL_TIMEOUT_S)
+        return write
+
+    async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
+        """To the actor's process and all below it."""
+        return await _signal(self._found, signo, resume_after_s)
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether it is there and at work."""
+        try:
+            await result_of(self._handle.info.remote(), timeout_s)
+        except (ProcessGoneError, TimeoutError):
+            return False
+        return True
+
+    async def abort(self) -> None:
+        """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
+        with contextlib.suppress(UsageError):  # it has just gone
+            if _is_here(self._found):
+                signals.send(self._found.pid, self._found.ticks, signals.KILL)
+        ray.kill(self._handle)
+
+    async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
+        """Ends the incarnation and the process, and the one in waiting unless that takes over."""
+        if not replaced:
+            await self._on_end()
+        try:
+            await result_of(self._handle.stop.remote(fast, destroy), timeout_s)
+        except ProcessGoneError:
+            return
+        finally:
+            ray.kill(self._handle)
+
+
+class RayRuntime:
+    """See `runtime.Runtime`."""
+
+    def __init__(self) -> None:
+        self._spares: Spares[RayInstance] = Spares(self._new_instance)
+
+    async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
+        """A storage node actor that serves."""
+        storage = StorageConfig(
+            node_id=node.node_id,
+            az=node.az,
+            data_dir=_node_dir(node, config),
+            retention_s=config.retention_s,
+            retention_bytes=config.retention_bytes,
+            graveyard_s=config.graveyard_s,
+        )
+        existing = await self.find_node(node.node_id)
+        if existing is not None:  # someone started it and did not live to note it
+            return existing
+        handle = _create(
+            StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir), OURS.secret
+        )
+        info = await _started(handle, handle.start.remote(), node.az, node.host)
+        return RayNode(handle, info)
+
+    async def find_node(self, node_id: str) -> NodeProcess | None:
+        """The actor of an earlier control plane. One that hangs is left alone, and found when it answers again."""
+        handle = await _find(NODE_PREFIX + node_id)
+        if handle is None:
+            return None
+        try:
+            info = await _info(handle)
+        except TimeoutError:
+            return None
+        return RayNode(handle, info) if info is not None and info.address else None
+
+    async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
+        """Here directly, on another machine by a task of Ray's there."""
+        path = _node_dir(node, config)
+        if node.host in ("", ray.util.get_node_ip_address()):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            return
+        there = ray.remote(shutil.rmtree).options(num_cpus=0, resources={f"node:{node.host}": CRUMB}, max_retries=0)
+        ref = there.remote(path, ignore_errors=True)
+        try:
+            await result_of(ref, WIPE_TIMEOUT_S)
+        except TimeoutError:
+            ray.cancel(ref)
+            raise NoPlaceError(f"machine {node.host} does not remove {path}: is it there?") from None
+
+    async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
+        """An idle instance actor: one that is in waiting, or a new one."""
+
+        async def otherwise() -> RayInstance:
+            return await self._existing(instance_id) or await self._new_instance(instance_id, az, choice)
+
+        instance = await self._spares.take(instance_id, az, choice, otherwise)
+        assert instance is not None, "there is another way to get one"  # noqa: S101
+        self._spares.make_later(instance_id, az, choice)
+        return instance
+
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+        """Has a process in waiting there."""
+        await self._spares.ready(instance_id, az, choice)
+
+    async def _existing(self, instance_id: str) -> RayInstance | None:
+        """What someone started who did not live to note it."""
+        for name in names(INSTANCE_PREFIX, instance_id):
+            found = await self._find_instance(name)
+            if found is not None:
+                return found
+        return None
+
+    async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
+        first, other = names(INSTANCE_PREFIX, instance_id)
+        arguments = (az, "", instance_id, az, choice, OURS.secret)
+        try:
+            handle = _create(InstanceActor, first, *arguments)
+        except ProcessGoneError:
+            handle = _create(InstanceActor, other, *arguments)
+        return self._instance(instance_id, handle, await _started(handle, handle.info.remote(), az, ""))
+
+    def _instance(self, instance_id: str, handle: Any, info: ActorInfo) -> RayInstance:
+        return RayInstance(handle, info, lambda: self._spares.drop(instance_id))
+
+    async def find_instances(self) -> dict[str, InstanceProcess]:
+        """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
+        named = await asyncio.to_thread(ray.util.list_named_actors)
+        ours = sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX))
+        found: dict[str, list[RayInstance]] = {}
+        for name, instance in zip(ours, await asyncio.gather(*map(self._find_instance, ours)), strict=True):
+            if instance is not None:
+                found.setdefault(instance_of(INSTANCE_PREFIX, name), []).append(instance)
+        return {instance_id: await _busiest(those) for instance_id, those in found.items()}
+
+    async def _find_instance(self, name: str) -> RayInstance | None:
+        """One that does not answer is there all the same: whether it hangs is for the heartbeats to find, which take
+        their time and look at what it does."""
+        handle = await _find(name)
+        if handle is None:
+            return None
+        try:
+            info = await _info(handle)
+        except TimeoutError:
+            info = await asyncio.to_thread(noted_info, handle)
+        return self._instance(instance_of(INSTANCE_PREFIX, name), handle, info) if info is not None else None
+
+
+async def _busiest(instances: Sequence[RayInstance]) -> RayInstance:
+    """Of the processes of one instance the one that has most to lose; the others are ended."""
+    if len(instances) == 1:
+        return instances[0]
+    standings = await asyncio.gather(*map(_standing, instances))
+    kept = instances[standings.index(max(standings))]
+    for other in instances:
+        if other is not kept:
+            await other.abort()
+    return kept
+
+
+async def _standing(instance: RayInstance) -> int:
+    """0: gone, 1: nothing is open in it, 2: it does not say, 3: it opens something, 4: it serves."""
+    try:
+        async with asyncio.timeout(FIND_TIMEOUT_S):
+            status = await instance.status()
+    except ProcessGoneError:
+        return 0
+    except TimeoutError:
+        return 2
+    if status is None or status.phase is WriterPhase.ENDED:
+        return 1
+    return 4 if status.phase is WriterPhase.AVAILABLE else 3
+
+
+def _node_dir(node: StorageNode, config: ControlConfig) -> Path:
+    return config.data_dir / "nodes" / node.node_id
+
+
+def _create(cls: type[Any], name: str, az: str, host: str, *arguments: Any) -> Any:
+    resources = {az_resource(az): CRUMB, **({f"node:{host}": CRUMB} if host else {})}
+    try:
+        return remote_class(cls, name=name, namespace=NAMESPACE, resources=resources).remote(*arguments)
+    except ValueError as error:  # the name is taken: an earlier one is on its way out
+        raise ProcessGoneError(f"actor {name} is still there and cannot be started anew yet") from error
+
+
+async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
+    """Waits for the first answer; an actor that found no place is taken back, at once if there is no machine for it."""
+    starting = asyncio.ensure_future(result_of(ref, START_TIMEOUT_S))
+    where = f"machine {host} in AZ {az}" if host else f"AZ {az}"
+    try:
+        while not (await asyncio.wait({starting}, timeout=LOOK_FOR_PLACE_EVERY_S))[0]:
+            await asyncio.to_thread(_check_offered, az, host)
+        info: ActorInfo = await starting
+    except BaseException as error:
+        starting.cancel()
+        ray.kill(handle)
+        if isinstance(error, TimeoutError):
+            raise NoPlaceError(
+                f"no process could be started in {START_TIMEOUT_S:g} s: is {where} part of it?"
+            ) from None
+        raise
+    return info
+
+
+def _check_offered(az: str, host: str) -> None:
+    """Raises NoPlaceError unless a living machine of the cluster offers that place."""
+    offered = ray.cluster_resources()
+    if az_resource(az) not in offered or (host and f"node:{host}" not in offered):
+        machine = f"machine {host}" if host else "machine"
+        raise NoPlaceError(f"no process can be started: there is no {machine} of AZ {az} in the cluster now")
+
+
+def _is_here(info: ActorInfo) -> bool:
+    return bool(info.host == ray.util.get_node_ip_address())
+
+
+async def _signal(info: ActorInfo, signo: int, resume_after_s: float | None) -> list[int]:
+    """Here directly, on another machine by a task of Ray's there."""
+    if _is_here(info):
+        return signals.send(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
+    there = ray.remote(signals.send).options(num_cpus=0, resources={f"node:{info.host}": CRUMB}, max_retries=0)
+    ref = there.remote(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
+    pids: list[int] = await result_of(ref, START_TIMEOUT_S)
+    return pids
+
+
+async def _find(name: str) -> Any:
+    try:
+        return await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
+    except ValueError:
+        return None
+
+
+async def _info(handle: Any) -> ActorInfo | None:
+    """Where a found actor runs; None if it has ended. Raises TimeoutError if it does not answer."""
+    try:
+        info: ActorInfo = await result_of(handle.info.remote(), FIND_TIMEOUT_S)
+    except ProcessGoneError:
+        return None
+    return info
+
+
+def noted_info(handle: Any) -> ActorInfo | None:
+    """Where a living actor runs, as Ray has noted it: for one that does not say so itself."""
+    # (Ray's public way to ask for this needs its dashboard.)
+    noted = ray._private.state.actors(handle._actor_id.hex())
+    if not noted or noted["State"] != "ALIVE":
+        return None
+    pid, host = int(noted["Pid"]), str(noted["Address"]["IPAddress"])
+    return ActorInfo(pid, host, ticks=start_ticks(pid) or 0 if host == ray.util.get_node_ip_address() else 0)
+
+
+async def wait_gone(handle: Any) -> str:
+    """Waits until an actor's process has ended; why. It is asked again and again, as each question is left behind over
+    there if we die."""
+    while True:
+        try:
+            await result_of(handle.hold.remote(), HOLD_S + CALL_TIMEOUT_S)
+        except ProcessGoneError as error:
+            return str(error)
+        except TimeoutError:
+            _log.info("an actor is silent, and its end is still waited for")
