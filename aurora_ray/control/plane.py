@@ -25,17 +25,18 @@ from aurora_ray.control.decide import reconcile, replacement
 from aurora_ray.control.decide.ailing import Sickbed
 from aurora_ray.control.decide.replacement import ReplaceRules
 from aurora_ray.control.faults.chaos import Chaos
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.attempt import Attempt
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import InstancePhase, Observed
 from aurora_ray.control.model.runtime import SupersededError
-from aurora_ray.control.model.state import bootstrap
 from aurora_ray.control.model.store import ControlStore
 from aurora_ray.control.observe.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.observe.processes import Processes
 from aurora_ray.control.observe.space import space_troubles
+from aurora_ray.control.perform import graveyard
 from aurora_ray.control.perform.endpoints import Endpoints, PointEndpoints, StartEndpoints
-from aurora_ray.control.perform.steps import END_TIMEOUT_S, graveyard, perform
+from aurora_ray.control.perform.steps import END_TIMEOUT_S, perform
 from aurora_ray.control.report.events import EventKind, EventLog
 from aurora_ray.control.report.failovers import Failovers
 from aurora_ray.control.report.metrics_port import MetricsPort

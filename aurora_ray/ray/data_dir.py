@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from aurora_ray.control.faults.record import record as faults
-from aurora_ray.control.model.state import bootstrap
+from aurora_ray.control.faults import record as faults
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.observe import outages
-from aurora_ray.control.report.status import events
+from aurora_ray.control.report import events
 from aurora_ray.errors import UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.rpc import secret_file

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.directories import prepare_data_dir
 from aurora_ray.compute.limits import raise_descriptor_limit
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
-from aurora_ray.control.model.state import bootstrap
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.ray import local as local_ray
@@ -274,7 +274,7 @@ def repair_file(settings: Settings, region: str | None, *, write: bool) -> dict[
 
     Raises UsageError while the fleet runs, ConfigurationError if the directories do not tell enough.
     """
-    from aurora_ray.control.api.calls import repair_file as repair
+    from aurora_ray.control.api import repair_file as repair
     from aurora_ray.regions import load_regions
 
     data_dir = settings.data_dir

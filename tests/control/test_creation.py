@@ -11,7 +11,7 @@ import pytest
 from aurora_ray.control.decide.reconcile import OpenInstance, StartInstance
 from aurora_ray.control.model.state import DBInstance, Role
 from aurora_ray.control.observe.outages import Outages
-from aurora_ray.control.perform.steps import steps as perform
+from aurora_ray.control.perform import steps as perform
 from aurora_ray.errors import AuroraError, QuorumLostError, UnsupportedRoleError, UsageError
 from tests.control.local_runtime import HALF_MADE, LocalInstance, LocalRuntime
 from tests.control.test_plane import Running, new_plane, started

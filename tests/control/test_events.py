@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aurora_ray.control.report import events
 from aurora_ray.control.report.events import EVENTS_MAX, EventKind, EventLog, read
-from aurora_ray.control.report.status import events
 from aurora_ray.troubles import Trouble, TroubleCode
 
 FULL = Trouble(TroubleCode.DISK_FULL, "a-1", "the disk is full")

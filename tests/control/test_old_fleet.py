@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.control.model.state import state_file
+from aurora_ray.control.model import state_file
 from aurora_ray.control.model.state_file import FIRST_FILE_ID
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import started

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from aurora_ray.control.api.calls import ControlApi
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig, Runtime
-from aurora_ray.control.model.state import bootstrap
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.control.report.status import events
+from aurora_ray.control.report import events
 from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, QuorumLostError, UsageError
 from tests.control.local_runtime import HALF_MADE, LocalRuntime
 from tests.support.polling import poll_until

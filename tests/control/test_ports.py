@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.control.model.bootstrap import new_fleet
+from aurora_ray.control.perform import ports
 from aurora_ray.control.perform.ports import free_ports
-from aurora_ray.control.perform.steps import ports
 from aurora_ray.engine.network import claim_port
 from aurora_ray.errors import ConfigurationError, PortInUseError
 from tests.control.fleets import AZS, with_cluster

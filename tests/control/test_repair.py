@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from aurora_ray.config import load_settings
-from aurora_ray.control.api.calls import repair_file, repair_state
-from aurora_ray.control.model.state import Fleet, bootstrap
+from aurora_ray.control.api import repair_file, repair_state
+from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.state import Fleet
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.log.record import create, extent, page_full, size
 from aurora_ray.ray import fleet as outside

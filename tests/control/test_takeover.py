@@ -11,7 +11,7 @@ import pytest
 from aurora_ray.control.model.runtime import NoPlaceError
 from aurora_ray.control.observe.heartbeats import Heartbeats, Isolation
 from aurora_ray.control.observe.outages import FILE_NAME, Outage, Outages
-from aurora_ray.control.perform.steps import steps as perform
+from aurora_ray.control.perform import steps as perform
 from aurora_ray.errors import ConfigurationError, QuorumLostError
 from aurora_ray.storage.disk.datadir import DataDir
 from tests.control.local_runtime import LocalInstance, LocalRuntime

@@ -10,7 +10,8 @@ import google_crc32c
 import hpack
 import zstandard
 
-from aurora_ray.control.model.state import bootstrap, pack, unpack
+from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.state import pack, unpack
 from aurora_ray.control.model.state_file import FIRST_HEADER, FIRST_MAGIC, frame, unframe, unframe_first
 from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError
 from aurora_ray.log import batch, record

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from aurora_ray.config import load_settings
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
-from aurora_ray.control.model.state import bootstrap
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.ray import data_dir as directory

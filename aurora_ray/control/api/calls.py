@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
-from aurora_ray.control.api.calls import administration, repair_state
+from aurora_ray.control.api import administration, repair_state
 from aurora_ray.control.decide.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
+from aurora_ray.control.perform import graveyard
 from aurora_ray.control.perform.moving import move_writer
 from aurora_ray.control.perform.ports import free_ports
-from aurora_ray.control.perform.steps import graveyard
+from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.control.report.status import status as report
 from aurora_ray.engine.credentials import ensure_passfile, write_passfile
 from aurora_ray.engine.install import find_install
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError

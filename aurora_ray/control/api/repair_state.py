@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from aurora_ray.compute.engines import SUPERUSERS
-from aurora_ray.control.model.state import (
-    DBCluster,
-    DBInstance,
-    DeletedCluster,
-    Fleet,
-    Group,
-    Role,
-    VolumeState,
-    bootstrap,
-)
+from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, Role, VolumeState
 from aurora_ray.control.model.store import read_versions, volume_spec
+from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.control.report.status import status as report
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.volume.read.as_of import VolumeReader

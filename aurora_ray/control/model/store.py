@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from aurora_ray.control.model.state import Fleet, VolumeState, pack, state_file, unpack
+from aurora_ray.control.model import state_file
+from aurora_ray.control.model.state import Fleet, VolumeState, pack, unpack
 from aurora_ray.control.model.state_file import VERSIONS_KEPT, Content, Listing, Pages
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record

@@ -19,8 +19,8 @@ from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import Role, StorageNode
 from aurora_ray.control.model.store import volume_spec
+from aurora_ray.control.perform import endpoints, graveyard
 from aurora_ray.control.perform.ports import free_ports
-from aurora_ray.control.perform.steps import endpoints, graveyard
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.errors import AuroraError, PortInUseError, UnsupportedRoleError
 from aurora_ray.volume.spec import GroupPlacement

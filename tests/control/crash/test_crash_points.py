@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.control import plane as plane_module
-from aurora_ray.control.api.calls import ControlApi, administration
-from aurora_ray.control.api.calls import calls as api
+from aurora_ray.control.api import administration
+from aurora_ray.control.api import calls as api
+from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.decide import reconcile, replacement
 from aurora_ray.control.decide.reconcile import Action
-from aurora_ray.control.model.state import bootstrap
+from aurora_ray.control.model import bootstrap
 from aurora_ray.control.observe import heartbeats
-from aurora_ray.control.perform.steps import endpoints, graveyard, ports
+from aurora_ray.control.perform import endpoints, graveyard, ports
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
