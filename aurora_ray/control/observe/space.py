@@ -31,6 +31,12 @@ def space_troubles(states: Mapping[str, pb.StateReply]) -> Iterator[Trouble]:
                 "see its log, and the kernel's"
             )
             yield Trouble(TroubleCode.DISK_FULL, node_id, sentence)
+        elif space.state == "gone":
+            sentence = (
+                "its data directory is not there: what it held counts as lost and is copied from the other nodes "
+                "once the directory can be made anew; see why it was removed"
+            )
+            yield Trouble(TroubleCode.DIRECTORY_GONE, node_id, sentence)
         elif space.state == "low":
             sentence = f"the disk has {free} free; below {reserve} it takes no redo: make room"
             yield Trouble(TroubleCode.NODE_WITHOUT_SPACE, node_id, sentence)

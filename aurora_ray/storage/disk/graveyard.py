@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -175,12 +176,27 @@ class Graveyard:
         return found[-1]
 
     def exhume(self, grave: Grave, target: Path) -> None:
-        """Moves a grave's directory to `target`, where nothing is (or an empty directory)."""
+        """Moves a grave's directory to `target`, where nothing is (or an empty directory). Raises UnknownVolumeError if
+        somebody has removed it.
+        """
+        self.forget_removed()
+        if grave.name not in self._graves:
+            raise UnknownVolumeError(f"grave {grave.name} of volume {grave.volume.hex()} was removed from the disk")
         effects.rename(self._path / grave.name / _CONTENT, target)
         del self._graves[grave.name]
         effects.remove_tree(self._path / grave.name)
 
     # ---- removing
+
+    def forget_removed(self) -> None:
+        """Lists no grave any more that somebody has removed from the disk."""
+        try:
+            there = set(os.listdir(self._path))
+        except FileNotFoundError:
+            there = set()
+        for name in self._graves.keys() - there:
+            del self._graves[name]
+            _log.warning("grave %s is not in %s any more", name, self._path)
 
     def due(self, free_bytes: int, disk_bytes: int) -> list[str]:
         """Names of graves to remove now, given the free and the whole size of the disk."""
@@ -201,6 +217,7 @@ class Graveyard:
 
     async def purge(self, names: Iterable[str]) -> int:
         """Removes graves for good; how many bytes. Raises UsageError for a name that is not there, nothing done."""
+        self.forget_removed()
         named = list(dict.fromkeys(names))
         unknown = [name for name in named if name not in self._graves]
         if unknown:

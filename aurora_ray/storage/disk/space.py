@@ -14,6 +14,7 @@ class SpaceState(StrEnum):
     OK = "ok"
     LOW = "low"  # redo is taken; near the reserve
     FULL = "full"  # less than the reserve is free: redo is refused until there is room again
+    GONE = "gone"  # there is no data directory: it is made anew, and what it held comes from the peers
     FAILING = "failing"  # a write failed though there seems to be room: redo is refused, opening anew is tried
 
 

@@ -26,7 +26,7 @@ from aurora_ray.storage.disk.damage import DamageBook, DamagedError, is_corrupti
 from aurora_ray.storage.disk.datadir import COPIES
 from aurora_ray.storage.disk.graveyard import Graveyard
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
-from aurora_ray.storage.disk.space import Space, space_of
+from aurora_ray.storage.disk.space import Space, SpaceState, space_of
 from aurora_ray.storage.disk.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.node.volume import NodeVolume
 
@@ -42,11 +42,12 @@ _log = logging.getLogger(__name__)
 
 READ_FAILURES_MAX: Final = 3  # of one segment, within ...
 READ_FAILURES_WITHIN_S: Final = 600.0
+_FILES_REMOVED: Final = "its files were removed"
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Bytes that may still be written to the file system of `path`."""
-    stat = os.statvfs(path)
+    """Bytes that may still be written to the file system of the directory `path`. Raises OSError if there is none."""
+    stat = os.statvfs(os.path.join(path, ""))  # a file in its place is none
     return stat.f_bavail * stat.f_frsize
 
 
@@ -117,11 +118,14 @@ class Node:
         return found
 
     def create_segments(self, volume: bytes, page_size: int, groups: Sequence[int], members: Sequence[str]) -> None:
-        """Creates what is missing. Raises UsageError or MalformedError."""
+        """Creates what is missing. Raises UsageError, MalformedError, or ConfigurationError if the data directory is
+        gone and cannot be made anew.
+        """
         if len(volume) != 16 or not groups:
             raise UsageError("a volume is named by 16 bytes and has at least one group")
         if not 512 <= page_size <= PAGE_BYTES_MAX or page_size & (page_size - 1):
             raise UsageError(f"a page of {page_size} bytes: a power of two from 512 to {PAGE_BYTES_MAX} is needed")
+        self.reclaim()  # before anything is written to a directory that is not ours any more
         held = self.volumes.get(volume)
         if held is None:
             held = self._volume_at(volume)
@@ -140,7 +144,14 @@ class Node:
             return self.drop_volume(volume, reason)
         for group in groups:
             self.segments.pop((volume, group), None)
-            held.drop(group, reason)
+            try:
+                held.drop(group, reason)
+            except OSError as error:
+                raise StorageError(
+                    f"group {group} of volume {volume.hex()} could not be moved to the graveyard: {error}"
+                ) from error
+            finally:
+                self.index(held)
         return ""
 
     def drop_volume(self, volume: bytes, reason: str) -> str:
@@ -204,7 +215,8 @@ class Node:
         return grave.name
 
     async def tend_graveyard(self) -> None:
-        """Removes what has been kept for long enough, or takes more room than it may."""
+        """Removes what has been kept for long enough, or takes more room than it may. Raises OSError."""
+        self.graveyard.forget_removed()
         stat = os.statvfs(self.config.data_dir)
         due = self.graveyard.due(self._free_bytes(self.config.data_dir), stat.f_blocks * stat.f_frsize)
         await self.graveyard.purge(due)
@@ -228,8 +240,11 @@ class Node:
             raise UsageError("no addresses are given: name the nodes that hold segments with this one")
         peers = {node_id: address for node_id, address in addresses.items() if node_id != self.config.node_id}
         if peers and peers != self.peers:
-            self._write("peers.json", json.dumps(peers))
             self.peers = peers
+            try:
+                self._write("peers.json", json.dumps(peers))
+            except OSError as error:
+                _log.warning("node %s: a restart will not know its peers: %s", self.config.node_id, error)
 
     def remembered_port(self) -> int:
         """The port used last time; 0 if none."""
@@ -251,7 +266,10 @@ class Node:
 
     def space(self) -> Space:
         """Room on the disk, now."""
-        free_bytes = self._free_bytes(self.config.data_dir)
+        try:
+            free_bytes = self._free_bytes(self.config.data_dir)
+        except OSError:
+            return Space(SpaceState.GONE, 0, self.config.disk_reserve_bytes)
         return space_of(free_bytes, self.config.disk_reserve_bytes, refuses=self.disk_full)
 
     def has_room_for(self, nbytes: int) -> bool:
@@ -263,18 +281,20 @@ class Node:
 
         What is acknowledged until then stands on files without a name, so it counts as one copy that was lost.
         """
-        gone = [key for key, segment in self.segments.items() if not segment.closed and not segment.store.has_files]
-        for key in gone:
-            self.lose(self.segments[key], "its files were removed")
-        if gone:
-            self.reclaim()
+        for segment in list(self.segments.values()):
+            if not segment.closed and not segment.store.has_files:
+                self.lose(segment, _FILES_REMOVED)
+        self.reclaim()
 
     def lose(self, segment: Segment, why: str) -> None:
         """A segment cannot be relied on any more: it is closed, and comes back from the peers."""
         volume = self.volumes.get(segment.volume)
         if volume is not None and volume.segments.get(segment.group) is segment:  # not dropped or replaced since
             self.segments.pop((segment.volume, segment.group), None)
-            volume.lose(segment.group, why)
+            try:
+                volume.lose(segment.group, why)
+            except OSError as error:  # it is lost all the same
+                _log.warning("volume %s group %d: not noted on disk: %s", volume.name, segment.group, error)
 
     async def measure_disk(self) -> None:
         """Updates `disk_bytes`."""
@@ -319,6 +339,10 @@ class Node:
         for key, segment in list(self._to_reopen.items()):
             volume = self.volumes.get(segment.volume)
             if volume is not None and volume.segments.get(segment.group) is segment:  # not dropped or replaced since
+                if not segment.store.has_files:  # opening would make an empty one
+                    self.lose(segment, _FILES_REMOVED)
+                    del self._to_reopen[key]
+                    continue
                 try:
                     volume.reopen(segment)
                 except Exception as error:  # RocksDB's errors have no common class

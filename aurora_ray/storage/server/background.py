@@ -10,6 +10,7 @@ commits a turn takes ten times as long as its work (see `pacing.py`), so segment
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -60,6 +61,7 @@ class Background:
         self._settled: weakref.WeakKeyDictionary[Segment, tuple[int, int]] = weakref.WeakKeyDictionary()
         self._compaction: asyncio.Task[None] | None = None
         self._passes = 0
+        self._trouble = ""  # of the last look at the directory
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
@@ -83,7 +85,8 @@ class Background:
         if now_s - self._measured_s >= _DISK_MEASURE_S:
             self._measured_s = now_s
             await self._node.measure_disk()
-            await self._node.tend_graveyard()
+            with contextlib.suppress(FileNotFoundError):  # the directory is gone: the next look sees to it
+                await self._node.tend_graveyard()
         return _DISK_CHECK_S
 
     async def _lane(self, *, busy: bool) -> float:
@@ -101,12 +104,18 @@ class Background:
         return 0.0 if merged else self._config.background_interval_s
 
     def _check(self) -> None:
-        try:
-            self._node.check_files()
-            self._node.check_disk()
-        except (OSError, ConfigurationError) as error:  # the next look tries again
-            self._node.counters["background_errors"] += 1
-            _log.warning("node %s: its directory cannot be looked after: %s", self._config.node_id, error)
+        """What fails is tried again by the next look; the same failure again is counted only."""
+        failed = []
+        for look in (self._node.check_files, self._node.check_disk):
+            try:
+                look()
+            except (OSError, ConfigurationError) as error:
+                failed.append(str(error))
+        self._node.counters["background_errors"] += len(failed)
+        trouble = "; ".join(failed)
+        if trouble not in ("", self._trouble):
+            _log.warning("node %s: its directory cannot be looked after: %s", self._config.node_id, trouble)
+        self._trouble = trouble
 
     async def _tend(self, volume: NodeVolume, segment: Segment) -> bool:
         """The segment's turn; whether a layer was made."""
