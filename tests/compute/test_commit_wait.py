@@ -349,9 +349,10 @@ async def test_a_publisher_is_not_told_of_what_is_not_durable(
         await origin.execute("INSERT INTO t VALUES (2)")
         committed = await value(origin, "SELECT pg_current_wal_lsn()")
         await poll_until(lambda: has(2))
-        assert await stays_undone(asyncio.ensure_future(poll_until(confirmed)))
+        confirmation = asyncio.ensure_future(poll_until(confirmed, 30))
+        assert await stays_undone(confirmation)
         await ground.regain_quorum()
-        await poll_until(confirmed, 20)
+        await confirmation
         await subscriber.execute("DROP SUBSCRIPTION s")
 
 

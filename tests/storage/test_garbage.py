@@ -1,12 +1,17 @@
 """Garbage in the files of page images: collected when there is enough of it, and images move for nothing else."""
 
+import asyncio
 import random
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from aurora_ray.log import record as rec
+from aurora_ray.storage.disk import store as store_module
 from aurora_ray.storage.disk.store import SegmentStore
+from tests.storage.harness import Writer
+from tests.support.polling import poll_until
 
 IMAGE_BYTES = 8000
 PAGES = 500
@@ -29,7 +34,13 @@ class Images:
         batch.write_without_log()
         self._layer += 1
         await self._store.flush_pages(self._layer)
+        await poll_until(self._merged, 60, interval_s=0.001, what="RocksDB has merged what it wants to merge")
         self._store.mind_garbage()
+
+    def _merged(self) -> bool:
+        pages = self._store._pages.families["pages"]
+        busy = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions")
+        return not any(pages.property_int_value(name) for name in busy)
 
 
 @pytest.fixture
@@ -64,3 +75,41 @@ async def test_images_of_pages_that_nobody_changes_stay_where_they_are(store: Se
         await images.layer(range(number % 2 * (PAGES - 1), number % 2 * (PAGES - 1) + 1))
     assert loaded <= set(image_files(store))
     assert dict(store.scan("pages", b"")) == images.newest
+
+
+async def test_layers_wait_for_merges_that_cannot_keep_up(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their CPU is what nobody else wants: without end, layers would put images upon images."""
+    monkeypatch.setattr(store_module, "_BEHIND_BYTES", 2 << 20)
+    monkeypatch.setattr(store_module, "_GROWN_BYTES", 1 << 20)
+    server = await start(layer_bytes=10_000, retention_s=0.0, retention_bytes=0)
+    writer, noise = await Writer().open(server), random.Random(1)
+    segment, background = server.segment(writer), server.server.background
+    volume = server.server.node.volumes[writer.volume]
+    turn, compact = asyncio.Event(), segment.store.compact_pages
+
+    async def starved(**options: bool) -> None:
+        await turn.wait()
+        await compact(**options)
+
+    monkeypatch.setattr(segment.store, "compact_pages", starved)
+
+    async def rewrite() -> int:
+        """Every page, again and again; how many layers were made of it."""
+        before = server.server.node.counters["layers"]
+        for _ in range(20):
+            await server.send(writer.flush(*(rec.page_full(1, page, noise.randbytes(1000)) for page in range(400))))
+            await server.send([writer.heartbeat()])
+            segment.last_append_s -= 10.0  # it need not mind commits
+            await background._tend(volume, segment)
+            writer.records.clear()
+        return server.server.node.counters["layers"] - before
+
+    await rewrite()
+    held = segment.store.page_bytes
+    assert 2 << 20 < held < 4 << 20
+    assert await rewrite() == 0
+    assert segment.store.page_bytes == held
+    turn.set()
+    assert background._compaction is not None
+    await background._compaction
+    assert await rewrite() > 0

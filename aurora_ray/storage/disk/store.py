@@ -78,6 +78,8 @@ _COLLECT_NONE: Final = {
 _PAGE_BYTES_PER_S: Final = 64 << 20  # written by flushes, which go first, and merges: the log's syncs need the disk
 _GROWN_SHARE: Final = 0.3  # since the last compaction: another one is due ...
 _GROWN_BYTES: Final = 4 << 20  # ... and not for less than this
+_BEHIND_SHARE: Final = 2.0  # since the last compaction: the next layer waits for the one that runs ...
+_BEHIND_BYTES: Final = 64 << 20  # ... and not for less than this
 _RUNS_BEFORE_MERGING: Final = 10  # with few, each small flush would be merged with the newest run, whatever its size
 
 
@@ -336,6 +338,11 @@ class SegmentStore:
         held = self.page_bytes
         grown = held - self.compacted_bytes
         return max(grown, self.cleared_bytes) > _GROWN_SHARE * self.compacted_bytes + _GROWN_BYTES
+
+    @property
+    def compaction_behind(self) -> bool:
+        """Whether so much was written since the last compaction that no more should be before the next one."""
+        return self.page_bytes - self.compacted_bytes > _BEHIND_SHARE * self.compacted_bytes + _BEHIND_BYTES
 
     async def compact_pages(self, *, thorough: bool = False) -> None:
         """Merges all page versions, so that what is deleted leaves the disk; `thorough`: also where it is little.

@@ -5,6 +5,9 @@ come in, when none of them would be quick, each node lets a different part of a 
 
 A segment's turn is one layer, then garbage: however fast its redo comes in, the next segment is not kept waiting. Among
 commits a turn takes ten times as long as its work (see `pacing.py`), so segments with a pause have a lane of their own.
+
+Merging has the CPU that nobody else wants. Where that is little, layers wait for it: as log, a page that changes again
+and again takes the room of its changes, as layers that of an image each time.
 """
 
 from __future__ import annotations
@@ -149,6 +152,8 @@ class Background:
 
     def _layer_due(self, segment: Segment) -> bool:
         config = self._config
+        if self._compaction is not None and not self._compaction.done() and segment.store.compaction_behind:
+            return False
         share = 1 + self._turn if segment.commits_come_in() else 1
         if segment.tail_bytes >= config.layer_bytes * share:
             # Beyond a gap or the VDL nothing can be done: the bytes there must not wake us again and again.
