@@ -12,8 +12,8 @@ import pytest
 from aurora_ray.control.observe.space import space_troubles
 from aurora_ray.errors import AuroraError
 from aurora_ray.log import record as rec
-from aurora_ray.storage.server import background
 from aurora_ray.storage.disk.rocks import WriteFailedError
+from aurora_ray.storage.server import background
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.harness import OWNER, PAGE_SIZE, ServerHandle, Writer
 
