@@ -5,6 +5,7 @@ The rules are checked by autouse fixtures. They are set up first and so torn dow
 other fixtures of the test. What a test is allowed to leave or to log, it says by a marker (see pyproject.toml).
 """
 
+import gc
 import logging
 import os
 import tempfile
@@ -63,6 +64,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("timeout")
         timeout_s = marker.args[0] if marker and marker.args else default_s
         item.add_marker(pytest.mark.timeout(timeout_s * TIMEOUT_FACTOR), append=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the garbage collector look at what tests make only: the tests themselves are a million objects by now, and
+    each collection, of which closing a database asks for one, would go through all of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

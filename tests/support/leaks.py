@@ -6,6 +6,7 @@ after GRACE_S. What leaked is removed, so that the next test is judged by what i
 
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ GRACE_S = 3.0
 KINDS = ("process", "port", "thread", "shm", "tmp")
 # Entries of the run's temporary directory that belong to the run rather than to one test.
 _RUN_ENTRIES = ("pytest-of-", "ray")
-_LISTENING = "0A"
+_ACCEPTS = (socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +127,14 @@ def _new_threads(before: frozenset[threading.Thread]) -> list[str]:
 def _own_listening_sockets() -> dict[str, str]:
     """Inode and port of each TCP socket that this process itself listens on."""
     listening = {}
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path("/proc/self/net", table).read_text().splitlines()[1:]
-        except FileNotFoundError:  # a machine without IPv6
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTENING:
-                listening[fields[9]] = str(int(fields[1].rpartition(":")[2], 16))
-    own = _own_socket_inodes()
-    return {inode: port for inode, port in listening.items() if inode in own}
-
-
-def _own_socket_inodes() -> set[str]:
-    inodes = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the descriptor of the listing itself
+            if target.startswith("socket:["):
+                # Not from the kernel's table of all sockets of the machine: it may be long.
+                with socket.socket(fileno=os.dup(int(name))) as found:
+                    if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockopt(*_ACCEPTS):
+                        listening[target[len("socket:[") : -1]] = str(found.getsockname()[1])
+        except OSError:  # the descriptor of the listing itself, or closed meanwhile
             continue
-        if target.startswith("socket:["):
-            inodes.add(target[len("socket:[") : -1])
-    return inodes
+    return listening

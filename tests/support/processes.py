@@ -129,7 +129,8 @@ def _process(pid: int) -> Process | None:
 
 def _read(pid: int, name: str) -> bytes:
     try:
-        return (PROC / str(pid) / name).read_bytes()
+        with open(f"{PROC}/{pid}/{name}", "rb", buffering=0) as file:  # looked at for each process, twice a test
+            return file.readall()
     except OSError:  # gone, or not ours to read
         return b""
 
