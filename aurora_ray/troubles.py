@@ -18,6 +18,7 @@ class TroubleCode(StrEnum):
     DISK_FULL = "disk_full"  # a storage node refuses redo, or an instance's machine has no room
     NODE_WITHOUT_SPACE = "node_without_space"  # a storage node that comes near that
     DIRECTORY_GONE = "directory_gone"  # a storage node whose data directory was removed
+    COPY_LOST = "copy_lost"  # a storage node has lost copies, which its peers give back
     READ_ONLY = "read_only"  # a cluster that runs and takes no writes: standby.signal, default_transaction_read_only
     PARAMETER_LEFT_OUT = "parameter_left_out"  # the engine does not start with it
     CERTIFICATE = "certificate"  # near its end

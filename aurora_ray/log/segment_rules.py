@@ -11,6 +11,18 @@ recovery therefore takes over the history with the *highest* installed epoch tha
 of all histories it sees: a history that reached only a minority may have been overruled since, and annulling by it
 would undo what a later epoch has made durable.
 
+**Old truncations.** A history would grow by one with each recovery. When it has HISTORY_MAX, a recovery drops all that
+are older than the one of the newest installed epoch E, which it marks as the *first*, if a VDL beyond E's end is known.
+Only a writer of E can have made that, so E's recovery had ended: a write quorum of every group carried E's history and
+was complete up to E's end. From this follows
+
+* that whoever installs a later epoch has seen E's history: each copy that carries an epoch from E on carries all that
+  was dropped, and stores nothing that it annuls;
+* that a copy which carries an older epoch cannot tell any more which of its batches above its own VDL happened, and
+  need not: those that did are on a write quorum without it. So these batches are worthless (`doubtful`): it deletes
+  them when it adopts the history, and nobody fetches them. A recovery counts none of them in any case: it looks at
+  what lies above the highest VDL, thus above E's end, where E's truncation annuls all that is older.
+
 **Membership.** Who holds a protection group is part of what an epoch installs, next to the history, and travels with
 it. Within an epoch its writer may change it: the change with the highest number is in force. Between epochs, the one
 of the highest epoch, for the same reason as with histories. See aurora_ray/volume/spec.py for what the sets mean.
@@ -25,15 +37,19 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Truncation:
-    """Batches of an epoch below `epoch` whose flush ends above `lsn` never happened."""
+    """Batches of an epoch below `epoch` whose flush ends above `lsn` never happened.
+
+    `first`: older ones were dropped.
+    """
 
     epoch: int
     lsn: int
+    first: bool = False
 
 
 class Membership(NamedTuple):
@@ -45,6 +61,7 @@ class Membership(NamedTuple):
 
 
 NO_MEMBERS: Final = Membership()
+HISTORY_MAX: Final = 32  # truncations: a few hundred bytes, which every change of a segment's metadata writes
 
 
 class AppendVerdict(Enum):
@@ -142,6 +159,28 @@ def annulled(truncations: Iterable[Truncation], batch_epoch: int, flush_end: int
     return any(batch_epoch < cut.epoch and flush_end > cut.lsn for cut in truncations)
 
 
-def extend_history(truncations: Iterable[Truncation], cut: Truncation) -> tuple[Truncation, ...]:
-    """A history with one more truncation, without the older ones that annul no more than it does."""
-    return (*sorted(old for old in truncations if old.lsn < cut.lsn and old.epoch < cut.epoch), cut)
+def knows(truncations: Sequence[Truncation], installed_epoch: int) -> bool:
+    """Whether a copy that carries `installed_epoch` carries all that was dropped from this history, too."""
+    return not (truncations and truncations[0].first and installed_epoch < truncations[0].epoch)
+
+
+def doubtful(truncations: Sequence[Truncation], installed_epoch: int, vdl: int, flush_end: int) -> bool:
+    """Whether nobody can tell any more if a batch happened that lies on a copy which carries `installed_epoch` and
+    knows `vdl` to be durable.
+    """
+    return flush_end > vdl and not knows(truncations, installed_epoch)
+
+
+def extend_history(
+    truncations: Sequence[Truncation], cut: Truncation, durable_lsn: int, most: int = HISTORY_MAX
+) -> tuple[Truncation, ...]:
+    """The newest installed history with one more truncation, without the older ones that annul no more than it does.
+
+    Of a history of `most`, only the last stays if its epoch's writer has made something durable: `durable_lsn` is the
+    highest VDL that anyone knows.
+    """
+    if len(truncations) >= most and durable_lsn > truncations[-1].lsn:
+        truncations = (replace(truncations[-1], first=True),)
+    history = (*sorted(old for old in truncations if old.lsn < cut.lsn and old.epoch < cut.epoch), cut)
+    assert history[0].first or not any(old.first for old in truncations)  # noqa: S101 - dropped once is dropped for good
+    return history

@@ -103,7 +103,7 @@ class NodeClient:
             volume=self._volume,
             epoch=order.epoch,
             owner=owner,
-            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            truncations=[encode_truncation(cut) for cut in order.truncations],
             vdl=order.vdl,
             tails=[pb.GroupTail(group=group, lsn=lsn) for group, lsn in sorted(order.tails.items())],
             members=[
@@ -139,13 +139,18 @@ class NodeClient:
         return FileTable.unpack_compressed(packed)
 
 
+def encode_truncation(cut: Truncation) -> pb.Truncation:
+    """A truncation, as protobuf."""
+    return pb.Truncation(epoch=cut.epoch, lsn=cut.lsn, first=cut.first)
+
+
 def decode_state(state: pb.SegmentState) -> SegmentState:
     """A segment's state, out of protobuf."""
     return SegmentState(
         group=state.group,
         promised_epoch=state.promised_epoch,
         installed_epoch=state.installed_epoch,
-        truncations=tuple(Truncation(cut.epoch, cut.lsn) for cut in state.truncations),
+        truncations=tuple(Truncation(cut.epoch, cut.lsn, cut.first) for cut in state.truncations),
         scl=state.scl,
         vdl=state.vdl,
         highest_lsn=state.highest_lsn,

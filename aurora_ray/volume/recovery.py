@@ -20,7 +20,7 @@ up to the new end does PUBLISH call it durable. Otherwise a recovery that dies h
 later one might not find the data for.
 
 **The history.** It is the one with the highest installed epoch among the answers, plus one more truncation: (epoch,
-end). Not the union of all histories: see aurora_ray/log/segment_rules.py.
+end). Not the union of all histories: see aurora_ray/log/segment_rules.py, also for how old truncations are dropped.
 
 **Membership.** Where the members of a group are being changed, each phase needs its quorum in the old set and in the
 next one. Who the members are is for the copies to say: the caller's placement may be out of date, and is where the
@@ -40,7 +40,14 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from aurora_ray.errors import UsageError
-from aurora_ray.log.segment_rules import NO_MEMBERS, Membership, Truncation, annulled, extend_history
+from aurora_ray.log.segment_rules import (
+    HISTORY_MAX,
+    NO_MEMBERS,
+    Membership,
+    Truncation,
+    annulled,
+    extend_history,
+)
 from aurora_ray.volume.spec import GroupPlacement, write_quorum
 
 if TYPE_CHECKING:
@@ -151,12 +158,14 @@ class Phase(IntEnum):
 class Recovery:
     """One attempt, with one epoch."""
 
-    def __init__(self, placements: Mapping[int, GroupPlacement], min_epoch: int = 1) -> None:
+    def __init__(
+        self, placements: Mapping[int, GroupPlacement], min_epoch: int = 1, history_max: int = HISTORY_MAX
+    ) -> None:
         self.phase = Phase.ASK
         self.epoch = 0
         self.outcome: Recovered | Overtaken | None = None
         self._members = {group: membership_of(placement) for group, placement in placements.items()}
-        self._min_epoch = min_epoch
+        self._min_epoch, self._history_max = min_epoch, history_max
         self._asked: dict[str, dict[int, SegmentState]] = {}
         self._sealed: dict[str, dict[int, SegmentState]] = {}
         self._installed: dict[
@@ -249,6 +258,8 @@ class Recovery:
             return
         if any((state.installed_epoch, state.promised_epoch) != (self.epoch, self.epoch) for state in states):
             return
+        if any(state.truncations != self.history for state in states):
+            return  # not what we have told: an epoch has one history, so this copy counts for nothing
         self._installed[node] = {state.group: state for state in states}
         self._caught_up.discard(node)
         if self.phase is Phase.INSTALL and self._quorum(self._holders(self._installed)):
@@ -292,7 +303,8 @@ class Recovery:
         newest = max(states, key=lambda state: state.installed_epoch)
         self._floor_lsn = max(state.vdl for state in states)
         self.end_lsn, self._tails = find_end(self._members, newest.truncations, self._floor_lsn, states)
-        self.history = extend_history(newest.truncations, Truncation(self.epoch, self.end_lsn))
+        cut = Truncation(self.epoch, self.end_lsn)
+        self.history = extend_history(newest.truncations, cut, self._floor_lsn, self._history_max)
         # The other half of each pair is `Segment.install`'s.
         assert self.end_lsn >= self._floor_lsn, "what is durable is never annulled"  # noqa: S101
         assert newest.installed_epoch < self.epoch, "a history is installed once it is promised"  # noqa: S101

@@ -54,14 +54,31 @@ def unite_all_histories(patch: pytest.MonkeyPatch) -> None:
         every = sorted({cut for state in states for cut in state.truncations})
         self._floor_lsn = max(state.vdl for state in states)
         self.end_lsn, self._tails = find_end(self._members, every, self._floor_lsn, states)
-        self.history = extend_history(every, Truncation(self.epoch, self.end_lsn))
+        self.history = extend_history(every, Truncation(self.epoch, self.end_lsn), self._floor_lsn)
 
     patch.setattr(Recovery, "_decide", decide)
 
 
 def forget_the_history(patch: pytest.MonkeyPatch) -> None:
     """A recovery hands on its own truncation only."""
-    patch.setattr(recovery, "extend_history", lambda _history, cut: (cut,))
+    patch.setattr(recovery, "extend_history", lambda _history, cut, *_: (cut,))
+
+
+def keep_what_is_doubtful(patch: pytest.MonkeyPatch) -> None:
+    """A copy that was away adopts a history whose older truncations were dropped, and keeps all that it has."""
+    patch.setattr(segments, "doubtful", lambda *_: False)
+
+
+def fetch_what_is_doubtful(patch: pytest.MonkeyPatch) -> None:
+    """Gossip takes log from copies that cannot tell what of it happened."""
+    patch.setattr(gossip, "knows", lambda *_: True)
+
+
+def drop_truncations_too_early(patch: pytest.MonkeyPatch) -> None:
+    """Old truncations are dropped although the newest history may have reached a few copies only."""
+    patch.setattr(
+        recovery, "extend_history", lambda old, cut, _durable_lsn, most: extend_history(old, cut, 1 << 62, most)
+    )
 
 
 def find_the_end_on_two(patch: pytest.MonkeyPatch) -> None:

@@ -120,13 +120,13 @@ class SimNode:
         """Takes in a peer's state; what to fetch then, as (after, up to)."""
         segment = self.by_group[state.group]
         gossip.adopt_history(segment, state)
-        return (segment.scl, state.scl) if state.scl > segment.scl else None
+        return (segment.scl, state.scl) if gossip.has_more(segment, state) else None
 
     def log_after(self, group: int, after_lsn: int, up_to_lsn: int) -> list[bytes]:
         return list(self.by_group[group].store.log_batches(after_lsn, up_to_lsn))[:FETCH_BATCHES_MAX]
 
-    def store_fetched(self, group: int, batches: Sequence[bytes]) -> None:
-        gossip.store_fetched(self.by_group[group], batches)
+    def store_fetched(self, group: int, batches: Sequence[bytes], peer_epoch: int) -> None:
+        gossip.store_fetched(self.by_group[group], batches, peer_epoch)
 
     def _volume_view(self) -> Any:
         return _VolumeView(self.by_group)

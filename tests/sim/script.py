@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from aurora_ray.errors import FencedError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
+from aurora_ray.log.segment_rules import HISTORY_MAX
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import decode_state
+from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
     AskState,
     CatchUp,
@@ -38,14 +39,15 @@ VOLUME = b"v" * 16
 class Script:
     """One group on six nodes, and six others. Nodes are named by letters: "abcd"."""
 
-    def __init__(self) -> None:
+    def __init__(self, history_max: int = HISTORY_MAX) -> None:
+        self.history_max = history_max
         self.placements = {0: GroupPlacement(0, NODES)}
         self.nodes = {name: SimNode(name, VOLUME, {0: NODES}, random.Random(0)) for name in NODES + OTHERS}
         self.oracle = Oracle(self.placements, self.nodes)
 
     def recovery(self, min_epoch: int, who: str, *, start: GroupPlacement | None = None) -> Recovery:
         """A recovery that has got as far as its decision, with the promises of `who`; it knows of `start` only."""
-        core = Recovery({0: start} if start else self.placements, min_epoch)
+        core = Recovery({0: start} if start else self.placements, min_epoch, self.history_max)
         for _ in range(2):
             for name in who:
                 self.step(core, name)
@@ -149,7 +151,7 @@ class Script:
             for state in self.nodes[peer].state():
                 wanted = node.adopt(state)
                 if wanted is not None:
-                    node.store_fetched(0, self.nodes[peer].log_after(0, *wanted))
+                    node.store_fetched(0, self.nodes[peer].log_after(0, *wanted), state.installed_epoch)
 
     def states(self, who: str) -> dict[str, list[SegmentState]]:
         """What nodes answer to State."""
@@ -181,7 +183,7 @@ class Script:
             volume=VOLUME,
             epoch=order.epoch,
             owner=b"%016d" % order.epoch,
-            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            truncations=[encode_truncation(cut) for cut in order.truncations],
             vdl=order.vdl,
             members=[
                 pb.GroupMembers(group=group, number=held.number, members=held.members, next_members=held.next_members)

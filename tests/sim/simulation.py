@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aurora_ray.log.segment_rules import HISTORY_MAX
 from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.read.as_of import current_copies
 from aurora_ray.volume.recovery import Recovery
@@ -62,12 +63,13 @@ class Simulation:
         self.writers: list[Writer] = []
         self._last_words: list[str] = []
         self.calm = False
+        self.history_max = (1, 2, HISTORY_MAX)[seed % 3]  # truncations
         self._crash_rate = rng.choice([0.0, 1.0, 4.0])  # a second
         self._takeover_s = rng.choice([0.3, 0.8, 2.0])
         self._gossip_rate = rng.choice([0.05, 1.0, 5.0, 20.0])  # a node and second
 
     def make_recovery(self, min_epoch: int) -> Recovery:
-        return Recovery(self.placements(), min_epoch)
+        return Recovery(self.placements(), min_epoch, self.history_max)
 
     def placements(self) -> dict[int, GroupPlacement]:
         """What somebody knows who has not asked: seldom the newest."""
@@ -214,8 +216,11 @@ class Simulation:
             if states is not None:
                 send(peer.name, node.name, back, states)
 
+        epochs: dict[int, int] = {}  # of the peer, when it said what it has
+
         def back(states: list[pb.SegmentState]) -> None:
             for state in states:
+                epochs.setdefault(state.group, state.installed_epoch)
                 if state.group not in node.stores:
                     continue
                 wanted = self.at_node(node, partial(node.adopt, state))
@@ -225,10 +230,10 @@ class Simulation:
         def fetch(group: int, after_lsn: int, up_to_lsn: int) -> None:
             batches = self.at_node(peer, lambda: peer.log_after(group, after_lsn, up_to_lsn))
             if batches:
-                send(peer.name, node.name, store, group, batches)
+                send(peer.name, node.name, store, group, batches, epochs[group])
 
-        def store(group: int, batches: list[bytes]) -> None:
-            self.at_node(node, lambda: node.store_fetched(group, batches))
+        def store(group: int, batches: list[bytes], peer_epoch: int) -> None:
+            self.at_node(node, lambda: node.store_fetched(group, batches, peer_epoch))
 
         send(node.name, peer.name, at_peer)
 

@@ -64,6 +64,72 @@ def reading_a_copy_that_was_away() -> None:
     assert copies.nodes == frozenset("abcde")
 
 
+def away_while_truncations_were_dropped() -> Script:
+    """ "a" has a flush that never happened, "f" is behind; then the truncation that says so is dropped."""
+    script = Script(history_max=1)
+    script.open(1, "abcdef")
+    end = script.write(1, 0, 0, "abcdef", vdl=0, durable=True)
+    script.write(1, end, end, "a", vdl=0, durable=False)
+    for epoch in (2, 3, 4):
+        core = script.open(epoch, "bcde")
+        assert core.end_lsn == end
+        for _ in range(2):
+            end = script.write(epoch, end, end, "bcde", vdl=end, durable=True)
+    assert [cut.epoch for cut in core.history] == [3, 4]
+    return script
+
+
+def a_copy_that_was_away_adopts_the_rest() -> None:
+    script = away_while_truncations_were_dropped()
+    for _ in range(2):  # a chunk each time
+        script.gossip("a", "b")
+        script.oracle.check_node(script.nodes["a"])
+    assert script.nodes["a"].by_group[0].scl == script.nodes["b"].by_group[0].scl
+
+
+def a_copy_that_was_away_is_asked() -> None:
+    script = away_while_truncations_were_dropped()
+    for state in script.nodes["b"].state():
+        script.nodes["f"].adopt(state)
+    script.gossip("f", "a")
+    script.oracle.check_node(script.nodes["f"])
+
+
+def a_truncation_that_few_have() -> None:
+    """Epoch 2 installs its history on one copy and dies; epoch 3 sees that."""
+    script = Script(history_max=1)
+    script.open(1, "abcdef")
+    acked = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
+    second = script.recovery(2, "cdef")
+    script.step(second, "c")
+    third = script.recovery(3, "cdef")
+    assert third.end_lsn == acked
+    for name in "cdef":
+        script.step(third, name)
+    script.oracle.check_durability()
+
+
+def test_a_copy_that_was_away_keeps_nothing_that_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_copy_that_was_away_adopts_the_rest()
+    bugs.keep_what_is_doubtful(monkeypatch)
+    with pytest.raises(InvariantError):
+        a_copy_that_was_away_adopts_the_rest()
+
+
+def test_nobody_fetches_what_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_copy_that_was_away_is_asked()
+    bugs.fetch_what_is_doubtful(monkeypatch)
+    with pytest.raises(InvariantError):
+        a_copy_that_was_away_is_asked()
+
+
+def test_old_truncations_stay_until_the_newest_is_on_a_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_truncation_that_few_have()
+    bugs.drop_truncations_too_early(monkeypatch)
+    with pytest.raises(AssertionError):  # the rule's own, before the disks would show it
+        a_truncation_that_few_have()
+
+
 def test_a_history_that_reached_a_minority_is_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
     overruled_history()
     bugs.unite_all_histories(monkeypatch)

@@ -13,7 +13,7 @@ from aurora_ray.errors import AuroraError, FencedError, StaleSegmentError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import decode_state
+from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
     AskState,
     CatchUp,
@@ -125,7 +125,7 @@ class Writer:
             volume=self.sim.volume,
             epoch=order.epoch,
             owner=self.owner,
-            truncations=[pb.Truncation(epoch=cut.epoch, lsn=cut.lsn) for cut in order.truncations],
+            truncations=[encode_truncation(cut) for cut in order.truncations],
             vdl=order.vdl,
             members=[
                 pb.GroupMembers(group=group, number=held.number, members=held.members, next_members=held.next_members)

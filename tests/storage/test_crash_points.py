@@ -250,7 +250,7 @@ async def gossip_fills_a_gap(stage: Stage) -> None:
         adopted = adopt(held, 1, [Truncation(1, 0)], Membership(1, ("n1", "n2")))
         assert adopted is not None
         stage.machine.segment.take_over(adopted, 0)
-        assert gossip.store_fetched(stage.machine.segment, [batch for each in missing for batch in each]) == 2
+        assert gossip.store_fetched(stage.machine.segment, [batch for each in missing for batch in each], 1) == 2
         stage.facts.acked_lsn = stage.writer.lsn
 
 

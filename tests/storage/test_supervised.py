@@ -7,16 +7,20 @@ import asyncio
 import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
-from aurora_ray.errors import StorageError
+from aurora_ray.control.observe.space import space_troubles
+from aurora_ray.errors import ConfigurationError, StorageError
 from aurora_ray.log import record as rec
 from aurora_ray.log.segment_rules import Truncation, install
 from aurora_ray.storage.disk.rocks import Batch, ReadFailedError, WriteFailedError
-from aurora_ray.storage.node.node import READ_FAILURES_MAX
+from aurora_ray.storage.node.node import READ_FAILURES_MAX, REOPEN_FOR_S
+from aurora_ray.storage.node.volume import UNREADABLE_STARTS, NodeVolume
 from aurora_ray.storage.segment.meta import SegmentMeta
 from aurora_ray.storage.supervised import supervised
+from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.house.source import package_modules, parse, qualified_calls, where
 from tests.storage.harness import OWNER, Writer, introduce
 from tests.support.polling import poll_until
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
 EIO = RuntimeError("IO error: While pread offset 4096 len 4096: 000012.sst: Input/output error")
 
-pytestmark = pytest.mark.allowed_logs(r"fail", r"damaged here", r"no longer full")
+pytestmark = pytest.mark.allowed_logs(r"fail", r"damaged here", r"the disk is")
 
 
 async def test_work_that_fails_goes_on() -> None:
@@ -229,6 +233,47 @@ async def test_a_segment_that_cannot_be_read_again_and_again_is_lost(start: Call
         assert not node.disk_full
     node.note_failure(ReadFailedError(key, EIO))
     assert node.volumes[writer.volume].lost == {0}
+
+
+async def test_a_segment_that_its_disk_does_not_open_is_tried_for_a_minute_and_then_lost(
+    start: Callable[..., Any], monkeypatch: Any
+) -> None:
+    now_s = 1e9
+    server = await start(server={"clock": lambda: now_s})
+    writer = await Writer().open(server)
+    await server.send(writer.flush(rec.page_full(1, 0, b"x")))
+    node, volume = server.server.node, server.server.node.volumes[writer.volume]
+    with monkeypatch.context() as patched:
+        patched.setattr(volume, "reopen", Mock(side_effect=EIO))
+        node.note_failure(ReadFailedError((writer.volume, 0), EIO))
+        for _ in range(100):
+            node.check_disk()
+        assert node.space().state == "failing"
+        now_s += REOPEN_FOR_S - 1
+        node.check_disk()
+        assert not volume.lost
+        now_s += 1
+        node.check_disk()
+    assert volume.lost == {0}
+    assert node.space().state != "failing"
+    (trouble,) = space_troubles({"n1": await server.stub.State(pb.StateRequest())})
+    assert trouble.code == "copy_lost"
+
+
+async def test_a_segment_that_its_disk_does_not_give_back_keeps_the_node_down_for_a_few_starts(
+    start: Callable[..., Any], monkeypatch: Any
+) -> None:
+    server = await start()
+    writer = await Writer().open(server)
+    await server.send(writer.flush(rec.page_full(1, 0, b"x")))
+    await server.stop()
+    with monkeypatch.context() as patched:
+        patched.setattr(NodeVolume, "open_segment", Mock(side_effect=EIO))
+        for _ in range(UNREADABLE_STARTS - 1):
+            with pytest.raises(ConfigurationError, match="Input/output error"):
+                await server.restart_stopped()
+        await server.restart_stopped()
+    assert server.server.node.volumes[writer.volume].lost == {0}
 
 
 async def test_one_segment_that_fails_keeps_gossip_from_no_other(start: Callable[..., Any], monkeypatch: Any) -> None:

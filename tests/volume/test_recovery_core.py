@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aurora_ray.errors import UsageError
@@ -62,6 +64,11 @@ def promised(core: Recovery, answers: dict[str, list[SegmentState]]) -> None:
         core.on_promised(node, core.epoch, states)
 
 
+def truncated(core: Recovery, node: str, vdl: int, states: list[SegmentState]) -> None:
+    """The answer of a node that carries what it was told."""
+    core.on_truncated(node, vdl, [replace(each, truncations=core.history) for each in states])
+
+
 def test_asks_all_and_goes_above_every_promise() -> None:
     core = recovery()
     assert {core.request(node) for node in NODES} == {AskState()}
@@ -88,16 +95,16 @@ def test_the_whole_way_with_a_tail_to_complete() -> None:
     assert core.request("a") == Truncate(2, history, 100, {0: 180}, HELD)
     assert core.request("e") == Truncate(2, history, 100, {0: 180}, HELD)
     for node, scl in zip("abcd", (180, 150, 100, 100), strict=True):
-        core.on_truncated(node, 100, [state(installed=2, scl=scl, highest=scl)])
+        truncated(core, node, 100, [state(installed=2, scl=scl, highest=scl)])
     assert core.request("a") is None
     assert core.request("b") == CatchUp({0: 180})
     for node in "bcd":
         core.on_caught_up(node, {0: 180})
         assert core.request(node) == Truncate(2, history, 100, {0: 180}, HELD)
-        core.on_truncated(node, 100, [state(installed=2, scl=180, highest=180)])
+        truncated(core, node, 100, [state(installed=2, scl=180, highest=180)])
     assert core.request("a") == Truncate(2, history, 180, {0: 180}, HELD)
     for node in "abcd":
-        core.on_truncated(node, 180, [state(installed=2, scl=180, highest=180)])
+        truncated(core, node, 180, [state(installed=2, scl=180, highest=180)])
     assert core.outcome == Recovered(2, history, 180, {0: 180}, frozenset("abcd"), HELD)
 
 
@@ -105,8 +112,19 @@ def test_nothing_to_complete_saves_two_rounds() -> None:
     core = sealing()
     promised(core, {node: [state(scl=100, vdl=100, highest=100)] for node in "abcd"})
     for node in "abcd":
-        core.on_truncated(node, 100, [state(installed=2, scl=100, highest=100)])
+        truncated(core, node, 100, [state(installed=2, scl=100, highest=100)])
     assert core.outcome == Recovered(2, (Truncation(2, 100),), 100, {0: 100}, frozenset("abcd"), HELD)
+
+
+def test_a_copy_that_carries_another_history_does_not_count() -> None:
+    core = sealing()
+    promised(core, {node: [state(scl=100, vdl=100, highest=100)] for node in "abcd"})
+    for node in "abc":
+        truncated(core, node, 100, [state(installed=2, scl=100, highest=100)])
+    core.on_truncated("d", 100, [state(installed=2, scl=100, highest=100, cuts=(Truncation(2, 90),))])
+    assert core.phase is Phase.INSTALL
+    truncated(core, "d", 100, [state(installed=2, scl=100, highest=100)])
+    assert core.outcome is not None
 
 
 def test_a_copy_that_caught_up_after_promising_elsewhere_does_not_count() -> None:
@@ -114,12 +132,12 @@ def test_a_copy_that_caught_up_after_promising_elsewhere_does_not_count() -> Non
     tail = flush(100, 150)
     promised(core, {node: [state(*[tail] * (node == "a"), scl=100, vdl=100, highest=100)] for node in "abcd"})
     for node, scl in zip("abcd", (150, 100, 100, 100), strict=True):
-        core.on_truncated(node, 100, [state(installed=2, scl=scl, highest=scl)])
+        truncated(core, node, 100, [state(installed=2, scl=scl, highest=scl)])
     for node in "bcd":
         core.on_caught_up(node, {0: 150})
-    core.on_truncated("b", 100, [state(promised=5, installed=2, scl=150, highest=150)])
+    truncated(core, "b", 100, [state(promised=5, installed=2, scl=150, highest=150)])
     core.on_refused("c", 5)
-    core.on_truncated("d", 100, [state(installed=2, scl=150, highest=150)])
+    truncated(core, "d", 100, [state(installed=2, scl=150, highest=150)])
     assert core.phase is Phase.CATCH_UP
 
 
@@ -171,8 +189,8 @@ def test_the_tail_of_an_untouched_group_comes_from_the_installed_copies() -> Non
     core = sealing(members)
     promised(core, {node: [state(vdl=100, scl=100, highest=100), state(group=1, vdl=100)] for node in "abcd"})
     for node, highest in zip("abcd", (0, 0, 0, 70), strict=True):
-        core.on_truncated(
-            node, 100, [state(installed=2, scl=100, highest=100), state(group=1, installed=2, highest=highest)]
+        truncated(
+            core, node, 100, [state(installed=2, scl=100, highest=100), state(group=1, installed=2, highest=highest)]
         )
     assert core.phase is Phase.CATCH_UP
     assert core.request("a") == CatchUp({1: 70})
@@ -202,7 +220,7 @@ def test_after_the_decision_two_refusals_can_be_borne_and_three_cannot() -> None
 def test_repeated_late_and_foreign_answers_change_nothing() -> None:
     core = sealing()
     core.on_promised("a", 1, [state()])
-    core.on_truncated("a", 0, [state(installed=2)])
+    truncated(core, "a", 0, [state(installed=2)])
     core.on_caught_up("a", {0: 10})
     core.on_state("e", [state(promised=50)])
     assert core.phase is Phase.SEAL
@@ -230,11 +248,11 @@ def test_a_copy_that_is_not_there_has_installed_nothing() -> None:
     promised(core, dict.fromkeys("abcd", both))
     carried = [state(group=group, installed=2, scl=100, highest=100) for group in members]
     for node in "abc":
-        core.on_truncated(node, 100, carried)
+        truncated(core, node, 100, carried)
     for node in "ef":
-        core.on_truncated(node, 100, carried[:1])
+        truncated(core, node, 100, carried[:1])
     assert core.outcome is None
-    core.on_truncated("d", 100, carried)
+    truncated(core, "d", 100, carried)
     assert isinstance(core.outcome, Recovered)
 
 
@@ -245,13 +263,13 @@ def test_an_end_is_published_where_it_is_held() -> None:
     promised(core, {node: [state(tail, vdl=100, scl=150, highest=150), state(group=1, vdl=100)] for node in "abcd"})
     carried = [state(installed=2, scl=150, highest=150), state(group=1, installed=2)]
     for node in "abcd":
-        core.on_truncated(node, 100, carried)
+        truncated(core, node, 100, carried)
     assert core.phase is Phase.PUBLISH
     for node in "abc":
-        core.on_truncated(node, 150, carried)
-    core.on_truncated("e", 150, carried[:1])
+        truncated(core, node, 150, carried)
+    truncated(core, "e", 150, carried[:1])
     assert core.outcome is None
-    core.on_truncated("f", 150, carried)
+    truncated(core, "f", 150, carried)
     assert isinstance(core.outcome, Recovered)
 
 
@@ -280,9 +298,9 @@ def test_every_phase_needs_a_quorum_of_both_sets() -> None:
     assert core.phase is Phase.INSTALL
     carried = [state(installed=2, scl=100, highest=100)]
     for node in "abcf":
-        core.on_truncated(node, 100, carried)
+        truncated(core, node, 100, carried)
     assert core.phase is Phase.INSTALL
-    core.on_truncated("e", 100, carried)
+    truncated(core, "e", 100, carried)
     assert core.phase is Phase.DONE
 
 

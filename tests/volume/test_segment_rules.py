@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from aurora_ray.log.segment_rules import (
+    HISTORY_MAX,
     AppendVerdict,
     SegmentEpochs,
     Truncation,
     adopt,
     annulled,
+    doubtful,
     extend_history,
     install,
     judge_append,
+    knows,
     promise,
 )
 
@@ -73,5 +76,19 @@ def test_a_truncation_annuls_lower_epochs_above_it() -> None:
 
 
 def test_histories_shed_what_a_newer_truncation_covers() -> None:
-    history = extend_history((Truncation(2, 50), Truncation(3, 200)), Truncation(5, 100))
+    history = extend_history((Truncation(2, 50), Truncation(3, 200)), Truncation(5, 100), 100)
     assert history == (Truncation(2, 50), Truncation(5, 100))
+
+
+def test_a_history_that_is_long_begins_anew_once_its_last_epoch_has_written() -> None:
+    old = tuple(Truncation(epoch, 10 * epoch) for epoch in range(1, HISTORY_MAX + 1))
+    last, cut = old[-1], Truncation(HISTORY_MAX + 1, 10 * HISTORY_MAX + 5)
+    assert extend_history(old, cut, last.lsn) == (*old, cut)
+    assert extend_history(old[1:], cut, last.lsn + 1) == (*old[1:], cut)
+    history = extend_history(old, cut, last.lsn + 1)
+    assert history == (Truncation(last.epoch, last.lsn, first=True), cut)
+    assert not knows(history, last.epoch - 1)
+    assert knows(history, last.epoch)
+    assert doubtful(history, last.epoch - 1, 7, 8)
+    assert not doubtful(history, last.epoch - 1, 7, 7)
+    assert not doubtful(history, last.epoch, 7, 8)

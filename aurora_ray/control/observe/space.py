@@ -1,4 +1,4 @@
-"""What storage nodes say of the room on their disks, as troubles."""
+"""What storage nodes say of their disks, as troubles: no room, copies that were lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def space_troubles(states: Mapping[str, pb.StateReply]) -> Iterator[Trouble]:
         elif space.state == "failing":
             sentence = (
                 f"writes to its disk fail ({free} are free): it takes no redo and tries again each second; "
-                "see its log, and the kernel's"
+                "see its log, and the kernel's; a copy that cannot be read for a minute is taken from its peers instead"
             )
             yield Trouble(TroubleCode.DISK_FULL, node_id, sentence)
         elif space.state == "gone":
@@ -40,3 +40,10 @@ def space_troubles(states: Mapping[str, pb.StateReply]) -> Iterator[Trouble]:
         elif space.state == "low":
             sentence = f"the disk has {free} free; below {reserve} it takes no redo: make room"
             yield Trouble(TroubleCode.NODE_WITHOUT_SPACE, node_id, sentence)
+        lost = sum(len(volume.lost_groups) for volume in state.volumes)
+        if lost:
+            sentence = (
+                f"lost {lost} of its copies (damaged, removed, or not readable) and gets them back from its peers; "
+                "if this comes again, its disk is bad: replace it"
+            )
+            yield Trouble(TroubleCode.COPY_LOST, node_id, sentence)

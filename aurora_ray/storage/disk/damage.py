@@ -92,6 +92,11 @@ def says_full(error: BaseException) -> bool:
     return "no space left" in said or "quota exceeded" in said
 
 
+def says_unreadable(error: BaseException) -> bool:
+    """Whether RocksDB, itself or as the cause, says that the disk does not give back what lies on it (EIO)."""
+    return "input/output error" in str(error.__cause__ or error).lower()
+
+
 def is_corruption(error: BaseException) -> bool:
     """Whether RocksDB (whose errors have no classes), itself or as the cause, says that files are damaged or gone."""
     said = str(error.__cause__ or error)

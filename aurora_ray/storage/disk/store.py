@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 PAGES: Final = "pages"  # the directory of page versions within a segment's, and their family
 _BLOB_BYTES_MIN: Final = 512
-_OWN_LOG_BYTES: Final = 256 << 10  # of RocksDB's LOG, of which it keeps two
+_OWN_LOG_BYTES: Final = 128 << 10  # of RocksDB's LOG: a third of it are its settings, which it writes at each start
 _MANIFEST_BYTES: Final = 1 << 20  # then it is written anew, without what is no more
 _ARENA_BLOCK_BYTES: Final = 32 << 10  # write buffers grow so: most families have little in them
 _WAL_BYTES_MAX: Final = 64 << 20
@@ -379,7 +379,7 @@ def _db_options(memory: NodeMemory | None) -> Options:
     options.set_max_total_wal_size(_WAL_BYTES_MAX)
     options.set_max_background_jobs(2)
     options.set_max_open_files(256)
-    options.set_keep_log_file_num(2)
+    options.set_keep_log_file_num(1)
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
     options.set_bytes_per_sync(1 << 20)

@@ -68,7 +68,7 @@ def make_plan(answers: Sequence[Peer]) -> Plan | None:
         newest.installed_epoch,
         b"",  # not known
         newest.installed_epoch,
-        tuple(Truncation(cut.epoch, cut.lsn) for cut in newest.truncations),
+        tuple(Truncation(cut.epoch, cut.lsn, cut.first) for cut in newest.truncations),
         Membership(newest.members_number, tuple(newest.members), tuple(newest.next_members)),
     )
     return Plan(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, StorageError
 from aurora_ray.log.batch import check_records, verify
-from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled
+from aurora_ray.log.segment_rules import Membership, Truncation, adopt, annulled, knows
 from aurora_ray.storage.disk.keys import lsn_key
 from aurora_ray.storage.disk.rocks import WriteFailedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -139,16 +139,16 @@ class Gossip:
         self, segment: Segment, state: pb.SegmentState, stub: StorageNodeStub, at_once: bool
     ) -> None:
         adopt_history(segment, state)
-        if state.scl <= segment.scl or self._node.disk_full or (segment.keeps_up and not at_once):
+        if not has_more(segment, state) or self._node.disk_full or (segment.keeps_up and not at_once):
             return
         if segment.scl < state.floor_lsn or (not segment.scl and state.log_bytes > _COPY_FROM_BYTES):
             self._copy(segment.volume, segment.group)
         else:
-            await self._fetch(segment, state.scl, stub)
+            await self._fetch(segment, state, stub)
 
-    async def _fetch(self, segment: Segment, up_to_lsn: int, stub: StorageNodeStub) -> None:
+    async def _fetch(self, segment: Segment, state: pb.SegmentState, stub: StorageNodeStub) -> None:
         request = pb.FetchLogRequest(
-            volume=segment.volume, group=segment.group, after_lsn=segment.scl, up_to_lsn=up_to_lsn
+            volume=segment.volume, group=segment.group, after_lsn=segment.scl, up_to_lsn=state.scl
         )
         call = stub.FetchLog(request, timeout=_FETCH_TIMEOUT_S)
         try:
@@ -158,7 +158,7 @@ class Gossip:
                     chunk = await call.read()
                 if chunk is None:
                     return
-                stored = store_fetched(segment, chunk.batches)
+                stored = store_fetched(segment, chunk.batches, state.installed_epoch)
                 self._node.counters["repaired_batches"] += stored
                 if not stored:
                     return
@@ -174,7 +174,7 @@ def adopt_history(segment: Segment, state: pb.SegmentState) -> None:
     """Adopts a peer's newer history or membership; with the same history, its knowledge of what is durable."""
     held = segment.meta.epochs
     membership = Membership(state.members_number, tuple(state.members), tuple(state.next_members))
-    history = [Truncation(t.epoch, t.lsn) for t in state.truncations]
+    history = [Truncation(t.epoch, t.lsn, t.first) for t in state.truncations]
     epochs = adopt(held, state.installed_epoch, history, membership)
     if epochs is not None:
         segment.take_over(epochs, state.vdl)
@@ -182,10 +182,18 @@ def adopt_history(segment: Segment, state: pb.SegmentState) -> None:
         segment.learn_vdl(state.vdl)
 
 
-def store_fetched(segment: Segment, batches: Iterable[bytes]) -> int:
-    """Stores those batches that continue the chain under the installed history; how many. Raises MalformedError."""
+def has_more(segment: Segment, state: pb.SegmentState) -> bool:
+    """Whether a peer in this state has log to fetch."""
+    return state.scl > segment.scl and knows(segment.meta.epochs.truncations, state.installed_epoch)
+
+
+def store_fetched(segment: Segment, batches: Iterable[bytes], peer_epoch: int) -> int:
+    """Stores those batches that continue the chain under the installed history; how many. Raises MalformedError.
+
+    `peer_epoch`: whose history the peer carried before it sent them.
+    """
     epochs, at_lsn = segment.meta.epochs, segment.scl
-    if segment.closed:
+    if segment.closed or not knows(epochs.truncations, peer_epoch):
         return 0
     fetched = []
     for batch in batches:

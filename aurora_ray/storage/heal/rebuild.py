@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, StorageError
 from aurora_ray.log.batch import decode_header, verify
-from aurora_ray.log.segment_rules import SegmentEpochs, read_quorum, write_quorum
+from aurora_ray.log.segment_rules import SegmentEpochs, doubtful, read_quorum, write_quorum
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import DamagedError
 from aurora_ray.storage.disk.keys import LSN_MAX, META_KEY, lsn_key
@@ -204,7 +204,7 @@ async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs,
             if changes.nbytes >= _CARRY_BYTES_AT_ONCE:
                 done = False
                 break
-            _put_if_true(changes, epochs, batch)
+            _put_if_true(changes, epochs, segment, batch)
             at_lsn = lsn
         changes.write()
         await asyncio.sleep(0)
@@ -214,15 +214,16 @@ async def _carry_log(segment: Segment, store: SegmentStore, plan: SegmentEpochs,
 
 def _merge(segment: Segment, store: SegmentStore, meta: SegmentMeta, carried_lsn: int) -> None:
     """Brings the promises and the last of the log that only the old copy has into the new one, durably."""
-    received = meta.epochs
+    received, received_vdl = meta.epochs, meta.vdl
     meta = replace(meta, epochs=_merged(segment.meta.epochs, received), vdl=max(segment.vdl, meta.vdl))
     changes = store.batch()
     for _, batch in _readable_log(segment, carried_lsn):
-        _put_if_true(changes, meta.epochs, batch)
+        _put_if_true(changes, meta.epochs, segment, batch)
     if meta.epochs.installed_epoch != received.installed_epoch:  # what was received is judged by the newer history
         for lsn, batch in store.log_entries(meta.floor_lsn, LSN_MAX):
             header = decode_header(batch)
-            if not belongs(meta.epochs, header.epoch, header.flush_end):
+            unknown = doubtful(meta.epochs.truncations, received.installed_epoch, received_vdl, lsn)
+            if unknown or not belongs(meta.epochs, header.epoch, header.flush_end):
                 changes.delete("log", lsn_key(lsn))
     changes.put("default", META_KEY, meta.pack())
     changes.write_synced()
@@ -235,9 +236,10 @@ def _merged(ours: SegmentEpochs, theirs: SegmentEpochs) -> SegmentEpochs:
     return replace(installed, promised_epoch=promised.promised_epoch, owner=promised.owner)
 
 
-def _put_if_true(changes: Batch, epochs: SegmentEpochs, batch: bytes) -> None:
-    header = decode_header(batch)
-    if belongs(epochs, header.epoch, header.flush_end):
+def _put_if_true(changes: Batch, epochs: SegmentEpochs, segment: Segment, batch: bytes) -> None:
+    header, held_epoch = decode_header(batch), segment.meta.epochs.installed_epoch
+    unknown = doubtful(epochs.truncations, held_epoch, segment.vdl, header.flush_end)
+    if belongs(epochs, header.epoch, header.flush_end) and not unknown:
         changes.put("log", lsn_key(header.flush_end), batch)
 
 

@@ -22,11 +22,12 @@ import zstandard
 from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, OutOfRangeError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.filetable import FileTable
-from aurora_ray.log.segment_rules import annulled, read_quorum
+from aurora_ray.log.segment_rules import knows, read_quorum
 from aurora_ray.rpc.admission import ImpostorError
 from aurora_ray.storage.disk.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.disk.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
+from aurora_ray.storage.heal.filling import belongs
 from aurora_ray.storage.heal.rebuild import rebuild
 from aurora_ray.storage.segment.chains import RANGE_PAGES
 from aurora_ray.storage.segment.leftovers import Range
@@ -259,7 +260,7 @@ async def _fetch(segment: Segment, peer: Peer, lsn: int) -> list[bytes]:
         check_records(batch, header)
         if (header.volume, header.group, header.flush_end) != (segment.volume, segment.group, lsn):
             raise MalformedError(f"a batch of group {header.group} that ends at {header.flush_end} was sent for {lsn}")
-        if header.epoch > epochs.installed_epoch or annulled(epochs.truncations, header.epoch, lsn):
+        if not (belongs(epochs, header.epoch, lsn) and knows(epochs.truncations, peer.state.installed_epoch)):
             return []
     return batches
 

@@ -36,7 +36,7 @@ def seal(volume: NodeVolume, request: pb.SealRequest) -> pb.SealReply:
 def truncate(volume: NodeVolume, request: pb.TruncateRequest) -> pb.TruncateReply:
     """Installs the history that the epoch's owner decided. Raises FencedError, nothing changed."""
     segments = volume.segments.values()
-    history = [Truncation(cut.epoch, cut.lsn) for cut in request.truncations]
+    history = [Truncation(cut.epoch, cut.lsn, cut.first) for cut in request.truncations]
     members = {
         each.group: Membership(each.number, tuple(each.members), tuple(each.next_members)) for each in request.members
     }
@@ -65,7 +65,7 @@ def segment_state(segment: Segment, *, with_tail: bool = False) -> pb.SegmentSta
         group=segment.group,
         promised_epoch=meta.epochs.promised_epoch,
         installed_epoch=meta.epochs.installed_epoch,
-        truncations=[pb.Truncation(epoch=t.epoch, lsn=t.lsn) for t in meta.epochs.truncations],
+        truncations=[pb.Truncation(epoch=t.epoch, lsn=t.lsn, first=t.first) for t in meta.epochs.truncations],
         scl=segment.scl,
         vdl=vdl,
         floor_lsn=meta.floor_lsn,

@@ -22,7 +22,7 @@ from aurora_ray.errors import (
 )
 from aurora_ray.log.layout import PAGE_BYTES_MAX
 from aurora_ray.storage.disk import effects
-from aurora_ray.storage.disk.damage import DamageBook, DamagedError, is_corruption, says_full
+from aurora_ray.storage.disk.damage import DamageBook, DamagedError, is_corruption, says_full, says_unreadable
 from aurora_ray.storage.disk.datadir import COPIES
 from aurora_ray.storage.disk.graveyard import Graveyard
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 READ_FAILURES_MAX: Final = 3  # of one segment, within ...
 READ_FAILURES_WITHIN_S: Final = 600.0
 _FILES_REMOVED: Final = "its files were removed"
+REOPEN_FOR_S: Final = 60.0  # a segment that its disk does not give back; then it is lost
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -73,6 +74,7 @@ class Node:
         self.reclaim: Callable[[], None] = lambda: None  # makes sure that the directory is still this node's
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
         self._read_failures: dict[SegmentKey, deque[float]] = {}  # when, in seconds since 1970
+        self._closed_since_s: dict[SegmentKey, float] = {}  # ... of those to reopen
         self.disk_bytes = 0
         self._free_bytes = free_bytes
         self._memory = NodeMemory(
@@ -312,7 +314,7 @@ class Node:
 
         With a full disk that may fail as well; then it is tried again at each look at the disk. What cannot be written
         because its files are damaged would fail again and again, as would what its disk does not give back
-        (READ_FAILURES_MAX): it is lost, and comes back from the peers.
+        (READ_FAILURES_MAX; when it is opened, for REOPEN_FOR_S): it is lost, and comes back from the peers.
         """
         what = "read" if isinstance(error, ReadFailedError) else "write"
         _log.error("node %s: a %s failed and its segments are reopened: %s", self.config.node_id, what, error)
@@ -341,18 +343,24 @@ class Node:
             if volume is not None and volume.segments.get(segment.group) is segment:  # not dropped or replaced since
                 if not segment.store.has_files:  # opening would make an empty one
                     self.lose(segment, _FILES_REMOVED)
-                    del self._to_reopen[key]
+                    self._forget_reopening(key)
                     continue
                 try:
                     volume.reopen(segment)
                 except Exception as error:  # RocksDB's errors have no common class
-                    if is_corruption(error) or isinstance(error, MalformedError | DamagedError):
+                    since_s = self._closed_since_s.setdefault(key, self.clock())
+                    hopeless = says_unreadable(error) and self.clock() - since_s >= REOPEN_FOR_S
+                    if hopeless or is_corruption(error) or isinstance(error, MalformedError | DamagedError):
                         self.lose(segment, str(error))
                     else:
                         _log.info("node %s: group %d cannot be opened yet: %s", self.config.node_id, key[1], error)
                         continue
                 self.index(volume)
-            del self._to_reopen[key]
+            self._forget_reopening(key)
+
+    def _forget_reopening(self, key: SegmentKey) -> None:
+        del self._to_reopen[key]
+        self._closed_since_s.pop(key, None)
 
     def _volume_at(self, volume: bytes) -> NodeVolume:
         return NodeVolume(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import MalformedError, NotCompleteError, UnknownVolumeError
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs
 from aurora_ray.storage.disk import effects
-from aurora_ray.storage.disk.damage import STORE, DamagedError, is_corruption
+from aurora_ray.storage.disk.damage import STORE, DamagedError, is_corruption, says_unreadable
 from aurora_ray.storage.disk.keys import META_KEY
 from aurora_ray.storage.disk.store import SegmentStore
 from aurora_ray.storage.segment.layers import LayerCache
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 INCOMING, READY, OLD = ".incoming", ".ready", ".old"  # suffixes of a segment's directory while a copy replaces it
 LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a copy is in its place
+UNREADABLE: Final = ".unreadable"  # a file beside it: how many starts in a row its disk did not give it back
+UNREADABLE_STARTS: Final = 3  # then it is lost; until then the node does not start, as it may be all the disk
 MADE: Final = ".made"  # an empty file beside the directory: more than a beginning was there once
 
 
@@ -105,9 +107,28 @@ class NodeVolume:
         except UnknownVolumeError:  # a crash came between creating it and writing to it
             self.put_aside(path, "nothing says what it is: it was being made when the node ended")
         except Exception as error:  # RocksDB's errors have no common class
-            if not (isinstance(error, MalformedError | DamagedError) or is_corruption(error)):
+            damaged = isinstance(error, MalformedError | DamagedError) or is_corruption(error)
+            if not damaged and not self._unreadable_again(path, error):
                 raise
             self._lose(path, error)
+        else:
+            self._note_unreadable(path, 0)
+
+    def _unreadable_again(self, path: Path, error: Exception) -> bool:
+        """Whether this was one start too many at which the disk did not give the segment back."""
+        if not says_unreadable(error):
+            return False
+        noted = path.with_name(path.name + UNREADABLE)
+        starts = 1 + (int(noted.read_text() or 0) if noted.exists() else 0)
+        self._note_unreadable(path, starts % UNREADABLE_STARTS)
+        return starts == UNREADABLE_STARTS
+
+    def _note_unreadable(self, path: Path, starts: int) -> None:
+        noted = path.with_name(path.name + UNREADABLE)
+        if starts:
+            effects.write_file(noted, b"%d" % starts)
+        elif noted.exists():
+            effects.remove_file(noted)
 
     def open_segment(self, path: Path) -> Segment:
         """The segment in a directory. Raises UnknownVolumeError if nothing was ever written there, DamagedError,

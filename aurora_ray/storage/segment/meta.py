@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
@@ -47,7 +47,7 @@ class SegmentMeta:
             self.epochs.promised_epoch,
             self.epochs.owner,
             self.epochs.installed_epoch,
-            [(cut.epoch, cut.lsn) for cut in self.epochs.truncations],
+            [astuple(cut) if cut.first else (cut.epoch, cut.lsn) for cut in self.epochs.truncations],
             self.vdl,
             self.floor_lsn,
             self.layers,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurora_ray.errors import FencedError, MalformedError, StaleSegmentError, UnknownVolumeError
 from aurora_ray.log.batch import verify
-from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, judge_append
+from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled, doubtful, judge_append
 from aurora_ray.storage.disk.damage import Damage, DamagedError
 from aurora_ray.storage.disk.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.disk.rocks import WriteFailedError
@@ -246,6 +246,7 @@ class Segment:
                 header.flush_end
                 for header in self._headers(self.meta.coalesced_lsn)
                 if annulled(epochs.truncations, header.epoch, header.flush_end)
+                or doubtful(epochs.truncations, held.installed_epoch, self.vdl, header.flush_end)
             ]
             self._keep_tail(gone)
             changes = self.store.batch()

@@ -199,12 +199,14 @@ class LogChunk(_message.Message):
     def __init__(self, batches: _Optional[_Iterable[bytes]] = ..., vdl: _Optional[int] = ...) -> None: ...
 
 class Truncation(_message.Message):
-    __slots__ = ("epoch", "lsn")
+    __slots__ = ("epoch", "lsn", "first")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LSN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     lsn: int
-    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
+    first: bool
+    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., first: _Optional[bool] = ...) -> None: ...
 
 class BatchInfo(_message.Message):
     __slots__ = ("epoch", "prev_lsn", "flush_start", "flush_end", "flush_groups")
