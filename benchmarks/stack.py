@@ -26,9 +26,11 @@ from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.image import import_records, tree_records
 from aurora_ray.engine.install import install_at
+from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.postgres import PostgresEngine
 from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
 from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.engine.sizes import size_on
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.process import expect_long_service
@@ -53,9 +55,8 @@ class StackConfig:
     bin_dir: str
     images_dir: str
     engine_user: str
-    shared_buffers_bytes: int
+    memory_bytes: int  # of the instance
     cache_bytes: int
-    max_connections: int
     parameters: dict[str, str]
     create: bool
     secret_file: str | None = None
@@ -126,8 +127,7 @@ async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Sta
         install,
         account,
         root / "run",
-        shared_buffers_bytes=config.shared_buffers_bytes,
-        max_connections=config.max_connections,
+        size=size_on(this_machine(), config.memory_bytes),
         parameters=config.parameters,
     )
     passfile = root / "passfile"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
 
 from aurora_ray.cli import options
-from aurora_ray.cli.output import progress, write_json, write_line
+from aurora_ray.cli.output import progress, size_text, write_json, write_line
 from aurora_ray.errors import UsageError
 
 _SHOWN = "setting <> coalesce(boot_val, '') OR pending_restart OR source NOT IN ('default', 'override')"
@@ -23,6 +24,7 @@ FROM pg_settings WHERE {} ORDER BY name"""
 def register(app: typer.Typer) -> None:
     """Adds the commands; `repair cluster` to the group of repairs if there is one."""
     app.command(epilog="Example: aurora parameters demo set max_connections=300 jit=on")(parameters)
+    app.command(epilog="Example: aurora modify demo --memory 2GiB")(modify)
     group = next((g.typer_instance for g in app.registered_groups if g.name == "repair"), None)
     if group is None:
         group = typer.Typer(help="Mend what keeps a fleet or a cluster from working.", no_args_is_help=True)
@@ -90,6 +92,35 @@ def _rows(status: dict[str, Any], *, everything: bool) -> list[dict[str, str]]:
         if row["name"] in declared and row["source"] == "aurora":
             row["source"] = "cluster"
     return rows
+
+
+def modify(  # noqa: PLR0917  (the command's options)
+    name: options.Name = options.DEFAULT_NAME,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="Of each instance, as 2GiB; `default`: by the machine.")
+    ] = "",
+    at_next_start: Annotated[
+        bool, typer.Option("--at-next-start", help="Restart nothing: it counts when the engine starts next.")
+    ] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 120.0,
+) -> None:
+    """Change the size of a cluster's instances. The engine restarts in place, which cuts sessions for a second or two.
+
+    Buffers, work_mem, max_connections and others follow the size, unless they are set (`aurora parameters`).
+    """
+    if not memory:
+        raise UsageError("say what to change: --memory SIZE")
+    wanted = 0 if memory == "default" else options.parse_bytes(memory)
+    fleet, started_s = options.find(data_dir), time.monotonic()
+    with progress(f"modifying {name}", quiet=json):
+        done = fleet.modify(name, wanted, at_next_start=at_next_start, timeout_s=timeout_s)
+    done = {"cluster": name, **done, "seconds": round(time.monotonic() - started_s, 3)}
+    if json:
+        write_json(done)
+    else:
+        write_line(f"{name}: {size_text(done['memory_bytes'])} of memory ({done['applies']})")
 
 
 def repair_cluster(

@@ -40,6 +40,7 @@ def create(  # noqa: PLR0917  (the command's options)
         str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
     ] = None,
     bin_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The bin directory of the engine to use.")] = None,
+    memory: options.Memory = 0,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 180.0,
@@ -49,7 +50,8 @@ def create(  # noqa: PLR0917  (the command's options)
     chosen = bin_dir or settings.postgres_bin_dir
     fleet = options.find(data_dir)
     with progress(f"creating {name}", quiet=json) as say:
-        fleet.create(name, engine=engine, version=engine_version, bin_dir=str(chosen) if chosen else None)
+        path = str(chosen) if chosen else None
+        fleet.create(name, engine=engine, version=engine_version, bin_dir=path, memory_bytes=memory)
         result = fleet.wait_available(name, timeout_s=timeout_s, progress=say)
     if json:
         write_json(result)

@@ -32,6 +32,7 @@ def up(  # noqa: PLR0917  (the command's options)
     readers: Annotated[int, typer.Option(metavar="N", min=0, help="Reader instances.")] = 0,
     region: Annotated[str | None, typer.Option(metavar="R", help="A file of regions/; default us-east-1.")] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="The cluster to start.")] = options.DEFAULT_NAME,
+    memory: options.Memory = 0,
     data_dir: options.DataDir = None,
     address: Annotated[
         str | None, typer.Option(metavar="RAY", help="Join this Ray cluster instead of starting one here.")
@@ -48,7 +49,15 @@ def up(  # noqa: PLR0917  (the command's options)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
         bin_dir = str(settings.postgres_bin_dir) if settings.postgres_bin_dir else None
-        running.create(name, engine=engine, version=engine_version, bin_dir=bin_dir, exist_ok=True, timeout_s=timeout_s)
+        running.create(
+            name,
+            engine=engine,
+            version=engine_version,
+            bin_dir=bin_dir,
+            memory_bytes=memory,
+            exist_ok=True,
+            timeout_s=timeout_s,
+        )
         result = running.wait_available(name, timeout_s=timeout_s, progress=say)
     if json:
         write_json(result)

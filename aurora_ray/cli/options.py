@@ -23,6 +23,28 @@ TimeoutS = Annotated[float, typer.Option("--timeout", metavar="S", min=1, help="
 DEFAULT_NAME = "demo"
 
 
+def parse_bytes(text: str) -> int:
+    """ "2GiB" as bytes. Raises typer.BadParameter."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is no size: say it as 2GiB or 512MiB") from error
+
+
+Memory = Annotated[
+    int,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        help="The size of its instances, as 2GiB; by default a quarter of what no instance was given yet.",
+        show_default=False,
+    ),
+]
+
+
 def settings(data_dir: Path | None, **overrides: Any) -> Settings:
     """The settings in force. Without any word about it, root's data lies below /var/lib."""
     from aurora_ray.config import load_settings

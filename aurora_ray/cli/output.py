@@ -106,24 +106,31 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         f"  {status['engine']} {status['engine_version']}  ",
         _state(status["state"]),
         f"  {status['region']}  epoch {status['epoch']}  VDL {status['vdl']:,}  "
-        f"{_bytes(volume['bytes'])} in {_count(volume['protection_groups'], 'protection group')}\n",
+        f"{size_text(volume['bytes'])} in {_count(volume['protection_groups'], 'protection group')}\n",
         (endpoint["dsn"], "cyan"),
         (f"\nmetrics {status['metrics']}" if status["metrics"] else "", "dim"),
     )
-    instances = _table("instance", "role", "AZ", "state", "pid", "port")
+    instances = _table("instance", "role", "AZ", "state", "pid", "port", "memory")
     for i in status["instances"]:
-        instances.add_row(i["id"], i["role"], i["az"], _state(i["state"]), str(i["pid"] or "-"), str(i["port"]))
+        row = (i["id"], i["role"], i["az"], _state(i["state"]), str(i["pid"] or "-"), str(i["port"]))
+        instances.add_row(*row, _memory(i))
     nodes = _table("storage node", "AZ", "state", "pid", "SCL", "behind", "disk")
     for n in status["storage_nodes"]:
         known = n["state"] not in _UNKNOWN
-        behind = _bytes(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
+        behind = size_text(max(0, status["vdl"] - n["scl"])) if n["state"] == "healthy" else "-"
         row = (n["id"], n["az"], _state(n["state"]), str(n["pid"] or "-"), f"{n['scl']:,}" if known else "-", behind)
-        nodes.add_row(*row, _bytes(n["disk_bytes"]) if known else "-")
+        nodes.add_row(*row, size_text(n["disk_bytes"]) if known else "-")
     reasons = [f"{trouble['subject']}: {trouble['sentence']}" for trouble in status.get("troubles", ())]
     reasons += [_fault(fault) for fault in status.get("faults", ())]
     reasons += [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
     reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
+
+
+def _memory(instance: dict[str, Any]) -> str:
+    """What it has, or is declared to have; and what it gets when its engine starts next."""
+    now, later = instance["memory_bytes"] or instance["declared_memory_bytes"], instance["next_memory_bytes"]
+    return (size_text(now) if now else "-") + (f" ({size_text(later)} at the next start)" if later else "")
 
 
 def _fault(fault: dict[str, Any]) -> str:
@@ -133,7 +140,7 @@ def _fault(fault: dict[str, Any]) -> str:
 
 def _replacement(node: dict[str, Any]) -> str:
     copy = node["copy"]
-    filled = f": {_bytes(copy['bytes_copied'])} of {_bytes(copy['bytes_total'])} copied" if copy else ""
+    filled = f": {size_text(copy['bytes_copied'])} of {size_text(copy['bytes_total'])} copied" if copy else ""
     speed = f", {copy['mb_per_s']} MB/s" if copy and copy["running"] else ""
     return f"{node['id']} takes the place of {node['replaces']}{filled}{speed}"
 
@@ -161,7 +168,9 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("pid", "port", "SCL", "behind", "disk") else "left")
+        table.add_column(
+            column, justify="right" if column in ("pid", "port", "memory", "SCL", "behind", "disk") else "left"
+        )
     return table
 
 
@@ -175,7 +184,8 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes for people."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

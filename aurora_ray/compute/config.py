@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from aurora_ray.compute.health import HealthRules
+from aurora_ray.engine.sizes import InstanceSize
 from aurora_ray.errors import AuroraError
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
@@ -89,6 +90,7 @@ class WriterConfig:
     stop_timeout_s: float = STOP_TIMEOUT_S
     health: HealthRules = field(default_factory=HealthRules)
     parameters: tuple[tuple[str, str], ...] = ()  # the cluster's
+    memory_bytes: int = 0  # of its size, as declared; 0: by what the machine has (see engine.sizes)
     repairs: tuple[str, ...] = ()  # what to mend in the data directory before the start, as `kind:token`
 
     @property
@@ -142,4 +144,6 @@ class WriterStatus:
     placements: tuple[GroupPlacement, ...] = ()  # who holds the groups in truth
     troubles: tuple[Trouble, ...] = ()
     socket_dir: str = ""  # of the engine, for sessions on its machine
+    declared_memory_bytes: int = 0  # that this incarnation was opened with; 0: none, or a version without sizes
+    size: InstanceSize | None = None  # that it has
     repaired: tuple[str, ...] = ()  # the repairs that the opening made

@@ -25,6 +25,7 @@ from aurora_ray.volume.read.pages import PageRange
 if TYPE_CHECKING:
     from aurora_ray.compute.config import EngineChoice, WriterConfig
     from aurora_ray.engine.base import Engine
+    from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.volume.write.volume import Volume
 
 POSTGRES: Final = "postgres"
@@ -64,7 +65,7 @@ class PreparedEngine:
     soon: tuple[str, ...] = SOON
     programs: tuple[str, ...] = PROGRAMS
 
-    def make_engine(self, config: WriterConfig) -> Engine:
+    def make_engine(self, config: WriterConfig, size: InstanceSize) -> Engine:
         """The adapter for one incarnation."""
         return PostgresEngine(
             self.install,
@@ -72,6 +73,7 @@ class PreparedEngine:
             config.dirs.run,
             host=config.host,
             port=config.port,
+            size=size,
             parameters=dict(config.parameters),
         )
 

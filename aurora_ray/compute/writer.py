@@ -31,6 +31,8 @@ from aurora_ray.compute.first_write import FirstWrite
 from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
 from aurora_ray.compute.watch import engine_watch
 from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.machine import this_machine
+from aurora_ray.engine.sizes import size_on
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.mount.evictor import default_cache_bytes
 from aurora_ray.mount.mount import MountedVolume
@@ -55,6 +57,7 @@ class Writer:
 
     def __init__(self, config: WriterConfig) -> None:
         self.config = config
+        self._size = size_on(this_machine(), config.memory_bytes)
         self._phase = WriterPhase.SEALING
         self._volume: Volume | None = None
         self._mounted: MountedVolume | None = None
@@ -115,7 +118,7 @@ class Writer:
         if config.initialise:
             with self._stage("initialise", WriterPhase.INITIALISING):
                 await self._initialise(volume, prepared)
-        engine = self._engine = prepared.make_engine(config)
+        engine = self._engine = prepared.make_engine(config, self._size)
         with self._stage("mount", WriterPhase.MOUNTING):
             mounted = self._mounted = await self._mount(volume, engine, prepared)
             _describe({"aurora.bytes.cached": int(mounted.stats()["cached_bytes"])})
@@ -258,6 +261,8 @@ class Writer:
             troubles=self._troubles(),
             repaired=self.config.repairs if self._phase is WriterPhase.AVAILABLE else (),
             socket_dir=str(engine.socket_dir) if engine is not None else "",
+            declared_memory_bytes=self.config.memory_bytes,
+            size=self._size,
         )
 
     def _troubles(self) -> tuple[Trouble, ...]:

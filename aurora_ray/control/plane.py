@@ -34,7 +34,7 @@ from aurora_ray.control.model.store import ControlStore
 from aurora_ray.control.observe.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.observe.processes import Processes
 from aurora_ray.control.observe.space import space_troubles
-from aurora_ray.control.perform import graveyard
+from aurora_ray.control.perform import graveyard, sizing
 from aurora_ray.control.perform.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.perform.steps import END_TIMEOUT_S, perform
 from aurora_ray.control.report.events import EventKind, EventLog
@@ -208,6 +208,7 @@ class ControlPlane:
         further = chain(
             replacement.wanted(self.fleet, observed, now_s, self._rules),
             graveyard.wanted(self.fleet, time.time()) if self.is_open else (),
+            sizing.wanted(self.fleet, observed.instances) if self.is_open else (),
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )

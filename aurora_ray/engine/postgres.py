@@ -57,7 +57,6 @@ from aurora_ray.engine.postgres_probe import (
 )
 from aurora_ray.engine.postgres_repair import Workshop
 from aurora_ray.engine.postgres_settings import (
-    MAX_CONNECTIONS,
     VOLATILE_PATTERNS,
     check_parameters,
     default_settings,
@@ -66,6 +65,7 @@ from aurora_ray.engine.postgres_settings import (
 from aurora_ray.engine.postgres_start import StartProgress, StartRefusedError, first_complaint, wait_ready
 from aurora_ray.engine.process import EngineProcess
 from aurora_ray.engine.shared_memory import posix_segments, remove_segments
+from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.engine.tree_edit import Edit, edit_tree
 from aurora_ray.errors import ConfigurationError, EngineError
 
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.sizes import InstanceSize
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,7 @@ class PostgresEngine:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        shared_buffers_bytes: int = 128 * MIB,
-        max_connections: int = MAX_CONNECTIONS,
+        size: InstanceSize = LEAST_SIZE,
         parameters: Mapping[str, str] | None = None,
     ) -> None:
         self._install = install
@@ -122,8 +122,7 @@ class PostgresEngine:
         self._host = host
         self._port_wanted = port
         self._port = port
-        self._shared_buffers_bytes = shared_buffers_bytes
-        self._max_connections = max_connections
+        self._size = size
         self._parameters = dict(parameters or {})
         self._socket_dir = socket_dir(run_dir)
         self._process: EngineProcess | None = None
@@ -403,11 +402,9 @@ class PostgresEngine:
         hba = None
         if files.replaces_hba(rung):
             hba = self._data_dir / GOOD_HBA if files.good_hba is not None else self._run_dir / OUR_HBA
-        defaults = default_settings(
-            major=self._install.major,
-            shared_buffers_bytes=self._shared_buffers_bytes,
-            max_connections=self._max_connections,
-        )
+        # A size may ask for more than the machine gives, like anything else that was chosen.
+        size = LEAST_SIZE if rung is Rung.OURS else self._size
+        defaults = default_settings(major=self._install.major, size=size)
         text = conf_text(self._data_dir, rung, hba=hba, defaults=defaults, parameters=parameters)
         for name, content in ((OUR_CONF, text), (OUR_HBA, PG_HBA)):
             replace_file(self._run_dir / name, content, durable=False)  # made anew at each start

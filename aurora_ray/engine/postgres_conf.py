@@ -59,7 +59,7 @@ class Rung(StrEnum):
     ALL = "all"
     LAST_GOOD = "last-good"  # ALTER SYSTEM's and pg_hba.conf as of the last start that succeeded
     DEFAULT_FILES = "default-files"  # none of ALTER SYSTEM's, no postgresql.conf, the last good pg_hba.conf
-    OURS = "ours"  # not even the cluster's parameters
+    OURS = "ours"  # not even the cluster's parameters, and the least size
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.config import KIB
 from aurora_ray.engine.base import VolatileKind, VolatilePattern
+from aurora_ray.engine.postgres_sizes import size_settings
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from aurora_ray.engine.sizes import InstanceSize
 
 _FIXED: Final[Mapping[str, str]] = {
     # fsync is where a commit waits for its quorum: without it nothing is durable anywhere.
@@ -51,9 +53,8 @@ _TUNING: Final[Mapping[str, str]] = {
     # At a start after a crash: one syncfs call instead of opening and fsyncing every file of the database.
     "recovery_init_sync_method": "syncfs",
     "huge_pages": "try",
-    # A hot standby refuses to start unless it has at least the writer's figures for these four and max_connections:
-    # they belong to the cluster, not to the size of an instance.
-    "max_worker_processes": "9",  # PostgreSQL's 8, and the one that answers how the server is (src/probe.c)
+    # A hot standby refuses to start unless it has at least the writer's figures for these three, max_connections and
+    # max_worker_processes (postgres_sizes): they belong to the cluster, not to the size of an instance.
     "max_wal_senders": "10",  # readers need none; for the user's own logical replication and pg_basebackup
     "max_prepared_transactions": "0",
     "max_locks_per_transaction": "64",
@@ -73,8 +74,6 @@ _TUNING: Final[Mapping[str, str]] = {
     "commit_siblings": "5",
     # Cheap here: a checkpoint sends the changed bytes of dirty pages once, without full images after it.
     "checkpoint_timeout": "60s",
-    # The bound on what a failover replays: PostgreSQL starts a checkpoint early enough to stay below it.
-    "max_wal_size": "512MB",
     # Spread over the interval: page writes share their way to the storage nodes with commits.
     "checkpoint_completion_target": "0.9",
     # A dirty victim must flush the WAL before it can go, a wait for a quorum in the middle of someone's read. The
@@ -103,15 +102,12 @@ _TUNING: Final[Mapping[str, str]] = {
     "log_timezone": "UTC",
 }
 _TUNING_18: Final[Mapping[str, str]] = {
-    # Each waits for one absent page (or run of pages) at a time: their number is what a scan has in flight.
-    "io_workers": "8",
-    # How long such a run can be: fewer, larger requests to the volume.
+    # How long a run of absent pages can be that a worker waits for: fewer, larger requests to the volume.
     "io_max_combine_limit": "1MB",
     "io_combine_limit": "1MB",
 }
 
 _OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
-MAX_CONNECTIONS: Final = 1000  # an idle slot costs some 20 KB of memory that is touched when it is first used
 _WAL_LEVELS: Final = ("replica", "logical")
 
 # Never in the volume. Each is either rebuilt, or emptied by the server itself at its next start. No pattern may match
@@ -171,13 +167,6 @@ def forced_settings(*, major: int, host: str, port: int, socket_dir: Path) -> di
     }
 
 
-def default_settings(*, major: int, shared_buffers_bytes: int, max_connections: int) -> dict[str, str]:
+def default_settings(*, major: int, size: InstanceSize) -> dict[str, str]:
     """What we choose and anybody may choose otherwise."""
-    return {
-        **_TUNING,
-        **(_TUNING_18 if major >= 18 else {}),
-        "max_connections": str(max_connections),
-        "shared_buffers": f"{shared_buffers_bytes // KIB}kB",
-        # The mount's pages are files in the page cache, about as large again as the rest of the instance's memory.
-        "effective_cache_size": f"{3 * shared_buffers_bytes // KIB}kB",
-    }
+    return {**_TUNING, **(_TUNING_18 if major >= 18 else {}), **size_settings(size, major=major)}

@@ -126,6 +126,10 @@ class ControlActor:
         """See ControlApi.set_parameters."""
         return await self._call(self._api.set_parameters(name, changes), timeout_s)
 
+    async def modify(self, name: str, memory_bytes: int, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
+        """See ControlApi.modify."""
+        return await self._call(self._api.modify(name, memory_bytes, at_next_start, timeout_s), 2 * timeout_s)
+
     async def repair(self, name: str, kinds: list[str], timeout_s: float) -> None:
         """See ControlApi.repair."""
         await self._call(self._api.repair(name, kinds, timeout_s), 2 * timeout_s)

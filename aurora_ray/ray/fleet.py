@@ -197,6 +197,12 @@ class Fleet:
         done: list[dict[str, Any]] = self._get(ref, 2 * CALL_TIMEOUT_S)
         return done
 
+    def modify(self, name: str, memory_bytes: int, *, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
+        """See ControlApi.modify."""
+        ref = self._control.modify.remote(name, memory_bytes, at_next_start, timeout_s)
+        done: dict[str, Any] = self._get(ref, 2 * timeout_s + CALL_TIMEOUT_S)
+        return done
+
     def repair(self, name: str, kinds: list[str], *, timeout_s: float) -> None:
         """See ControlApi.repair."""
         self._get(self._control.repair.remote(name, kinds, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)

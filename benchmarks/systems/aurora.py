@@ -169,10 +169,9 @@ class Aurora(System):
             secret_file=str(self._secret_file),
             images_dir=str(site.image.tree.parent.parent),
             engine_user=site.account.name,
-            shared_buffers_bytes=site.sizes.shared_buffers_bytes,
+            memory_bytes=4 * site.sizes.shared_buffers_bytes,
             cache_bytes=site.sizes.cache_bytes,
-            max_connections=site.sizes.max_connections,
-            parameters=self.parameters,
+            parameters={"max_connections": str(site.sizes.max_connections), **self.parameters},
             create=create,
             import_from=None if import_from is None else str(import_from),
         )

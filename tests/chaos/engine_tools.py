@@ -77,7 +77,7 @@ async def _some_lsn(stack: Stack, choose: random.Random) -> int:
 
 async def _ask_stock_server(install: EngineInstall, account: EngineAccount, data_dir: Path) -> None:
     run_dir = data_dir.with_name("copy-run")
-    engine = PostgresEngine(install, account, run_dir, shared_buffers_bytes=16 << 20)
+    engine = PostgresEngine(install, account, run_dir)
     try:
         await engine.start(data_dir, timeout_s=scaled(START_TIMEOUT_S))
         await asyncio.to_thread(_check_copy, run_dir / "socket", engine.port)

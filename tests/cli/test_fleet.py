@@ -172,6 +172,23 @@ def test_a_second_up_finds_the_running_cluster(fleet: CliFleet) -> None:
     assert after["endpoints"] == before["endpoints"]
 
 
+def test_another_size_and_parameters_of_the_user_count_after_a_restart_in_place(fleet: CliFleet, dsn: str) -> None:
+    set_ = ["shared_buffers=48MB", "max_connections=300", "max_prepared_transactions=7", "wal_level=logical"]
+    done = fleet.json("parameters", "demo", "set", *set_, "archive_mode=on")
+    assert {one["applies"] for one in done["parameters"]} == {"pending-reboot"}
+    done = fleet.json("modify", "demo", "--memory", "512MiB")
+    assert (done["memory_bytes"], done["applies"]) == (512 << 20, "now")
+    instance = fleet.status()["instances"][0]
+    assert (instance["memory_bytes"], instance["acu"], instance["next_memory_bytes"]) == (512 << 20, 0.25, None)
+    names = ["shared_buffers", "max_connections", "max_prepared_transactions", "wal_level", "archive_mode"]
+    values = [fleet.execute(dsn, f"show {name}")[0][0] for name in (*names, "effective_cache_size", "work_mem")]
+    assert values == ["48MB", "300", "7", "logical", "on", "384MB", "4MB"]
+    shown = {row["name"]: row for row in fleet.json("parameters", "demo")}
+    assert {shown[name]["source"] for name in names} == {"cluster"}
+    assert shown["effective_cache_size"]["source"] == "aurora"
+    fleet.check("parameters", "demo", "reset", *names)
+
+
 def test_a_killed_engine_comes_back_by_itself(fleet: CliFleet, dsn: str) -> None:
     before = fleet.status()
     kill(before["instances"][0]["pid"])

@@ -91,7 +91,13 @@ async def value(session: Session, query: str, *arguments: Any) -> Any:
 async def ground_of(
     data_dir: Path, account: EngineAccount, install: EngineInstall, image_cache: Path, **parameters: str
 ) -> AsyncIterator[Ground]:
-    settings = {"autovacuum": "off", "max_prepared_transactions": "4", "wal_level": "logical", **parameters}
+    settings = {
+        "autovacuum": "off",
+        "max_connections": str(TRIES + 20),
+        "max_prepared_transactions": "4",
+        "wal_level": "logical",
+        **parameters,
+    }
     async with (
         running(data_dir / "nodes") as cluster,
         engine_on(
@@ -101,7 +107,6 @@ async def ground_of(
             install=install,
             image_cache=image_cache,
             parameters=settings,
-            max_connections=TRIES + 20,
         ) as (
             stack,
             dsn,

@@ -115,6 +115,7 @@ class LocalInstance:
             pid=1,
             placements=volume.spec.groups if volume is not None else (),
             repaired=self.configs[-1].repairs if self.configs else (),
+            declared_memory_bytes=self.configs[-1].memory_bytes if self.configs else 0,
         )
 
     async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:

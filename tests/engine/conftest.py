@@ -18,7 +18,6 @@ from aurora_ray.log.record import Record
 from tests.engine.plain import build_tree
 from tests.support.leaks import remove_tree
 
-MIB = 1 << 20
 INSTALLS = {install.major: install for install in reversed(discover())}
 NEWEST = max(INSTALLS)
 
@@ -70,7 +69,7 @@ async def make_engine(
     engines: list[Engine] = []
 
     def make(**options: object) -> PostgresEngine:
-        given = {"install": install, "account": account, "run_dir": data_dir / "run", "shared_buffers_bytes": 16 * MIB}
+        given = {"install": install, "account": account, "run_dir": data_dir / "run"}
         engine = PostgresEngine(**{**given, **options})  # type: ignore[arg-type]
         as_engine: Engine = engine  # mypy: it is one
         engines.append(as_engine)

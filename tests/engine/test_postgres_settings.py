@@ -8,11 +8,12 @@ from aurora_ray.engine.postgres_settings import (
     default_settings,
     forced_settings,
 )
+from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.errors import ConfigurationError
 
 
 def defaults(major: int) -> dict[str, str]:
-    return default_settings(major=major, shared_buffers_bytes=64 << 20, max_connections=50)
+    return default_settings(major=major, size=LEAST_SIZE)
 
 
 def forced(major: int) -> dict[str, str]:

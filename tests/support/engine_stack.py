@@ -24,7 +24,6 @@ async def engine_on(
     install: EngineInstall,
     image_cache: Path,
     parameters: Mapping[str, str],
-    max_connections: int = 20,
     create: bool = True,
 ) -> AsyncIterator[tuple[Stack, str]]:
     """PostgreSQL on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN.
@@ -38,9 +37,8 @@ async def engine_on(
         bin_dir=str(install.bin_dir),
         images_dir=str(image_cache),
         engine_user=account.name,
-        shared_buffers_bytes=32 << 20,
+        memory_bytes=128 << 20,
         cache_bytes=256 << 20,
-        max_connections=max_connections,
         parameters=dict(parameters),
         create=create,
         secret_file="",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from uuid import uuid4
 
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
-from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.control.perform.ending import end_in_order
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.install import find_install
 from aurora_ray.engine.postgres_catalogue import check_changes
@@ -93,14 +92,7 @@ async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s
     instance = plane.processes.instances.get(declared.instance_id)
     plane.attempts.pop(key(Kind.INSTANCE, declared.instance_id), None)
     if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
-        instance.unseen_end = False
-        instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
-        plane.notify()  # sessions are cut before the engine ends
-        with contextlib.suppress(ProcessGoneError):
-            try:
-                await instance.process.end(fast=True, destroy=False, replaced=True, timeout_s=timeout_s)
-            except TimeoutError:
-                await instance.process.abort()
+        await end_in_order(plane, instance, timeout_s)
     plane.notify()
 
     def made() -> bool:

@@ -16,13 +16,14 @@ from aurora_ray.control.decide.placement import COPIES, WRITE_QUORUM, place_grou
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
-from aurora_ray.control.perform import graveyard
+from aurora_ray.control.perform import graveyard, sizing
 from aurora_ray.control.perform.moving import move_writer
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.credentials import ensure_passfile, write_passfile
 from aurora_ray.engine.install import find_install
+from aurora_ray.engine.machine import this_machine
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +74,14 @@ class ControlApi:
         version: str | None = None,
         bin_dir: str | None = None,
         cache_bytes: int = 0,
+        memory_bytes: int = 0,
         exist_ok: bool = False,
         timeout_s: float = 60.0,
     ) -> bool:
-        """Declares a cluster; whether it is new. Raises UsageError, ConfigurationError, QuorumLostError."""
+        """Declares a cluster; whether it is new. Raises UsageError, ConfigurationError, QuorumLostError.
+
+        `memory_bytes` is the size of its instances (0: see engine.sizes), `cache_bytes` that of their page caches.
+        """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
         if engine not in ENGINES:
@@ -86,24 +91,31 @@ class ControlApi:
         if existing is not None:
             if not exist_ok:
                 raise UsageError(f"there is a cluster {name!r} already")
-            _check_same(existing, engine, version)
+            _check_same(existing, engine, version, memory_bytes)
             return False
         found = await asyncio.to_thread(find_install, version, Path(bin_dir) if bin_dir else None)
-        config = self._plane.config
+        config, machine = self._plane.config, this_machine()
+        sizing.check_memory(memory_bytes, machine)
         password = await asyncio.to_thread(ensure_passfile, report.passfile(config.data_dir, name), SUPERUSERS[engine])
         # The major version only: the next minor one of the same installation opens the same data.
-        wanted = DBCluster(name, engine, str(found.major), bin_dir or "", 0, password, _no_volume())
-        await self._plane.commit(lambda fleet: self._with_new(fleet, wanted, engine, cache_bytes))
+        wanted = DBCluster(
+            name, engine, str(found.major), bin_dir or "", 0, password, _no_volume(), cache_bytes=cache_bytes
+        )
+
+        def change(fleet: Fleet) -> Fleet:
+            return sizing.with_sizes(self._with_new(fleet, wanted, memory_bytes), machine)
+
+        await self._plane.commit(change)
         return True
 
-    def _with_new(self, fleet: Fleet, wanted: DBCluster, engine: str, cache_bytes: int) -> Fleet:
+    def _with_new(self, fleet: Fleet, wanted: DBCluster, memory_bytes: int) -> Fleet:
         if any(cluster.name == wanted.name for cluster in fleet.clusters):
             raise UsageError(f"there is a cluster {wanted.name!r} already")
         group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
-        volume = VolumeState(uuid4(), PAGE_SIZES[engine], self._plane.config.group_bytes, (group,))
+        volume = VolumeState(uuid4(), PAGE_SIZES[wanted.engine], self._plane.config.group_bytes, (group,))
         port, reader_port, writer_port = free_ports(fleet, self._plane.config.listen_host, 3)
         az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
-        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port)
+        writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port, memory_bytes=memory_bytes)
         cluster = replace(
             wanted,
             volume=volume,
@@ -111,7 +123,6 @@ class ControlApi:
             reader_port=reader_port,
             instances=(writer,),
             created_at_s=time.time(),
-            cache_bytes=cache_bytes,
         )
         return fleet.with_cluster(cluster)
 
@@ -208,6 +219,11 @@ class ControlApi:
         """See administration.set_parameters."""
         await self.wait_open(LOOK_TIMEOUT_S)
         return await administration.set_parameters(self._plane, name, changes)
+
+    async def modify(self, name: str, memory_bytes: int, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
+        """See sizing.modify."""
+        await self.wait_open(timeout_s)
+        return await sizing.modify(self._plane, name, memory_bytes, at_next_start=at_next_start, timeout_s=timeout_s)
 
     async def repair(self, name: str, kinds: Sequence[str], timeout_s: float) -> None:
         """See administration.repair."""
@@ -307,7 +323,9 @@ def _no_volume() -> VolumeState:
     return VolumeState(uuid4(), 0, 0, ())
 
 
-def _check_same(existing: DBCluster, engine: str, version: str | None) -> None:
+def _check_same(existing: DBCluster, engine: str, version: str | None, memory_bytes: int) -> None:
+    if memory_bytes not in (0, existing.writer().memory_bytes):
+        raise UsageError(f"cluster {existing.name!r} exists with another size: `aurora modify` changes it")
     if engine != existing.engine or (version is not None and version.partition(".")[0] != existing.engine_version):
         raise UsageError(
             f"cluster {existing.name!r} exists with {existing.engine} {existing.engine_version}; "

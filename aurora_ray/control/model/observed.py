@@ -68,6 +68,7 @@ class InstanceSeen:
     free_bytes: int | None = None  # of the groups it has; None: not known
     placements: tuple[GroupPlacement, ...] = ()  # who holds them, as the writer goes by it
     repaired: frozenset[str] = frozenset()  # the repairs that its opening made
+    memory_bytes: int = 0  # the size that it was opened with; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

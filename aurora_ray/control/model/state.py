@@ -106,13 +106,18 @@ class VolumeState:
 
 @dataclass(frozen=True, slots=True)
 class DBInstance:
-    """One engine process, of one kind. `port` is where the engine listens."""
+    """One engine process, of one kind. `port` is where the engine listens.
+
+    `memory_bytes` is its size (0: none yet), `next_memory_bytes` the one that it gets when it opens next (0: no other).
+    """
 
     instance_id: str
     role: Role
     az: str
     port: int
     promotion_tier: int = 1
+    memory_bytes: int = 0
+    next_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,7 @@ class Processes:
             free_bytes=status.free_bytes,
             placements=status.placements,
             repaired=frozenset(status.repaired),
+            memory_bytes=status.declared_memory_bytes,
         )
         self.tasks.watch(lambda: self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 

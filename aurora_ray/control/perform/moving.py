@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.perform.ending import end_in_order
 from aurora_ray.control.perform.steps import engine_choice
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -37,14 +38,8 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
         raise UsageError(f"the writer of {cluster} has been replaced meanwhile: ask again if it shall move once more")
     await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
     plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
-    instance.unseen_end = False
     plane.failovers.asked(declared.instance_id)
-    instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING)
-    plane.notify()  # sessions are cut before the engine ends
-    try:
-        await instance.process.end(fast=True, destroy=False, replaced=True, timeout_s=timeout_s)
-    except TimeoutError:
-        await instance.process.abort()
+    await end_in_order(plane, instance, timeout_s)
 
     def gone() -> bool:
         return plane.processes.instances.get(declared.instance_id) is not instance

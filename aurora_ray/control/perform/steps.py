@@ -19,9 +19,10 @@ from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import Role, StorageNode
 from aurora_ray.control.model.store import volume_spec
-from aurora_ray.control.perform import endpoints, graveyard
+from aurora_ray.control.perform import endpoints, graveyard, sizing
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report.events import EventKind
+from aurora_ray.engine.machine import this_machine
 from aurora_ray.errors import AuroraError, PortInUseError, UnsupportedRoleError
 from aurora_ray.volume.spec import GroupPlacement
 
@@ -199,6 +200,8 @@ async def _open_instance(plane: ControlPlane, action: reconcile.OpenInstance) ->
     instance = plane.processes.instances.get(action.instance_id)
     if instance is None:
         raise ProcessGoneError(f"the process of {action.instance_id} ended meanwhile")
+    machine = this_machine()
+    await plane.commit(lambda fleet: sizing.to_open(fleet, action.cluster, action.instance_id, machine))
     config = _writer_config(plane, action)
     instance.seen = InstanceSeen(InstancePhase.OPENING, told=plane.observe().addresses())
     try:
@@ -256,6 +259,7 @@ def _writer_config(plane: ControlPlane, action: reconcile.OpenInstance) -> Write
         open_timeout_s=plane.config.stuck_after_s,
         parameters=cluster.parameters,
         repairs=cluster.repairs,
+        memory_bytes=declared.memory_bytes,
     )
 
 
@@ -384,6 +388,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[ControlPlane, Any], Awai
     reconcile.ForgetCluster: _forget_cluster,
     endpoints.MoveEndpoint: _move_endpoint,
     graveyard.GiveUpDeleted: graveyard.give_up,
+    sizing.ResizeInstance: sizing.resize,
     replacement.ReplaceNode: _replace_node,
     replacement.CancelReplacement: _cancel_replacement,
     replacement.ChangeMembers: _change_members,

@@ -193,10 +193,21 @@ def _instance(
         "state": state,
         "pid": (status.pid or None) if status is not None else None,
         "port": declared.port,
+        "declared_memory_bytes": declared.memory_bytes or None,
+        "next_memory_bytes": declared.next_memory_bytes or None,
+        **_size(status),
         "socket_dir": (status.socket_dir or None) if status is not None else None,
         "lag_ms": 0 if declared.role is Role.WRITER else None,
         "reason": reason or (attempt.error if attempt is not None else ""),
     }
+
+
+def _size(status: WriterStatus | None) -> dict[str, Any]:
+    """Of a running instance: on a machine that is smaller than its size, less memory than it was declared with."""
+    size = status.size if status is not None else None
+    if size is None:
+        return {"memory_bytes": None, "cpus": None, "acu": None}
+    return {"memory_bytes": size.memory_bytes, "cpus": size.cpus, "acu": size.acu}
 
 
 def _node(declared: StorageNode, volume: VolumeState, node: Node | None, state: pb.StateReply | None) -> dict[str, Any]:

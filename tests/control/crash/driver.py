@@ -142,6 +142,8 @@ class Driver:
             yield f"{cluster.name} is not noted to be initialised"
         if there.config is None or there.config.port != cluster.writer().port:
             yield f"{instance_id} listens elsewhere"
+        if there.config is None or there.config.memory_bytes != cluster.writer().memory_bytes:
+            yield f"{instance_id} has another size"
         if set(there.groups) != {g.group for g in cluster.volume.groups}:
             yield f"{instance_id} does not use all groups"
         if dict(seen.seen.told) != {n: self.world.nodes[n].info.address for n in self.world.running()}:

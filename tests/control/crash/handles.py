@@ -165,6 +165,7 @@ class InstanceHandle:
             free_bytes=one.free_bytes,
             reason=one.reason,
             repaired=one.repaired,
+            declared_memory_bytes=one.config.memory_bytes if one.config is not None else 0,
             placements=tuple(p for p in placements if p.group in one.groups),
         )
 

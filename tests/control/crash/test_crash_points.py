@@ -20,7 +20,7 @@ from aurora_ray.control.decide import reconcile, replacement
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.observe import heartbeats
-from aurora_ray.control.perform import endpoints, graveyard, ports
+from aurora_ray.control.perform import endpoints, graveyard, ports, sizing
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
@@ -111,7 +111,7 @@ def test_no_verb_and_no_action_is_left_out(enumeration: Enumeration) -> None:
         run = enumeration.run(verb, Crash(Ends.CONTROL))
         performed |= run.performed
         counts[verb.name] = len(run.effects)
-    modules = (reconcile, replacement, heartbeats, endpoints, graveyard)
+    modules = (reconcile, replacement, heartbeats, endpoints, graveyard, sizing)
     actions = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if issubclass(c, Action)}
     assert {a.__name__ for a in actions - {Action}} - {a.__name__ for a in performed} == set()
     calls = {name for name, _ in inspect.getmembers(ControlApi, inspect.isfunction) if not name.startswith("_")}

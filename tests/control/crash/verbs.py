@@ -8,6 +8,7 @@ from typing import Final
 from tests.control.crash.driver import GROUP_BYTES, REPLACE_AFTER_S, Driver, Verb
 
 TIMEOUT_S: Final = 60.0
+MEMORY_BYTES: Final = 192 << 20
 
 
 async def create(driver: Driver) -> None:
@@ -127,6 +128,20 @@ async def set_parameters(driver: Driver) -> None:
     await driver.api.set_parameters("demo", {"work_mem": "8MB"})
 
 
+async def modify(driver: Driver) -> None:
+    await driver.api.modify("demo", MEMORY_BYTES, False, TIMEOUT_S)
+
+
+def is_modified(driver: Driver) -> bool:
+    config = driver.world.instances["demo-1"].config
+    return config is not None and config.memory_bytes == MEMORY_BYTES
+
+
+async def modify_at_next_start(driver: Driver) -> None:
+    await driver.api.modify("demo", MEMORY_BYTES, True, TIMEOUT_S)
+    await process_ends(driver)
+
+
 def has_parameters(driver: Driver) -> bool:
     return dict(driver.fleet.cluster("demo").parameters) == {"work_mem": "8MB"}
 
@@ -156,6 +171,8 @@ VERBS: Final = (
     Verb("restore", restore, exists, prepare=create_and_delete, api="restore"),
     Verb("purge", purge, is_gone, prepare=create_and_delete, api="purge"),
     Verb("parameters", set_parameters, has_parameters, prepare=create, api="set_parameters"),
+    Verb("another size", modify, is_modified, prepare=create, api="modify"),
+    Verb("another size at the next start", modify_at_next_start, is_modified, prepare=create),
     Verb("repair of a cluster", repair, is_repaired, prepare=create, api="repair"),
     Verb("down and up", lambda d: d.down_and_up(), exists, prepare=create),
     Verb("failover that is asked for", failover, prepare=create, api="failover"),
