@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aurora_ray.errors import OutOfRangeError, QuorumLostError, UsageError
+from aurora_ray.errors import NodeTimeoutError, OutOfRangeError, QuorumLostError, UsageError
 from aurora_ray.log.record import create, size
 from aurora_ray.volume.read.as_of import VolumeReader
 from aurora_ray.volume.spec import GroupPlacement
@@ -249,3 +250,34 @@ async def test_a_volume_needs_four_nodes_to_be_created(cluster: Cluster) -> None
     other = Cluster(cluster._directory)
     with pytest.raises(QuorumLostError, match=r"too few nodes created groups \[0\]"):
         await Volume.create(other.spec, cluster.addresses, timeout_s=2)
+
+
+async def test_a_copy_that_fails_as_another_answers_leaves_nothing_unheard(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await cluster.open(az="a")
+    await volume.append(pages((0, b"here")))
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    read = volume._clients["a2"].read_pages
+    reply = None
+
+    async def fails(*_: object) -> Any:
+        await hedged.wait()
+        raise NodeTimeoutError("too late")
+
+    async def answers(*asked: Any) -> Any:
+        nonlocal reply
+        reply = reply or await read(*asked)
+        hedged.set()
+        await asyncio.sleep(0)  # both end in the loop's next round
+        return reply
+
+    for node in NODES:
+        monkeypatch.setattr(volume._clients[node], "read_pages", answers if node == "a2" else fails)
+    for _ in range(20):  # which of the two is looked at first is not said
+        hedged = asyncio.Event()
+        assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
+        volume._reader._latencies.clear()
+    gc.collect()
+    assert not unheard

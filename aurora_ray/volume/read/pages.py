@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import google_crc32c
 
@@ -82,9 +82,11 @@ class _Latency:
         self.deviation_s += (abs(elapsed_s - self.mean_s) - self.deviation_s) / 4
         self.mean_s += (elapsed_s - self.mean_s) / 8
 
-    def ended(self, _: object) -> None:
+    def ended(self, call: asyncio.Future[Any]) -> None:
         """One of the `running` requests has an answer, or nobody waits for it any more."""
         self.running -= 1
+        if not call.cancelled():
+            call.exception()  # seen: another copy may have answered in the same moment, so that nobody looks
 
     @property
     def hedge_s(self) -> float:
