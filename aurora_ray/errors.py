@@ -21,6 +21,10 @@ class UnsupportedRoleError(UsageError):
     """An instance of a kind that nothing can run; it is never run as one of another kind."""
 
 
+class UnsupportedLineageError(UsageError):
+    """A volume with a parent: nothing reads through to the parent yet, so none is created and none is read."""
+
+
 class ConfigurationError(AuroraError):
     """The machine or the settings lack something: no compiler, no engine, no account, a port in use."""
 

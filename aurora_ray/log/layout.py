@@ -45,6 +45,7 @@ BATCH_GROUPS_MAX: Final = 1 << 20
 
 EXTENT_PAGES: Final = 64
 NO_GROUP: Final = 0xFFFFFFFF  # an extent that has not been assigned
+PAGE_BYTES_MIN: Final = 512
 PAGE_BYTES_MAX: Final = 32 << 10  # offsets and lengths of ranges are u16
 
 

@@ -16,6 +16,7 @@ REASON_KEY: Final = "aurora-reason"
 
 _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]] = (
     (errors.MalformedError, grpc.StatusCode.INVALID_ARGUMENT, "malformed"),
+    (errors.UnsupportedLineageError, grpc.StatusCode.UNIMPLEMENTED, "lineage"),
     (errors.UsageError, grpc.StatusCode.INVALID_ARGUMENT, "usage"),
     (errors.UnknownVolumeError, grpc.StatusCode.NOT_FOUND, "unknown"),
     (errors.FencedError, grpc.StatusCode.FAILED_PRECONDITION, "fenced"),

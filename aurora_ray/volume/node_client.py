@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.errors import NodeTimeoutError, UnknownVolumeError
 from aurora_ray.log.filetable import FileTable
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import open_channel
@@ -65,11 +66,15 @@ class NodeClient:
         return int((await self._stub.AppendPort(pb.AppendPortRequest(), timeout=last_try_s)).port)
 
     async def create_segments(
-        self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float
+        self, page_size: int, groups: Iterable[int], members: Iterable[str], timeout_s: float, lineage: Lineage = ROOT
     ) -> None:
         """Creates this node's copies of `groups`, once it can be reached; harmless if they are there."""
         request = pb.CreateSegmentsRequest(
-            volume=self._volume, page_size=page_size, groups=list(groups), members=list(members)
+            volume=self._volume,
+            page_size=page_size,
+            groups=list(groups),
+            members=list(members),
+            lineage=pb.Lineage(**lineage._asdict()),
         )
         await self._stub.CreateSegments(request, timeout=timeout_s, wait_for_ready=True)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aurora_ray.errors import UsageError
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import read_quorum, write_quorum
 
 if TYPE_CHECKING:
@@ -94,14 +95,19 @@ class GroupPlacement:
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
-    """The shape of a volume. `group_bytes` is how much page data a group takes before the volume grows by another."""
+    """The shape of a volume. `group_bytes` is how much page data a group takes before the volume grows by another.
+
+    `lineage`: where its history begins; no volume with a parent can be created yet (UnsupportedLineageError).
+    """
 
     volume_id: UUID
     page_size: int
     group_bytes: int
     groups: tuple[GroupPlacement, ...]
+    lineage: Lineage = ROOT
 
     def __post_init__(self) -> None:
+        self.lineage.checked(self.volume_id.bytes)
         numbers = [placement.group for placement in self.groups]
         if sorted(set(numbers)) != numbers or numbers[:1] != [0]:
             raise UsageError(f"the groups of a volume ascend from 0 without repeats, not {numbers}")
@@ -139,6 +145,7 @@ class VolumeSpec:
             "page_size": self.page_size,
             "group_bytes": self.group_bytes,
             "groups": [[placement.group, *(list(nodes) for nodes in placement.sets)] for placement in self.groups],
+            "lineage": [self.lineage.parent.hex(), self.lineage.origin_lsn],
         }
 
     @classmethod
@@ -147,4 +154,6 @@ class VolumeSpec:
         groups = tuple(
             GroupPlacement(int(group), *(tuple(nodes) for nodes in sets)) for group, *sets in values["groups"]
         )
-        return cls(UUID(values["volume_id"]), int(values["page_size"]), int(values["group_bytes"]), groups)
+        parent, origin_lsn = values.get("lineage", ("", 0))  # absent in what was written before there were parents
+        lineage = Lineage(bytes.fromhex(parent), int(origin_lsn))
+        return cls(UUID(values["volume_id"]), int(values["page_size"]), int(values["group_bytes"]), groups, lineage)

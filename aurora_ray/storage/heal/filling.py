@@ -17,6 +17,7 @@ import google_crc32c
 
 from aurora_ray.errors import AuroraError, MalformedError, StorageError
 from aurora_ray.log.batch import check_records, decode_header, verify
+from aurora_ray.log.lineage import Lineage
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation, annulled
 from aurora_ray.storage.disk.keys import IMAGE_HEAD, guarded, lsn_key, page_key
 from aurora_ray.storage.node.progress import CopyProgress
@@ -47,6 +48,7 @@ class Plan:
     vdl: int
     page_size: int
     log_bytes: int
+    lineage: Lineage
 
     def promising(self, epoch: int) -> Plan:
         """With a promise to keep."""
@@ -79,6 +81,7 @@ def make_plan(answers: Sequence[Peer]) -> Plan | None:
         max(peer.state.vdl for peer in current),
         sources[0].page_size,
         max(peer.state.log_bytes for peer in sources),
+        sources[0].lineage,
     )
 
 
@@ -127,7 +130,7 @@ class Copy:
 
     async def _parts(self) -> list[_Part]:
         plan, parts = self.plan, list[_Part]()
-        if plan.floor_lsn:
+        if plan.floor_lsn > plan.lineage.origin_lsn:
             if self.group == 0:
                 parts.append(_Table())
             parts += await self._page_parts()

@@ -141,7 +141,8 @@ class Gossip:
         adopt_history(segment, state)
         if not has_more(segment, state) or self._node.disk_full or (segment.keeps_up and not at_once):
             return
-        if segment.scl < state.floor_lsn or (not segment.scl and state.log_bytes > _COPY_FROM_BYTES):
+        empty = segment.scl == segment.origin_lsn
+        if segment.scl < state.floor_lsn or (empty and state.log_bytes > _COPY_FROM_BYTES):
             self._copy(segment.volume, segment.group)
         else:
             await self._fetch(segment, state, stub)

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aurora_ray.errors import AuroraError
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
@@ -22,6 +23,7 @@ class Peer(NamedTuple):
     stub: Any
     state: pb.SegmentState
     page_size: int
+    lineage: Lineage = ROOT
 
 
 class Peers:
@@ -64,7 +66,8 @@ class Peers:
         for held in reply.volumes:
             for state in held.segments:
                 if state.group == group:
-                    return Peer(node_id, stub, state, held.page_size)
+                    lineage = Lineage(held.lineage.parent, held.lineage.origin_lsn)
+                    return Peer(node_id, stub, state, held.page_size, lineage)
         return None
 
     async def prune(self) -> None:

@@ -99,7 +99,7 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
                 await Copy(plan, volume.volume, group, store, progress).run()
             await store.flush_all()
             await store.flush_pages(plan.floor_lsn)
-            meta = SegmentMeta(plan.page_size, plan.epochs, plan.vdl, plan.floor_lsn)
+            meta = SegmentMeta(plan.page_size, plan.epochs, plan.vdl, plan.floor_lsn, lineage=plan.lineage)
             await _install(_Place(node, volume, path), segment, store, meta)
     except (StorageError, MalformedError) as error:
         _log.info("volume %s group %d: a copy from peers failed: %s", volume.name, group, error)

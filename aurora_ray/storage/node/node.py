@@ -21,6 +21,7 @@ from aurora_ray.errors import (
     UsageError,
 )
 from aurora_ray.log.layout import PAGE_BYTES_MAX
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import DamageBook, DamagedError, is_corruption, says_full, says_unreadable
 from aurora_ray.storage.disk.datadir import COPIES
@@ -119,12 +120,20 @@ class Node:
             raise UnknownVolumeError(f"no volume {volume.hex()} on node {self.config.node_id}")
         return found
 
-    def create_segments(self, volume: bytes, page_size: int, groups: Sequence[int], members: Sequence[str]) -> None:
-        """Creates what is missing. Raises UsageError, MalformedError, or ConfigurationError if the data directory is
-        gone and cannot be made anew.
+    def create_segments(
+        self,
+        volume: bytes,
+        page_size: int,
+        groups: Sequence[int],
+        members: Sequence[str],
+        lineage: Lineage = ROOT,
+    ) -> None:
+        """Creates what is missing. Raises UsageError (UnsupportedLineageError if there is a parent), MalformedError, or
+        ConfigurationError if the data directory is gone and cannot be made anew.
         """
         if len(volume) != 16 or not groups:
             raise UsageError("a volume is named by 16 bytes and has at least one group")
+        lineage.checked(volume).require_root("to create it")
         if not 512 <= page_size <= PAGE_BYTES_MAX or page_size & (page_size - 1):
             raise UsageError(f"a page of {page_size} bytes: a power of two from 512 to {PAGE_BYTES_MAX} is needed")
         self.reclaim()  # before anything is written to a directory that is not ours any more
@@ -133,7 +142,7 @@ class Node:
             held = self._volume_at(volume)
             effects.make_directory(held.path)
         for group in groups:
-            held.create(group, page_size, members)
+            held.create(group, page_size, members, lineage)
         self.volumes[volume] = held
         self.index(held)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, NotCompleteError, UnknownVolumeError
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import STORE, DamagedError, is_corruption, says_unreadable
@@ -73,13 +74,18 @@ class NodeVolume:
         return next((segment.meta.page_size for segment in self.segments.values()), 0)
 
     @property
+    def lineage(self) -> Lineage:
+        """Of every segment; as of a volume without a parent if all are lost."""
+        return next((segment.meta.lineage for segment in self.segments.values()), ROOT)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it is known that nothing was ever written to what is here."""
         return not self.lost and all(self._never_written(segment) for segment in self.segments.values())
 
     def _never_written(self, segment: Segment) -> bool:
         damaged = self._damage.items((self.volume, segment.group))
-        return not (segment.closed or segment.highest_lsn or segment.meta.floor_lsn or damaged)
+        return not (segment.closed or segment.highest_lsn > segment.origin_lsn or damaged)
 
     def segment(self, group: int) -> Segment:
         """The segment of `group`. Raises UnknownVolumeError."""
@@ -177,7 +183,7 @@ class NodeVolume:
         segment.close()
         self._lose(segment.store.path, MalformedError(why))
 
-    def create(self, group: int, page_size: int, members: Sequence[str]) -> Segment:
+    def create(self, group: int, page_size: int, members: Sequence[str], lineage: Lineage = ROOT) -> Segment:
         """A new, empty segment; one that exists is returned as it is. A new one inherits its siblings' epochs."""
         if group in self.lost:
             raise NotCompleteError(f"incomplete: group {group} of volume {self.name} was lost here and is being copied")
@@ -187,8 +193,10 @@ class NodeVolume:
                 raise MalformedError(
                     f"volume {self.name} has pages of {existing.meta.page_size} bytes, not {page_size}"
                 )
+            if existing.meta.lineage != lineage:
+                raise MalformedError(f"volume {self.name} has the lineage {existing.meta.lineage}, not {lineage}")
             return existing
-        meta = empty_meta(page_size, members, self.segments.values())
+        meta = empty_meta(page_size, members, self.segments.values(), lineage)
         store = self.open_store(self.path / str(group))
         try:
             changes = store.batch()
@@ -266,18 +274,22 @@ def _read_meta(store: SegmentStore) -> SegmentMeta:
     if packed is None and not store.path.with_name(store.path.name + MADE).exists():
         raise UnknownVolumeError(f"{store.path} is empty")
     meta = SegmentMeta.unpack(packed or b"")
-    if flushed_lsn < meta.coalesced_lsn:
+    if max(flushed_lsn, meta.lineage.origin_lsn) < meta.coalesced_lsn:
         raise MalformedError(f"pages are there up to {flushed_lsn} only, not {meta.coalesced_lsn}")
     return meta
 
 
-def empty_meta(page_size: int, members: Sequence[str], siblings: Iterable[Segment]) -> SegmentMeta:
+def empty_meta(
+    page_size: int, members: Sequence[str], siblings: Iterable[Segment], lineage: Lineage = ROOT
+) -> SegmentMeta:
     """Of a new segment; it inherits the epochs of the volume's others on this node."""
     membership = Membership(0, tuple(members))
     sibling = max(siblings, key=lambda segment: segment.meta.epochs.installed_epoch, default=None)
     if sibling is None:
-        return SegmentMeta(page_size, SegmentEpochs(membership=membership))
-    return SegmentMeta(page_size, replace(sibling.meta.epochs, membership=membership), sibling.vdl)
+        epochs, vdl = SegmentEpochs(membership=membership), lineage.origin_lsn
+    else:
+        epochs, vdl = replace(sibling.meta.epochs, membership=membership), sibling.vdl
+    return SegmentMeta(page_size, epochs, vdl, floor_lsn=lineage.origin_lsn, lineage=lineage)
 
 
 def finish_replacements(path: Path, put_aside: Callable[[Path], None]) -> None:

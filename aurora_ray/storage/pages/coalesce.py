@@ -58,6 +58,8 @@ _CUTS_A_STEP: Final = 256
 async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
     """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
+    if segment.meta.lineage.parent:
+        return False  # a delta would need the parent's page below it
     start_lsn, end_lsn = segment.meta.coalesced_lsn, min(segment.scl, segment.vdl)
     flushed_lsn = segment.store.flushed_lsn()
     if flushed_lsn > start_lsn:

@@ -64,7 +64,8 @@ async def read_checked_pages(
 
 
 async def _base(segment: Segment, lsn: int) -> tuple[int, LayerIndex | None]:
-    """Where to start from, and what comes on top. Raises OutOfRangeError or DamagedError."""
+    """Where to start from, and what comes on top. Raises OutOfRangeError, DamagedError, UnsupportedLineageError."""
+    segment.meta.lineage.require_root("to read it")
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
     while True:
         base_lsn, index = await segment.layers.at(lsn)
@@ -170,7 +171,7 @@ async def read_file_table(segment: Segment, lsn: int, anomalies: list[str]) -> F
 
 
 def stored_table(segment: Segment, lsn: int) -> FileTable:
-    """The snapshot at `lsn`, which is 0 or the end of a layer. Raises DamagedError."""
+    """The snapshot at `lsn`, which is the end of a layer, or 0: then nothing was there. Raises DamagedError."""
     if lsn == 0:
         return FileTable()
     found = segment.store.table_before(lsn)

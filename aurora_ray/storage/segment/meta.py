@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
 
-from aurora_ray.errors import MalformedError
+from aurora_ray.errors import ConfigurationError, MalformedError
+from aurora_ray.log.layout import PAGE_BYTES_MIN
+from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation
 from aurora_ray.storage.disk.keys import META_KEY, content_of, guarded
+
+# 1: without a number, begins with the page size, of 512 at least; no lineage. An older format gives way to the newest
+# with the next change.
+_FORMAT: Final = 2
+
+
+def _upgraded(fields: list[Any]) -> list[Any]:
+    """`fields` of any format, in that of today as far as it is known."""
+    return [2, *fields, ROOT] if fields[0] >= PAGE_BYTES_MIN else fields
 
 
 class Layer(NamedTuple):
@@ -33,6 +44,7 @@ class SegmentMeta:
     vdl: int = 0
     floor_lsn: int = 0
     layers: tuple[Layer, ...] = ()
+    lineage: Lineage = ROOT
 
     @property
     def coalesced_lsn(self) -> int:
@@ -42,6 +54,7 @@ class SegmentMeta:
     def pack(self) -> bytes:
         """As msgpack, with a CRC."""
         fields = (
+            _FORMAT,
             self.page_size,
             self.epochs.membership,
             self.epochs.promised_epoch,
@@ -51,15 +64,21 @@ class SegmentMeta:
             self.vdl,
             self.floor_lsn,
             self.layers,
+            self.lineage,
         )
         return guarded(META_KEY, bytes(msgpack.packb(fields)))
 
     @classmethod
     def unpack(cls, data: bytes) -> SegmentMeta:
-        """What `pack` packed. Raises MalformedError."""
+        """What `pack` packed, or an older version of it. Raises MalformedError, ConfigurationError for a newer one."""
         try:
-            fields = msgpack.unpackb(content_of(META_KEY, data))
-            page_size, (number, members, next_members), promised, owner, installed, cuts, vdl, floor, layers = fields
+            number, *fields = _upgraded(msgpack.unpackb(content_of(META_KEY, data)))
+            if number > _FORMAT:
+                raise ConfigurationError(
+                    f"a segment's metadata has format {number}, this version knows {_FORMAT}: run what wrote it"
+                )
+            page_size, (number, members, next_members), *epochs, vdl, floor, layers, lineage = fields
+            promised, owner, installed, cuts = epochs
             history = tuple(Truncation(*cut) for cut in cuts)
             membership = Membership(number, tuple(members), tuple(next_members))
             return cls(
@@ -68,6 +87,7 @@ class SegmentMeta:
                 vdl,
                 floor,
                 tuple(Layer(*layer) for layer in layers),
+                Lineage(*lineage),
             )
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
             raise MalformedError(f"a segment's metadata cannot be read: {error}") from error

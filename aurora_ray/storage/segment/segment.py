@@ -91,7 +91,9 @@ class Segment:
         self.cuts: dict[int, list[FileCut]] = {}
         self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
         self.chains = KnownChains()  # at the end of the last layer; the background's
-        self.leftovers = Leftovers(all_folded=meta.coalesced_lsn == 0 or store.folded_lsn() == meta.coalesced_lsn)
+        self.leftovers = Leftovers(
+            all_folded=meta.coalesced_lsn == self.origin_lsn or store.folded_lsn() == meta.coalesced_lsn
+        )
         self.layers: LayerCache | None = None
         self.table: FileTable | None = None  # as of the last layer; the background's
         self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap
@@ -107,6 +109,11 @@ class Segment:
         """The highest volume durable LSN known under the installed history."""
         box = self._box
         return max(self._vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
+
+    @property
+    def origin_lsn(self) -> int:
+        """Where the volume's own log begins: 0 without a parent."""
+        return self.meta.lineage.origin_lsn
 
     @property
     def has_gap(self) -> bool:
@@ -190,7 +197,7 @@ class Segment:
                 pending[header.prev_lsn] = header.flush_end
         while scl in pending:
             scl = pending.pop(scl)
-        assert meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
+        assert self.origin_lsn <= meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
         self.scl, self.highest_lsn, self._pending = scl, highest_lsn, pending
         self.tail_bytes, self._vdl = tail_bytes, vdl
         self._box.learn(meta.epochs.installed_epoch, vdl)

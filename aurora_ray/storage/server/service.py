@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.errors import MalformedError, UsageError
 from aurora_ray.log.compression import compress
+from aurora_ray.log.lineage import Lineage
 from aurora_ray.storage.node.epochs import seal, segment_state, truncate
 from aurora_ray.storage.node.status import refuse
 from aurora_ray.storage.pages.copying import digest, outline, send_pages
@@ -39,7 +40,8 @@ class StorageService:
 
     async def create_segments(self, request: pb.CreateSegmentsRequest) -> pb.CreateSegmentsReply:
         """Creates what is missing."""
-        self._node.create_segments(request.volume, request.page_size, request.groups, request.members)
+        lineage = Lineage(request.lineage.parent, request.lineage.origin_lsn)
+        self._node.create_segments(request.volume, request.page_size, request.groups, request.members, lineage)
         return pb.CreateSegmentsReply()
 
     async def drop_volume(self, request: pb.DropVolumeRequest) -> pb.DropVolumeReply:
@@ -180,6 +182,7 @@ class StorageService:
                 page_size=volume.page_size,
                 segments=[self._segment_state(volume, segment) for segment in volume.segments.values()],
                 lost_groups=sorted(volume.lost),
+                lineage=pb.Lineage(**volume.lineage._asdict()),
             )
             for volume in volumes
         ]

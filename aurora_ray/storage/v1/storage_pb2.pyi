@@ -19,16 +19,26 @@ GRAVE_SEGMENT: GraveKind
 GRAVE_TAIL: GraveKind
 
 class CreateSegmentsRequest(_message.Message):
-    __slots__ = ("volume", "page_size", "groups", "members")
+    __slots__ = ("volume", "page_size", "groups", "members", "lineage")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     page_size: int
     groups: _containers.RepeatedScalarFieldContainer[int]
     members: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+    lineage: Lineage
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ...) -> None: ...
+
+class Lineage(_message.Message):
+    __slots__ = ("parent", "origin_lsn")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_LSN_FIELD_NUMBER: _ClassVar[int]
+    parent: bytes
+    origin_lsn: int
+    def __init__(self, parent: _Optional[bytes] = ..., origin_lsn: _Optional[int] = ...) -> None: ...
 
 class CreateSegmentsReply(_message.Message):
     __slots__ = ()
@@ -498,16 +508,18 @@ class StateRequest(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
 
 class VolumeState(_message.Message):
-    __slots__ = ("volume", "page_size", "segments", "lost_groups")
+    __slots__ = ("volume", "page_size", "segments", "lost_groups", "lineage")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     LOST_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     page_size: int
     segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
     lost_groups: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ...) -> None: ...
+    lineage: Lineage
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ...) -> None: ...
 
 class StateReply(_message.Message):
     __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes", "space")

@@ -123,7 +123,9 @@ class MembershipChanges:
     async def _ask(self, change: Change, node: str, request: Request) -> None:
         volume, client = self._volume, self._volume.clients[node]
         if isinstance(request, CreateCopy):
-            await client.create_segments(volume.spec.page_size, [request.group], request.members, CALL_TIMEOUT_S)
+            await client.create_segments(
+                volume.spec.page_size, [request.group], request.members, CALL_TIMEOUT_S, volume.spec.lineage
+            )
             change.on_created(node)
         elif isinstance(request, InstallMembers):
             change.on_installed(node, await volume.install(client, {**self.members, request.group: request.membership}))
@@ -201,13 +203,17 @@ async def create_segments(
     """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
 
     Nobody creates a missing segment later (an empty one in the place of a lost one would make redo vanish), so nodes
-    that are slow get a while longer when the quorum is there already.
+    that are slow get a while longer when the quorum is there already. Raises UnsupportedLineageError for a volume
+    with a parent, without asking any node.
     """
+    spec.lineage.require_root("to create it")
 
     async def create(client: NodeClient) -> None:
         for placement in placements:
             if client.node.node_id in placement.node_ids:
-                await client.create_segments(spec.page_size, [placement.group], placement.node_ids, timeout_s)
+                await client.create_segments(
+                    spec.page_size, [placement.group], placement.node_ids, timeout_s, spec.lineage
+                )
 
     def short_of_quorum() -> list[int]:
         created = {node for node, task in tasks.items() if task.done() and task.exception() is None}

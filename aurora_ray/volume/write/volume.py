@@ -370,7 +370,7 @@ class Volume:
         await asyncio.gather(
             *(self.prepare(self._clients[node]) for node in created), return_exceptions=True
         )  # a node that misses it calls itself stale at the first batch
-        self.group_tails.setdefault(placement.group, 0)
+        self.group_tails.setdefault(placement.group, self.spec.lineage.origin_lsn)
         self._changes.add(placement)
         return self.go_by(placement)
 
