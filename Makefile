@@ -52,7 +52,7 @@ account: ## create the system account that engines run as (root only: other user
 
 .PHONY: test
 test: $(BUILT) account ## run the tests, without the long ones of chaos and sim (JOBS=n: files side by side)
-	$(BIN)/pytest -m "not chaos and not sim" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -m "not chaos and not sim" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: lint-python lint-c proto-check ## check style and types of everything

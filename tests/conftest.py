@@ -13,14 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aurora_ray.rpc.process import raise_descriptor_limit
 from tests.support.leaks import LeakDetector, remove_tree
 from tests.support.logs import LogRecorder
 from tests.support.ports import PortAllocator
 from tests.support.secret import hold_secret
-from tests.support.timing import TIMEOUT_FACTOR
+from tests.support.timing import TEST_FACTOR, TIMEOUT_FACTOR
 
+# The same examples each time, however long they take: new ones are for `make fuzz`.
+settings.register_profile("aurora", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("aurora")
 _RUN_DIR = pytest.StashKey[Path]()
 
 
@@ -53,17 +57,32 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scale the timeout of every test; files that take long come first, so no worker ends with one."""
+    """Scale the timeout of every test; files that take long come first, so no worker ends with one.
+
+    Files that start fleets stand between those that start engines: two processors do not carry three fleets at once.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        longest = {item.path for item in items if any(map(item.get_closest_marker, ("ray", "postgres")))}
-        items.sort(key=lambda item: item.path not in longest)
-    if TIMEOUT_FACTOR == 1:
-        return
+        order = _by_cost(items)
+        items.sort(key=lambda item: order[item.path])
     default_s = float(config.getini("timeout") or 0)
     for item in items:
         marker = item.get_closest_marker("timeout")
         timeout_s = marker.args[0] if marker and marker.args else default_s
-        item.add_marker(pytest.mark.timeout(timeout_s * TIMEOUT_FACTOR), append=False)
+        item.add_marker(pytest.mark.timeout(timeout_s * TIMEOUT_FACTOR * TEST_FACTOR), append=False)
+
+
+def _by_cost(items: list[pytest.Item]) -> dict[Path, int]:
+    """The place of each file in the order of work."""
+    marked = {kind: {item.path for item in items if item.get_closest_marker(kind)} for kind in ("ray", "postgres")}
+    fleets = sorted(marked["ray"])
+    engines = sorted(marked["postgres"] - marked["ray"])
+    apart = max(1, len(engines) // max(1, len(fleets)))
+    order: list[Path] = []
+    while fleets or engines:
+        order += [*fleets[:1], *engines[:apart]]
+        fleets, engines = fleets[1:], engines[apart:]
+    order += sorted({item.path for item in items} - {*order})
+    return {path: place for place, path in enumerate(order)}
 
 
 @pytest.hookimpl(trylast=True)

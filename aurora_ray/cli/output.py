@@ -42,8 +42,9 @@ def write_json(value: Any) -> None:
 
 
 def write_line(text: str) -> None:
-    """One line of result."""
+    """One line of result, at once: with --watch, somebody at the other end of a pipe waits for it."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def error_line(text: str) -> None:

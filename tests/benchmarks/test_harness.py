@@ -40,6 +40,7 @@ def _miniature(*workloads: str) -> Suite:
     )
 
 
+@pytest.mark.chaos
 def test_a_run_in_miniature(data_dir: Path, tmp_path: Path) -> None:
     suite = _miniature("tpcb-warm", "sysbench-write", "tpcb")
     steps: list[str] = []

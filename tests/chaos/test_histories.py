@@ -99,6 +99,7 @@ HARMS = {
 }
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(240)
 def test_harm_is_found(stack: Stack) -> None:
     rounds = Rounds(stack)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -88,16 +89,46 @@ class CliFleet:
     def until(self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Polls the status."""
         last: dict[str, Any] = {}
+        with self._watching() as next_status:
 
-        def holds() -> bool:
-            done = self.run("status", "--json")
-            if done.returncode:
-                return False
-            last.update(json.loads(done.stdout))
-            return condition(last)
+            def holds() -> bool:
+                last.clear()
+                last.update(next_status())
+                return bool(last) and condition(last)
 
-        poll_until_blocking(holds, timeout_s, interval_s=0.2, what=f"{what}\n{self.trail()}")
+            poll_until_blocking(holds, timeout_s, interval_s=0.05, what=f"{what}\n{self.trail()}")
         return last
+
+    @contextmanager
+    def _watching(self) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Gives a status that was not given yet, or an empty one: of `status --watch`, which joins Ray once."""
+        arguments = (sys.executable, "-m", "aurora_ray.cli.main", "status", "--watch", "--json")
+        environment = {**os.environ, "AURORA_DATA_DIR": str(self.data_dir), **self.environment}
+        running: list[subprocess.Popen[str]] = []
+
+        def next_status() -> dict[str, Any]:
+            if not running or running[0].poll() is not None:
+                self._end(running)
+                running.append(
+                    subprocess.Popen(
+                        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                    )
+                )
+            out = running[0].stdout
+            assert out is not None
+            line = out.readline() if select.select([out], [], [], 0.5)[0] else ""
+            return json.loads(line) if line.endswith("\n") else {}
+
+        try:
+            yield next_status
+        finally:
+            self._end(running)
+
+    def _end(self, running: list[subprocess.Popen[str]]) -> None:
+        while running:
+            watching = running.pop()
+            watching.kill()
+            watching.communicate(timeout=scaled(CALL_TIMEOUT_S))
 
 
 def kill(pid: int) -> None:

@@ -26,6 +26,7 @@ from benchmarks.stack import Stack
 from tests.engine.conftest import INSTALLS, account, cluster, image, image_cache, install, make_engine, records
 from tests.support.engine_stack import engine_on
 from tests.support.polling import poll_until
+from tests.support.timing import scaled
 from tests.volume.cluster import Cluster, running
 
 __all__ = ["account", "cluster", "image", "image_cache", "install", "make_engine", "records"]
@@ -141,7 +142,7 @@ async def stays_hidden(committer: Session, observer: Session, work: Awaitable[An
     assert await stays_undone(task), "told, and not durable"
     assert await value(observer, "SELECT count(*) FROM t") == 0
     await ground.regain_quorum()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, scaled(20))
     assert await value(observer, "SELECT count(*) FROM t") == 1
 
 
@@ -186,7 +187,7 @@ async def test_two_phases_wait_even_when_commits_do_not(ground: Ground) -> None:
         await ground.waits(committer, observer)
         assert await stays_undone(task)
         await ground.regain_quorum()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, scaled(20))
         await stays_hidden(committer, observer, committer.execute("COMMIT PREPARED 'one'"), ground)
         assert await value(committer, "SHOW synchronous_commit") == "off"
 
@@ -195,14 +196,14 @@ async def test_off_does_not_wait_but_for_changes_of_files(ground: Ground) -> Non
     options = "-c synchronous_commit=off"
     async with ground.session(options=options) as committer, ground.session() as observer:
         await ground.lose_quorum()
-        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (1)"), 5)
+        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (1)"), scaled(5))
         assert await value(observer, "SELECT count(*) FROM t") == 1
         task = asyncio.ensure_future(committer.execute("DROP TABLE other"))
         await ground.waits(committer, observer)
         assert await stays_undone(task)
         await ground.regain_quorum()
-        await asyncio.wait_for(task, 20)
-        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (2)"), 5)
+        await asyncio.wait_for(task, scaled(20))
+        await asyncio.wait_for(committer.execute("INSERT INTO t VALUES (2)"), scaled(5))
 
 
 async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> None:
@@ -230,7 +231,7 @@ async def test_cancelling_a_commit_does_not_make_it_visible(ground: Ground) -> N
         assert await stays_undone(tasks[-1])
         assert await value(observer, "SELECT count(*) FROM t") == 0
         await ground.regain_quorum()
-        done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), scaled(20))
         told = sum(not isinstance(each, BaseException) for each in done[:-1])
         assert 0 < told < TRIES, "some before their commit, some in it"
         committed = await (await observer.execute("SELECT id FROM t WHERE id < 100")).fetchall()
@@ -257,9 +258,9 @@ async def test_a_commit_that_waits_for_a_lock_can_be_cancelled(ground: Ground) -
         await poll_until(lambda: value(observer, query, second.info.backend_pid))
         await observer.execute("SELECT pg_cancel_backend(%s)", [second.info.backend_pid])
         with pytest.raises(psycopg.errors.QueryCanceled):
-            await asyncio.wait_for(blocked, 5)
+            await asyncio.wait_for(blocked, scaled(5))
         await ground.regain_quorum()
-        await asyncio.wait_for(commit, 20)
+        await asyncio.wait_for(commit, scaled(20))
         assert await value(observer, "SELECT count(*) FROM t") == 1
 
 
@@ -273,8 +274,8 @@ async def test_what_is_not_durable_is_not_read_from_files(ground: Ground) -> Non
         reading = asyncio.ensure_future(value(reader, read))
         assert await stays_undone(reading)
         await ground.regain_quorum()
-        assert await asyncio.wait_for(reading, 20) > 0
-        await asyncio.wait_for(commit, 20)
+        assert await asyncio.wait_for(reading, scaled(20)) > 0
+        await asyncio.wait_for(commit, scaled(20))
 
 
 async def test_what_is_not_durable_is_not_decoded(ground: Ground) -> None:
@@ -296,8 +297,8 @@ async def test_what_is_not_durable_is_not_decoded(ground: Ground) -> None:
         decoding = asyncio.ensure_future(value(reader, read))
         assert await stays_undone(decoding)
         await ground.regain_quorum()
-        assert await asyncio.wait_for(decoding, 20) + await value(reader, read) > 0
-        await asyncio.wait_for(commit, 20)
+        assert await asyncio.wait_for(decoding, scaled(20)) + await value(reader, read) > 0
+        await asyncio.wait_for(commit, scaled(20))
 
 
 async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineInstall, data_dir: Path) -> None:
@@ -321,11 +322,11 @@ async def test_what_is_not_durable_is_not_sent(ground: Ground, install: EngineIn
             assert await stays_undone(commit)
             assert not arrived()
             await ground.regain_quorum()
-            await asyncio.wait_for(commit, 20)
+            await asyncio.wait_for(commit, scaled(20))
             await poll_until(arrived)
         finally:
             receiver.terminate()
-            await asyncio.wait_for(receiver.wait(), 20)
+            await asyncio.wait_for(receiver.wait(), scaled(20))
 
 
 async def test_a_publisher_is_not_told_of_what_is_not_durable(

@@ -14,6 +14,7 @@ from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
+from tests.support.timing import scaled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -56,11 +57,11 @@ class Cluster:
 
     async def create(self) -> None:
         """Creates the volume."""
-        await Volume.create(self.spec, self.addresses, timeout_s=10)
+        await Volume.create(self.spec, self.addresses, timeout_s=scaled(10))
 
     async def open(self, **options: Any) -> Volume:
         """Opens the volume for writing; it is closed at the end of the test."""
-        options.setdefault("timeout_s", 20)
+        options.setdefault("timeout_s", scaled(20))
         volume = await Volume.open(self.spec, self.addresses, **options)
         self._volumes.append(volume)
         return volume
