@@ -182,6 +182,7 @@ async def _mount(
     return await MountedVolume.open(
         volume,
         mount_dir,
+        writer=volume,
         owner_uid=account.uid if account.switch else None,
         owner_gid=account.gid if account.switch else None,
         cache_bytes=cache_bytes,

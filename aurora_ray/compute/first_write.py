@@ -8,24 +8,20 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aurora_ray.volume.write.volume import Volume
+    from aurora_ray.volume.durable import DurableLsn
 
 KEPT = 1024
 
 
 class FirstWrite:
-    """Listens to an open volume, beside whoever listens already, until it has been asked once."""
+    """Listens to the VDL of an open volume until it has been asked once."""
 
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
-        self._inner = volume.on_vdl
+    def __init__(self, durable: DurableLsn) -> None:
         self._advances: deque[tuple[int, int]] = deque(maxlen=KEPT)  # Unix time in ns, VDL
         self._moved = asyncio.Event()
-        volume.on_vdl = self._on_vdl
+        self._listening = durable.listen(self._on_vdl)
 
     def _on_vdl(self, vdl: int) -> None:
-        if self._inner is not None:
-            self._inner(vdl)
         self._advances.append((time.time_ns(), vdl))
         self._moved.set()
 
@@ -43,5 +39,4 @@ class FirstWrite:
         except TimeoutError:
             return None
         finally:
-            if self._volume.on_vdl == self._on_vdl:
-                self._volume.on_vdl = self._inner
+            self._listening.stop()

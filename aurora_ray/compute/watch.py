@@ -133,6 +133,6 @@ def engine_watch(engine: Engine, volume: Volume, rules: HealthRules, name: str) 
 
     async def storage() -> tuple[int, bool]:
         vdl, before[0] = before[0], volume.vdl
-        return volume.vdl, volume.inflight_bytes > 0 and volume.vdl == vdl
+        return volume.vdl, volume.redo.inflight_bytes > 0 and volume.vdl == vdl
 
     return Watch(Watched(name, ask, lambda: engine.pid, storage), rules)

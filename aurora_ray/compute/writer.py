@@ -37,7 +37,6 @@ from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.mount.evictor import default_cache_bytes
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.troubles import Trouble
-from aurora_ray.volume.write.membership import change_members
 from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Writer:
             raise
         volume, _, engine = self._require_open()
         self._phase = WriterPhase.AVAILABLE
-        self._first_write = FirstWrite(volume)
+        self._first_write = FirstWrite(volume.durable)
         self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
         self._noting = asyncio.create_task(self._note_good_start(engine), name=f"note {config.instance_id}")
         return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s), self._troubles())
@@ -180,6 +179,7 @@ class Writer:
         return await MountedVolume.open(
             volume,
             self.config.dirs.mount,
+            writer=volume,
             owner_uid=owner_uid,
             owner_gid=owner_gid,
             cache_bytes=self.config.cache_bytes or default_cache_bytes(self.config.dirs.mount),
@@ -287,13 +287,13 @@ class Writer:
         """Another protection group for the volume; its segments exist on a write quorum."""
         volume, mounted, _ = self._require_open()
         if placement.group not in {known.group for known in volume.spec.groups}:
-            await volume.add_group(placement)
+            await volume.members.add_group(placement)
             mounted.add_group(placement)
 
     async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See volume.membership.change_members."""
+        """One step of a change of the volume's members, as `Members.try_step`."""
         volume, _, _ = self._require_open()
-        return await change_members(volume, placement, filled)
+        return await volume.members.try_step(placement, filled)
 
     # ---- ending
 

@@ -121,7 +121,6 @@ Counters = c_uint64 * len(COUNTERS)
 
 WANT_PAGES, WANT_PREFETCH, WANT_EXTENTS, WANT_GROUP = 1, 2, 3, 4
 STATE_RUNNING, STATE_FENCED, STATE_POISONED, STATE_CLOSED = 0, 1, 2, 3
-GROUPS_MAX = 16384
 PATTERN_BYTES_MAX = 4096
 
 assert ctypes.sizeof(Request) == 32  # noqa: S101 - a relation between constants, checked at import

@@ -9,11 +9,11 @@ import ctypes
 import os
 import tempfile
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aurora_ray.errors import ConfigurationError, MalformedError, RegionClosedError
 from aurora_ray.interposer import native
+from aurora_ray.log.flush import Flush, LogEnd
 from aurora_ray.log.layout import NO_GROUP
 
 if TYPE_CHECKING:
@@ -28,16 +28,10 @@ _ANY_LSN = (1 << 64) - 1
 _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
 
 
-@dataclass(frozen=True, slots=True)
-class Flush:
-    """A contiguous run of the log, (start, end], encoded as one batch a protection group.
+class Taken(NamedTuple):
+    """A flush out of the ring. `arrivals`: commits that had ever begun to wait then; it has what these wait for."""
 
-    `arrivals`: commits that had ever begun to wait when it was taken; it has what these wait for.
-    """
-
-    start: int
-    end: int
-    batches: list[tuple[int, bytes]]
+    flush: Flush
     arrivals: int
 
 
@@ -229,15 +223,14 @@ class Region:
 
 
 class Taker:
-    """Takes flushes out of a region's ring, encoded for one writer's epoch."""
+    """Takes flushes out of a region's ring, encoded for one writer's epoch.
 
-    def __init__(
-        self, region: Region, *, volume: UUID, epoch: int, group_tails: dict[int, int], flush_bytes_max: int
-    ) -> None:
+    `end` is the writer's: each flush is encoded to follow it, and is to be made part of it before the next is taken.
+    """
+
+    def __init__(self, region: Region, *, volume: UUID, epoch: int, end: LogEnd, flush_bytes_max: int) -> None:
         self._region = region
-        self._tails = (ctypes.c_uint64 * native.GROUPS_MAX)()
-        for group, lsn in group_tails.items():
-            self._tails[group] = lsn
+        self._end = end
         self._buffer = (ctypes.c_uint8 * (flush_bytes_max + (1 << 20)))()
         self._view = memoryview(self._buffer).cast("B")
         self._batches = (native.TakenBatch * _BATCHES_MAX)()
@@ -245,7 +238,7 @@ class Taker:
             volume=(ctypes.c_uint8 * 16).from_buffer_copy(volume.bytes),
             epoch=epoch,
             bytes_max=flush_bytes_max,
-            group_tails=self._tails,
+            group_tails=end.tails_pointer,
             buffer=self._buffer,
             buffer_bytes=len(self._buffer),
             batches_max=_BATCHES_MAX,
@@ -253,7 +246,7 @@ class Taker:
         )
         self._reference = ctypes.byref(self._take)
 
-    def take(self, vdl: int) -> Flush | None:
+    def take(self, vdl: int) -> Taken | None:
         """The next flush, None if the ring is empty. Its space in the ring is free from now on.
 
         Raises MalformedError if what the ring has next is no record, or one that fits into no flush.
@@ -267,8 +260,10 @@ class Taker:
         if result:
             return None
         view = self._view
-        batches = [(b.group, bytes(view[b.offset : b.offset + b.bytes])) for b in self._batches[: take.nbatches]]
-        return Flush(take.flush_start, take.flush_end, batches, take.arrivals)
+        batches = {b.group: bytes(view[b.offset : b.offset + b.bytes]) for b in self._batches[: take.nbatches]}
+        flush = Flush(take.flush_start, take.flush_end, batches)
+        self._end.check(flush)
+        return Taken(flush, take.arrivals)
 
 
 _PATTERN_MARKS = {"exact": "=", "below": "^", "component": "/", "name": "*"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.interposer.region import Region
     from aurora_ray.mount.localfiles import LocalFiles
-    from aurora_ray.volume.write.volume import Volume
+    from aurora_ray.volume.read.source import PageSource
 
 _INTERVAL_S = 0.25
 _AT_ONCE = 64  # chunks a turn: each is a hole punched, half a millisecond at most
@@ -50,13 +50,13 @@ def _free_bytes(directory: Path) -> tuple[int, int]:
 class Evictor:
     """Evicts down to 90 % of the budget whenever the cache under `root` exceeds it."""
 
-    def __init__(self, volume: Volume, region: Region, local: LocalFiles, root: Path, cache_bytes: int) -> None:
+    def __init__(self, source: PageSource, region: Region, local: LocalFiles, root: Path, cache_bytes: int) -> None:
         self._root = root
         self._cache_bytes = cache_bytes
-        self._volume = volume
+        self._source = source
         self._region = region
         self._local = local
-        self._pages_max = cache_bytes // volume.spec.page_size
+        self._pages_max = cache_bytes // source.spec.page_size
         self._hand = native.Candidate()
 
     async def run(self) -> None:
@@ -73,7 +73,7 @@ class Evictor:
                 await self._evict(present - int(self._pages_max * _LOW_WATER))
 
     def _fit_disk(self) -> None:
-        page_bytes = self._volume.spec.page_size
+        page_bytes = self._source.spec.page_size
         cached_bytes = self._region.peek().present_pages * page_bytes
         budget = within_disk(self._cache_bytes, cached_bytes, *_free_bytes(self._root))
         self._pages_max = budget // page_bytes
@@ -89,7 +89,7 @@ class Evictor:
     def turn(self) -> int:
         """Moves the hand once. Returns the pages freed."""
         freed = 0
-        vdl = self._volume.vdl
+        vdl = self._source.read_lsn
         for slot, chunk in self._region.evictable(self._hand, vdl, _AT_ONCE, _STEPS):
             fd = self._local.get(slot)
             if fd is not None:

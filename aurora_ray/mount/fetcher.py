@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
 from aurora_ray.mount.readahead import Stream
-from aurora_ray.volume.read.pages import PageRun
+from aurora_ray.volume.read.pages import PageRange, PageRun
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.interposer.region import Region
     from aurora_ray.mount.localfiles import LocalFiles
-    from aurora_ray.volume.write.volume import Volume
+    from aurora_ray.volume.read.source import PageSource
 
 _LEAF_EXTENTS = 64  # how many extents the region keeps together
 _PAGES_A_READ = 128  # pages asked of one node at once
@@ -55,11 +55,11 @@ class Fetcher:
     """Fetches pages for one region. A page on its way is not asked for twice."""
 
     def __init__(
-        self, volume: Volume, region: Region, local: LocalFiles, make_room: Callable[[], int] = lambda: 0
+        self, source: PageSource, region: Region, local: LocalFiles, make_room: Callable[[], int] = lambda: 0
     ) -> None:
         """`make_room`: evicts something and returns the pages freed; called when the local disk is full."""
         self._make_room = make_room
-        self._volume = volume
+        self._source = source
         self._region = region
         self._local = local
         self._extents: dict[int, array[int]] = {}
@@ -108,13 +108,13 @@ class Fetcher:
 
     async def fetch_files(self, slots: Sequence[int]) -> None:
         """All absent pages of whole files."""
-        page_bytes = self._volume.spec.page_size
+        page_bytes = self._source.spec.page_size
         ends = [(slot, -(-self._region.slot(slot).size // page_bytes)) for slot in slots]
         await asyncio.gather(*(self._bring(slot, 0, end) for slot, end in ends))
 
     async def fetch_quietly(self, slots: Sequence[int]) -> None:
         """As `fetch_files`, one message's worth after the other, up to _QUIET_PAGES; errors are the next reader's."""
-        page_bytes = self._volume.spec.page_size
+        page_bytes = self._source.spec.page_size
         left = _QUIET_PAGES
         together: list[int] = []
         pages = 0
@@ -228,13 +228,13 @@ class Fetcher:
             self._start()
 
     async def _read_now(self, together: list[_Wanted]) -> None:
-        by_lsn: dict[int, list[tuple[_Wanted, tuple[int, int, int, int]]]] = {}
-        vdl = self._volume.vdl
+        by_lsn: dict[int, list[tuple[_Wanted, PageRange]]] = {}
+        newest = self._source.read_lsn
         for wanted in together:
             view = self._region.slot(wanted.slot)
             # An unlinked file that is still open is read as it was before its DROP, once that is durable itself. One
-            # that is unlinked after this look has a DROP above `vdl`.
-            lsn = min(view.drop_lsn, vdl) if view.drop_lsn else vdl
+            # that is unlinked after this look has a DROP above `newest`.
+            lsn = min(view.drop_lsn, newest) if view.drop_lsn else newest
             wanted.error = await self._learn_extents(wanted)
             if wanted.error:
                 continue
@@ -243,11 +243,13 @@ class Fetcher:
                     run = PageRun(bytes(n), b"")
                     wanted.error = wanted.error or await self._fill(wanted.slot, view.file_id, at, run, lsn)
                 else:
-                    by_lsn.setdefault(lsn, []).append((wanted, (group, view.file_id, at, n)))
+                    by_lsn.setdefault(lsn, []).append((wanted, PageRange(group, view.file_id, at, n)))
         for lsn, placed in by_lsn.items():  # nearly always one
-            answers = await self._volume.read_pages([place for _, place in placed], lsn)
-            for (wanted, (_, file_id, at, _)), answer in zip(placed, answers, strict=True):
-                wanted.error = wanted.error or await self._fill(wanted.slot, file_id, at, answer, lsn)
+            answers = await self._source.read_pages([place for _, place in placed], lsn)
+            for (wanted, place), answer in zip(placed, answers, strict=True):
+                wanted.error = wanted.error or await self._fill(
+                    wanted.slot, place.file_id, place.first_page, answer, lsn
+                )
         self.pages_fetched += sum(wanted.count for wanted in together)
 
     async def _learn_extents(self, wanted: _Wanted) -> int:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.localtree import MountedFile
-    from aurora_ray.volume.spec import GroupPlacement
+    from aurora_ray.volume.read.source import PageSource
+    from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
     from aurora_ray.volume.write.volume import Volume
 
 RING_BYTES = 64 << 20
@@ -40,10 +41,9 @@ _FILES_MIN = 1 << 18  # places in the region's table; one that is never used tak
 
 
 class MountedVolume:
-    """An open volume under a directory, with its driver at work in this event loop."""
+    """A volume under a directory, with its driver at work in this event loop."""
 
-    def __init__(self, volume: Volume, mount_dir: Path, region: Region, driver: Driver) -> None:
-        self.volume = volume
+    def __init__(self, mount_dir: Path, region: Region, driver: Driver) -> None:
         self.mount_dir = mount_dir
         self._region = region
         self._driver = driver
@@ -53,9 +53,10 @@ class MountedVolume:
     @classmethod
     async def open(
         cls,
-        volume: Volume,
+        source: PageSource,
         mount_dir: Path,
         *,
+        writer: Volume | None,
         owner_uid: int | None = None,
         owner_gid: int | None = None,
         cache_bytes: int,
@@ -65,8 +66,10 @@ class MountedVolume:
         soon: Sequence[str] = (),
         grow: Callable[[], Awaitable[GroupPlacement]] | None = None,
     ) -> MountedVolume:
-        """Mounts the newest state of a volume that is open for writing.
+        """Mounts the newest state that `source` can read; what is changed here goes to `writer`.
 
+        Without a writer it stays here, as a private overlay, for as long as the mount is open. With one, `source` is
+        the writer or reads what it has made durable, and nothing was appended since it was opened.
         `mount_dir` is made anew. `eager` and `soon` are patterns (fnmatch, on paths relative to the mount) of files
         whose pages are fetched before this returns, and in the background afterwards. `grow`, when given, is asked for
         another protection group when the last one is full; without it the engine waits until `add_group` is called.
@@ -74,12 +77,13 @@ class MountedVolume:
         """
         mount_dir = await asyncio.to_thread(lambda: Path(os.path.realpath(mount_dir)))
         with telemetry.span("mount.file_table"):
-            table = await volume.read_file_table()
+            base_lsn = source.read_lsn if writer is None else writer.tail_lsn
+            table = await source.read_file_table(base_lsn)
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
             files = await asyncio.to_thread(make_tree, table, mount_dir, owner_uid, owner_gid)
         region = Region(
-            page_bytes=volume.spec.page_size,
-            base_lsn=volume.tail_lsn,
+            page_bytes=source.spec.page_size,
+            base_lsn=base_lsn,
             next_file_id=table.next_file_id,
             ring_bytes=ring_bytes,
             bell_bytes=min(256 << 10, ring_bytes // 4),
@@ -88,7 +92,7 @@ class MountedVolume:
         )
         driver: Driver | None = None
         try:
-            driver = Driver(volume, region, mount_dir, cache_bytes=cache_bytes, grow=grow)
+            driver = Driver(source, region, mount_dir, writer=writer, cache_bytes=cache_bytes, grow=grow)
             for file in files:
                 driver.register(
                     os.path.join(mount_dir, os.fsdecode(file.entry.paths[0])),
@@ -97,11 +101,11 @@ class MountedVolume:
                     file.entry.size,
                     file.entry.extents,
                 )
-            for group, free in _free_extents(volume, table).items():
+            for group, free in _free_extents(source.spec, table).items():
                 region.add_group(group, free)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
-            mounted = cls(volume, mount_dir, region, driver)
+            mounted = cls(mount_dir, region, driver)
             with telemetry.span("mount.eager"):
                 await driver.prefetch(_matching_slots(region, files, eager))
             driver.prefetch_soon(_matching_slots(region, files, soon))
@@ -187,9 +191,9 @@ def _copy_library(mount_dir: Path) -> None:
     copy.chmod(0o755)
 
 
-def _free_extents(volume: Volume, table: FileTable) -> dict[int, int]:
-    extent_bytes = EXTENT_PAGES * volume.spec.page_size
-    free = {placement.group: volume.spec.group_bytes // extent_bytes for placement in volume.spec.groups}
+def _free_extents(spec: VolumeSpec, table: FileTable) -> dict[int, int]:
+    extent_bytes = EXTENT_PAGES * spec.page_size
+    free = {placement.group: spec.group_bytes // extent_bytes for placement in spec.groups}
     for entry in table.entries():
         for group in entry.extents:
             if group != NO_GROUP:

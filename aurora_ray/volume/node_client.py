@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +28,6 @@ APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
 # A gRPC server in the middle of stopping may leave a call without an answer. So its first tries are short: who waits
 # for a node that restarts is not kept by its end.
 APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
-PEERS_TIMEOUT_S: Final = 2.0
 
 
 class NodeClient:
@@ -165,16 +163,3 @@ def decode_state(state: pb.SegmentState) -> SegmentState:
         ),
         membership=Membership(state.members_number, tuple(state.members), tuple(state.next_members)),
     )
-
-
-async def set_peers(clients: Mapping[str, NodeClient]) -> None:
-    """Best effort: nodes that cannot be told now have the addresses of last time."""
-    addresses = {node: client.node.address for node, client in clients.items()}
-    await asyncio.gather(
-        *(client.set_peers(addresses, PEERS_TIMEOUT_S) for client in clients.values()), return_exceptions=True
-    )
-
-
-async def close_all(clients: Iterable[NodeClient]) -> None:
-    """Closes every one, whatever the others do."""
-    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)

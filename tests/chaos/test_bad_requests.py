@@ -153,9 +153,9 @@ async def test_mutated_batches_are_refused(stack: Stack) -> None:
     lsn = await write(volume, choose, 1)
     node = stack.nodes["b2"].address
     await has(stack, node, lsn)  # it may be one of those that get flushes later
-    _, _, [(_, batch)] = encoded_flush(volume, [page_full(1, 3, b"never")])
-    _, _, [(_, stale)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch + 1)
-    _, _, [(_, fenced)] = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch - 1)
+    (batch,) = encoded_flush(volume, [page_full(1, 3, b"never")]).batches.values()
+    (stale,) = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch + 1).batches.values()
+    (fenced,) = encoded_flush(volume, [page_full(1, 3, b"never")], epoch=volume.epoch - 1).batches.values()
     flips = [choose.randrange(8 * len(batch)) for _ in range(60)]
     bad = [batch[: bit // 8] + bytes([batch[bit // 8] ^ 1 << bit % 8]) + batch[bit // 8 + 1 :] for bit in flips]
     bad += [batch[: choose.randrange(len(batch))] for _ in range(10)] + [stale, fenced]

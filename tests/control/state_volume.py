@@ -12,7 +12,7 @@ from aurora_ray.errors import QuorumLostError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import Record, apply_page, create, extent, page_full, size
-from aurora_ray.volume.read.pages import PageRun
+from aurora_ray.volume.read.pages import PageRange, PageRun
 from aurora_ray.volume.spec import EXTENT_PAGES, GroupPlacement, VolumeSpec
 
 NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
@@ -52,7 +52,7 @@ class MemoryVolume:
             table.apply(record)
         return table
 
-    async def read_pages(self, ranges: Sequence[tuple[int, int, int, int]]) -> list[PageRun]:
+    async def read_pages(self, ranges: Sequence[PageRange]) -> list[PageRun]:
         pages: dict[tuple[int, int], bytes] = {}
         for record in self._records():
             if record.type is RecordType.PAGE:

@@ -15,6 +15,7 @@ from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.log.record import page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.write.volume import Volume
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import AZS, GROUP_BYTES, Running
@@ -139,7 +140,7 @@ class Load:
     async def check(self) -> None:
         """All that was acknowledged is there."""
         await self.stop()
-        (run,) = await self.volume().read_pages([(0, 1, 0, PAGES)])
+        (run,) = await self.volume().read_pages([PageRange(0, 1, 0, PAGES)])
         size = self.volume().spec.page_size
         for page, content in self.acknowledged.items():
             found = run.pages[page * size : (page + 1) * size].rstrip(b"\0")

@@ -11,6 +11,7 @@ import pytest
 
 from aurora_ray.control.model import state_file
 from aurora_ray.control.model.state_file import FIRST_FILE_ID
+from aurora_ray.volume.read.pages import PageRange
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import started
 
@@ -34,7 +35,7 @@ async def test_a_fleet_of_format_1_opens_with_all_it_had_and_is_brought_up_to_da
                 assert fleet.cluster("demo").volume.initialised
                 volume = runtime.instances["demo-1"].volume
                 assert volume is not None
-                (run,) = await volume.read_pages([(0, 1, 0, 3)])
+                (run,) = await volume.read_pages([PageRange(0, 1, 0, 3)])
                 assert run.pages == b"".join(bytes([65 + n]) * 8192 for n in range(3))
                 await running.plane.commit(lambda fleet: fleet.with_node(fleet.nodes[0]))
                 assert store is not None

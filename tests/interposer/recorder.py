@@ -17,6 +17,7 @@ from aurora_ray.interposer.region import Region, Taker
 from aurora_ray.log import batch as batches
 from aurora_ray.log import record
 from aurora_ray.log.filetable import FileKind, FileTable
+from aurora_ray.log.flush import LogEnd
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import apply_page, iter_records
 from aurora_ray.mount.localfiles import LocalFiles
@@ -92,7 +93,8 @@ class Recorder:
         )
         self.region.add_group(0, GROUP_EXTENTS)
         self.groups = 1
-        self.taker = Taker(self.region, volume=VOLUME, epoch=1, group_tails={}, flush_bytes_max=200_000)
+        self.log = LogEnd()
+        self.taker = Taker(self.region, volume=VOLUME, epoch=1, end=self.log, flush_bytes_max=200_000)
         self.local = LocalFiles(self.region, self.mount.resolve())
         self.extents: dict[int, array[int]] = {}  # of mounted files, by slot
         self.records: list[Record] = []
@@ -163,9 +165,11 @@ class Recorder:
             self.evict_some()
 
     def _take(self) -> None:
-        while (flush := self.taker.take(0)) is not None:
-            found = [each for _, batch in flush.batches for each in iter_records(batches.payload(batch))]
-            for _, batch in flush.batches:
+        while (taken := self.taker.take(0)) is not None:
+            flush = taken.flush
+            self.log.advance(flush)
+            found = [each for batch in flush.batches.values() for each in iter_records(batches.payload(batch))]
+            for batch in flush.batches.values():
                 batches.verify(batch)
             found.sort(key=lambda each: each.lsn)
             assert found[-1].lsn == flush.end

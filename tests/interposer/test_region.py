@@ -19,8 +19,9 @@ from aurora_ray.errors import RegionClosedError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region, Taker
 from aurora_ray.log import batch as batches
+from aurora_ray.log.flush import LogEnd
 from aurora_ray.log.record import iter_records
-from aurora_ray.mount.driver import FLUSH_BYTES_MAX
+from aurora_ray.mount.redo import FLUSH_BYTES
 from tests.interposer.model import PAGE_BYTES
 from tests.interposer.recorder import VOLUME, Recorder
 
@@ -74,17 +75,20 @@ def test_a_closed_region_refuses_every_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize("groups", [500, 700])
 def test_a_flush_of_many_groups_is_split_so_that_each_part_fits(tmp_path: Path, groups: int) -> None:
     it = Recorder(tmp_path, ring_bytes=16 << 20)
-    taker = Taker(it.region, volume=VOLUME, epoch=1, group_tails={}, flush_bytes_max=FLUSH_BYTES_MAX)
+    log = LogEnd()
+    taker = Taker(it.region, volume=VOLUME, epoch=1, end=log, flush_bytes_max=FLUSH_BYTES)
     for group in range(groups):
         it.region.add_group(group, 1)
     child = spawn(it, f"for g in range({groups}): os.pwrite(f, b'x' * P, g * 64 * P)")
     assert child.wait(timeout=30) == 0
     child.communicate()
     end, pages = 0, set()
-    while (flush := taker.take(0)) is not None:
+    while (taken := taker.take(0)) is not None:
+        flush = taken.flush
+        log.advance(flush)
         assert flush.start == end < flush.end
-        assert sum(len(batches.payload(batch)) for _, batch in flush.batches) == flush.end - flush.start
-        for group, batch in flush.batches:
+        assert sum(len(batches.payload(batch)) for batch in flush.batches.values()) == flush.end - flush.start
+        for group, batch in flush.batches.items():
             batches.verify(batch)
             pages |= {(group, record.page) for record in iter_records(batches.payload(batch)) if record.file_id == 1}
         end = flush.end

@@ -49,11 +49,18 @@ async def mount(
     async def grow():
         first = cluster.spec.groups[0]
         placement = replace(first, group=len(cluster.spec.groups))
-        cluster.spec = await volume.add_group(placement)
+        cluster.spec = await volume.members.add_group(placement)
         return placement
 
     return await MountedVolume.open(
-        volume, directory, cache_bytes=cache_bytes, soon=soon, ring_bytes=1 << 20, volatile_patterns=VOLATILE, grow=grow
+        volume,
+        directory,
+        writer=volume,
+        cache_bytes=cache_bytes,
+        soon=soon,
+        ring_bytes=1 << 20,
+        volatile_patterns=VOLATILE,
+        grow=grow,
     )
 
 
@@ -195,7 +202,7 @@ async def test_programs_end_with_their_driver(nodes: Cluster, tmp_path: Path) ->
     volume = await nodes.open()
     mounted = await mount(nodes, volume, tmp_path / "mount")
     child = await spawn(mounted, "-c", WRITE_FOREVER)
-    await volume.wait_durable(10_000, timeout_s=20)
+    await volume.durable.wait_for(10_000, timeout_s=20)
     async with asyncio.timeout(20):
         await mounted.close()
         _, errors = await child.communicate()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aurora_ray.log.segment_rules import HISTORY_MAX
 from aurora_ray.volume.node_client import decode_state
-from aurora_ray.volume.read.as_of import current_copies
+from aurora_ray.volume.read.copies import current_copies
 from aurora_ray.volume.recovery import Recovery
 from aurora_ray.volume.spec import GroupPlacement
 from tests.sim.node import SimNode
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aurora_ray.storage.v1 import storage_pb2 as pb
-    from aurora_ray.volume.read.as_of import Copies
+    from aurora_ray.volume.read.copies import Copies
 
 NODES = tuple("abcdef")
 SPARES = tuple("stuvwxyz")
@@ -265,7 +265,7 @@ class Simulation:
     def _read_at(self, copies: Copies, lsn: int) -> None:
         for name in sorted(copies.nodes):
             required = copies.required(lsn)
-            held = {group: required[group] for group, nodes in copies.members.items() if name in nodes}
+            held = {group: required[group] for group, at in copies.placements.items() if name in at.all_node_ids}
             self._read_from(name, held, lsn, "a reader", allowed=True)
 
     def _read_from(self, name: str, required: Any, lsn: int, who: str, *, allowed: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aurora_ray.volume.read.as_of import current_copies
+from aurora_ray.volume.read.copies import current_copies
 from aurora_ray.volume.recovery import Phase
 from aurora_ray.volume.spec import GroupPlacement
 from tests.sim import bugs

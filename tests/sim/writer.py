@@ -27,7 +27,7 @@ from aurora_ray.volume.recovery import (
 )
 from aurora_ray.volume.spec import GroupPlacement, write_quorum
 from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
-from aurora_ray.volume.write.quorum import QuorumTracker
+from aurora_ray.volume.write.quorum import InFlight, QuorumTracker
 from aurora_ray.volume.write.streams import serialize_batches
 from tests.sim.oracle import Flush
 
@@ -305,7 +305,7 @@ class Writer:
             self._flushes.append(flush)
             self._tail_lsn = end
             self._tails.update(dict.fromkeys(groups, end))
-            self.quorum.submit(end, groups)
+            self.quorum.submit(InFlight(end, groups))
             for stream in self.streams.values():
                 stream.push(flush)
         self.world.after(rng.expovariate(1 / self.sim.write_interval_s), self._write)

@@ -27,7 +27,8 @@ import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
 from aurora_ray.engine.postgres import forget_run
-from aurora_ray.volume.node_client import NodeClient, close_all
+from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.nodes import close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from aurora_ray.volume.write.volume import Volume
 from tests.support.polling import poll_until, poll_until_blocking

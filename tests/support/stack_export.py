@@ -12,7 +12,8 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.errors import AuroraError
 from aurora_ray.log.filetable import Entry, FileKind
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.read.as_of import VolumeReader
+from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.spec import EXTENT_PAGES, NodeAddress, VolumeSpec
 from tests.support.stack_view import stub_of
 from tests.support.timing import scaled
@@ -40,7 +41,7 @@ async def export(
                         os.link(path, target / os.fsdecode(other))
                     if account.switch:
                         os.chown(path, account.uid, account.gid, follow_symlinks=False)
-            return reader.lsn
+            return reader.read_lsn
         finally:
             await reader.close()
 
@@ -57,7 +58,8 @@ async def _write(reader: VolumeReader, entry: Entry, path: Path, page_size: int)
         for first in range(0, -(-entry.size // page_size), CHUNK_PAGES):
             last = min(first + CHUNK_PAGES, -(-entry.size // page_size))
             ranges = [
-                (0, entry.file_id, page, min(EXTENT_PAGES, last - page)) for page in range(first, last, EXTENT_PAGES)
+                PageRange(0, entry.file_id, page, min(EXTENT_PAGES, last - page))
+                for page in range(first, last, EXTENT_PAGES)
             ]
             page = first
             for run in await reader.read_pages(ranges):

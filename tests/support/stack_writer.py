@@ -92,8 +92,8 @@ def _log_waits(writer: Writer) -> None:
     lines = [str(writer.status())]
     volume = writer._volume
     if volume is not None:
-        lines.append(f"acknowledged: {volume._quorum._acked}; {volume.stats()}")
-        for name, stream in volume._streams.items():
+        lines.append(f"acknowledged: {volume.redo._quorum._acked}; {volume.stats()}")
+        for name, stream in volume._fanout._streams.items():
             queues = f"{len(stream._waiting)} wait, {len(stream._sent)} sent"
             lines.append(f"{name}: installed {stream.installed}, {queues}")
     for task in asyncio.all_tasks():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.log.batch import encode_batch
+from aurora_ray.log.flush import Flush
 from aurora_ray.log.record import Record, RecordBuilder, page_full
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server.server import StorageServer
@@ -102,36 +103,28 @@ def pages(*contents: tuple[int, bytes], file_id: int = 1, group: int = 0) -> lis
     return [page_full(file_id, page, content, group=group) for page, content in contents]
 
 
-def encoded_flush(
-    volume: Volume, records: Iterable[Record], *, epoch: int | None = None
-) -> tuple[int, int, list[tuple[int, bytes]]]:
-    """What `Volume.submit` takes, as the driver would make it."""
+def encoded_flush(volume: Volume, records: Iterable[Record], *, epoch: int | None = None) -> Flush:
+    """What `RedoWriter.submit` takes, as the driver would make it."""
     builder = RecordBuilder(volume.tail_lsn)
     for record in records:
         builder.add(record)
     start, end = builder.start_lsn, builder.end_lsn
     parts = builder.take()
     groups = [part.group for part in parts]
-    return (
-        start,
-        end,
-        [
-            (
-                part.group,
-                encode_batch(
-                    group=part.group,
-                    volume=volume.spec.volume_id.bytes,
-                    epoch=volume.epoch if epoch is None else epoch,
-                    prev_lsn=volume.group_tails[part.group],
-                    flush_start=start,
-                    flush_end=end,
-                    time_us=0,
-                    vdl=volume.vdl,
-                    record_count=part.record_count,
-                    groups=groups,
-                    records=part.payload,
-                ),
-            )
-            for part in parts
-        ],
-    )
+    batches = {
+        part.group: encode_batch(
+            group=part.group,
+            volume=volume.spec.volume_id.bytes,
+            epoch=volume.epoch if epoch is None else epoch,
+            prev_lsn=volume.redo.end.tail(part.group),
+            flush_start=start,
+            flush_end=end,
+            time_us=0,
+            vdl=volume.vdl,
+            record_count=part.record_count,
+            groups=groups,
+            records=part.payload,
+        )
+        for part in parts
+    }
+    return Flush(start, end, batches)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from aurora_ray.volume.read.pages import PageRange
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages
 
@@ -32,7 +33,7 @@ async def test_a_read_fails_over_from_a_damaged_version(tmp_path: Path) -> None:
                 changes.put("pages", key, value[:40] + bytes([value[40] ^ 1]) + value[41:])
             changes.write_without_log()
         for number in range(8):
-            (run,) = await volume.read_pages([(0, 1, number, 1)], lsn)
+            (run,) = await volume.read_pages([PageRange(0, 1, number, 1)], lsn)
             assert run.pages.rstrip(b"\0") == b"%d" % number * 600
         damaged = [node for node in ("a1", "a2") if cluster.servers[node].node.counters["damaged_page"]]
         assert damaged, "the copies nearby were asked"
@@ -41,7 +42,7 @@ async def test_a_read_fails_over_from_a_damaged_version(tmp_path: Path) -> None:
             await server.scrubber.round()
             await poll_until(lambda node=server.node: not node.damage.segments(), what="all is repaired")
             assert server.node.counters["repaired_page"] == 8
-        (run,) = await volume.read_pages([(0, 1, 0, 8)], lsn)
+        (run,) = await volume.read_pages([PageRange(0, 1, 0, 8)], lsn)
         assert run.kinds == b"\1" * 8
     finally:
         await cluster.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.volume.write.deferral import HEDGE_S, Deferral
+from aurora_ray.volume.write.quorum import InFlight
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages, running
 
@@ -63,7 +64,7 @@ async def test_nothing_is_held_while_members_change(deferral: Deferral) -> None:
 async def test_held_flushes_go_out_soon(deferral: Deferral) -> None:
     nodes = streams()
     deferral.arrange(nodes, AZS, 4)
-    deferral.on_submit((100, 10, time.monotonic()))
+    deferral.on_submit(InFlight(100, (0,), 10, time.monotonic()))
     deferral.on_durable(0.002, None)
     await poll_until(lambda: any(node.releases for node in nodes.values()), what="something is released")
     assert {node for node in NODES if nodes[node].releases} == deferral.held
@@ -79,7 +80,7 @@ async def test_a_late_quorum_is_hedged_and_the_laggard_loses_its_place(deferral:
     held = deferral.held
     for node in prompt[1:]:
         nodes[node].acked_lsn = 100
-    deferral.on_submit((100, 10, time.monotonic()))
+    deferral.on_submit(InFlight(100, (0,), 10, time.monotonic()))
     await poll_until(lambda: deferral.hedged_count > 0, what="it is hedged")
     assert all(nodes[node].releases for node in held)
     assert prompt[0] in deferral.held
@@ -90,7 +91,7 @@ async def test_places_go_to_who_is_faster(deferral: Deferral) -> None:
     nodes = streams(a1=0.050)
     deferral.arrange(nodes, AZS, 4)
     assert "a1" not in deferral.held
-    deferral.on_submit((100, 10, time.monotonic()))
+    deferral.on_submit(InFlight(100, (0,), 10, time.monotonic()))
     deferral.on_durable(0.05, None)
     await poll_until(lambda: "a1" in deferral.held, what="the slow one is held")
     assert len(deferral.held) == 2
@@ -102,9 +103,12 @@ async def test_all_six_copies_get_everything(tmp_path: Path) -> None:
         messages = dict.fromkeys(NODES, 0)
         for number in range(100):
             lsn = await volume.append(pages((number, b"x")))
-        prompt, held = [node for node in NODES if node not in volume._deferral.held], volume._deferral.held
+        prompt, held = (
+            [node for node in NODES if node not in volume._fanout._deferral.held],
+            volume._fanout._deferral.held,
+        )
         for node in NODES:
-            messages[node] = volume._streams[node].message_count
+            messages[node] = volume._fanout._streams[node].message_count
         await everywhere(cluster, lsn)
         assert max(messages[node] for node in held) < max(messages[node] for node in prompt)
 
@@ -114,7 +118,7 @@ async def test_commits_go_on_at_once_when_one_of_the_four_stops(tmp_path: Path) 
         volume = await cluster.open()
         for number in range(50):
             await volume.append(pages((number, b"x")))
-        (first, *_) = [node for node in NODES if node not in volume._deferral.held]
+        (first, *_) = [node for node in NODES if node not in volume._fanout._deferral.held]
         await cluster.stop(first)
         longest_s = 0.0
         for number in range(50):
@@ -122,7 +126,7 @@ async def test_commits_go_on_at_once_when_one_of_the_four_stops(tmp_path: Path) 
             lsn = await volume.append(pages((number, b"y")))
             longest_s = max(longest_s, time.monotonic() - started_s)
         assert longest_s < 20 * HEDGE_S[1]
-        assert first in volume._deferral.held
+        assert first in volume._fanout._deferral.held
         await cluster.start(first)
         await volume.update_nodes(cluster.addresses)
         await everywhere(cluster, lsn)

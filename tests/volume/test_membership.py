@@ -12,7 +12,8 @@ import pytest
 from aurora_ray.errors import NotCompleteError, QuorumLostError, UsageError
 from aurora_ray.log.segment_rules import Membership
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.read.as_of import VolumeReader
+from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages
@@ -95,16 +96,16 @@ async def test_a_member_is_replaced_while_commits_go_on(twelve: Cluster) -> None
     cluster = twelve
     volume = await cluster.open()
     async with writing(volume) as lsns:
-        spec = await volume.change_placement(GroupPlacement(0, NODES, NEXT))
+        spec = await volume.members.change_placement(GroupPlacement(0, NODES, NEXT))
         assert spec == volume.spec
         assert spec.placements[0].next_node_ids == NEXT
         await progress(lsns)
-        await volume.wait_caught_up("d1", timeout_s=30)
-        spec = await volume.change_placement(GroupPlacement(0, NEXT))
+        await volume.members.progress.wait_caught_up("d1", timeout_s=30)
+        spec = await volume.members.change_placement(GroupPlacement(0, NEXT))
         assert spec.placements[0] == GroupPlacement(0, NEXT)
         await progress(lsns)
     await identical(cluster, NEXT, volume.vdl)
-    assert "c2" not in volume._streams
+    assert "c2" not in volume._fanout._streams
     behind = cluster.segment("c2").scl
     lsn = await volume.append(pages((0, b"without c2")))
     await identical(cluster, NEXT, lsn)
@@ -122,9 +123,9 @@ async def test_a_member_that_is_gone_is_replaced(twelve: Cluster) -> None:
     await volume.append(pages((0, b"before")))
     await cluster.stop("c2")
     async with writing(volume) as lsns:
-        await volume.change_placement(GroupPlacement(0, NODES, NEXT))
-        await volume.wait_caught_up("d1", timeout_s=30)
-        await volume.change_placement(GroupPlacement(0, NEXT))
+        await volume.members.change_placement(GroupPlacement(0, NODES, NEXT))
+        await volume.members.progress.wait_caught_up("d1", timeout_s=30)
+        await volume.members.change_placement(GroupPlacement(0, NEXT))
         await progress(lsns)
         await cluster.stop("a1", "b1")
         await progress(lsns)
@@ -135,14 +136,14 @@ async def test_all_members_are_replaced_at_once(twelve: Cluster) -> None:
     cluster = twelve
     volume = await cluster.open()
     async with writing(volume) as lsns:
-        await volume.change_placement(GroupPlacement(0, NODES, OTHERS))
+        await volume.members.change_placement(GroupPlacement(0, NODES, OTHERS))
         for node in OTHERS:
-            await volume.wait_caught_up(node, timeout_s=30)
-        await volume.change_placement(GroupPlacement(0, OTHERS))
+            await volume.members.progress.wait_caught_up(node, timeout_s=30)
+        await volume.members.change_placement(GroupPlacement(0, OTHERS))
         await progress(lsns)
     await cluster.stop(*NODES[1:])
     lsn = await volume.append(pages((7, b"elsewhere")))
-    assert (await volume.read_pages([(0, 1, 7, 1)]))[0].pages.rstrip(b"\0") == b"elsewhere"
+    assert (await volume.read_pages([PageRange(0, 1, 7, 1)]))[0].pages.rstrip(b"\0") == b"elsewhere"
     await identical(cluster, OTHERS, lsn)
     cluster.spec = volume.spec
     assert (await cluster.open()).vdl == lsn
@@ -152,26 +153,26 @@ async def test_a_change_is_taken_back(twelve: Cluster) -> None:
     cluster = twelve
     volume = await cluster.open()
     async with writing(volume) as lsns:
-        await volume.change_placement(GroupPlacement(0, NODES, OTHERS))
+        await volume.members.change_placement(GroupPlacement(0, NODES, OTHERS))
         await cluster.stop(*OTHERS[:3])
-        spec = await volume.change_placement(GroupPlacement(0, NODES))
+        spec = await volume.members.change_placement(GroupPlacement(0, NODES))
         assert spec.placements[0] == GroupPlacement(0, NODES)
         await progress(lsns)
-    assert set(volume._streams) == set(NODES)
+    assert set(volume._fanout._streams) == set(NODES)
     await identical(cluster, NODES, volume.vdl)
-    await volume.change_placement(GroupPlacement(0, NODES, (*NEXT[:5], "f2")))
-    await volume.wait_caught_up("f2", timeout_s=30)
-    await volume.change_placement(GroupPlacement(0, (*NEXT[:5], "f2")))
+    await volume.members.change_placement(GroupPlacement(0, NODES, (*NEXT[:5], "f2")))
+    await volume.members.progress.wait_caught_up("f2", timeout_s=30)
+    await volume.members.change_placement(GroupPlacement(0, (*NEXT[:5], "f2")))
 
 
 async def test_during_a_change_both_sets_need_a_quorum(twelve: Cluster) -> None:
     cluster = twelve
     volume = await cluster.open()
-    await volume.change_placement(GroupPlacement(0, NODES, OTHERS))
+    await volume.members.change_placement(GroupPlacement(0, NODES, OTHERS))
     await cluster.stop("d1", "e1", "f1")
     with pytest.raises(QuorumLostError):
         await volume.append(pages((0, b"waits")), timeout_s=1)
-    waiting = asyncio.create_task(volume.wait_durable(volume.tail_lsn, timeout_s=30))
+    waiting = asyncio.create_task(volume.durable.wait_for(volume.tail_lsn, timeout_s=30))
     await cluster.start("f1")
     await volume.update_nodes(cluster.addresses)
     await waiting
@@ -182,8 +183,8 @@ async def test_flushes_in_flight_do_not_wait_for_members_that_never_get_them(twe
     volume = await cluster.open()
     await cluster.stop("a1", "b1", "c1")
     waiting = asyncio.create_task(volume.append(pages((0, b"before the begin")), timeout_s=60))
-    await poll_until(lambda: volume.inflight_bytes > 0, what="it is in flight")
-    beginning = asyncio.create_task(volume.change_placement(GroupPlacement(0, NODES, OTHERS), timeout_s=60))
+    await poll_until(lambda: volume.redo.inflight_bytes > 0, what="it is in flight")
+    beginning = asyncio.create_task(volume.members.change_placement(GroupPlacement(0, NODES, OTHERS), timeout_s=60))
     await cluster.start("a1", "b1", "c1")
     await volume.update_nodes(cluster.addresses)
     await beginning
@@ -195,17 +196,17 @@ async def test_a_commit_waits_for_a_quorum_of_the_next_members(twelve: Cluster) 
     volume = await cluster.open()
     for number in range(5):
         await volume.append(pages((number, b"before")))
-    await volume.change_placement(GroupPlacement(0, NODES, OTHERS))
+    await volume.members.change_placement(GroupPlacement(0, NODES, OTHERS))
     await cluster.stop(*OTHERS[:3])
     with pytest.raises(NotCompleteError, match="waits for log"):
-        await volume.change_placement(GroupPlacement(0, OTHERS), timeout_s=1)
+        await volume.members.change_placement(GroupPlacement(0, OTHERS), timeout_s=1)
     assert volume.spec.placements[0].next_node_ids == OTHERS
     with pytest.raises(NotCompleteError, match="d1 did not catch up"):
-        await volume.wait_caught_up("d1", timeout_s=0.5)
+        await volume.members.progress.wait_caught_up("d1", timeout_s=0.5)
     await cluster.start(*OTHERS[:3])
     await volume.update_nodes(cluster.addresses)
-    await volume.wait_caught_up("d1", timeout_s=30)
-    await volume.change_placement(GroupPlacement(0, OTHERS))
+    await volume.members.progress.wait_caught_up("d1", timeout_s=30)
+    await volume.members.change_placement(GroupPlacement(0, OTHERS))
 
 
 @pytest.mark.parametrize("start", [GroupPlacement(0, NODES), GroupPlacement(0, NODES, OTHERS)])
@@ -215,15 +216,15 @@ async def test_a_placement_that_is_out_of_date_leads_to_the_members_in_force(
     cluster = twelve
     volume = await cluster.open()
     await volume.append(pages((0, b"old")))
-    await volume.change_placement(GroupPlacement(0, NODES, OTHERS))
+    await volume.members.change_placement(GroupPlacement(0, NODES, OTHERS))
     for node in OTHERS:
-        await volume.wait_caught_up(node, timeout_s=30)
-    await volume.change_placement(GroupPlacement(0, OTHERS))
+        await volume.members.progress.wait_caught_up(node, timeout_s=30)
+    await volume.members.change_placement(GroupPlacement(0, OTHERS))
     lsn = await volume.append(pages((0, b"new")))
     cluster.spec = cluster.spec.with_placements([start])
     await poll_until(lambda: cluster.segment("d1").vdl == lsn, what="the VDL is known")
     reader = await VolumeReader.open(cluster.spec, cluster.addresses, lsn=lsn, timeout_s=20)
-    assert (await reader.read_pages([(0, 1, 0, 1)]))[0].pages.rstrip(b"\0") == b"new"
+    assert (await reader.read_pages([PageRange(0, 1, 0, 1)]))[0].pages.rstrip(b"\0") == b"new"
     await reader.close()
     again = await cluster.open()
     assert again.spec.placements[0] == GroupPlacement(0, OTHERS)
@@ -237,13 +238,13 @@ async def test_a_writer_that_takes_over_in_between_goes_on_with_the_change(
     cluster = twelve
     volume = await cluster.open()
     await volume.append(pages((0, b"x")))
-    await volume.change_placement(GroupPlacement(0, NODES, NEXT))
+    await volume.members.change_placement(GroupPlacement(0, NODES, NEXT))
     cluster.spec = volume.spec if written_down else cluster.spec
     second = await cluster.open()
     assert second.spec.placements[0] == GroupPlacement(0, NODES, NEXT)
     await second.append(pages((0, b"y")))
-    await second.wait_caught_up("d1", timeout_s=30)
-    await second.change_placement(GroupPlacement(0, NEXT))
+    await second.members.progress.wait_caught_up("d1", timeout_s=30)
+    await second.members.change_placement(GroupPlacement(0, NEXT))
     await identical(cluster, NEXT, await second.append(pages((0, b"z"))))
 
 
@@ -266,11 +267,11 @@ async def test_a_new_copy_begins_where_the_peers_log_begins(tmp_path: Path) -> N
         await cluster.start("d1")
         await volume.update_nodes(cluster.addresses)
         async with writing(volume) as lsns:
-            await volume.change_placement(GroupPlacement(0, NODES, NEXT))
-            await volume.wait_caught_up("d1", timeout_s=60)
-            await volume.change_placement(GroupPlacement(0, NEXT), timeout_s=60)
+            await volume.members.change_placement(GroupPlacement(0, NODES, NEXT))
+            await volume.members.progress.wait_caught_up("d1", timeout_s=60)
+            await volume.members.change_placement(GroupPlacement(0, NEXT), timeout_s=60)
             await progress(lsns)
-        told = await volume.progress("d1")
+        told = await volume.members.progress.of("d1")
         assert told.bytes_copied == told.bytes_total > 60 * 500
         assert told.mb_per_s > 0
         assert cluster.servers["d1"].node.counters["copied_segments"] >= 1
@@ -286,10 +287,10 @@ async def test_one_group_of_two_moves_and_its_old_copy_is_dropped(tmp_path: Path
         await cluster.create()
         volume = await cluster.open()
         await volume.append([*pages((0, b"zero")), *pages((0, b"one"), group=1)])
-        await volume.change_placement(GroupPlacement(1, NODES, NEXT))
+        await volume.members.change_placement(GroupPlacement(1, NODES, NEXT))
         lsn = await volume.append([*pages((1, b"zero")), *pages((1, b"one"), group=1)])
-        await volume.wait_caught_up("d1", timeout_s=30)
-        await volume.change_placement(GroupPlacement(1, NEXT))
+        await volume.members.progress.wait_caught_up("d1", timeout_s=30)
+        await volume.members.change_placement(GroupPlacement(1, NEXT))
         assert (cluster.spec.volume_id.bytes, 0) not in cluster.servers["d1"].node.segments
         stub = cluster.servers["a1"].peers.stub("c2")
         assert stub is not None
@@ -307,14 +308,14 @@ async def test_one_group_of_two_moves_and_its_old_copy_is_dropped(tmp_path: Path
 async def test_steps_that_make_no_sense_are_refused(twelve: Cluster) -> None:
     volume = await twelve.open()
     with pytest.raises(UsageError, match="in one step"):
-        await volume.change_placement(GroupPlacement(0, OTHERS))
+        await volume.members.change_placement(GroupPlacement(0, OTHERS))
     with pytest.raises(UsageError, match="no group 7"):
-        await volume.change_placement(GroupPlacement(7, NODES, NEXT))
+        await volume.members.change_placement(GroupPlacement(7, NODES, NEXT))
     with pytest.raises(UsageError, match="no addresses known"):
-        await volume.change_placement(GroupPlacement(0, NODES, (*NODES[:5], "nobody")))
+        await volume.members.change_placement(GroupPlacement(0, NODES, (*NODES[:5], "nobody")))
     with pytest.raises(UsageError, match="same members"):
         GroupPlacement(0, NODES, NODES[::-1])
-    assert await volume.change_placement(GroupPlacement(0, NODES)) == volume.spec
+    assert await volume.members.change_placement(GroupPlacement(0, NODES)) == volume.spec
 
 
 def test_a_specification_survives_its_plain_form() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aurora_ray.errors import UsageError
 from aurora_ray.volume.spec import GroupPlacement
-from aurora_ray.volume.write.quorum import QuorumTracker
+from aurora_ray.volume.write.quorum import InFlight, QuorumTracker
 
 NODES = tuple("abcdef")
 
@@ -17,7 +17,7 @@ def tracker(members: dict[int, tuple[str, ...]] = {0: NODES}) -> QuorumTracker: 
 
 def test_durable_at_four_of_six() -> None:
     quorum = tracker()
-    quorum.submit(100, (0,))
+    quorum.submit(InFlight(100, (0,)))
     assert [quorum.ack(node, 100) for node in NODES] == [False, False, False, True, False, False]
     assert quorum.vdl == 100
     assert quorum.inflight_count == 0
@@ -26,7 +26,7 @@ def test_durable_at_four_of_six() -> None:
 def test_an_acknowledgement_covers_all_before_it() -> None:
     quorum = tracker()
     for end in (10, 20, 30):
-        quorum.submit(end, (0,))
+        quorum.submit(InFlight(end, (0,)))
     for node in NODES[:3]:
         quorum.ack(node, 30)
     assert quorum.vdl == 0
@@ -39,9 +39,9 @@ def test_an_acknowledgement_covers_all_before_it() -> None:
 
 def test_every_group_touched_needs_its_own_quorum() -> None:
     quorum = tracker({0: NODES, 1: tuple("efghij")})
-    quorum.submit(10, (0,))
-    quorum.submit(20, (0, 1))
-    quorum.submit(30, (0,))
+    quorum.submit(InFlight(10, (0,)))
+    quorum.submit(InFlight(20, (0, 1)))
+    quorum.submit(InFlight(30, (0,)))
     for node in "abcd":
         quorum.ack(node, 30)
     assert quorum.vdl == 10
@@ -56,9 +56,9 @@ def test_every_group_touched_needs_its_own_quorum() -> None:
 def test_a_group_that_comes_later() -> None:
     quorum = tracker()
     with pytest.raises(UsageError, match="group 1"):
-        quorum.submit(10, (0, 1))
+        quorum.submit(InFlight(10, (0, 1)))
     quorum.place(GroupPlacement(1, tuple("uvwxyz")))
-    quorum.submit(10, (1,))
+    quorum.submit(InFlight(10, (1,)))
     for node in "uvwx":
         quorum.ack(node, 10)
     assert quorum.vdl == 10
@@ -66,9 +66,9 @@ def test_a_group_that_comes_later() -> None:
 
 def test_flushes_go_in_order() -> None:
     quorum = tracker()
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     with pytest.raises(UsageError, match="LSN order"):
-        quorum.submit(10, (0,))
+        quorum.submit(InFlight(10, (0,)))
 
 
 NEXT = tuple("abcdeg")
@@ -77,11 +77,11 @@ NEXT = tuple("abcdeg")
 def test_while_members_change_both_sets_must_have_a_flush() -> None:
     quorum = tracker()
     assert not quorum.place(GroupPlacement(0, NODES, NEXT))
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     for node in "abcg":
         assert not quorum.ack(node, 10)
     assert quorum.ack("f", 10)
-    quorum.submit(20, (0,))
+    quorum.submit(InFlight(20, (0,)))
     for node in "abcf":
         assert not quorum.ack(node, 20)
     assert quorum.ack("g", 20)
@@ -89,9 +89,9 @@ def test_while_members_change_both_sets_must_have_a_flush() -> None:
 
 def test_flushes_in_flight_at_the_begin_ask_only_those_who_got_them() -> None:
     quorum = tracker()
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     quorum.place(GroupPlacement(0, NODES, tuple("uvwxyz")))
-    quorum.submit(20, (0,))
+    quorum.submit(InFlight(20, (0,)))
     for node in "uvwx":
         quorum.ack(node, 20)
     assert quorum.vdl == 0
@@ -106,7 +106,7 @@ def test_flushes_in_flight_at_the_begin_ask_only_those_who_got_them() -> None:
 def test_a_commit_asks_the_new_members_only() -> None:
     quorum = tracker()
     quorum.place(GroupPlacement(0, NODES, NEXT))
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     for node in "abcg":
         quorum.ack(node, 10)
     assert quorum.vdl == 0
@@ -117,7 +117,7 @@ def test_a_commit_asks_the_new_members_only() -> None:
 def test_an_abort_asks_the_old_members_only() -> None:
     quorum = tracker()
     quorum.place(GroupPlacement(0, NODES, tuple("uvwxyz")))
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     for node in "abcd":
         quorum.ack(node, 10)
     assert quorum.place(GroupPlacement(0, NODES))
@@ -126,7 +126,7 @@ def test_an_abort_asks_the_old_members_only() -> None:
 
 def test_a_set_does_not_take_over_before_all_from_before_its_time_is_durable() -> None:
     quorum = tracker()
-    quorum.submit(10, (0,))
+    quorum.submit(InFlight(10, (0,)))
     quorum.place(GroupPlacement(0, NODES, NEXT))
     with pytest.raises(UsageError, match="cannot take over"):
         quorum.place(GroupPlacement(0, NEXT))
@@ -143,7 +143,7 @@ def test_the_vdl_is_what_the_definition_says(touched: list[tuple[int, ...]], ack
     members = {0: NODES, 1: tuple("defghi")}
     quorum = tracker(members)
     for index, groups in enumerate(touched, start=1):
-        quorum.submit(index * 10, groups)
+        quorum.submit(InFlight(index * 10, groups))
     acked = dict.fromkeys("abcdefghi", 0)
     for node, index in acks:
         before = quorum.vdl

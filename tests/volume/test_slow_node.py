@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.log.record import page_full
+from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
 from aurora_ray.volume.write.volume import Volume
 from tests.support.stack import StorageProcess
@@ -65,12 +66,12 @@ async def test_a_node_that_stands_still_delays_nobody_and_catches_up(processes: 
         assert statistics.quantiles(after, n=20)[18] < 3 * statistics.quantiles(before, n=20)[18] + 0.05
         for number in range(50):
             begun_s = time.perf_counter()
-            (run,) = await volume.read_pages([(0, 1, number, 1)], timeout_s=30)
+            (run,) = await volume.read_pages([PageRange(0, 1, number, 1)], timeout_s=30)
             assert run.pages.rstrip(b"\0") == b"%d" % number * 40
             assert time.perf_counter() - begun_s < scaled(2.0)
         processes["b1"].resume()
-        await volume.wait_caught_up("b1", timeout_s=scaled(30))
-        assert (await volume.progress("b1")).complete
+        await volume.members.progress.wait_caught_up("b1", timeout_s=scaled(30))
+        assert (await volume.members.progress.of("b1")).complete
     finally:
         await volume.close()
 
@@ -85,7 +86,7 @@ async def test_opening_does_not_wait_for_a_node_that_stands_still(processes: dic
     processes["c2"].kill()
     await commit(volume, COMMITS)
     for node in ("a2", "b2", "c1"):
-        await volume.wait_caught_up(node, timeout_s=scaled(30))
+        await volume.members.progress.wait_caught_up(node, timeout_s=scaled(30))
     await volume.close()
     processes["a1"].kill()
     processes["b1"].stop()

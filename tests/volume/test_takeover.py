@@ -9,8 +9,10 @@ import pytest
 
 from aurora_ray.errors import FencedError, MalformedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
+from aurora_ray.log.flush import Flush
 from aurora_ray.storage.disk.keys import lsn_key
 from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.write.streams import serialize_batches
 from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
@@ -37,10 +39,9 @@ async def put_directly(cluster: Cluster, nodes: Iterable[str], batches: list[byt
 def partial(volume: Volume, content: bytes, *, groups: tuple[int, ...] = (0,)) -> tuple[int, dict[int, bytes]]:
     """The end and the batches of a flush, as if submitted, but kept here."""
     records = [record for group in groups for record in pages((0, content), group=group)]
-    _, end, batches = encoded_flush(volume, records)
-    volume.tail_lsn = end
-    volume.group_tails.update(dict.fromkeys(groups, end))
-    return end, dict(batches)
+    flush = encoded_flush(volume, records)
+    volume.redo.end.advance(flush)
+    return flush.end, flush.batches
 
 
 async def all_agree(cluster: Cluster, lsn: int, group: int = 0) -> None:
@@ -54,7 +55,7 @@ async def all_agree(cluster: Cluster, lsn: int, group: int = 0) -> None:
 
 
 async def content(volume: Volume, group: int = 0) -> bytes:
-    return (await volume.read_pages([(group, 1, 0, 1)]))[0].pages.rstrip(b"\0")
+    return (await volume.read_pages([PageRange(group, 1, 0, 1)]))[0].pages.rstrip(b"\0")
 
 
 async def test_an_orderly_takeover(cluster: Cluster) -> None:
@@ -63,7 +64,7 @@ async def test_an_orderly_takeover(cluster: Cluster) -> None:
     await first.close()
     second = await cluster.open()
     assert (second.epoch, second.vdl, second.tail_lsn) == (2, lsn, lsn)
-    assert second.group_tails == {0: lsn}
+    assert second.redo.end.tails == {0: lsn}
     assert await content(second) == b"kept"
     await second.append(pages((0, b"more")))
     await all_agree(cluster, second.vdl)
@@ -79,9 +80,9 @@ async def test_the_old_writer_is_fenced_and_changes_nothing(cluster: Cluster) ->
         await first.append(pages((0, b"too late")), timeout_s=10)
     assert fenced.is_set()
     with pytest.raises(FencedError):
-        first.submit(first.tail_lsn, first.tail_lsn + 8, [])
+        first.redo.submit(Flush(first.tail_lsn, first.tail_lsn + 8, {}))
     with pytest.raises(FencedError):  # beyond its tail: it may have been fenced before it could submit anything
-        await first.wait_durable(first.tail_lsn + 8, timeout_s=1)
+        await first.durable.wait_for(first.tail_lsn + 8, timeout_s=1)
     assert await content(second) == b"second"
     assert second.vdl == lsn
     await all_agree(cluster, lsn)
@@ -99,8 +100,8 @@ async def test_an_idle_writer_learns_that_it_was_replaced(cluster: Cluster) -> N
 async def test_waits_that_are_open_end_with_the_fence(cluster: Cluster) -> None:
     first = await cluster.open()
     await cluster.stop("a1", "b1", "c1")
-    first.submit(*encoded_flush(first, pages((0, b"x"))))
-    waiting = asyncio.create_task(first.wait_durable(first.tail_lsn, timeout_s=30))
+    first.redo.submit(encoded_flush(first, pages((0, b"x"))))
+    waiting = asyncio.create_task(first.durable.wait_for(first.tail_lsn, timeout_s=30))
     await asyncio.sleep(0)
     await cluster.start("a1", "b1", "c1")
     second = await cluster.open()
@@ -262,7 +263,7 @@ async def test_copies_with_a_batch_that_is_none_keep_no_volume_from_opening(clus
         segment._vdl = segment._box.vdl = 0  # as if nothing had told it that this is durable
         segment.store.append_log([(lsn_key(lsn), bytes(flipped))])
     volume = await cluster.open()
-    assert (await volume.read_pages([(0, 1, 1, 1)]))[0].pages.rstrip(b"\0") == b"y"
+    assert (await volume.read_pages([PageRange(0, 1, 1, 1)]))[0].pages.rstrip(b"\0") == b"y"
     for node in patients:
         server = cluster.servers[node].node
         assert server.counters["damaged_log"] == 1

@@ -58,7 +58,7 @@ async def test_a_node_without_its_files_acknowledges_nothing(cluster: Cluster, t
     assert not server.node.segments
     await cluster.start("a1")
     await volume.update_nodes(cluster.addresses)
-    await volume.wait_durable(volume.tail_lsn, timeout_s=30)
+    await volume.durable.wait_for(volume.tail_lsn, timeout_s=30)
     assert server.node.counters["copied_segments"] == 1
 
 

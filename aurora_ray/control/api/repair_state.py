@@ -18,7 +18,8 @@ from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
-from aurora_ray.volume.read.as_of import VolumeReader
+from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.read.reader import VolumeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,7 +121,7 @@ async def _versions(plane: ControlPlane) -> list[Version]:
     volume = plane.fleet.control_volume
     reader = await VolumeReader.open(volume_spec(volume), plane.addresses(), timeout_s=TIMEOUT_S)
     try:
-        return await read_versions(reader, volume.page_size) if reader.lsn else []
+        return await read_versions(reader, volume.page_size) if reader.read_lsn else []
     finally:
         await reader.close()
 
@@ -165,7 +166,7 @@ async def _cluster(
         entry = (await reader.read_file_table()).lookup(VERSION_FILE)
         if entry is None:
             raise ConfigurationError(f"volume {volume_id} holds no data directory of an engine that is known")
-        (run,) = await reader.read_pages([(entry.extents[0], entry.file_id, 0, 1)])
+        (run,) = await reader.read_pages([PageRange(entry.extents[0], entry.file_id, 0, 1)])
         version = run.pages[: entry.size].decode("ascii", "replace").strip()
     finally:
         await reader.close()

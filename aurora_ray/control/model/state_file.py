@@ -23,13 +23,14 @@ import google_crc32c
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record, create, drop, extent, page_full, size, unlink
+from aurora_ray.volume.read.pages import PageRange, PageRun
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aurora_ray.log.filetable import FileTable
-    from aurora_ray.volume.read.pages import PageRun
+
 
 HEADER: Final = struct.Struct("<IIQQd")
 MAGIC: Final = 0x32435241  # "ARC2"
@@ -47,13 +48,13 @@ assert STATE_BYTES_MAX * VERSIONS_KEPT < 1 << 30, "all versions must fit into th
 
 
 class Pages(Protocol):
-    """What versions are read from: a Volume or a VolumeReader."""
+    """What versions are read from: a `PageSource`, of which the newest state is enough here."""
 
-    async def read_pages(self, ranges: Sequence[tuple[int, int, int, int]]) -> list[PageRun]:
-        """See PageReader."""
+    async def read_pages(self, ranges: Sequence[PageRange]) -> list[PageRun]:
+        """The ranges, in the order asked. Raises QuorumLostError."""
 
     async def read_file_table(self) -> FileTable:
-        """See PageReader."""
+        """The file table. Raises QuorumLostError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _pages_needed(head: bytes, page_size: int, *, first_format: bool) -> int:
 
 
 async def _read_run(source: Pages, number: int, first_page: int, count: int, page_size: int) -> bytes:
-    (run,) = await source.read_pages([(0, number, first_page, count)])
+    (run,) = await source.read_pages([PageRange(0, number, first_page, count)])
     if run.kinds.count(1) == count:
         return run.pages
     pages, at = [], 0

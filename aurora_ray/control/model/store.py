@@ -21,7 +21,6 @@ from aurora_ray.control.model.state_file import VERSIONS_KEPT, Content, Listing,
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
-from aurora_ray.volume.write.membership import change_members
 from aurora_ray.volume.write.volume import Volume
 
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -173,8 +172,8 @@ class ControlStore:
         await self._volume.update_nodes(nodes)
 
     async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See membership.change_members."""
-        return await change_members(self._volume, placement, filled)
+        """One step of a change of the control volume's members, as `Members.try_step`."""
+        return await self._volume.members.try_step(placement, filled)
 
     async def close(self) -> None:
         """Closes the volume; what was saved is durable already, so streams that do not end in time are left behind."""

@@ -201,7 +201,7 @@ struct take {
     /* in */
     uint8_t volume[16];
     uint64_t epoch, vdl, time_us, bytes_max;
-    uint64_t *group_tails; /* AR_GROUPS_MAX: flush_end of each group's last batch; kept up to date here */
+    const uint64_t *group_tails; /* AR_GROUPS_MAX: flush_end of each group's last batch; the writer's, and only read here */
     uint8_t *buffer;
     uint64_t buffer_bytes;
     /* out */
@@ -350,7 +350,6 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
         b->bytes += front_bytes(t->nbatches);
         uint32_t crc = ar_crc32c(0, t->buffer + b->offset + 8, b->bytes - 8);
         memcpy(t->buffer + b->offset + 4, &crc, 4);
-        t->group_tails[b->group] = t->flush_end;
     }
     atomic_store_explicit(&r->head, to, memory_order_release);
     atomic_fetch_add_explicit(&r->taken, 1, memory_order_release); /* after head: see wake_mask */

@@ -135,10 +135,12 @@ class AppendPortReply(_message.Message):
     def __init__(self, port: _Optional[int] = ...) -> None: ...
 
 class AppendReply(_message.Message):
-    __slots__ = ("acked_lsn",)
+    __slots__ = ("acked_lsn", "subscribed")
     ACKED_LSN_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIBED_FIELD_NUMBER: _ClassVar[int]
     acked_lsn: int
-    def __init__(self, acked_lsn: _Optional[int] = ...) -> None: ...
+    subscribed: bool
+    def __init__(self, acked_lsn: _Optional[int] = ..., subscribed: _Optional[bool] = ...) -> None: ...
 
 class PageRange(_message.Message):
     __slots__ = ("group", "file_id", "first_page", "count")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.volume.node_client import NodeClient
-    from aurora_ray.volume.spec import VolumeSpec
+    from aurora_ray.volume.shape import Shape
 
 READ_TIMEOUT_S: Final = 30.0
 REQUEST_BYTES_MAX: Final = 16 << 20  # page data asked of a node at once
@@ -48,7 +48,7 @@ _Answer = TypeVar("_Answer")
 
 
 class PageRange(NamedTuple):
-    """`page_count` pages of a file from `first_page` on, all in one protection group. A plain tuple does as well."""
+    """`page_count` pages of a file from `first_page` on, all in one protection group."""
 
     group: int
     file_id: int
@@ -99,39 +99,39 @@ class PageReader:
     """Reads from the copies of a volume.
 
     `eligible` says which nodes are known to carry the current history, `acked` up to where each has acknowledged (a
-    hint: they may have more).
+    hint: they may have more). `on_trouble` is told each time that no copy of a group gave an answer.
     """
 
     def __init__(
         self,
-        spec: VolumeSpec,
-        members: Mapping[int, Sequence[str]],
+        shape: Shape,
         clients: Mapping[str, NodeClient],
         eligible: Callable[[str], bool],
         acked: Callable[[str], int] = lambda _: 0,
         *,
         az: str | None = None,
+        on_trouble: Callable[[], object] = lambda: None,
     ) -> None:
         self.hedged_count = 0
         self.read_count = 0
         self.damaged_count = 0  # of answers that did not hold what their checksums said
-        self._volume = spec.volume_id.bytes
-        self._page_size = spec.page_size
-        self._members = members
+        self._volume = shape.spec.volume_id.bytes
+        self._page_size = shape.spec.page_size
+        self._shape = shape
         self._clients = clients
         self._eligible = eligible
         self._acked = acked
         self._az = az
+        self._on_trouble = on_trouble
         self._latencies: dict[str, _Latency] = {}
 
     async def read_pages(
-        self, asked: Sequence[tuple[int, int, int, int]], lsn: int, required: Mapping[int, int], timeout_s: float
+        self, ranges: Sequence[PageRange], lsn: int, required: Mapping[int, int], timeout_s: float
     ) -> list[PageRun]:
         """The ranges as of `lsn`, in the order asked; `required`: how complete a copy of each group must be.
 
         Raises OutOfRangeError if `lsn` is no longer kept, QuorumLostError if no copy answers in time.
         """
-        ranges = [PageRange(*each) for each in asked]
         by_group: dict[int, list[int]] = {}
         for index, each in enumerate(ranges):
             by_group.setdefault(each.group, []).append(index)
@@ -216,7 +216,7 @@ class PageReader:
             mean_s = latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
             return latency.shunned_until_s > now, self._acked(node) < required, mean_s * (1 + latency.running)
 
-        nodes = [node for node in self._members[group] if node in self._clients and self._eligible(node)]
+        nodes = [node for node in self._shape.members[group] if node in self._clients and self._eligible(node)]
         return sorted(nodes, key=cost)
 
     async def _from_any(
@@ -242,6 +242,7 @@ class PageReader:
             if time.monotonic() + pause_s >= deadline:
                 reason = f": {errors[-1]}" if errors else ""
                 raise QuorumLostError(f"no copy of group {group} answered within {timeout_s:g} s{reason}")
+            self._on_trouble()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, ROUND_PAUSE_S[1])
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    Flush = tuple[int, int, float]  # end, bytes, when it was submitted (monotonic)
+    from aurora_ray.volume.write.quorum import InFlight
 
 DEFER_S: Final = 0.05
 HEDGE_S: Final = (0.004, 0.25)  # shortest and longest wait for a quorum before the others are asked
@@ -58,7 +58,7 @@ class Deferral:
         self._reviewed_s = 0.0
         self._release: asyncio.TimerHandle | None = None
         self._hedge: asyncio.TimerHandle | None = None
-        self._oldest: Flush | None = None
+        self._oldest: InFlight | None = None
         self._loop = asyncio.get_running_loop()
 
     def arrange(self, streams: Mapping[str, Sending], azs: Mapping[str, str], prompt_count: int | None) -> None:
@@ -85,7 +85,7 @@ class Deferral:
 
     # ---- what happens to flushes
 
-    def on_submit(self, oldest: Flush) -> None:
+    def on_submit(self, oldest: InFlight) -> None:
         """A flush went to the streams; `oldest` is the first that is not durable."""
         if not self.held:
             return
@@ -95,7 +95,7 @@ class Deferral:
         if self._hedge is None:
             self._hedge = self._loop.call_later(self.hedge_s, self._on_hedge)
 
-    def on_durable(self, took_s: float, oldest: Flush | None) -> None:
+    def on_durable(self, took_s: float, oldest: InFlight | None) -> None:
         """A flush became durable after `took_s`; `oldest` as above, or None if everything is durable."""
         self._oldest = oldest
         if not self._mean_s:
@@ -128,8 +128,8 @@ class Deferral:
         self._hedge = None
         if self._oldest is None or not self.held:
             return
-        end, _, submitted_s = self._oldest
-        left_s = submitted_s + self.hedge_s - self._loop.time()
+        end = self._oldest.end
+        left_s = self._oldest.submitted_s + self.hedge_s - self._loop.time()
         if left_s > 0:
             self._hedge = self._loop.call_later(left_s, self._on_hedge)
             return

@@ -1,4 +1,4 @@
-"""Who holds the groups of an open volume: making copies, changing the members, and watching them catch up.
+"""Who holds the groups of an open volume: groups that are new, other members, nodes that answer elsewhere.
 
 The decisions of a change are in change.py; this is the I/O around them.
 """
@@ -7,92 +7,129 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, NotCompleteError, QuorumLostError, StorageError, UsageError
-from aurora_ray.volume.spec import ChangeStep, write_quorum
+from aurora_ray.volume.nodes import close_all
+from aurora_ray.volume.spec import ChangeStep
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 from aurora_ray.volume.write.change import CreateCopy, GroupMembers, InstallMembers
+from aurora_ray.volume.write.copies import create_segments
+from aurora_ray.volume.write.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable
 
-    from aurora_ray.log.segment_rules import Membership
     from aurora_ray.volume.node_client import NodeClient
+    from aurora_ray.volume.nodes import Nodes
     from aurora_ray.volume.recovery import Recovered
-    from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
+    from aurora_ray.volume.shape import Shape
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
     from aurora_ray.volume.write.change import Change, Request
-    from aurora_ray.volume.write.volume import Volume
+    from aurora_ray.volume.write.fanout import Fanout
+    from aurora_ray.volume.write.history import History
+    from aurora_ray.volume.write.redo import RedoWriter
 
-CREATE_GRACE_S: Final = 2.0  # for slow nodes, when enough have created their copies
 POLL_S: Final = (0.02, 0.5)
 STEP_TIMEOUT_S: Final = 20.0
 FILL_WAIT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class NodeProgress:
-    """How far the copies of one node are. `behind_bytes`: of log, where it is furthest behind what is durable.
+class Members:
+    """Owns who the members are, as this epoch installs it; one step of a change at a time."""
 
-    `bytes_copied`, `bytes_total` and `mb_per_s` (10^6 bytes a second) tell of copies made from peers; `bytes_total` is
-    an estimate while they run.
-    """
-
-    node_id: str
-    complete: bool
-    behind_bytes: int
-    bytes_copied: int
-    bytes_total: int
-    mb_per_s: float
-
-    def __str__(self) -> str:
-        return (
-            f"node {self.node_id} is {self.behind_bytes} bytes of log behind;"
-            f" {self.bytes_copied} of {self.bytes_total} bytes copied at {self.mb_per_s:.1f} MB/s"
-        )
-
-
-class MembershipChanges:
-    """The steps of one open volume, one at a time."""
-
-    def __init__(self, volume: Volume, recovered: Recovered) -> None:
-        self._volume = volume
-        self._members = GroupMembers(recovered.members, recovered.epoch, recovered.end_lsn, recovered.tails)
+    def __init__(
+        self, shape: Shape, nodes: Nodes, *, fanout: Fanout, redo: RedoWriter, history: History, recovered: Recovered
+    ) -> None:
+        self._shape, self._nodes, self._fanout, self._redo, self._history = shape, nodes, fanout, redo, history
+        self._held = GroupMembers(recovered.members, recovered.epoch, recovered.end_lsn, recovered.tails)
         self._lock = asyncio.Lock()
+        self.progress = Progress(shape, nodes, redo)
 
-    @property
-    def going_on(self) -> bool:
-        """Whether a step is being taken."""
-        return self._lock.locked()
+    async def prepare(self, client: NodeClient) -> None:
+        """Installs our history on a node that was not there when we opened. Raises FencedError, StorageError."""
+        await self._history.install(client, self._held.held)
 
-    @property
-    def members(self) -> Mapping[int, Membership]:
-        """In force."""
-        return self._members.held
+    async def update_nodes(self, nodes: Iterable[NodeAddress]) -> None:
+        """Takes in new addresses (nodes that restarted elsewhere) and new nodes; forgets who is not among them and
+        holds nothing."""
+        keep = set(self._nodes) if self._lock.locked() else self._fanout.holders
+        changed, unused = self._nodes.update(nodes, keep)
+        await self._fanout.readdress(changed)
+        self._fanout.arrange()
+        await close_all(unused)
+        self._nodes.tell_each_other()
 
-    def add(self, placement: GroupPlacement) -> None:
-        """A group that is new."""
-        self._members.add(placement)
+    async def add_group(self, placement: GroupPlacement, timeout_s: float = 30.0) -> VolumeSpec:
+        """Makes the volume one protection group larger; the new specification.
 
-    async def step(self, placement: GroupPlacement, timeout_s: float) -> VolumeSpec:
-        """See `Volume.change_placement`."""
+        Persist that before a flush touches the group: a recovery with the old one would refuse to open. Raises
+        UsageError for a group that exists or nodes without addresses, QuorumLostError.
+        """
+        if placement.group in self._shape.members:
+            raise UsageError(f"the volume has group {placement.group} already")
+        self._require_addresses(placement)
+        spec = self._shape.spec.with_placements([placement])
+        created = await create_segments(spec, [placement], self._nodes.clients, timeout_s)
+        # The new segments must carry our history: a node that has it for the others may not have it for these.
+        await asyncio.gather(
+            *(self.prepare(self._nodes[node]) for node in created), return_exceptions=True
+        )  # a node that misses it calls itself stale at the first batch
+        self._redo.end.begin(placement.group, spec.lineage.origin_lsn)
+        self._held.add(placement)
+        return self._go_by(placement)
+
+    async def change_placement(self, placement: GroupPlacement, timeout_s: float = 30.0) -> VolumeSpec:
+        """One step of a change of a group's members (see spec.py): begin, commit or abort; the new specification.
+
+        Give the addresses of new nodes by `update_nodes` before `begin`, and persist each specification before the next
+        step. Writing and reading go on. A step that fails has changed nothing here and can be tried again; asking for
+        the placement that is in force takes a failed `begin` back. Raises UsageError for anything that is no such step,
+        NotCompleteError for a `commit` while 4 of the 6 next members lack log, QuorumLostError.
+        """
+        self._redo.durable.check()
         async with self._lock:
-            volume = self._volume
-            unknown = set(placement.all_node_ids) - volume.clients.keys()
-            if unknown:
-                raise UsageError(f"no addresses known for {sorted(unknown)}: call update_nodes first")
-            change = self._members.start(placement)
+            self._require_addresses(placement)
+            change = self._held.start(placement)
             if change is None:
-                return volume.spec
+                return self._shape.spec
             await self._carry_out(change, timeout_s)
-            self._members.finish(change, volume.tail_lsn, volume.group_tails.get(placement.group, 0))
-            return volume.go_by(placement)
+            self._held.finish(change, self._redo.end.lsn, self._redo.end.tail(placement.group))
+            return self._go_by(placement)
+
+    async def try_step(self, placement: GroupPlacement, filled: str = "") -> tuple[GroupPlacement, ...]:
+        """One step of a change for somebody who asks again and again; who holds the volume's groups then.
+
+        With `filled`, the step waits until that node has all of its copies, and is not taken if that lasts too long.
+        Raises what `change_placement` does.
+        """
+        try:
+            if filled:
+                await self.progress.wait_caught_up(filled, FILL_WAIT_S)
+        except NotCompleteError:
+            return self._shape.spec.groups
+        return (await self.change_placement(placement, STEP_TIMEOUT_S)).groups
+
+    def _require_addresses(self, placement: GroupPlacement) -> None:
+        unknown = set(placement.all_node_ids) - set(self._nodes)
+        if unknown:
+            raise UsageError(f"no addresses known for {sorted(unknown)}: call update_nodes first")
+
+    def _go_by(self, placement: GroupPlacement) -> VolumeSpec:
+        """From now on a group has these members.
+
+        No flush may come between the first line and the streams' knowing, so the listeners to the VDL are told last.
+        """
+        moved = self._redo.place(placement)
+        spec = self._shape.place(placement)
+        self._fanout.arrange()
+        if moved:
+            self._redo.on_vdl_moved()
+        return spec
 
     async def _carry_out(self, change: Change, timeout_s: float) -> None:
         """Converses with every node until the change is done. Raises NotCompleteError or QuorumLostError."""
-        nodes = [node for node in change.nodes if node in self._volume.clients]
+        nodes = [node for node in change.nodes if node in self._nodes]
         talks = [asyncio.create_task(self._converse(change, node)) for node in nodes]
         try:
             async with asyncio.timeout(timeout_s):
@@ -121,122 +158,13 @@ class MembershipChanges:
                 pause_s = min(2 * pause_s, POLL_S[1])
 
     async def _ask(self, change: Change, node: str, request: Request) -> None:
-        volume, client = self._volume, self._volume.clients[node]
+        client = self._nodes[node]
         if isinstance(request, CreateCopy):
-            await client.create_segments(
-                volume.spec.page_size, [request.group], request.members, CALL_TIMEOUT_S, volume.spec.lineage
-            )
+            spec = self._shape.spec
+            await client.create_segments(spec.page_size, [request.group], request.members, CALL_TIMEOUT_S, spec.lineage)
             change.on_created(node)
         elif isinstance(request, InstallMembers):
-            change.on_installed(node, await volume.install(client, {**self.members, request.group: request.membership}))
+            members = {**self._held.held, request.group: request.membership}
+            change.on_installed(node, await self._history.install(client, members))
         else:
-            change.on_state(node, await client.state(CALL_TIMEOUT_S), volume.vdl)
-
-    # ---- progress
-
-    async def progress(self, node_id: str, timeout_s: float, targets: Mapping[int, int] | None = None) -> NodeProgress:
-        """Of a node's copies towards `targets` (default: what is durable now)."""
-        volume = self._volume
-        if node_id not in volume.clients:
-            raise UsageError(f"no address known for node {node_id}: call update_nodes first")
-        if targets is None:
-            targets = self._targets(node_id)
-        states = {state.group: state for state in await volume.clients[node_id].segments(timeout_s)}
-        held = [states[group] for group in targets if group in states]
-        copies = [state.copy for state in held if state.HasField("copy")]
-        current = len(held) == len(targets) and all(state.installed_epoch == volume.epoch for state in held)
-        behind = max((targets[state.group] - state.scl for state in held), default=0)
-        return NodeProgress(
-            node_id,
-            current and behind <= 0,
-            max(0, behind),
-            sum(copy.bytes_copied for copy in copies),
-            sum(copy.bytes_total for copy in copies),
-            sum(copy.mb_per_s for copy in copies),
-        )
-
-    def _targets(self, node_id: str) -> dict[int, int]:
-        tails = self._volume.durable_tails
-        return {group: tails.get(group, 0) for group in self._volume.spec.groups_of(node_id)}
-
-    async def wait_caught_up(self, node_id: str, timeout_s: float) -> None:
-        """See `Volume.wait_caught_up`."""
-        targets = self._targets(node_id)
-        deadline = time.monotonic() + timeout_s
-        pause_s = POLL_S[0]
-        seen = "it does not answer"
-        while True:
-            try:
-                progress = await self.progress(node_id, CALL_TIMEOUT_S, targets)
-            except (StorageError, MalformedError) as error:
-                seen = str(error)
-            else:
-                if progress.complete:
-                    return
-                seen = str(progress)
-            if time.monotonic() + pause_s >= deadline:
-                raise NotCompleteError(f"node {node_id} did not catch up within {timeout_s:g} s: {seen}")
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, POLL_S[1])
-
-
-async def change_members(volume: Volume, placement: GroupPlacement, filled: str = "") -> tuple[GroupPlacement, ...]:
-    """One step of a change for somebody who asks again and again; who holds the volume's groups then.
-
-    With `filled`, the step waits until that node has all of its copies, and is not taken if that lasts too long. Raises
-    what `Volume.change_placement` does.
-    """
-    try:
-        if filled:
-            await volume.wait_caught_up(filled, FILL_WAIT_S)
-    except NotCompleteError:
-        return volume.spec.groups
-    return (await volume.change_placement(placement, STEP_TIMEOUT_S)).groups
-
-
-# ---- making copies
-
-
-async def create_segments(
-    spec: VolumeSpec, placements: Sequence[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
-) -> set[str]:
-    """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
-
-    Nobody creates a missing segment later (an empty one in the place of a lost one would make redo vanish), so nodes
-    that are slow get a while longer when the quorum is there already. Raises UnsupportedLineageError for a volume
-    with a parent, without asking any node.
-    """
-    spec.lineage.require_root("to create it")
-
-    async def create(client: NodeClient) -> None:
-        for placement in placements:
-            if client.node.node_id in placement.node_ids:
-                await client.create_segments(
-                    spec.page_size, [placement.group], placement.node_ids, timeout_s, spec.lineage
-                )
-
-    def short_of_quorum() -> list[int]:
-        created = {node for node, task in tasks.items() if task.done() and task.exception() is None}
-        return [
-            placement.group
-            for placement in placements
-            if len(created.intersection(placement.node_ids)) < write_quorum(len(placement.node_ids))
-        ]
-
-    tasks = {node: asyncio.create_task(create(client)) for node, client in clients.items()}
-    try:
-        deadline = time.monotonic() + timeout_s + 1
-        waiting = set(tasks.values())
-        while waiting and time.monotonic() < deadline:
-            left_s = deadline - time.monotonic()
-            _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if not short_of_quorum():
-                deadline = min(deadline, time.monotonic() + CREATE_GRACE_S)
-        if short_of_quorum():
-            errors = [str(task.exception()) for task in tasks.values() if task.done() and task.exception()]
-            raise QuorumLostError(f"too few nodes created groups {short_of_quorum()}: {errors}")
-        return {node for node, task in tasks.items() if task.done() and task.exception() is None}
-    finally:
-        for task in tasks.values():
-            task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
+            change.on_state(node, await client.state(CALL_TIMEOUT_S), self._redo.durable.lsn)

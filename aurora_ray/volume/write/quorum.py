@@ -17,7 +17,7 @@ its streams: the set counts for later flushes only (its `since`).
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aurora_ray.errors import UsageError
 from aurora_ray.volume.spec import write_quorum
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import GroupPlacement
 
     MemberSet = tuple[tuple[str, ...], int]  # nodes, and the LSN from which on they count
+
+
+class InFlight(NamedTuple):
+    """A flush that is on its way: its end, the groups that it touches, its bytes, and when it was submitted.
+
+    `submitted_s` is on the monotonic clock.
+    """
+
+    end: int
+    groups: tuple[int, ...]
+    nbytes: int = 0
+    submitted_s: float = 0.0
 
 
 class QuorumTracker:
@@ -41,7 +53,7 @@ class QuorumTracker:
         self.group_tails: dict[int, int] = dict(group_tails)
         self._sets: dict[int, tuple[MemberSet, ...]] = {}
         self._acked: dict[str, int] = {}
-        self._inflight: deque[tuple[int, tuple[int, ...]]] = deque()
+        self._inflight: deque[InFlight] = deque()
         for placement in placements.values():
             self.place(placement)
 
@@ -57,7 +69,7 @@ class QuorumTracker:
         UsageError if that is not even durable yet.
         """
         known = dict(self._sets.get(placement.group, ()))
-        since = self._inflight[-1][0] if self._inflight else self.vdl
+        since = self._inflight[-1].end if self._inflight else self.vdl
         sets = tuple((nodes, known.get(nodes, since)) for nodes in placement.sets)
         if known and len(sets) == 1 and sets[0][1] > self.vdl:
             raise UsageError(f"{placement.node_ids} cannot take over group {placement.group} yet: VDL {self.vdl}")
@@ -67,15 +79,15 @@ class QuorumTracker:
             self._acked.setdefault(node, 0)
         return self._advance()
 
-    def submit(self, flush_end: int, groups: tuple[int, ...]) -> None:
-        """A flush has been handed to the streams. Flushes come in LSN order and touch known groups."""
-        last = self._inflight[-1][0] if self._inflight else self.vdl
-        if flush_end <= last:
-            raise UsageError(f"flush {flush_end} comes after {last}: flushes go in LSN order")
-        for group in groups:
+    def submit(self, flush: InFlight) -> None:
+        """A flush goes to the streams. Raises UsageError unless it comes in LSN order and touches known groups."""
+        last = self._inflight[-1].end if self._inflight else self.vdl
+        if flush.end <= last:
+            raise UsageError(f"flush {flush.end} comes after {last}: flushes go in LSN order")
+        for group in flush.groups:
             if group not in self._sets:
-                raise UsageError(f"flush {flush_end} touches group {group}, which the volume does not have")
-        self._inflight.append((flush_end, groups))
+                raise UsageError(f"flush {flush.end} touches group {group}, which the volume does not have")
+        self._inflight.append(flush)
 
     def acked(self, node: str) -> int:
         """Up to where a node has acknowledged, in this epoch."""
@@ -87,7 +99,7 @@ class QuorumTracker:
             return False
         self._acked[node] = lsn
         inflight = self._inflight
-        if not inflight or lsn < inflight[0][0]:
+        if not inflight or lsn < inflight[0].end:
             return False
         return self._advance()
 
@@ -95,7 +107,7 @@ class QuorumTracker:
         inflight, before = self._inflight, self.vdl
         reach: dict[tuple[int, ...], int] = {}
         while inflight:
-            flush_end, groups = inflight[0]
+            flush_end, groups, _, _ = inflight[0]
             if (end := reach.get(groups)) is None:
                 end = reach[groups] = min(self._reach(group) for group in groups)
             if flush_end > end:

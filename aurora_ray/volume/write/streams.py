@@ -22,7 +22,7 @@ import math
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import grpc
 
@@ -58,6 +58,20 @@ def serialize_batches(batches: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
+class _Outgoing(NamedTuple):
+    """A flush for one node, serialised; `end` is also the LSN that acknowledges it."""
+
+    end: int
+    message: bytes
+
+
+class _Unanswered(NamedTuple):
+    """A message that was sent at `sent_s` (monotonic) and not acknowledged up to `end` yet."""
+
+    end: int
+    sent_s: float
+
+
 class StreamOwner(Protocol):
     """What a stream asks of the volume."""
 
@@ -87,14 +101,15 @@ class NodeStream:
         self.reconnect_count = 0
         self.message_count = 0
         self.acked_lsn = 0
+        self.subscribed = False  # somebody follows the log at the node
         self._smoothed_s = 0.0
         self._reply_count = 0
         self._complaint: type[AuroraError] | None = None  # what the log says already of this node
         self._client = client
         self._owner = owner
-        self._waiting: deque[tuple[int, bytes]] = deque()  # (flush end, serialised), not sent yet
-        self._sent: deque[tuple[int, bytes]] = deque()  # sent, not acknowledged
-        self._messages: deque[tuple[int, float]] = deque()  # not acknowledged: flush end, and when it was sent
+        self._waiting: deque[_Outgoing] = deque()  # not sent yet
+        self._sent: deque[_Outgoing] = deque()  # sent, not acknowledged
+        self._messages: deque[_Unanswered] = deque()
         self._held = False  # what waits is to stay until it is released
         self._call: StreamCall | None = None  # while the stream is whole
         self._closing = False
@@ -108,17 +123,18 @@ class NodeStream:
         """
         if not self._messages:
             return self._smoothed_s
-        return max(self._smoothed_s, time.monotonic() - self._messages[0][1])
+        return max(self._smoothed_s, time.monotonic() - self._messages[0].sent_s)
 
     # ---- in
 
     def push(self, flush_end: int, message: bytes, *, hold: bool = False) -> None:
         """Queues a flush. Never blocks; in LSN order.
 
-        `hold`: it may wait for the next flush without, or for `release`. Flushes before it are not held up by that.
+        `hold`: it may wait for the next flush without, or for `release`, unless somebody follows the log at the node.
+        Flushes before it are not held up by that.
         """
-        self._held = hold and (self._held or not self._waiting)
-        self._waiting.append((flush_end, message))
+        self._held = hold and not self.subscribed and (self._held or not self._waiting)
+        self._waiting.append(_Outgoing(flush_end, message))
         self.backlog_bytes += len(message)
         self._send_waiting()
         if self.backlog_bytes > BACKLOG_BYTES_MAX:
@@ -150,8 +166,8 @@ class NodeStream:
 
     def _shed(self, vdl: int) -> None:
         for queue in (self._sent, self._waiting):
-            while queue and queue[0][0] <= vdl and self.backlog_bytes > BACKLOG_BYTES_MAX:
-                self.backlog_bytes -= len(queue.popleft()[1])
+            while queue and queue[0].end <= vdl and self.backlog_bytes > BACKLOG_BYTES_MAX:
+                self.backlog_bytes -= len(queue.popleft().message)
                 self.skipped_count += 1
 
     # ---- out
@@ -198,6 +214,7 @@ class NodeStream:
             end = await call.ended()
         finally:
             self._call = None
+            self.subscribed = False
             call.cancel()
         if end.code is grpc.StatusCode.OK:
             raise NodeUnreachableError(f"storage node {self.node_id} ended the stream")
@@ -211,7 +228,7 @@ class NodeStream:
             call.send_message(self._take())
 
     def on_writable(self) -> None:
-        """See Receiver."""
+        """There is room on the connection again."""
         self._send_waiting()
 
     def _take(self) -> bytes:
@@ -222,25 +239,27 @@ class NodeStream:
         end, message = first
         if waiting:
             parts, nbytes = [message], len(message)
-            while waiting and nbytes + len(waiting[0][1]) <= MESSAGE_BYTES_MAX:
+            while waiting and nbytes + len(waiting[0].message) <= MESSAGE_BYTES_MAX:
                 entry = waiting.popleft()
                 sent.append(entry)
-                parts.append(entry[1])
-                end = entry[0]
-                nbytes += len(entry[1])
+                parts.append(entry.message)
+                end = entry.end
+                nbytes += len(entry.message)
             message = b"".join(parts)
-        self._messages.append((end, time.monotonic()))
+        self._messages.append(_Unanswered(end, time.monotonic()))
         self.message_count += 1
         return message
 
     def on_message(self, reply: bytes) -> None:
-        """See Receiver. An acknowledgement."""
-        lsn: int = pb.AppendReply.FromString(reply).acked_lsn
+        """An acknowledgement."""
+        answer = pb.AppendReply.FromString(reply)
+        lsn: int = answer.acked_lsn
+        self.subscribed = answer.subscribed
         sent, messages = self._sent, self._messages
-        while sent and sent[0][0] <= lsn:
-            self.backlog_bytes -= len(sent.popleft()[1])
-        while messages and messages[0][0] <= lsn:
-            self._observe(time.monotonic() - messages.popleft()[1])
+        while sent and sent[0].end <= lsn:
+            self.backlog_bytes -= len(sent.popleft().message)
+        while messages and messages[0].end <= lsn:
+            self._observe(time.monotonic() - messages.popleft().sent_s)
         self._send_waiting()
         self.acked_lsn = lsn
         self._reply_count += 1
