@@ -25,7 +25,6 @@ from aurora_ray.compute.process import configure_process
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.errors import FencedError
 from aurora_ray.ray.actors import remote_class
 from aurora_ray.ray.calls import result_of
@@ -70,7 +69,7 @@ class ControlActor:
             "data_dir": str(self._config.data_dir),
             "fleet_id": str(self._plane.fleet.fleet_id),
             "region": self._plane.fleet.region,
-            "epoch": self._plane.epoch,
+            "epoch": self._plane.declared.epoch,
             "open": self._plane.is_open,
         }
 
@@ -142,7 +141,7 @@ class ControlActor:
 
     async def metrics(self) -> bytes:
         """See metrics.fleet_metrics."""
-        return await self._call(fleet_metrics(self._plane), SLACK_S)
+        return await self._call(self._plane.metrics(), SLACK_S)
 
     async def trail(self) -> list[tuple[float, str]]:
         """See ControlApi.trail."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aurora_ray.control.model.runtime import ControlConfig
-    from aurora_ray.control.perform.endpoints import EndpointProcess
+    from aurora_ray.control.observe.endpoints import EndpointProcess
 
 NAME: Final = "endpoints"
 HEAD_RESOURCE: Final = "node:__internal_head__"

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from uuid import UUID, uuid4
 
-from aurora_ray.control.decide.placement import place_group
 from aurora_ray.control.model.bootstrap import new_fleet
 from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.placement import place_group
 from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet, Group, Role, VolumeState
 from aurora_ray.volume.spec import GroupPlacement
 

@@ -7,11 +7,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
-from aurora_ray.control.decide.placement import az_to_start
 from aurora_ray.control.faults.chaos import Victims, cut_for
 from aurora_ray.control.faults.record import FILE_NAME, Faults, Island
+from aurora_ray.control.model.placement import az_to_start
 from aurora_ray.control.observe.heartbeats import ISOLATED_AFTER_S, Isolation
-from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import Running, new_plane, started
@@ -128,8 +127,8 @@ async def test_a_partition_outlives_a_control_plane_and_a_node_that_restarts(run
         await second.plane.chaos.strike("partition", "node:b-1", "demo", None)
     assert not (runtime.directory / FILE_NAME).exists(), "it ends with the fleet"
     await first.plane.processes.clients.close()
-    assert first.plane.store is not None
-    await first.plane.store.close()
+    assert first.plane.declared.store is not None
+    await first.plane.declared.store.close()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ async def test_all_metrics_of_the_fleet_are_one_text(runtime: LocalRuntime) -> N
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         await poll_until(lambda: len(running.plane.processes.nodes) == 6)
-        families = {f.name: f for f in text_string_to_metric_families((await fleet_metrics(running.plane)).decode())}
+        families = {f.name: f for f in text_string_to_metric_families((await running.plane.metrics()).decode())}
         assert [sample.value for sample in families["aurora_cluster_up"].samples] == [1.0]
         assert sum(sample.value for sample in families["aurora_storage_up"].samples) == 6
         assert families["aurora_storage_scl_bytes"].samples

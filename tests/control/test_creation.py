@@ -64,7 +64,7 @@ async def test_a_volume_that_is_served_is_kept_though_the_control_plane_died_bef
 async def test_a_note_that_could_not_be_saved_is_saved_later(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
-        store = running.plane.store
+        store = running.plane.declared.store
         assert store is not None
         save, failures = store.save, [QuorumLostError("no quorum")] * 2
 
@@ -134,7 +134,7 @@ async def test_a_declared_reader_keeps_nobody_from_writing(runtime: LocalRuntime
         for action in (StartInstance("", "demo", "demo-2"), OpenInstance("", "demo", "demo-2", initialise=False)):
             running.plane.processes.instances["demo-2"] = running.plane.processes.instances["demo-1"]
             with pytest.raises(UnsupportedRoleError, match="demo-2 is a reader"):
-                await perform.perform(running.plane, action)
+                await perform.perform(running.plane.means, action)
             del running.plane.processes.instances["demo-2"]
         running.plane.failovers.lost("demo-2", "it ended", 0, 0)
         assert not Outages(runtime.directory).load(), "that is no outage of the writer"

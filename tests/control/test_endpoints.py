@@ -11,11 +11,9 @@ import pytest
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.control.decide.reconcile import Action
-from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet, Role
-from aurora_ray.control.observe.processes import Instance, Tasks
-from aurora_ray.control.perform.endpoints import (
+from aurora_ray.control.observe.endpoints import (
     MOVE_AFTER_S,
     Endpoints,
     MoveEndpoint,
@@ -24,6 +22,8 @@ from aurora_ray.control.perform.endpoints import (
     address_of,
     orders_for,
 )
+from aurora_ray.control.observe.known import Instance
+from aurora_ray.control.observe.processes import Tasks
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.errors import FencedError
 from tests.control.fleets import AZS, running_fleet
@@ -111,10 +111,11 @@ class World:
     def available(self, name: str, epoch: int) -> None:
         status = WriterStatus(WriterPhase.AVAILABLE, epoch=epoch, pid=epoch * 100)
         process: Any = HostProcess()  # only its host is looked at
-        self.instances[name] = Instance(process, InstanceSeen(InstancePhase.AVAILABLE), status)
+        self.instances[name] = Instance(process)
+        self.instances[name].became_available(status, 0.0)
 
     def ended(self, name: str) -> None:
-        self.instances[name].seen = InstanceSeen(InstancePhase.ENDED, "it was killed")
+        self.instances[name].ended("it was killed")
 
     def wanted(self, *, control_open: bool = True) -> list[Action | str]:
         return list(self.plane.wanted(self.fleet, self.instances, control_open=control_open, now_s=self.now_s))

@@ -81,8 +81,8 @@ class Planes:
         await self._end()
         for gone in self._gone:
             await gone.plane.processes.clients.close()
-            if gone.plane.store is not None:
-                await gone.plane.store.close()
+            if gone.plane.declared.store is not None:
+                await gone.plane.declared.store.close()
 
     @property
     def fleet(self) -> Fleet:
@@ -92,7 +92,7 @@ class Planes:
         try:
             await poll_until(lambda: self.now.plane.is_open and condition(self.fleet), timeout_s, what=what)
         except AssertionError as error:
-            trail = "\n".join(sentence for _, sentence in self.now.plane.trail)
+            trail = "\n".join(sentence for _, sentence in self.now.plane.journal.trail)
             raise AssertionError(f"{error}\n{trail}") from None
 
 
@@ -306,7 +306,7 @@ async def test_an_old_node_that_comes_back_in_time_stays(runtime: LocalRuntime, 
         await planes.until(lambda f: bool(f.replacements()), "it is to be replaced")
         runtime.broken.discard("b-1")
         await planes.until(healed, "it is back")
-        assert any("b-1 is well again" in sentence for _, sentence in planes.now.plane.trail)
+        assert any("b-1 is well again" in sentence for _, sentence in planes.now.plane.journal.trail)
         await clients.check()
         assert {node.node_id for node in planes.fleet.nodes} == {"a-1", "a-2", "b-1", "b-2", "c-1", "c-2"}
         await identical(runtime, planes.fleet)

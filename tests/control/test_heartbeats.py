@@ -37,7 +37,7 @@ async def test_a_hung_process_is_killed_and_replaced_and_its_trace_is_whole(
     telemetry.configure("test", span_dir=tmp_path / "telemetry")
     try:
         async with started(runtime) as running:
-            running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+            running.plane.heartbeats = quick_heartbeats(running.plane)
             await running.api.create("demo", timeout_s=20)
             await running.api.wait_available("demo", 20)
             first = runtime.instances["demo-1"]
@@ -45,8 +45,8 @@ async def test_a_hung_process_is_killed_and_replaced_and_its_trace_is_whole(
             await poll_until(lambda: runtime.instances["demo-1"] is not first, what="a new process")
             await running.api.wait_available("demo", 20)
             assert not first.alive
-            assert any("is hung" in sentence for _, sentence in running.plane.trail)
-            await poll_until(lambda: any("without a writer" in s for _, s in running.plane.trail))
+            assert any("is hung" in sentence for _, sentence in running.plane.journal.trail)
+            await poll_until(lambda: any("without a writer" in s for _, s in running.plane.journal.trail))
     finally:
         telemetry.shutdown()
     traces = read_traces(tmp_path / "telemetry").values()
@@ -61,7 +61,7 @@ async def test_heartbeats_go_on_whatever_a_look_ended_with(
 ) -> None:
     monkeypatch.setattr(processes, "WATCH_AGAIN_S", 0.02)
     async with started(runtime) as running:
-        running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+        running.plane.heartbeats = quick_heartbeats(running.plane)
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         instance = runtime.instances["demo-1"]
@@ -114,7 +114,7 @@ async def test_a_watch_begins_anew_when_it_fails_and_ends_when_it_is_told_to(
 
 async def test_nobody_is_replaced_while_storage_has_no_write_quorum(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
-        running.plane.heartbeats = Heartbeats(running.plane, QUICK)
+        running.plane.heartbeats = quick_heartbeats(running.plane)
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         instance = runtime.instances["demo-1"]
@@ -126,6 +126,10 @@ async def test_nobody_is_replaced_while_storage_has_no_write_quorum(runtime: Loc
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
                 await instance.wait_gone()
+
+
+def quick_heartbeats(plane: ControlPlane) -> Heartbeats:
+    return Heartbeats(plane.declared, plane.processes, plane.changes, QUICK, plane.hung)
 
 
 def hold_nodes(plane: ControlPlane) -> None:

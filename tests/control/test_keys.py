@@ -7,12 +7,11 @@ from uuid import UUID
 
 import pytest
 
-from aurora_ray.control.decide import reconcile, replacement
+from aurora_ray.control.decide import graveyard, reconcile, replacement
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.state import Group
-from aurora_ray.control.observe import heartbeats
-from aurora_ray.control.perform import endpoints, graveyard
+from aurora_ray.control.observe import endpoints, heartbeats
 from aurora_ray.volume.spec import GroupPlacement
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import started

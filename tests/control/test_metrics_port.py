@@ -80,7 +80,7 @@ async def test_a_port_in_use_is_a_note_and_no_more(runtime: LocalRuntime, free_p
 
 async def test_the_default_is_the_first_free_port_and_0_is_none(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
-        first, second, none = (MetricsPort(running.plane) for _ in range(3))
+        first, second, none = (MetricsPort(running.plane.metrics, running.plane.say) for _ in range(3))
         await first.open(None)
         await second.open(None)
         await none.open(0)

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgpack  # type: ignore[import-untyped]
 import pytest
 
-from aurora_ray.control.decide.placement import default_nodes, place_group, place_instance
 from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.placement import default_nodes, place_group, place_instance
 from aurora_ray.control.model.state import Fleet, StorageNode, pack, unpack
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
 from tests.control.fleets import AZS, NODES, created, running_fleet, volume_id

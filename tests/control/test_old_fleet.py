@@ -29,7 +29,7 @@ async def test_a_fleet_of_format_1_opens_with_all_it_had_and_is_brought_up_to_da
         for _ in range(2):
             async with started(runtime) as running:
                 await running.api.wait_available("demo", 30)
-                fleet, store = running.plane.fleet, running.plane.store
+                fleet, store = running.plane.fleet, running.plane.declared.store
                 assert str(fleet.fleet_id) == FLEET_ID
                 assert fleet.cluster("demo").bin_dir.startswith("/opt/engines/long-name/")
                 assert fleet.cluster("demo").volume.initialised
@@ -47,8 +47,8 @@ async def test_a_fleet_of_format_1_opens_with_all_it_had_and_is_brought_up_to_da
         async with started(runtime) as running:
             await running.api.wait_open(30)
             await running.plane.commit(lambda fleet: fleet.with_replacement(fleet.nodes[0].node_id))
-            assert running.plane.store is not None
-            there = await state_file.listing(running.plane.store._volume)
+            assert running.plane.declared.store is not None
+            there = await state_file.listing(running.plane.declared.store._volume)
             assert not there.first_format
             assert FIRST_FILE_ID not in there.numbers
     finally:

@@ -105,13 +105,13 @@ async def test_a_killed_control_plane_is_succeeded_by_one_that_touches_nothing_t
     async with started(runtime) as second:
         await second.api.wait_available("demo", 20)
         assert runtime.started == began
-        assert second.plane.epoch > first.plane.epoch
+        assert second.plane.declared.epoch > first.plane.declared.epoch
         with pytest.raises(FencedError):
             await first.plane.commit(lambda fleet: fleet.without_cluster("demo"))
         assert [c["cluster"] for c in await second.api.clusters()] == ["demo"]
     await first.plane.processes.clients.close()
-    assert first.plane._store is not None
-    await first.plane._store.close()
+    assert first.plane.declared.store is not None
+    await first.plane.declared.store.close()
 
 
 async def test_an_older_control_plane_ends_when_a_newer_one_takes_over(runtime: LocalRuntime) -> None:
@@ -123,8 +123,8 @@ async def test_an_older_control_plane_ends_when_a_newer_one_takes_over(runtime: 
             with pytest.raises(FencedError, match="taken over"):
                 first.task.result()
         await first.plane.processes.clients.close()
-        assert first.plane._store is not None
-        await first.plane._store.close()
+        assert first.plane.declared.store is not None
+        await first.plane.declared.store.close()
 
 
 async def test_with_three_nodes_nothing_is_declared_and_with_four_it_is(runtime: LocalRuntime) -> None:
@@ -256,7 +256,7 @@ async def test_a_change_that_is_durable_stays_though_the_fleets_file_cannot_be_w
             patched.setattr(bootstrap, "save", full)
             await plane.commit(lambda fleet: fleet.with_node(replace(node, host="10.0.0.17")))
             assert plane.fleet.node(node.node_id).host == "10.0.0.17"
-            assert any("No space left" in sentence for _, sentence in plane.trail)
+            assert any("No space left" in sentence for _, sentence in plane.journal.trail)
         await poll_until(lambda: _host_in_file(runtime, node.node_id) == "10.0.0.17", what="the file follows")
 
 

@@ -57,7 +57,7 @@ async def test_a_state_of_which_nothing_can_be_read_is_rebuilt_from_the_nodes(ru
     async with started(runtime) as running:
         await running.api.wait_open(20)
         before = running.plane.fleet.cluster("demo")
-        store = running.plane.store
+        store = running.plane.declared.store
         assert store is not None
         for version in await store.versions():
             await store._volume.append([page_full(version.number, 0, bytes(8192))])
@@ -82,7 +82,7 @@ async def test_an_older_version_is_put_in_force(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
-        store = running.plane.store
+        store = running.plane.declared.store
         assert store is not None
         (newest, *_) = await store.versions()
         await running.api.create("later", timeout_s=20)

@@ -6,8 +6,7 @@ from uuid import UUID
 import pytest
 
 from aurora_ray.control.decide import replacement
-from aurora_ray.control.decide.ailing import SETTLED_S, Sickbed
-from aurora_ray.control.decide.placement import place_group
+from aurora_ray.control.decide.ailing import SETTLED_S, AilingNodes
 from aurora_ray.control.decide.reconcile import Action, OpenInstance, StartNode, decide
 from aurora_ray.control.decide.replacement import (
     CancelReplacement,
@@ -19,6 +18,7 @@ from aurora_ray.control.decide.replacement import (
 )
 from aurora_ray.control.model.bootstrap import new_fleet
 from aurora_ray.control.model.observed import Ailing, Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.placement import place_group
 from aurora_ray.control.model.state import CONTROL_VOLUME_ID, ClusterPhase, Fleet
 from aurora_ray.volume.spec import GroupPlacement
 from tests.control.fleets import AZS, NODES, created, observed, running_fleet, volume_id
@@ -310,7 +310,7 @@ def test_a_commit_that_nobody_noted_keeps_the_new_node() -> None:
 
 
 def test_who_is_ill_and_since_when() -> None:
-    fleet, bed = running_fleet(), Sickbed()
+    fleet, bed = running_fleet(), AilingNodes()
     well, without = observed(fleet).nodes, observed(fleet, LEFT).nodes
     assert bed.look(fleet, well, 0.0) == {}
     assert bed.look(fleet, without, 1.0) == {OLD: Ailing(Ailment.UNREACHABLE, 1.0)}
@@ -323,7 +323,7 @@ def test_who_is_ill_and_since_when() -> None:
 
 
 def test_lost_data_is_another_matter_than_absence_unless_it_is_coming_back() -> None:
-    fleet, bed = running_fleet(), Sickbed()
+    fleet, bed = running_fleet(), AilingNodes()
     well, without = observed(fleet).nodes, observed(fleet, LEFT).nodes
     empty = {**well, OLD: replace(well[OLD], segments=frozenset())}
     assert bed.look(fleet, without, 1.0)[OLD].ailment is Ailment.UNREACHABLE
@@ -335,5 +335,5 @@ def test_lost_data_is_another_matter_than_absence_unless_it_is_coming_back() -> 
 
 def test_segments_that_were_never_made_are_not_lost() -> None:
     fleet = new_fleet("somewhere", AZS)
-    assert Sickbed().look(fleet, observed(created(fleet)).nodes, 0.0) == {}
-    assert Sickbed().look(fleet, observed(fleet).nodes, 0.0) == {}
+    assert AilingNodes().look(fleet, observed(created(fleet)).nodes, 0.0) == {}
+    assert AilingNodes().look(fleet, observed(fleet).nodes, 0.0) == {}

@@ -7,8 +7,7 @@ from uuid import UUID
 import pytest
 
 from aurora_ray.control.decide import replacement
-from aurora_ray.control.decide.ailing import Sickbed
-from aurora_ray.control.decide.placement import WRITE_QUORUM
+from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.reconcile import Action, StartNode, decide
 from aurora_ray.control.decide.replacement import (
     CancelReplacement,
@@ -19,6 +18,7 @@ from aurora_ray.control.decide.replacement import (
     ReplaceRules,
 )
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.placement import WRITE_QUORUM
 from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet
 from aurora_ray.errors import UsageError
 from aurora_ray.volume.spec import ChangeStep, GroupPlacement
@@ -39,7 +39,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.fleet: Fleet = running_fleet()
-        self.bed = Sickbed()
+        self.bed = AilingNodes()
         self.now_s = 0.0
         self.troubled = True
         self.volumes = (CONTROL_VOLUME_ID, volume_id(self.fleet))
@@ -69,7 +69,7 @@ class World:
         elif what == "writer":
             self.writer_back_s = self.now_s + self.random.uniform(0, 20)
         elif what == "control":
-            self.bed = Sickbed()
+            self.bed = AilingNodes()
 
     def _can_lose(self, node: str) -> bool:
         """Whether a write quorum of each set still has all of its data, and each AZ a node, without this one."""

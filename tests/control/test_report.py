@@ -10,7 +10,7 @@ from aurora_ray.control.faults.chaos import Chaos, in_force
 from aurora_ray.control.faults.record import Faults, Island, Pause
 from aurora_ray.control.model.observed import NodeSeen
 from aurora_ray.control.model.state import DBCluster
-from aurora_ray.control.observe.processes import Node
+from aurora_ray.control.observe.known import Node
 from aurora_ray.control.report.status import report_cluster
 from aurora_ray.errors import UsageError
 from tests.control.fleets import running_fleet
@@ -41,11 +41,9 @@ async def test_a_pause_is_told_until_it_is_ended(tmp_path: Path) -> None:
     async def signal(_: int, __: float | None) -> list[int]:
         return [5]
 
-    plane = Mock()
-    plane.config.data_dir = tmp_path
-    plane.fleet = running_fleet()
-    plane.processes.nodes = {"a-1": Mock(process=Mock(signal=signal))}
-    chaos = Chaos(plane, lambda: NOW_S)
+    config, declared, processes = Mock(data_dir=tmp_path), Mock(fleet=running_fleet()), Mock()
+    processes.nodes = {"a-1": Mock(process=Mock(signal=signal))}
+    chaos = Chaos(config, declared, processes, Mock(), say=Mock(), clock=lambda: NOW_S)
     await chaos.strike("pause", "node:a-1", "demo", 20.0)
     expected = [{"fault": "pause", "target": "node:a-1", "for_s": 20.0}]
     assert in_force(Faults.load(tmp_path), NOW_S, {"node:a-1": 5}) == expected
@@ -56,11 +54,11 @@ async def test_a_pause_is_told_until_it_is_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["writer", "control"])
 async def test_what_comes_back_by_itself_is_not_killed_for_a_time(target: str, tmp_path: Path) -> None:
-    plane = Mock()
-    plane.config.data_dir = tmp_path
+    say = Mock()
+    chaos = Chaos(Mock(data_dir=tmp_path), Mock(), Mock(), Mock(), say=say)
     with pytest.raises(UsageError, match=f"pause {target} --for 5"):
-        await Chaos(plane).strike("kill", target, "demo", 5.0)
-    plane.say.assert_not_called()
+        await chaos.strike("kill", target, "demo", 5.0)
+    say.assert_not_called()
 
 
 def test_a_node_whose_copies_are_gone_is_going_to_be_replaced(tmp_path: Path) -> None:

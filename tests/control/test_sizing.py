@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from aurora_ray.control.decide import sizing
 from aurora_ray.control.model.state import Fleet
-from aurora_ray.control.perform import sizing
 from aurora_ray.engine.machine import Machine, this_machine
 from aurora_ray.engine.sizes import default_memory
 from aurora_ray.errors import UsageError

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aurora_ray.control.model.runtime import NoPlaceError
-from aurora_ray.control.observe.heartbeats import Heartbeats, Isolation
+from aurora_ray.control.observe.heartbeats import Isolation
 from aurora_ray.control.observe.outages import FILE_NAME, Outage, Outages
 from aurora_ray.control.perform import steps as perform
 from aurora_ray.errors import ConfigurationError, QuorumLostError
 from aurora_ray.storage.disk.datadir import DataDir
 from tests.control.local_runtime import LocalInstance, LocalRuntime
 from tests.control.test_chaos import status
-from tests.control.test_heartbeats import QUICK, hang
+from tests.control.test_heartbeats import hang, quick_heartbeats
 from tests.control.test_plane import Running, new_plane, started
 from tests.support.polling import poll_until
 
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.allowed_logs(r".*")
 async def left_behind(running: Running) -> None:
     """What the process of a control plane that was killed took with it."""
     await running.plane.processes.clients.close()
-    assert running.plane._store is not None
-    await running.plane._store.close()
+    assert running.plane.declared.store is not None
+    await running.plane.declared.store.close()
 
 
 async def test_a_process_that_hangs_is_taken_over_and_replaced(runtime: LocalRuntime) -> None:
@@ -43,7 +43,7 @@ async def test_a_process_that_hangs_is_taken_over_and_replaced(runtime: LocalRun
     instance = runtime.instances["demo-1"]
     hang(instance)
     async with started(runtime) as second:
-        second.plane.heartbeats = Heartbeats(second.plane, QUICK)
+        second.plane.heartbeats = quick_heartbeats(second.plane)
         await second.api.wait_open(20)
         await poll_until(lambda: runtime.instances["demo-1"] is not instance, what="a new process")
         await second.api.wait_available("demo", 20)
@@ -64,7 +64,7 @@ async def test_the_next_control_plane_knows_since_when_the_writer_is_away(runtim
     async with started(runtime) as second:
         await second.api.wait_available("demo", 20)
         await poll_until(lambda: not (runtime.directory / FILE_NAME).exists(), what="the outage is over")
-        (said,) = [(at_s, each) for at_s, each in second.plane.trail if "without a writer" in each]
+        (said,) = [(at_s, each) for at_s, each in second.plane.journal.trail if "without a writer" in each]
         found = re.search(r"for ([\d.]+) s", said[1])
         assert found is not None
         assert float(found[1]) == pytest.approx(said[0] - noted.good_at_ns / 1e9, abs=1.0)

@@ -89,26 +89,51 @@ def test_table_has_no_cycle() -> None:
         reachable(area)
 
 
-# The rooms of the storage node, the lowest first; what lies beside them (settings, pacing, messages) is below all.
-STORAGE_ROOMS = ("disk", "segment", "pages", "node", "heal", "server")
+# The rooms of each part that has some, the lowest first. A room is a folder or a file; what is named nowhere in its
+# part (settings, messages) lies below all of it.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "control": ("model", "decide", "observe", "report", "perform", "faults", "plane", "api"),
+    "storage": ("disk", "segment", "pages", "node", "heal", "server", "__main__"),
+}
 
 
-def test_rooms_of_a_storage_node_import_downwards() -> None:
+def test_rooms_import_downwards() -> None:
     """For types too: a name in an annotation is a dependency of whoever reads it."""
     wrong = []
     for path, module in package_modules():
-        importer = _storage_room(module)
-        if importer is None or module == "aurora_ray.storage.__main__":
-            continue
+        part, importer = _room(module)
         for node, name in imports(path, module):
-            if (imported := _storage_room(name)) is not None and imported > importer:
+            there, imported = _room(name)
+            if part and there == part and imported > importer:
                 wrong.append(f"{where(path, node)}: {module} must not import {name}")
     assert not wrong, "\n".join(wrong)
 
 
-def _storage_room(module: str) -> int | None:
-    """A number that grows upwards; None outside of the node."""
+def _room(module: str) -> tuple[str, int]:
+    """The part, and a number that grows upwards in it; no part where there are no rooms."""
     parts = module.split(".")
-    if parts[:2] != ["aurora_ray", "storage"]:
-        return None
-    return STORAGE_ROOMS.index(parts[2]) if len(parts) > 2 and parts[2] in STORAGE_ROOMS else -1
+    if len(parts) < 2 or parts[0] != "aurora_ray" or parts[1] not in ROOMS:
+        return "", -1
+    rooms = ROOMS[parts[1]]
+    return parts[1], rooms.index(parts[2]) if len(parts) > 2 and parts[2] in rooms else -1
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Over any number of steps, for types too."""
+    modules = {module: path for path, module in package_modules()}
+    below: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = [name for _, name in imports(path, module)]
+        known = (name if name in modules else name.rpartition(".")[0] for name in names)
+        below[module] = {name for name in known if name in modules and name != module}
+    below["aurora_ray.volume.write.membership"].discard("aurora_ray.volume.write.volume")  # about to go
+    left = dict(below)
+    while free := [module for module, lower in left.items() if not lower & left.keys()]:
+        for module in free:
+            del left[module]
+    # What only stands above a circle is none of its files.
+    while above := [module for module in left if not any(module in lower for lower in left.values())]:
+        for module in above:
+            del left[module]
+    found = {module: sorted(lower & left.keys()) for module, lower in left.items()}
+    assert not found, "these import each other: " + "; ".join(f"{m} imports {', '.join(n)}" for m, n in found.items())

@@ -92,7 +92,7 @@ async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s
     instance = plane.processes.instances.get(declared.instance_id)
     plane.attempts.pop(key(Kind.INSTANCE, declared.instance_id), None)
     if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
-        await end_in_order(plane, instance, timeout_s)
+        await end_in_order(instance, plane.notify, timeout_s)
     plane.notify()
 
     def made() -> bool:

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.control.api import administration, repair_state
-from aurora_ray.control.decide.placement import COPIES, WRITE_QUORUM, place_group, place_instance
+from aurora_ray.control.api.moving import move_writer
+from aurora_ray.control.api.sizing import modify
+from aurora_ray.control.decide import graveyard, sizing
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
+from aurora_ray.control.model.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
-from aurora_ray.control.perform import graveyard, sizing
-from aurora_ray.control.perform.moving import move_writer
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
@@ -49,7 +50,7 @@ class ControlApi:
         await self._plane.wait_until(self._is_open, timeout_s, "loading the control state")
 
     def _is_open(self) -> bool:
-        if self._plane.is_superseded:
+        if self._plane.declared.is_superseded:
             raise SupersededError("another control plane has taken over this fleet: ask again, that one answers")
         if self._plane.is_open:
             return True
@@ -223,7 +224,7 @@ class ControlApi:
     async def modify(self, name: str, memory_bytes: int, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
         """See sizing.modify."""
         await self.wait_open(timeout_s)
-        return await sizing.modify(self._plane, name, memory_bytes, at_next_start=at_next_start, timeout_s=timeout_s)
+        return await modify(self._plane, name, memory_bytes, at_next_start=at_next_start, timeout_s=timeout_s)
 
     async def repair(self, name: str, kinds: Sequence[str], timeout_s: float) -> None:
         """See administration.repair."""
@@ -282,7 +283,7 @@ class ControlApi:
             ),
             notes=(*plane.notes, *plane.metrics_port.notes),
             faults=plane.chaos.in_force(),
-            troubles=plane.troubles(),
+            troubles=plane.declared.troubles(),
         ) | {"metrics": plane.metrics_port.url}
 
     async def secret(self, name: str) -> str:
@@ -292,7 +293,7 @@ class ControlApi:
 
     def trail(self) -> list[tuple[float, str]]:
         """What was decided and why, oldest first: (unix time in seconds, sentence)."""
-        return list(self._plane.trail)
+        return list(self._plane.journal.trail)
 
     def _state(self, cluster: DBCluster) -> str:
         return report.cluster_state(cluster, self._plane.processes.instances, self._plane.attempts)

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.control.decide.placement import COPIES
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.bootstrap import CONTROL_GROUP_BYTES, CONTROL_PAGE_SIZE, UNKNOWN_FLEET
+from aurora_ray.control.model.placement import COPIES
 from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.durable import move_file
 from aurora_ray.errors import AuroraError, ConfigurationError

@@ -116,8 +116,8 @@ def taken_back(now: Fleet, chosen: Fleet, kept_s: float) -> Fleet:
 
 
 async def _versions(plane: ControlPlane) -> list[Version]:
-    if plane.store is not None:
-        return await plane.store.versions()
+    if plane.declared.store is not None:
+        return await plane.declared.store.versions()
     volume = plane.fleet.control_volume
     reader = await VolumeReader.open(volume_spec(volume), plane.addresses(), timeout_s=TIMEOUT_S)
     try:

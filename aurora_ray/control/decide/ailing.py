@@ -25,7 +25,7 @@ def ailment(fleet: Fleet, node_id: str, seen: NodeSeen | None) -> Ailment | None
     return Ailment.DATA_GONE if lacking(fleet, node_id, seen) - seen.refilling else None
 
 
-class Sickbed:
+class AilingNodes:
     """`look` is called again and again, with the same clock."""
 
     def __init__(self) -> None:

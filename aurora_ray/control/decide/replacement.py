@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from aurora_ray.control.decide.placement import quorum_up
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import Ailment, InstancePhase, NodeSeen, Observed
+from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.state import ClusterPhase, Fleet, Group, VolumeState
 from aurora_ray.volume.spec import GroupPlacement
 

@@ -8,7 +8,7 @@
 A partition is made in the storage nodes, which then do not hear some of those who call (see rpc.partition): a node that
 is cut off hears nobody and is heard by no other node; a writer that is cut off is heard by no node; a control plane
 that is cut off reaches no instance either (see reach.py). It lasts until it is healed or its time is over, whoever is
-started again meanwhile: what is in force is kept in a file (see faults.py).
+started again meanwhile: what is in force is kept in a file (see record.py).
 
 What is killed comes back by the ordinary loop, as after any other end; a storage node that shall stay away for a while
 is not started before its time is over, and one that is killed for good loses its directory as well and is replaced by
@@ -35,8 +35,10 @@ from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.rpc.partition import CONTROL_PARTY, Cut, instance_party, storage_party
 
 if TYPE_CHECKING:
-    from aurora_ray.control.model.runtime import NodeProcess
-    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.model.changes import Changes
+    from aurora_ray.control.model.declared import Declared
+    from aurora_ray.control.model.runtime import ControlConfig, NodeProcess
+    from aurora_ray.control.observe.processes import Processes
 
 PAUSE_S: Final = 10.0
 WIPE_S: Final = 30.0
@@ -57,15 +59,28 @@ class Victims:
 class Chaos:
     """Belongs to the control plane's event loop. `clock` gives Unix time in seconds."""
 
-    def __init__(self, plane: ControlPlane, clock: Callable[[], float] = time.time) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        config: ControlConfig,
+        declared: Declared,
+        processes: Processes,
+        changes: Changes,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._declared = declared
+        self._processes = processes
+        self._changes = changes
+        self._say = say
         self._clock = clock
-        self._faults = Faults.load(plane.config.data_dir)
+        self._faults = Faults.load(config.data_dir)
 
     async def adopt(self) -> None:
         """Goes on with the faults of an earlier control plane."""
         for target, island in list(self._faults.islands.items()):
-            self._plane.say(f"chaos: {target} is still cut off")
+            self._say(f"chaos: {target} is still cut off")
             self._heal_in_time(target, island)
         if self._faults.islands:
             await self._apply_cuts()
@@ -85,7 +100,7 @@ class Chaos:
 
     def in_force(self) -> list[dict[str, Any]]:
         """See the function."""
-        nodes, instances = self._plane.processes.nodes, self._plane.processes.instances
+        nodes, instances = self._processes.nodes, self._processes.instances
         pids = {f"node:{node_id}": node.seen.pid for node_id, node in nodes.items()}
         pids |= {instance_id: instance.process.pid for instance_id, instance in instances.items()}
         return in_force(self._faults, self._clock(), pids)
@@ -114,7 +129,7 @@ class Chaos:
     def victims(self, target: str, cluster: str) -> Victims:
         """Raises UsageError for what there is not."""
         kind, _, name = target.partition(":")
-        fleet = self._plane.fleet
+        fleet = self._declared.fleet
         if kind == "reader":
             raise UsageError("there are no readers yet: the targets are " + TARGETS)
         if target == "writer":
@@ -140,7 +155,7 @@ class Chaos:
                 f"or use `aurora chaos pause {target} --for {for_s:g}`"
             )
         how = " for good" if for_good else f" for {for_s:g} s" if for_s is not None else ""
-        self._plane.say(f"chaos: {verb} {target}{how}")
+        self._say(f"chaos: {verb} {target}{how}")
         if verb == "heal" and target in self._faults.islands:  # whatever it stands for by now
             return await self._heal(target)
         victims = self.victims(target, cluster)
@@ -155,7 +170,7 @@ class Chaos:
         struck = await self._signal(verb, victims, for_s)
         if not struck and verb != "resume":
             raise UsageError(f"nothing of {target} runs at the moment")
-        self._plane.notify()
+        self._changes.notify()
         return struck
 
     async def _signal(self, verb: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
@@ -167,46 +182,46 @@ class Chaos:
         for node_id in victims.node_ids:
             if verb == "kill" and for_s is not None:
                 self._keep_away(node_id, for_s)
-            node = self._plane.processes.nodes.get(node_id)
+            node = self._processes.nodes.get(node_id)
             if node is not None:
                 struck += await self._send(f"node:{node_id}", node.process.signal, verb, for_s)
         if verb == "kill" and struck and victims.instance_ids:
             await self._until_seen_gone(victims.node_ids)
         for instance_id in victims.instance_ids:
-            instance = self._plane.processes.instances.get(instance_id)
+            instance = self._processes.instances.get(instance_id)
             if instance is not None:
                 struck += await self._send(instance_id, instance.process.signal, verb, for_s)
         return struck
 
     async def _until_seen_gone(self, node_ids: Sequence[str]) -> None:
         def gone() -> bool:
-            return not any(node_id in self._plane.processes.nodes for node_id in node_ids)
+            return not any(node_id in self._processes.nodes for node_id in node_ids)
 
         with contextlib.suppress(QuorumLostError):
-            await self._plane.wait_until(gone, GONE_TIMEOUT_S, "seeing them gone")
+            await self._changes.wait_until(gone, GONE_TIMEOUT_S, "seeing them gone")
 
     async def _kill_for_good(self, verb: str, target: str, victims: Victims) -> list[dict[str, Any]]:
         """Ends a storage node's process and removes its directory, before it can be started again."""
         if verb != "kill" or not target.startswith("node:"):
             raise UsageError("for good is for one storage node: kill node:ID --for-good")
         (node_id,) = victims.node_ids
-        processes = self._plane.processes
+        processes = self._processes
         self._keep_away(node_id, WIPE_S)
         try:
             node = processes.nodes.get(node_id)
             struck = await self._send(target, node.process.signal, verb, None) if node is not None else []
             await self._until_seen_gone([node_id])
-            await processes.runtime.wipe_node(self._plane.fleet.node(node_id), self._plane.config)
+            await processes.runtime.wipe_node(self._declared.fleet.node(node_id), self._config)
         finally:
             self._keep_away(node_id, 0)
-            self._plane.notify()
+            self._changes.notify()
         return struck or [{"target": target, "pid": None, "processes": 0}]
 
     # ---- partitions
 
     async def _partition(self, target: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
         inside = {storage_party(node_id) for node_id in victims.node_ids}
-        instances = self._plane.processes.instances
+        instances = self._processes.instances
         for instance_id in victims.instance_ids:
             if instance_id in instances:
                 inside.add(instance_party(instance_id, instances[instance_id].process.pid))
@@ -231,19 +246,19 @@ class Chaos:
         async def heal_later(seconds: float) -> None:
             await asyncio.sleep(seconds)
             if self._faults.islands.get(target) is island:
-                self._plane.say(f"chaos: the partition of {target} is over")
+                self._say(f"chaos: the partition of {target} is over")
                 await self._heal(target)
 
         if island.until_s is not None:
             left_s = max(0.0, island.until_s - self._clock())
-            self._plane.processes.tasks.start(heal_later(left_s), f"heal {target}")
+            self._processes.tasks.start(heal_later(left_s), f"heal {target}")
 
     async def _apply_cuts(self) -> None:
         """Every running node is told; one that cannot be is on its way out."""
         cut_off = any(CONTROL_PARTY in island.parties for island in self._faults.islands.values())
-        for instance in self._plane.processes.instances.values():
+        for instance in self._processes.instances.values():
             instance.process.cut(off=cut_off)
-        nodes = dict(self._plane.processes.nodes)
+        nodes = dict(self._processes.nodes)
         orders = (node.process.cut(self._cut_for(node_id)) for node_id, node in nodes.items())
         await asyncio.gather(*orders, return_exceptions=True)
 
@@ -265,11 +280,11 @@ class Chaos:
         ticks = start_ticks(pid) or 0
         if verb == "kill":
             # A moment later, so that whoever asked gets an answer.
-            self._plane.processes.tasks.start(_soon(lambda: signals.send(pid, ticks, signals.KILL)), "chaos")
+            self._processes.tasks.start(_soon(lambda: signals.send(pid, ticks, signals.KILL)), "chaos")
         elif verb == "pause":
             pause_s = for_s if for_s is not None else PAUSE_S
             work = _soon(lambda: signals.send(pid, ticks, signals.STOP, resume_after_s=pause_s + 0.2))
-            self._plane.processes.tasks.start(work, "chaos")
+            self._processes.tasks.start(work, "chaos")
         return [{"target": "control", "pid": pid, "processes": 1}]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from aurora_ray.control.decide.placement import default_nodes, place_group
+from aurora_ray.control.model.placement import default_nodes, place_group
 from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import ConfigurationError, UsageError

@@ -15,23 +15,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.watch import Watch, Watched
-from aurora_ray.control.decide.placement import quorum_up
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Key, Kind, key
-from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
+    from aurora_ray.control.model.changes import Changes
+    from aurora_ray.control.model.declared import Declared
     from aurora_ray.control.model.state import VolumeState
-    from aurora_ray.control.observe.processes import Instance
-    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.observe.known import Instance
+    from aurora_ray.control.observe.processes import Processes
 
 STATE_TIMEOUT_S: Final = 0.4
 ISOLATED_AFTER_S: Final = 8.0
@@ -75,7 +76,7 @@ class Isolation:
 
 
 @dataclass(slots=True)
-class _Patient:
+class _Heartbeat:
     instance: Instance
     watch: Watch
     hung: str = ""
@@ -84,35 +85,47 @@ class _Patient:
 class Heartbeats:
     """Belongs to the control plane's event loop."""
 
-    def __init__(self, plane: ControlPlane, rules: HealthRules) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        declared: Declared,
+        processes: Processes,
+        changes: Changes,
+        rules: HealthRules,
+        on_hung: Callable[[str, str, int], None],
+    ) -> None:
+        """`on_hung` is told of an instance whose process hangs: its id, why, and when it was last known to be good
+        (Unix time in ns; 0: at its last heartbeat)."""
+        self._declared = declared
+        self._processes = processes
+        self._changes = changes
         self._rules = rules
-        self._patients: dict[str, _Patient] = {}
+        self._on_hung = on_hung
+        self._heartbeats: dict[str, _Heartbeat] = {}
 
     def good_at_ns(self, instance_id: str) -> int:
         """When the instance's process was last known to be good, Unix time; 0: not known."""
-        patient = self._patients.get(instance_id)
-        return patient.watch.good_at_ns if patient is not None else 0
+        heartbeat = self._heartbeats.get(instance_id)
+        return heartbeat.watch.good_at_ns if heartbeat is not None else 0
 
     def wanted(self) -> Iterator[Action | str]:
         """Actions, as in `reconcile`; begins to watch whoever is new."""
-        instances = self._plane.processes.instances
-        for instance_id in [i for i, p in self._patients.items() if instances.get(i) is not p.instance]:
-            del self._patients[instance_id]
+        instances = self._processes.instances
+        for instance_id in [i for i, p in self._heartbeats.items() if instances.get(i) is not p.instance]:
+            del self._heartbeats[instance_id]
         for instance_id, instance in instances.items():
-            if instance_id not in self._patients:
+            if instance_id not in self._heartbeats:
                 self._begin(instance_id, instance)
-            elif hung := self._patients[instance_id].hung:
+            elif hung := self._heartbeats[instance_id].hung:
                 yield KillInstance(f"the process of {instance_id} is hung: {hung}", instance_id)
 
     async def perform(self, action: KillInstance) -> None:
         """Kills it and waits until it is gone. Raises ProcessGoneError if it does not go."""
-        instance = self._plane.processes.instances.get(action.instance_id)
+        instance = self._processes.instances.get(action.instance_id)
         if instance is None:
             return
         # From now on nothing is led to it and nothing is asked of it.
-        instance.seen = replace(instance.seen, phase=InstancePhase.STOPPING, reason=action.why)
-        self._plane.notify()
+        instance.stopping(action.why)
+        self._changes.notify()
         await instance.process.abort()
         try:
             async with asyncio.timeout(GONE_TIMEOUT_S):
@@ -141,17 +154,17 @@ class Heartbeats:
             return error is None
 
         watched = Watched(instance_id, ask, lambda: instance.process.local_pid, self._storage_of(instance_id))
-        patient = self._patients[instance_id] = _Patient(instance, Watch(watched, self._rules))
+        heartbeat = self._heartbeats[instance_id] = _Heartbeat(instance, Watch(watched, self._rules))
 
         async def watch() -> None:
-            waiting = asyncio.create_task(patient.watch.wait_hung(), name=f"heartbeats {instance_id}")
+            waiting = asyncio.create_task(heartbeat.watch.wait_hung(), name=f"heartbeats {instance_id}")
             gone = asyncio.create_task(instance.process.wait_gone(), name=f"end of {instance_id}")
             try:
                 await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done() and not gone.done():
-                    patient.hung = waiting.result().why
-                    self._plane.hung(instance_id, patient.hung)
-                    self._plane.notify()
+                    heartbeat.hung = waiting.result().why
+                    self._on_hung(instance_id, heartbeat.hung, 0)
+                    self._changes.notify()
                 else:
                     gone.result()
             finally:
@@ -160,39 +173,38 @@ class Heartbeats:
                 await asyncio.gather(waiting, gone, *asked, return_exceptions=True)
                 asked.clear()
 
-        self._plane.processes.tasks.watch(watch, f"heartbeats {instance_id}")
+        self._processes.tasks.watch(watch, f"heartbeats {instance_id}")
 
     async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: WriterStatus | None) -> None:
         if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:
             return
-        patient = self._patients.get(instance_id)
+        heartbeat = self._heartbeats.get(instance_id)
         volume = self._volume_of(instance_id)
-        if patient is None or patient.hung or volume is None:
+        if heartbeat is None or heartbeat.hung or volume is None:
             return
-        nodes = list(self._plane.processes.nodes)
+        nodes = list(self._processes.nodes)
         answers = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
         answering = {node_id for node_id, vdl in zip(nodes, answers, strict=True) if vdl is not None}
         if not all(quorum_up(group, answering) for group in volume.groups):
             isolation.storage_is_down()
             return
-        patient.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
+        heartbeat.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
         good_ago_s = asyncio.get_running_loop().time() - isolation.good_s
-        self._plane.hung(instance_id, patient.hung, time.time_ns() - int(good_ago_s * 1e9))
-        self._plane.notify()
+        self._on_hung(instance_id, heartbeat.hung, time.time_ns() - int(good_ago_s * 1e9))
+        self._changes.notify()
 
     def _volume_of(self, instance_id: str) -> VolumeState | None:
-        declared = ((c.volume, i) for c in self._plane.fleet.clusters for i in c.instances)
+        declared = ((c.volume, i) for c in self._declared.fleet.clusters for i in c.instances)
         return next((volume for volume, instance in declared if instance.instance_id == instance_id), None)
 
     def _storage_of(self, instance_id: str) -> Callable[[], asyncio.Future[tuple[int, bool]]]:
         """The VDL as the nodes know it, and whether too few of them run for anyone to write."""
 
         async def look() -> tuple[int, bool]:
-            plane = self._plane
             volume = self._volume_of(instance_id)
             if volume is None:
                 return 0, False
-            nodes = dict(plane.processes.nodes)
+            nodes = dict(self._processes.nodes)
             vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
             # Whoever hears nobody at all is cut off itself, and knows nothing of others.
             deaf = all(vdl is None for vdl in vdls)
@@ -203,11 +215,11 @@ class Heartbeats:
 
     async def _vdl(self, node_id: str, volume: VolumeState) -> int | None:
         """None if the node does not answer."""
-        node = self._plane.processes.nodes.get(node_id)
+        node = self._processes.nodes.get(node_id)
         if node is None:
             return None
         try:
-            reply = await self._plane.processes.clients.state(node_id, node.seen.address, timeout_s=STATE_TIMEOUT_S)
+            reply = await self._processes.clients.state(node_id, node.seen.address, timeout_s=STATE_TIMEOUT_S)
         except AuroraError:
             return None
         mine = [v for v in reply.volumes if v.volume == volume.volume_id.bytes]

@@ -12,19 +12,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from aurora_ray.compute.config import Opened, WriterPhase, WriterStatus
-from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, NodeSeen
+from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen
 from aurora_ray.control.model.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
+from aurora_ray.control.observe.known import Instance, Node
 from aurora_ray.control.observe.nodes import CALL_TIMEOUT_S, NodeClients, is_cancelled, lost_segments_of, segments_of
 from aurora_ray.control.observe.reach import Reachable
 from aurora_ray.errors import AuroraError
+from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
     from aurora_ray.control.model.state import StorageNode
-    from aurora_ray.storage.v1 import storage_pb2 as pb
 
 _log = logging.getLogger(__name__)
 
@@ -32,27 +33,6 @@ OPENING_POLL_S: Final = 0.25
 STATUS_TIMEOUT_S: Final = 5.0
 ADOPT_TIMEOUT_S: Final = 2.0
 WATCH_AGAIN_S: Final = 1.0
-
-
-@dataclass(slots=True)
-class Node:
-    """A storage node that runs."""
-
-    process: NodeProcess
-    seen: NodeSeen
-    state: pb.StateReply | None = None  # as last told
-
-
-@dataclass(slots=True)
-class Instance:
-    """An instance whose process runs. `status` and `opened` are those of its present or last incarnation."""
-
-    process: Reachable
-    seen: InstanceSeen
-    status: WriterStatus | None = None
-    opened: Opened | None = None
-    available_since_s: float = 0.0
-    unseen_end: bool = False  # it has an incarnation that was available and whose end nobody has seen yet
 
 
 @dataclass(slots=True)
@@ -137,6 +117,15 @@ class Processes:
         if self.nodes or self.instances:
             self._say(f"found {len(self.nodes)} storage nodes and {len(self.instances)} instances running")
 
+    def addresses(self, declared: Iterable[StorageNode]) -> tuple[NodeAddress, ...]:
+        """The running ones of the declared storage nodes, for a volume client."""
+        azs = {node.node_id: node.az for node in declared}
+        return tuple(NodeAddress(n, azs[n], node.seen.address) for n, node in sorted(self.nodes.items()) if n in azs)
+
+    def told_addresses(self) -> Addresses:
+        """The same of all that run, as they are compared."""
+        return tuple(sorted((node_id, node.seen.address) for node_id, node in self.nodes.items()))
+
     # ---- storage nodes
 
     async def add_node(self, node_id: str, process: NodeProcess, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -169,17 +158,12 @@ class Processes:
         try:
             reply = await self.clients.state(node_id, before.address, timeout_s=STATUS_TIMEOUT_S)
         except AuroraError:
-            seen = replace(node.seen, silent=True)
+            changed = node.fell_silent()
         else:
-            node.state = reply
-            held, refilling = segments_of(reply), lost_segments_of(reply)
-            if node.seen.segments != before.segments:  # something was done meanwhile: the answer may be older
-                held, refilling = node.seen.segments, node.seen.refilling
-            seen = replace(node.seen, silent=False, segments=held, refilling=refilling)
-        if self.nodes.get(node_id) is node and seen != node.seen:
-            if seen.silent != before.silent:
-                self._say(f"storage node {node_id} " + ("does not answer" if seen.silent else "answers again"))
-            node.seen = seen
+            changed = node.answered(reply, before)
+        if self.nodes.get(node_id) is node and changed:
+            if node.seen.silent != before.silent:
+                self._say(f"storage node {node_id} " + ("does not answer" if node.seen.silent else "answers again"))
             self._on_change()
 
     async def _watch_node(self, node_id: str, node: Node) -> None:
@@ -198,7 +182,7 @@ class Processes:
 
     async def add_instance(self, instance_id: str, process: InstanceProcess) -> Instance:
         """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
-        instance = Instance(Reachable(process), InstanceSeen(InstancePhase.IDLE))
+        instance = Instance(Reachable(process))
         self.instances[instance_id] = instance
         self.tasks.watch(lambda: self._watch_process(instance_id, instance), f"watch process {instance_id}")
         with contextlib.suppress(ProcessGoneError):
@@ -206,7 +190,7 @@ class Processes:
             if status is not None and status.phase is WriterPhase.AVAILABLE:
                 self.set_available(instance_id, instance, status, since_s=-math.inf)
             elif status is not None and status.phase is not WriterPhase.ENDED:
-                instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
+                instance.is_at(InstancePhase.OPENING)
                 self._watch_open(instance_id, instance)
         return instance
 
@@ -214,20 +198,8 @@ class Processes:
         self, instance_id: str, instance: Instance, status: WriterStatus, *, since_s: float | None = None
     ) -> None:
         """Its engine accepts statements (since when: now by default); from now on its end is watched."""
-        instance.status = status
-        instance.unseen_end = True
         self._last_statuses[instance_id] = status
-        instance.available_since_s = self._clock() if since_s is None else since_s
-        instance.seen = replace(
-            instance.seen,
-            phase=InstancePhase.AVAILABLE,
-            reason="",
-            groups=frozenset(status.groups),
-            free_bytes=status.free_bytes,
-            placements=status.placements,
-            repaired=frozenset(status.repaired),
-            memory_bytes=status.declared_memory_bytes,
-        )
+        instance.became_available(status, self._clock() if since_s is None else since_s)
         self.tasks.watch(lambda: self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
 
     async def settle(self, instance_id: str, instance: Instance, why: str = "") -> InstancePhase:
@@ -249,7 +221,7 @@ class Processes:
                 self.set_available(instance_id, instance, status)
                 return phase
             why = why or (status.reason if status is not None else "")
-        instance.seen = replace(instance.seen, phase=phase, reason=why)
+        instance.is_at(phase, why)
         if phase is InstancePhase.OPENING:
             self._watch_open(instance_id, instance)
         return phase
@@ -262,7 +234,7 @@ class Processes:
         except TimeoutError:
             instance = self.instances.get(instance_id)
             if instance is not None:
-                instance.seen = replace(instance.seen, phase=InstancePhase.OPENING)
+                instance.is_at(InstancePhase.OPENING)
                 self._watch_open(instance_id, instance)
 
     def _watch_open(self, instance_id: str, instance: Instance) -> None:
@@ -280,21 +252,14 @@ class Processes:
                 return
             if instance.status is not None and status.epoch < instance.status.epoch:
                 return  # of the incarnation before
-            instance.status, before = status, instance.seen
-            instance.seen = replace(
-                before,
-                groups=frozenset(status.groups),
-                free_bytes=status.free_bytes,
-                placements=status.placements,
-            )
-            if before != instance.seen:
+            if instance.told(status):
                 self._on_change()
 
     async def _watch_process(self, instance_id: str, instance: Instance) -> None:
         why = await instance.process.wait_gone()
         if self.instances.get(instance_id) is instance:
             del self.instances[instance_id]
-            if instance.unseen_end:
+            if instance.end_is_seen():
                 self._on_lost(instance_id, f"the process of {instance_id} ended: {why}", 0, time.time_ns())
             self._say(f"the process of {instance_id} ended: {why}")
             self._on_change()
@@ -318,7 +283,7 @@ class Processes:
                     self.set_available(instance_id, instance, status)
                 elif phase is InstancePhase.ENDED:
                     reason = status.reason if status is not None else ""
-                    instance.seen = replace(instance.seen, phase=phase, reason=reason)
+                    instance.is_at(phase, reason)
                 if phase is not InstancePhase.OPENING:
                     self._on_change()
                     return
@@ -331,8 +296,7 @@ class Processes:
             return  # that is watched as well
         if self.instances.get(instance_id) is not instance or outcome.asked:
             return
-        instance.seen = InstanceSeen(InstancePhase.ENDED, outcome.reason)
-        instance.unseen_end = False
+        instance.ended(outcome.reason)
         self._on_lost(instance_id, outcome.reason, outcome.good_at_ns, outcome.noticed_ns)
         self._say(f"{instance_id} ended: {outcome.reason}")
         self._on_end(instance_id, outcome.reason, self._clock() - instance.available_since_s)

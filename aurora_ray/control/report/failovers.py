@@ -31,14 +31,18 @@ from aurora_ray.control.decide.reconcile import Action, OpenInstance, StartInsta
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase, Role
+from aurora_ray.control.observe.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.observe.heartbeats import KillInstance
 from aurora_ray.control.observe.outages import Outage, Outages
-from aurora_ray.control.perform.endpoints import PointEndpoints, StartEndpoints
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aurora_ray.compute.config import Opened
+    from aurora_ray.control.model.declared import Declared
     from aurora_ray.control.model.state import DBCluster, DBInstance
-    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.observe.endpoints import Endpoints
+    from aurora_ray.control.observe.processes import Processes
 
 FIRST_WRITE_TIMEOUT_S: Final = 30.0
 
@@ -64,16 +68,28 @@ class _Failover:
 class Failovers:
     """Belongs to the control plane's event loop. It only watches: nothing depends on it."""
 
-    def __init__(self, plane: ControlPlane, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        data_dir: Path,
+        declared: Declared,
+        processes: Processes,
+        endpoints: Endpoints,
+        *,
+        say: Callable[[str], None],
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._declared = declared
+        self._processes = processes
+        self._endpoints = endpoints
+        self._say = say
         self._clock_ns = clock_ns
         self._active: dict[str, _Failover] = {}
-        self._outages = Outages(plane.config.data_dir)
+        self._outages = Outages(data_dir)
 
     def take_over(self) -> None:
         """Goes on with what an earlier control plane had begun; for when the declared state is known."""
         for instance_id, outage in self._outages.load().items():
-            if self._declared(instance_id) is None:
+            if self._find(instance_id) is None:
                 self._outages.strike(instance_id)
                 continue
             self.lost(instance_id, outage.why, outage.good_at_ns, outage.noticed_ns)
@@ -90,7 +106,7 @@ class Failovers:
         """A writer that was available ended; both times are Unix times in ns, 0 if not known."""
         noticed_ns = noticed_ns or self._clock_ns()
         good_at_ns = min(good_at_ns or noticed_ns, noticed_ns)
-        found = self._declared(instance_id)
+        found = self._find(instance_id)
         if found is None or found[0].phase is ClusterPhase.DELETING or found[1].role is not Role.WRITER:
             return  # the cluster has its writer, or shall have none
         if instance_id in self._active:  # it was lost again before anyone wrote: the outage goes on
@@ -105,7 +121,7 @@ class Failovers:
             "aurora.az.from": declared.az,
             "aurora.why": why,
         }
-        status = self._plane.processes.last_status(instance_id)
+        status = self._processes.last_status(instance_id)
         if status is not None:
             attributes |= {"aurora.epoch.from": status.epoch, "aurora.vdl.seen": status.vdl}
         span = telemetry.start_span("failover", attributes, parent=Context(), start_ns=good_at_ns)
@@ -138,17 +154,17 @@ class Failovers:
         if isinstance(action, OpenInstance):
             failover, instance = (
                 self._active.get(action.instance_id),
-                self._plane.processes.instances.get(action.instance_id),
+                self._processes.instances.get(action.instance_id),
             )
             if failover is not None and instance is not None:
                 failover.opened = instance.opened
-                if not self._plane.endpoints.exist:
+                if not self._endpoints.exist:
                     self._flipped(action.instance_id, failover)
         elif isinstance(action, PointEndpoints):
             for instance_id, failover in list(self._active.items()):
-                cluster = next((c for c in self._plane.fleet.clusters if c.name == failover.cluster), None)
+                cluster = next((c for c in self._declared.fleet.clusters if c.name == failover.cluster), None)
                 there = failover.opened is not None or (failover.taken_over and self._is_available(instance_id))
-                if there and cluster is not None and self._plane.endpoints.serves(cluster):
+                if there and cluster is not None and self._endpoints.serves(cluster):
                     self._flipped(instance_id, failover)
 
     def asked(self, instance_id: str) -> None:
@@ -163,10 +179,10 @@ class Failovers:
             missed = failover.taken_over and failover.opened is None
             flipped_ns = failover.noticed_ns if missed else self._clock_ns()
             work = self._await_write(instance_id, failover, flipped_ns)
-            self._plane.processes.tasks.start(work, f"first write of {instance_id}")
+            self._processes.tasks.start(work, f"first write of {instance_id}")
 
     async def _await_write(self, instance_id: str, failover: _Failover, flipped_ns: int) -> None:
-        instance = self._plane.processes.instances.get(instance_id)
+        instance = self._processes.instances.get(instance_id)
         write: tuple[int, int] | None = None
         if instance is not None:
             with contextlib.suppress(ProcessGoneError, TimeoutError):
@@ -182,7 +198,7 @@ class Failovers:
         self._finish(instance_id, failover, end_ns, written=write is not None)
 
     def _finish(self, instance_id: str, failover: _Failover, end_ns: int, *, written: bool) -> None:
-        found, opened = self._declared(instance_id), failover.opened
+        found, opened = self._find(instance_id), failover.opened
         failover.span.set_attribute("aurora.first_write", written)
         if opened is not None:
             failover.span.set_attributes({"aurora.epoch": opened.epoch, "aurora.lsn.opened": opened.vdl})
@@ -192,7 +208,7 @@ class Failovers:
         outage_s = (end_ns - failover.good_at_ns) / 1e9
         _FAILOVERS.labels(failover.cluster).inc()
         _OUTAGE_S.observe(outage_s)
-        self._plane.say(f"{failover.cluster} was without a writer for {outage_s:.2f} s")
+        self._say(f"{failover.cluster} was without a writer for {outage_s:.2f} s")
 
     def _of(self, action: Action) -> _Failover | None:
         if isinstance(action, StartInstance | OpenInstance | KillInstance):
@@ -202,11 +218,11 @@ class Failovers:
         return None
 
     def _is_available(self, instance_id: str) -> bool:
-        instance = self._plane.processes.instances.get(instance_id)
+        instance = self._processes.instances.get(instance_id)
         return instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
 
-    def _declared(self, instance_id: str) -> tuple[DBCluster, DBInstance] | None:
-        for cluster in self._plane.fleet.clusters:
+    def _find(self, instance_id: str) -> tuple[DBCluster, DBInstance] | None:
+        for cluster in self._declared.fleet.clusters:
             for declared in cluster.instances:
                 if declared.instance_id == instance_id:
                     return cluster, declared

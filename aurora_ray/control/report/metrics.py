@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,10 +16,13 @@ from aurora_ray.telemetry.fleet_metrics import family, merge
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import WriterStatus
-    from aurora_ray.control.observe.processes import Instance
-    from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.control.model.state import Fleet
+    from aurora_ray.control.observe.endpoints import Endpoints
+    from aurora_ray.control.observe.known import Instance
+    from aurora_ray.control.observe.processes import Processes
     from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
+    from aurora_ray.troubles import Trouble
 
 LOOK_TIMEOUT_S: Final = 2.0
 REFUSED: Final = "refused_"  # how a storage node's counters of refusals begin
@@ -48,19 +51,24 @@ _COPY_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
 )
 
 
-async def fleet_metrics(plane: ControlPlane) -> bytes:
-    """Whoever does not answer in time is left out."""
-    instances, nodes = dict(plane.processes.instances), dict(plane.processes.nodes)
-    texts, states, endpoints = await asyncio.gather(
+async def fleet_metrics(fleet: Fleet, processes: Processes, endpoints: Endpoints, troubles: Sequence[Trouble]) -> bytes:
+    """`troubles`: what the control plane says of itself. Whoever does not answer in time is left out."""
+    instances, nodes = dict(processes.instances), dict(processes.nodes)
+    texts, states, endpoint_states = await asyncio.gather(
         asyncio.gather(*(_of_instance(instance) for instance in instances.values())),
-        asyncio.gather(*(_state(plane, node_id) for node_id in nodes)),
-        plane.endpoints.states(LOOK_TIMEOUT_S),
+        asyncio.gather(*(_state(processes, node_id) for node_id in nodes)),
+        endpoints.states(LOOK_TIMEOUT_S),
     )
     expositions: list[tuple[Mapping[str, str], bytes]] = [({"process": "control"}, telemetry.exposition())]
     expositions += [({"process": name}, text) for name, text in zip(instances, texts, strict=True)]
     known = {node_id: state for node_id, state in zip(nodes, states, strict=True) if state is not None}
-    declared = [node.node_id for node in plane.fleet.nodes]
-    parts = (_clusters(plane, known), _endpoints(endpoints), _storage(known, declared), _segments(known))
+    declared = [node.node_id for node in fleet.nodes]
+    parts = (
+        _clusters(fleet, processes, troubles, known),
+        _endpoints(endpoint_states),
+        _storage(known, declared),
+        _segments(known),
+    )
     return merge(expositions) + b"".join(chain.from_iterable(parts))
 
 
@@ -71,25 +79,27 @@ async def _of_instance(instance: Instance) -> bytes:
         return b""
 
 
-async def _state(plane: ControlPlane, node_id: str) -> pb.StateReply | None:
-    node = plane.processes.nodes.get(node_id)
+async def _state(processes: Processes, node_id: str) -> pb.StateReply | None:
+    node = processes.nodes.get(node_id)
     if node is None:
         return None
     try:
-        return await plane.processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
+        return await processes.clients.state(node_id, node.seen.address, timeout_s=LOOK_TIMEOUT_S)
     except AuroraError:
         return None
 
 
-def _clusters(plane: ControlPlane, states: Mapping[str, pb.StateReply]) -> Iterable[bytes]:
+def _clusters(
+    fleet: Fleet, processes: Processes, troubles: Sequence[Trouble], states: Mapping[str, pb.StateReply]
+) -> Iterable[bytes]:
     vdls: list[Sample] = []
     epochs: list[Sample] = []
     up: list[Sample] = []
     statuses: list[WriterStatus | None] = []
-    for cluster in plane.fleet.clusters:
+    for cluster in fleet.clusters:
         labels = {"cluster": cluster.name}
-        instance = plane.processes.instances.get(cluster.writer().instance_id)
-        status = plane.processes.last_status(cluster.writer().instance_id)
+        instance = processes.instances.get(cluster.writer().instance_id)
+        status = processes.last_status(cluster.writer().instance_id)
         statuses.append(status)
         up.append((labels, float(instance is not None and instance.seen.phase == "available")))
         if status is not None:
@@ -98,10 +108,10 @@ def _clusters(plane: ControlPlane, states: Mapping[str, pb.StateReply]) -> Itera
     yield family("aurora_cluster_up", "gauge", "1 while the writer accepts statements", up)
     yield family("aurora_cluster_vdl_bytes", "gauge", "Volume durable LSN, as last looked at", vdls)
     yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
-    told = [*plane.troubles(), *space_troubles(states), *(t for s in statuses if s is not None for t in s.troubles)]
+    told = [*troubles, *space_troubles(states), *(t for s in statuses if s is not None for t in s.troubles)]
     counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
-    troubles = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
-    yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", troubles)
+    counts = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
+    yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", counts)
 
 
 def _endpoints(states: Mapping[str, EndpointState]) -> Iterable[bytes]:

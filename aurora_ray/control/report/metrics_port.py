@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray import telemetry
-from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
 
-    from aurora_ray.control.plane import ControlPlane
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 15400
@@ -26,10 +25,12 @@ PORTS: Final = 32  # that many fleets on one machine; what follows belongs to en
 class MetricsPort:
     """Belongs to the control plane's event loop. A port that cannot be had holds up nothing: it is a note."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, render: Callable[[], Awaitable[bytes]], say: Callable[[str], None]) -> None:
+        """`render` gives the text that is served, see metrics.fleet_metrics."""
         self.url: str | None = None
         self.notes: tuple[str, ...] = ()
-        self._plane = plane
+        self._render = render
+        self._say = say
         self._server: asyncio.Server | None = None
 
     async def open(self, port: int | None) -> None:
@@ -37,7 +38,7 @@ class MetricsPort:
         if port == 0:
             return
         ports = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,)
-        render = telemetry.Rendered(lambda: fleet_metrics(self._plane))
+        render = telemetry.Rendered(self._render)
         for each in ports:
             try:
                 self._server = await telemetry.serve_metrics(HOST, each, render)
@@ -49,7 +50,7 @@ class MetricsPort:
         if port is None:
             problem = f"Cannot serve metrics: none of the ports {ports[0]} to {ports[-1]} is free."
         self.notes = (problem,)
-        self._plane.say(problem)
+        self._say(problem)
 
     def close(self) -> None:
         """Stops listening."""

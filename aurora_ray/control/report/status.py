@@ -20,15 +20,15 @@ from aurora_ray.control.model.state import (
     StorageNode,
     VolumeState,
 )
+from aurora_ray.control.observe.endpoints import address_of, cluster_endpoint, reader_endpoint
 from aurora_ray.control.observe.space import REFUSING, space_troubles
-from aurora_ray.control.perform.endpoints import address_of, cluster_endpoint, reader_endpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.compute.config import WriterStatus
     from aurora_ray.control.model.attempt import Attempt
-    from aurora_ray.control.observe.processes import Instance, Node
+    from aurora_ray.control.observe.known import Instance, Node
     from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
     from aurora_ray.troubles import Trouble

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aurora_ray.errors import MalformedError, OutOfRangeError
 from aurora_ray.log.batch import inflate, payload, verify
@@ -22,7 +22,8 @@ from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.segment.cuts import FileCut
 
 if TYPE_CHECKING:
-    from aurora_ray.storage.segment.segment import Segment
+    from aurora_ray.storage.disk.store import SegmentStore
+    from aurora_ray.storage.segment.meta import SegmentMeta
 
 _TRUNCATE: Final = int(RecordType.TRUNCATE)
 _DROP: Final = int(RecordType.DROP)
@@ -73,10 +74,20 @@ class LayerIndex:
                 self.cuts.setdefault(file_id, []).append(FileCut(lsn, 0, dropped=True))
 
 
+class Indexed(Protocol):
+    """What is needed of a segment: its log, and how far it reaches."""
+
+    volume: bytes
+    group: int
+    store: SegmentStore
+    meta: SegmentMeta
+    scl: int
+
+
 class LayerCache:
     """Finds, builds and keeps the indexes of one segment."""
 
-    def __init__(self, segment: Segment, bytes_max: int) -> None:
+    def __init__(self, segment: Indexed, bytes_max: int) -> None:
         self._segment, self._bytes_max = segment, bytes_max
         self._tail: LayerIndex | None = None
         self._history: OrderedDict[int, LayerIndex] = OrderedDict()  # by end_lsn, the least recently used first

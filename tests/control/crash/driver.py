@@ -12,7 +12,7 @@ from aurora_ray.compute.config import WriterPhase
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.runtime import ControlConfig
-from aurora_ray.control.perform.endpoints import cluster_endpoint
+from aurora_ray.control.observe.endpoints import cluster_endpoint
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.errors import AuroraError
 from tests.control.crash.handles import Clients, FakeRuntime
@@ -107,7 +107,7 @@ class Driver:
             problems = self.problems()
             looks = 0 if problems else looks + 1
             if asyncio.get_running_loop().time() > until_s:
-                trail = "\n  ".join(sentence for _, sentence in self.plane.trail)
+                trail = "\n  ".join(sentence for _, sentence in self.plane.journal.trail)
                 raise AssertionError(f"not at rest after {REST_WITHIN_S:g} s: {'; '.join(problems)}\n  {trail}")
 
     # ---- what is to be so when nothing goes on

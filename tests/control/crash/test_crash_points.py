@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.control import plane as plane_module
 from aurora_ray.control.api import administration
 from aurora_ray.control.api import calls as api
 from aurora_ray.control.api.calls import ControlApi
-from aurora_ray.control.decide import reconcile, replacement
+from aurora_ray.control.decide import graveyard, reconcile, replacement, sizing
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model import bootstrap
-from aurora_ray.control.observe import heartbeats
-from aurora_ray.control.perform import endpoints, graveyard, ports, sizing
+from aurora_ray.control.model import declared as declared_module
+from aurora_ray.control.observe import endpoints, heartbeats
+from aurora_ray.control.perform import ports
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
@@ -61,7 +61,7 @@ class Enumeration:
                 enumeration.worlds[0].passed("file", None, ConfigurationError("the disk is full"))
 
         monkeypatch.setattr(Driver, "begin", begins)
-        monkeypatch.setattr(plane_module, "ControlStore", SimpleNamespace(open=opens))
+        monkeypatch.setattr(declared_module, "ControlStore", SimpleNamespace(open=opens))
         monkeypatch.setattr(bootstrap, "save", saves)
         monkeypatch.setattr(asyncio, "to_thread", virtual.inline)
         monkeypatch.setattr(os, "fsync", lambda _: None)

@@ -20,8 +20,6 @@ from aurora_ray.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aurora_ray.control.plane import ControlPlane
-
 DELETED_MAX: Final = 1000  # records in the declared state; beyond that, someone must purge before more is deleted
 
 
@@ -43,11 +41,6 @@ def wanted(fleet: Fleet, wall_s: float) -> Iterator[reconcile.Action]:
         if each.until_s <= wall_s:
             why = f"{each.cluster.name} was deleted and is no longer kept"
             yield GiveUpDeleted(why, str(each.cluster.volume.volume_id))
-
-
-async def give_up(plane: ControlPlane, action: GiveUpDeleted) -> None:
-    """Carries the action out."""
-    await plane.commit(lambda fleet: fleet.without_deleted(action.volume_id))
 
 
 def with_deleted(fleet: Fleet, name: str, kept_s: float) -> Fleet:

@@ -27,7 +27,8 @@ from aurora_ray.errors import FencedError
 
 if TYPE_CHECKING:
     from aurora_ray.control.model.runtime import ControlConfig
-    from aurora_ray.control.observe.processes import Instance, Tasks
+    from aurora_ray.control.observe.known import Instance
+    from aurora_ray.control.observe.processes import Tasks
 
 APPLY_TIMEOUT_S: Final = 15.0
 MOVE_AFTER_S: Final = 5.0  # whoever has an endpoint's port may be about to let go of it

@@ -16,7 +16,7 @@ from aurora_ray.control.perform.steps import engine_choice
 from aurora_ray.errors import AuroraError, UsageError
 
 if TYPE_CHECKING:
-    from aurora_ray.control.observe.processes import Instance
+    from aurora_ray.control.observe.known import Instance
     from aurora_ray.control.plane import ControlPlane
 
 READY_TIMEOUT_S: Final = 10.0
@@ -30,7 +30,7 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
     declared = plane.fleet.cluster(cluster).writer()
     instance = _available(plane, cluster)
     az = _next_az(plane, declared.az)
-    choice = engine_choice(plane, plane.fleet.cluster(cluster))
+    choice = engine_choice(plane.config, plane.fleet.cluster(cluster))
     with contextlib.suppress(AuroraError, TimeoutError):  # then it is started when the old one is gone
         async with asyncio.timeout(min(timeout_s, READY_TIMEOUT_S)):
             await plane.processes.runtime.ready_instance(declared.instance_id, az, choice)
@@ -39,7 +39,7 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
     await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
     plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
     plane.failovers.asked(declared.instance_id)
-    await end_in_order(plane, instance, timeout_s)
+    await end_in_order(instance, plane.notify, timeout_s)
 
     def gone() -> bool:
         return plane.processes.instances.get(declared.instance_id) is not instance

@@ -1,0 +1,160 @@
+"""What is known of each process that runs. Everyone reads it; it changes by these verbs alone.
+
+A verb says what happened (it was told, it answered, it ended), and how that changes what is known stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen
+from aurora_ray.control.observe.nodes import lost_segments_of, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from aurora_ray.compute.config import Opened, WriterStatus
+    from aurora_ray.control.model.runtime import NodeProcess
+    from aurora_ray.control.observe.reach import Reachable
+    from aurora_ray.storage.v1 import storage_pb2 as pb
+    from aurora_ray.volume.spec import GroupPlacement
+
+
+class Node:
+    """A storage node that runs. `state` is what it told last."""
+
+    __slots__ = ("_seen", "_state", "process")
+
+    def __init__(self, process: NodeProcess, seen: NodeSeen) -> None:
+        self.process = process
+        self._seen = seen
+        self._state: pb.StateReply | None = None
+
+    @property
+    def seen(self) -> NodeSeen:
+        """For decisions."""
+        return self._seen
+
+    @property
+    def state(self) -> pb.StateReply | None:
+        """What it told last; None before it was asked."""
+        return self._state
+
+    def fell_silent(self) -> bool:
+        """It did not answer; whether that is new."""
+        return self._becomes(replace(self._seen, silent=True))
+
+    def answered(self, reply: pb.StateReply, asked: NodeSeen) -> bool:
+        """It told its state, when asked while it was known as `asked`; whether anything is new."""
+        self._state = reply
+        held, refilling = segments_of(reply), lost_segments_of(reply)
+        if self._seen.segments != asked.segments:  # something was done meanwhile: the answer may be older
+            held, refilling = self._seen.segments, self._seen.refilling
+        return self._becomes(replace(self._seen, silent=False, segments=held, refilling=refilling))
+
+    def heard_addresses(self, addresses: Addresses) -> None:
+        """It was told where the others are."""
+        self._becomes(replace(self._seen, told=addresses))
+
+    def made_segments(self, made: Iterable[tuple[UUID, int]]) -> None:
+        """It has made these (volume, group)."""
+        self._becomes(replace(self._seen, segments=self._seen.segments.union(made)))
+
+    def dropped(self, volume_ids: Iterable[UUID]) -> None:
+        """It has put these volumes aside."""
+        gone = set(volume_ids)
+        self._becomes(replace(self._seen, segments=frozenset(s for s in self._seen.segments if s[0] not in gone)))
+
+    def _becomes(self, seen: NodeSeen) -> bool:
+        changed, self._seen = seen != self._seen, seen
+        return changed
+
+
+class Instance:
+    """An instance whose process runs. `status` and `opened` are those of its present or last incarnation."""
+
+    __slots__ = ("_available_since_s", "_opened", "_seen", "_status", "_unseen_end", "process")
+
+    def __init__(self, process: Reachable) -> None:
+        self.process = process
+        self._seen = InstanceSeen(InstancePhase.IDLE)
+        self._status: WriterStatus | None = None
+        self._opened: Opened | None = None
+        self._available_since_s = 0.0
+        self._unseen_end = False
+
+    @property
+    def seen(self) -> InstanceSeen:
+        """For decisions."""
+        return self._seen
+
+    @property
+    def status(self) -> WriterStatus | None:
+        """What it told last; None before it was available."""
+        return self._status
+
+    @property
+    def opened(self) -> Opened | None:
+        """What its last opening said."""
+        return self._opened
+
+    @property
+    def available_since_s(self) -> float:
+        """By the control plane's clock."""
+        return self._available_since_s
+
+    def opening(self, told: Addresses) -> None:
+        """It was asked to open, with these storage nodes."""
+        self._seen = InstanceSeen(InstancePhase.OPENING, told=told)
+
+    def has_opened(self, opened: Opened) -> None:
+        """The opening was answered."""
+        self._opened = opened
+
+    def is_at(self, phase: InstancePhase, reason: str | None = None) -> None:
+        """Where it stands, as it said itself."""
+        self._seen = replace(self._seen, phase=phase, reason=self._seen.reason if reason is None else reason)
+
+    def became_available(self, status: WriterStatus, since_s: float) -> None:
+        """Its engine accepts statements; its end will be news."""
+        self._unseen_end = True
+        self._available_since_s = since_s
+        self._seen = replace(self._seen, phase=InstancePhase.AVAILABLE, reason="", repaired=frozenset(status.repaired))
+        self.told(status)
+
+    def told(self, status: WriterStatus) -> bool:
+        """It told its status while it was available; whether anything that is decided by is new."""
+        before, self._status = self._seen, status
+        self._seen = replace(
+            before, groups=frozenset(status.groups), free_bytes=status.free_bytes, placements=status.placements
+        )
+        return before != self._seen
+
+    def heard_addresses(self, addresses: Addresses) -> None:
+        """It was told where the storage nodes are."""
+        self._seen = replace(self._seen, told=addresses)
+
+    def got_group(self, group: int) -> None:
+        """It has another group. How much is free is only known again at the next look; until then it must not cause
+        another growth."""
+        self._seen = replace(self._seen, groups=self._seen.groups | {group}, free_bytes=None)
+
+    def changed_members(self, placements: tuple[GroupPlacement, ...]) -> None:
+        """It goes by these from now on."""
+        self._seen = replace(self._seen, placements=placements)
+
+    def stopping(self, reason: str = "") -> None:
+        """It is going to end: nothing is led to it and nothing asked of it."""
+        self._seen = replace(self._seen, phase=InstancePhase.STOPPING, reason=reason or self._seen.reason)
+
+    def ended(self, reason: str) -> None:
+        """Its incarnation has ended."""
+        self._seen = InstanceSeen(InstancePhase.ENDED, reason)
+        self._unseen_end = False
+
+    def end_is_seen(self) -> bool:
+        """Its end is known, or going to be by whoever causes it; whether an available incarnation's end was unknown."""
+        unseen, self._unseen_end = self._unseen_end, False
+        return unseen
