@@ -91,6 +91,7 @@ async def _start_node(means: Means, action: reconcile.StartNode) -> None:
     process = await means.processes.runtime.start_node(node, means.config)
     await means.cut_off(node_id, process)
     await means.processes.add_node(node_id, process)
+    await means.cut_off(node_id, process)  # a partition that began or ended meanwhile was told to known nodes only
     host = process.info.host
     if node.host != host:
         await means.declared.commit(lambda fleet: fleet.with_node(replace(fleet.node(node_id), host=host)))
