@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,12 +141,8 @@ def main(
 
 @contextmanager
 def _connected(peer: RepairedFleet) -> Iterator[Fleet]:
-    try:
-        yield peer.connect()
-    finally:
-        import ray  # not before: it reads its settings from the environment, which connecting sets
-
-        ray.shutdown()
+    with closing(peer.connect()) as fleet:
+        yield fleet
 
 
 def take_turn(peer: RepairedFleet, fleet: Fleet, number: int, *, clients: int, load_s: float) -> Turn:

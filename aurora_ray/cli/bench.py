@@ -147,15 +147,17 @@ def _find_benchmarks() -> None:
 
 def _servers(name: str, dsns: list[str] | None, data_dir: Path | None, endpoint: str) -> tuple[bool, list[str]]:
     """(whether there is a Ray cluster for the generators, DSNs). Raises NotRunningError without either."""
-    from aurora_ray.ray.fleet import NotRunningError
+    from aurora_ray.control.api.client import NotRunningError
+    from aurora_ray.ray.fleet import connect_ray
 
     try:
-        status = options.find(data_dir).status(name) if not dsns else options.find(data_dir).info()
+        dsns = dsns or [options.find(data_dir).status(name)["endpoints"][endpoint]["dsn"]]
+        connect_ray(options.settings(data_dir).data_dir)
     except NotRunningError:
         if not dsns:
             raise
         return False, dsns
-    return True, dsns or [status["endpoints"][endpoint]["dsn"]]
+    return True, dsns
 
 
 def _prepare(dsn: str, init: int | None, *, quiet: bool) -> int:

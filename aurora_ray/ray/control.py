@@ -1,4 +1,5 @@
-"""The control plane's Ray actor: a loop thread with a ControlPlane on it, and its calls.
+"""The control plane's Ray actor: a loop thread with a ControlPlane on it, which serves the control API. Of Ray's calls
+there are two: who it is, and to stop.
 
 It is named, detached, and the only actor that Ray restarts by itself (`max_restarts=-1`): whatever kills it, the new
 one finds the processes that run and reads the declared state from the control volume.
@@ -23,7 +24,8 @@ import ray.util
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.api.calls import ControlApi
-from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
+from aurora_ray.control.api.server import ControlServer
+from aurora_ray.control.model.runtime import ADDRESS_FILE, ControlConfig, ProcessGoneError
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.errors import FencedError
 from aurora_ray.ray.actors import remote_class
@@ -38,8 +40,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
-CHAOS_TIMEOUT_S: Final = 30.0
-REPAIR_TIMEOUT_S: Final = 120.0
 SHUTDOWN_TIMEOUT_S: Final = 240.0
 GIVE_WAY_EVERY_S: Final = 5.0
 
@@ -55,7 +55,8 @@ class ControlActor:
         self._life = uuid4().hex
         self._loop = LoopThread("control")
         self._plane = self._loop.call(_make(config), SLACK_S)
-        self._api = ControlApi(self._plane)
+        self._server = ControlServer(self._plane, ControlApi(self._plane))
+        self._loop.call(self._server.start(), SLACK_S)
         self._loop.submit(_run(self._plane, self._life))
 
     async def _call(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
@@ -73,82 +74,9 @@ class ControlActor:
             "open": self._plane.is_open,
         }
 
-    async def create(self, name: str, options: dict[str, Any], timeout_s: float) -> bool:
-        """See ControlApi.create."""
-        return await self._call(self._api.create(name, timeout_s=timeout_s, **options), timeout_s)
-
-    async def wait_available(self, name: str, timeout_s: float) -> None:
-        """See ControlApi.wait_available."""
-        await self._call(self._api.wait_available(name, timeout_s), 2 * timeout_s)
-
-    async def delete(self, name: str, timeout_s: float) -> None:
-        """See ControlApi.delete."""
-        await self._call(self._api.delete(name, timeout_s), 2 * timeout_s)
-
-    async def look_at_state(self) -> dict[str, Any]:
-        """See ControlApi.look_at_state."""
-        return await self._call(self._api.look_at_state(), REPAIR_TIMEOUT_S)
-
-    async def repair_state(self, version: int | None) -> list[str]:
-        """See ControlApi.repair_state."""
-        return await self._call(self._api.repair_state(version), REPAIR_TIMEOUT_S)
-
-    async def graveyard(self) -> list[dict[str, Any]]:
-        """See ControlApi.graveyard."""
-        return await self._call(self._api.graveyard(), SLACK_S)
-
-    async def restore(self, entry: str, new_name: str, timeout_s: float) -> str:
-        """See ControlApi.restore."""
-        return await self._call(self._api.restore(entry, new_name, timeout_s), timeout_s)
-
-    async def purge(self, entry: str, timeout_s: float) -> None:
-        """See ControlApi.purge."""
-        await self._call(self._api.purge(entry, timeout_s), 2 * timeout_s)
-
-    async def clusters(self) -> list[dict[str, Any]]:
-        """See ControlApi.clusters."""
-        return await self._call(self._api.clusters(), SLACK_S)
-
-    async def status(self, name: str) -> dict[str, Any]:
-        """See ControlApi.status."""
-        return await self._call(self._api.status(name), SLACK_S)
-
-    async def secret(self, name: str) -> str:
-        """See ControlApi.secret."""
-        return await self._call(self._api.secret(name), SLACK_S)
-
-    async def failover(self, name: str, target: str | None, timeout_s: float) -> None:
-        """See ControlApi.failover."""
-        await self._call(self._api.failover(name, target, timeout_s), 2 * timeout_s)
-
-    async def set_parameters(self, name: str, changes: dict[str, str | None], timeout_s: float) -> list[dict[str, Any]]:
-        """See ControlApi.set_parameters."""
-        return await self._call(self._api.set_parameters(name, changes), timeout_s)
-
-    async def modify(self, name: str, memory_bytes: int, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
-        """See ControlApi.modify."""
-        return await self._call(self._api.modify(name, memory_bytes, at_next_start, timeout_s), 2 * timeout_s)
-
-    async def repair(self, name: str, kinds: list[str], timeout_s: float) -> None:
-        """See ControlApi.repair."""
-        await self._call(self._api.repair(name, kinds, timeout_s), 2 * timeout_s)
-
-    async def chaos(
-        self, verb: str, target: str, name: str, for_s: float | None, for_good: bool
-    ) -> list[dict[str, Any]]:
-        """See Chaos.strike."""
-        return await self._call(self._plane.chaos.strike(verb, target, name, for_s, for_good=for_good), CHAOS_TIMEOUT_S)
-
-    async def metrics(self) -> bytes:
-        """See metrics.fleet_metrics."""
-        return await self._call(self._plane.metrics(), SLACK_S)
-
-    async def trail(self) -> list[tuple[float, str]]:
-        """See ControlApi.trail."""
-        return self._api.trail()
-
     async def shutdown(self, destroy: bool) -> None:
         """Stops all processes in order; the actor itself stays, idle, until it is killed."""
+        (self._config.data_dir / ADDRESS_FILE).unlink(missing_ok=True)
         await self._call(self._plane.shutdown(destroy=destroy), SHUTDOWN_TIMEOUT_S)
 
 

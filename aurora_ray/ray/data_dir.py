@@ -14,6 +14,7 @@ from typing import Final
 
 from aurora_ray.control.faults import record as faults
 from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.control.observe import outages
 from aurora_ray.control.report import events
 from aurora_ray.errors import UsageError
@@ -31,6 +32,7 @@ OUR_FILES: Final = (
     local_ray.TOKEN_NAME,
     JOINED_NAME,
     LOCK_NAME,
+    ADDRESS_FILE,
     faults.FILE_NAME,
     outages.FILE_NAME,
     events.FILE_NAME,

@@ -1,7 +1,8 @@
 """A fleet from the outside, for the command line and for programs: start it or find it, ask it, stop it, remove it.
 
-Everything here blocks. One process talks to one fleet at a time: Ray allows one connection, and its settings come from
-the environment when it is imported.
+Everything here blocks. Who asks a fleet something talks to its control plane by gRPC and needs no Ray. Starting it and
+stopping it does: one process does that for one fleet, because Ray allows one connection, and its settings come from the
+environment when it is imported.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import atexit
 import contextlib
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from aurora_ray.compute.directories import prepare_data_dir
 from aurora_ray.compute.limits import raise_descriptor_limit
+from aurora_ray.control.api.client import ControlClient, NotRunningError, Progress
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.durable import replace_file
-from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
 from aurora_ray.rpc import secret_file
@@ -35,29 +36,19 @@ CALL_TIMEOUT_S: Final = 30.0
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 260.0
 PROGRESS_EVERY_S: Final = 0.3
-
-Progress = Callable[[str], None]
-
-
-class NotRunningError(AuroraError):
-    """There is no fleet, or it is stopped."""
+FIND_TIMEOUT_S: Final = 30.0  # for a control plane that is just being started anew
+ANSWER_TIMEOUT_S: Final = 3.0
 
 
 class OtherFleetError(NotRunningError):
     """What runs there is another fleet: nothing of it may be touched."""
 
 
-class Fleet:
-    """A connection to a running fleet's control plane."""
-
-    def __init__(self, control: Any, data_dir: Path) -> None:
-        self._control = control
-        self.data_dir = data_dir
-
-    # ---- starting and finding
+class Fleet(ControlClient):
+    """A running fleet: how to start it and find it, and the calls of its control plane."""
 
     @classmethod
-    def up(cls, settings: Settings, *, region: str | None = None, progress: Progress = lambda _: None) -> Fleet:
+    def up(cls, settings: Settings, *, region: str | None = None, progress: Progress = lambda _: None) -> Self:
         """Starts the fleet of the data directory, or finds it running. Raises ConfigurationError, LocalRayError."""
         from aurora_ray.engine.account import find_account
 
@@ -70,182 +61,100 @@ class Fleet:
                 secret_file.load_secret(data_dir / secret_file.FILE_NAME)
             config = _control_config(settings, region)
             running = _find_serving(data_dir, progress)
-            if settings.ray_address is not None:
-                if running is not None:
-                    raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
-                return cls._join(settings.ray_address, config)
-            if running is None and (data_dir / JOINED_NAME).exists():
-                return cls._join((data_dir / JOINED_NAME).read_text().strip(), config)
-            if running is None:
+            joined = data_dir / JOINED_NAME
+            if settings.ray_address is not None and running is not None:
+                raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
+            if settings.ray_address is not None or (running is None and joined.exists()):
+                _join(settings.ray_address or joined.read_text().strip(), config)
+            elif running is None:
                 config = _with_fleet(config)
                 progress("starting Ray")
-                running = _start_ray(data_dir, config)
-            _connect(running.address, data_dir, own=True)
-            return cls(_ensure_control(running.address, config), data_dir)
+                running = local_ray.start(data_dir, ["--config", json.dumps(config.to_dict())])
+            elif not cls._answers(data_dir):
+                _connect(running.address, data_dir, own=True)
+                _ensure_control(running.address, config)
+            return cls.connect(data_dir, UP_TIMEOUT_S, lambda: _may_answer(data_dir))
 
     @classmethod
-    def _join(cls, address: str, config: ControlConfig) -> Fleet:
-        """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet runs there,
-        or if this one's file may be on another machine."""
-        control = _connect(address, config.data_dir, own=False)
-        if control is not None:
-            _require_ours(control, config.data_dir, address)
-        else:
-            if not bootstrap.exists(config.data_dir):
-                _require_nowhere(config.data_dir)
-            config = _with_fleet(config)
-        control = _ensure_control(address, config)
-        _require_ours(control, config.data_dir, address)  # somebody else may have been faster
-        replace_file(config.data_dir / JOINED_NAME, address + "\n")
-        return cls(control, config.data_dir)
-
-    @classmethod
-    def find(cls, data_dir: Path) -> Fleet:
+    def find(cls, data_dir: Path) -> Self:
         """The running fleet of a data directory; a Ray that starts anew is waited for. Raises NotRunningError."""
-        running = _find_serving(data_dir)
-        joined = data_dir / JOINED_NAME
-        if running is not None:
-            control = _connect(running.address, data_dir, own=True)
-        elif joined.exists():
-            address = joined.read_text().strip()
-            control = _connect(address, data_dir, own=False)
-            if control is not None:
-                _require_ours(control, data_dir, address)
-        else:
-            control = None
-        if control is None:
+        if _find_serving(data_dir) is None and not (data_dir / JOINED_NAME).exists():
             if not bootstrap.exists(data_dir):
                 bootstrap.require_no_signs(data_dir)
             state = "is stopped" if bootstrap.exists(data_dir) else "does not exist"
             raise NotRunningError(f"the fleet in {data_dir} {state}; start it with `aurora up`")
-        return cls(control, data_dir)
+        return cls.connect(data_dir, FIND_TIMEOUT_S, lambda: _may_answer(data_dir))
 
-    # ---- calls
-
-    def info(self) -> dict[str, Any]:
-        """The control plane: process id, region, epoch."""
-        return dict(self._get(self._control.info.remote(), CALL_TIMEOUT_S))
-
-    def create(self, name: str, *, timeout_s: float = UP_TIMEOUT_S, **options: Any) -> bool:
-        """Declares a cluster; whether it is new. See ControlApi.create for the options."""
-        return bool(self._get(self._control.create.remote(name, options, timeout_s), timeout_s + CALL_TIMEOUT_S))
-
-    def wait_available(
-        self, name: str, *, timeout_s: float = UP_TIMEOUT_S, progress: Progress = lambda _: None
-    ) -> dict[str, Any]:
-        """Waits until a cluster accepts statements; its status."""
-        import ray
-
-        ref = self._control.wait_available.remote(name, timeout_s)
-        while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0]:
-            trail = self.trail()
-            if trail:
-                progress(trail[-1][1])
-        self._get(ref, CALL_TIMEOUT_S)
-        return self.status(name)
-
-    def status(self, name: str) -> dict[str, Any]:
-        """See ControlApi.status."""
-        status: dict[str, Any] = self._get(self._control.status.remote(name), CALL_TIMEOUT_S)
-        return status
-
-    def clusters(self) -> list[dict[str, Any]]:
-        """See ControlApi.clusters."""
-        clusters: list[dict[str, Any]] = self._get(self._control.clusters.remote(), CALL_TIMEOUT_S)
-        return clusters
-
-    def delete(self, name: str, *, timeout_s: float = UP_TIMEOUT_S) -> None:
-        """See ControlApi.delete."""
-        self._get(self._control.delete.remote(name, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
-
-    def look_at_state(self) -> dict[str, Any]:
-        """See ControlApi.look_at_state."""
-        found: dict[str, Any] = self._get(self._control.look_at_state.remote(), UP_TIMEOUT_S)
-        return found
-
-    def repair_state(self, version: int | None) -> list[str]:
-        """See ControlApi.repair_state."""
-        names: list[str] = self._get(self._control.repair_state.remote(version), UP_TIMEOUT_S)
-        return names
-
-    def graveyard(self) -> list[dict[str, Any]]:
-        """See ControlApi.graveyard."""
-        deleted: list[dict[str, Any]] = self._get(self._control.graveyard.remote(), CALL_TIMEOUT_S)
-        return deleted
-
-    def restore(self, entry: str, new_name: str, *, timeout_s: float = UP_TIMEOUT_S) -> str:
-        """See ControlApi.restore."""
-        return str(self._get(self._control.restore.remote(entry, new_name, timeout_s), timeout_s + CALL_TIMEOUT_S))
-
-    def purge(self, entry: str, *, timeout_s: float = UP_TIMEOUT_S) -> None:
-        """See ControlApi.purge."""
-        self._get(self._control.purge.remote(entry, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
-
-    def metrics(self) -> str:
-        """All metrics of the fleet, as Prometheus text."""
-        text: bytes = self._get(self._control.metrics.remote(), CALL_TIMEOUT_S)
-        return text.decode()
-
-    def failover(self, name: str, target: str | None, *, timeout_s: float) -> dict[str, Any]:
-        """See ControlApi.failover; the status afterwards."""
-        self._get(self._control.failover.remote(name, target, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
-        return self.status(name)
-
-    def set_parameters(self, name: str, changes: dict[str, str | None]) -> list[dict[str, Any]]:
-        """See ControlApi.set_parameters."""
-        ref = self._control.set_parameters.remote(name, changes, CALL_TIMEOUT_S)
-        done: list[dict[str, Any]] = self._get(ref, 2 * CALL_TIMEOUT_S)
-        return done
-
-    def modify(self, name: str, memory_bytes: int, *, at_next_start: bool, timeout_s: float) -> dict[str, Any]:
-        """See ControlApi.modify."""
-        ref = self._control.modify.remote(name, memory_bytes, at_next_start, timeout_s)
-        done: dict[str, Any] = self._get(ref, 2 * timeout_s + CALL_TIMEOUT_S)
-        return done
-
-    def repair(self, name: str, kinds: list[str], *, timeout_s: float) -> None:
-        """See ControlApi.repair."""
-        self._get(self._control.repair.remote(name, kinds, timeout_s), 2 * timeout_s + CALL_TIMEOUT_S)
-
-    def chaos(
-        self, verb: str, target: str, name: str, for_s: float | None, *, for_good: bool = False
-    ) -> list[dict[str, Any]]:
-        """See Chaos.strike."""
-        ref = self._control.chaos.remote(verb, target, name, for_s, for_good)
-        struck: list[dict[str, Any]] = self._get(ref, CALL_TIMEOUT_S)
-        return struck
-
-    def trail(self) -> list[tuple[float, str]]:
-        """What was decided and why."""
-        trail: list[tuple[float, str]] = self._get(self._control.trail.remote(), CALL_TIMEOUT_S)
-        return trail
-
-    def shutdown(self, *, destroy: bool) -> None:
-        """Stops every process in order, the control plane last. Raises NotRunningError if Ray dies meanwhile."""
-        import ray
-
-        own = local_ray.find(self.data_dir)
-        ref = self._control.shutdown.remote(destroy)
-        deadline_s = time.monotonic() + DOWN_TIMEOUT_S
-        while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0] and time.monotonic() < deadline_s:
-            if own is not None and not own.serves:
-                raise NotRunningError("Ray died")
+    @classmethod
+    def _answers(cls, data_dir: Path) -> bool:
         try:
-            self._get(ref, PROGRESS_EVERY_S)
-        finally:
-            ray.kill(self._control, no_restart=True)
-            ray.shutdown()  # while there still is something to say goodbye to
+            cls.connect(data_dir, ANSWER_TIMEOUT_S).close()
+        except NotRunningError:
+            return False
+        return True
 
-    @staticmethod
-    def _get(ref: Any, timeout_s: float) -> Any:
-        from aurora_ray.ray.calls import wait_for
 
-        try:
-            return wait_for(ref, timeout_s)
-        except TimeoutError:
-            raise NotRunningError(
-                "the control plane does not answer; `aurora down` and `aurora up` start anew"
-            ) from None
+def _may_answer(data_dir: Path) -> bool:
+    """Whether a control plane that does not answer yet may do so: nothing that it runs on is known to be gone."""
+    own = local_ray.find(data_dir)
+    return (data_dir / JOINED_NAME).exists() if own is None else own.serves
+
+
+def _join(address: str, config: ControlConfig) -> None:
+    """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet runs there,
+    or if this one's file may be on another machine."""
+    control = _connect(address, config.data_dir, own=False)
+    if control is not None:
+        _require_ours(control, config.data_dir, address)
+    else:
+        if not bootstrap.exists(config.data_dir):
+            _require_nowhere(config.data_dir)
+        config = _with_fleet(config)
+    control = _ensure_control(address, config)
+    _require_ours(control, config.data_dir, address)  # somebody else may have been faster
+    replace_file(config.data_dir / JOINED_NAME, address + "\n")
+
+
+def connect_ray(data_dir: Path) -> Any:
+    """Connects this process to the Ray cluster that the fleet of a data directory runs on; the control actor, or None.
+    Raises NotRunningError."""
+    own = local_ray.find(data_dir)
+    joined = data_dir / JOINED_NAME
+    if own is None and not joined.exists():
+        raise NotRunningError(f"no fleet runs in {data_dir}")
+    return _connect(own.address if own is not None else joined.read_text().strip(), data_dir, own=own is not None)
+
+
+def _shut_down(data_dir: Path, *, destroy: bool) -> None:
+    """Stops every process in order, the control plane last. By way of Ray, which also reaches a fleet that runs an
+    older version. Raises NotRunningError if there is no control plane, or if Ray dies meanwhile."""
+    own = local_ray.find(data_dir)
+    control = connect_ray(data_dir)
+    if control is None:
+        raise NotRunningError("no control plane runs there")
+    if own is None:
+        _require_ours(control, data_dir, (data_dir / JOINED_NAME).read_text().strip())
+    import ray
+
+    ref = control.shutdown.remote(destroy)
+    deadline_s = time.monotonic() + DOWN_TIMEOUT_S
+    while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0] and time.monotonic() < deadline_s:
+        if own is not None and not own.serves:
+            raise NotRunningError("Ray died")
+    try:
+        _get(ref, PROGRESS_EVERY_S)
+    finally:
+        ray.kill(control, no_restart=True)
+        ray.shutdown()  # while there still is something to say goodbye to
+
+
+def _get(ref: Any, timeout_s: float) -> Any:
+    from aurora_ray.ray.calls import wait_for
+
+    try:
+        return wait_for(ref, timeout_s)
+    except TimeoutError:
+        raise NotRunningError("the control plane does not answer; `aurora down` and `aurora up` start anew") from None
 
 
 def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) -> bool:
@@ -260,10 +169,9 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
         running = local_ray.find(data_dir)
         if running.serves if running is not None else joined:  # else nobody is there to be asked
             with contextlib.suppress(NotRunningError):
-                fleet = Fleet.find(data_dir)
-                was_running = True
                 progress("stopping engines and storage nodes")
-                fleet.shutdown(destroy=destroy)
+                _shut_down(data_dir, destroy=destroy)
+                was_running = True
         progress("stopping Ray")
         was_running = local_ray.stop(data_dir) or was_running
         require_unserved(data_dir)
@@ -348,16 +256,6 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
     )
 
 
-def _start_ray(data_dir: Path, config: ControlConfig) -> local_ray.LocalRay:
-    """Starts the local Ray and imports it here meanwhile: both take a while."""
-    os.environ.update(local_ray.environment(data_dir))
-    importer = threading.Thread(target=__import__, args=("ray",), name="import ray", daemon=True)
-    importer.start()
-    running = local_ray.start(data_dir, ["--config", json.dumps(config.to_dict())])
-    importer.join()
-    return running
-
-
 def _with_fleet(config: ControlConfig) -> ControlConfig:
     """Knows which fleet it is: the one of the file, which is made here, and nowhere else, for a new one."""
     fleet = bootstrap.found_or_new(config.data_dir, config.region, config.azs)
@@ -369,7 +267,7 @@ def _require_ours(control: Any, data_dir: Path, address: str) -> None:
     """Raises OtherFleetError unless that control plane says it runs the fleet of our file; then it is let go of."""
     import ray
 
-    theirs = Fleet(control, data_dir).info()
+    theirs = _get(control.info.remote(), CALL_TIMEOUT_S)
     ours = bootstrap.load(data_dir)
     if ours is None or theirs["data_dir"] != str(data_dir) or theirs["fleet_id"] != str(ours.fleet_id):
         ray.shutdown()

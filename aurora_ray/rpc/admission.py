@@ -134,7 +134,7 @@ class Caller:
     def impostor(self, address: str, said: str = "") -> ImpostorError:
         """For an answer that came without a proof."""
         what = f" (it said: {said[:200]})" if said else ""
-        return ImpostorError(f"whoever answers at {address} does not prove to be storage node {self.server}{what}")
+        return ImpostorError(f"whoever answers at {address} does not prove to be our {self.server}{what}")
 
     def learn(self, proof: Proof, metadata: Iterable[Any] | None) -> bool:
         """Takes the challenge from a server that did not admit this proof; whether it is worth another try.

@@ -13,6 +13,7 @@ import grpc
 from aurora_ray import errors
 
 REASON_KEY: Final = "aurora-reason"
+CONTROL: Final = "control"  # the name of a control plane as a server
 
 _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]] = (
     (errors.MalformedError, grpc.StatusCode.INVALID_ARGUMENT, "malformed"),
@@ -25,6 +26,10 @@ _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]]
     (errors.OutOfRangeError, grpc.StatusCode.OUT_OF_RANGE, "out_of_range"),
     (errors.DiskFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full"),
     (errors.DamagedCopyError, grpc.StatusCode.DATA_LOSS, "damaged"),
+    (errors.QuorumLostError, grpc.StatusCode.UNAVAILABLE, "quorum_lost"),
+    (errors.PortInUseError, grpc.StatusCode.FAILED_PRECONDITION, "port_in_use"),
+    (errors.ConfigurationError, grpc.StatusCode.FAILED_PRECONDITION, "configuration"),
+    (errors.EngineError, grpc.StatusCode.INTERNAL, "engine"),
 )
 _BY_REASON: Final = {reason: kind for kind, _, reason in _TABLE}
 # Of those that come without a reason: from gRPC's own library, or because nobody answers.
@@ -47,7 +52,11 @@ def status_of(error: errors.AuroraError) -> tuple[grpc.StatusCode, str]:
 def error_of(
     server: str, code: grpc.StatusCode, details: str | None, metadata: Iterable[Any] | None = ()
 ) -> errors.AuroraError:
-    """How a call of the server named `server` ended, in our own tree."""
+    """How a call of the server named `server` ended, in our own tree.
+
+    What a storage node says needs its name beside it; a control plane's sentences are for people as they are.
+    """
     reason = next((str(value) for key, value in metadata or () if key == REASON_KEY), "")
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, errors.StorageError)
-    return kind(f"storage node {server}: {details or code.name}")
+    said = details or code.name
+    return kind(said if server == CONTROL else f"storage node {server}: {said}")

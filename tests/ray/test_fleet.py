@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from aurora_ray.config import load_settings
+from aurora_ray.control.api.client import NotRunningError
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.control.plane import ControlPlane
@@ -19,7 +20,7 @@ from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME
-from aurora_ray.ray.fleet import Fleet, NotRunningError, OtherFleetError
+from aurora_ray.ray.fleet import Fleet, OtherFleetError
 from aurora_ray.rpc.secret_file import FILE_NAME
 from tests.control.fleets import AZS
 
@@ -48,15 +49,17 @@ def ray_of_another(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
     def connect(address: str, data_dir: Path, *, own: bool) -> Any:
-        return object()
+        def info() -> dict[str, Any]:
+            return {"data_dir": str(data_dir), "fleet_id": str(uuid4())}
 
-    def info(self: Fleet) -> dict[str, Any]:
-        return {"data_dir": str(self.data_dir), "fleet_id": str(uuid4())}
+        def shut_down(_: bool) -> None:
+            done.append("shut down")
+
+        return SimpleNamespace(info=SimpleNamespace(remote=info), shutdown=SimpleNamespace(remote=shut_down))
 
     monkeypatch.setattr(fleet, "_connect", connect)
     monkeypatch.setattr(fleet, "_ensure_control", lambda *_: done.append("started"))
-    monkeypatch.setattr(Fleet, "info", info)
-    monkeypatch.setattr(Fleet, "shutdown", lambda *_, **__: done.append("shut down"))
+    monkeypatch.setattr(fleet, "_get", lambda found, _: found)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     return done
 
@@ -67,7 +70,7 @@ def test_down_leaves_another_fleet_alone_and_removes_its_own_data_only(
     made(tmp_path / "data")
     (tmp_path / "data" / JOINED_NAME).write_text(OTHER + "\n")
     with pytest.raises(OtherFleetError, match="not the one of"):
-        Fleet.find(tmp_path / "data")
+        fleet._shut_down(tmp_path / "data", destroy=True)
     fleet.down(tmp_path / "data", destroy=True)
     assert not ray_of_another
     assert not (tmp_path / "data").exists()

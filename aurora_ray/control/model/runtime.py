@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 
+ADDRESS_FILE = "control.json"  # in the data directory: where the control API is served (api/server.py)
+
+
 class ProcessGoneError(AuroraError):
     """The process ended; a new one can be started."""
 

@@ -1,0 +1,1 @@
+"""The control API, generated from proto/aurora_ray/control/v1."""
