@@ -21,6 +21,7 @@ from tests.support.polling import poll_until_blocking
 from tests.support.stranger import ask
 
 STATE = "/aurora_ray.storage.v1.StorageNode/State"
+INFO = "/aurora_ray.control.v1.Control/Info"
 # Nodes and engines are replaced while a test runs: the check at the end of the run sees what is left in earnest.
 pytestmark = [
     pytest.mark.ray,
@@ -123,6 +124,8 @@ def test_every_door_is_closed_to_another_user(fleet: CliFleet) -> None:
         # The append port hangs up on whoever it refuses, which a library may tell as a loss of the connection.
         assert {answers[STATE], answers[f"{STATE} with another secret"]} <= {"UNAUTHENTICATED", "UNAVAILABLE"}
         assert not [way for way, answer in answers.items() if answer.startswith("ok")], "not even whether it serves"
+    control = [answers for place, answers in told.items() if "ControlActor" in owners[place] and INFO in answers]
+    assert [answers[INFO] for answers in control].count("UNAUTHENTICATED") == 1, "the control API"
     postgres = [answers["postgres"] for answers in told.values() if "password wanted" in answers.get("postgres", "")]
     assert set(postgres) == {"password wanted (10)"}, "SCRAM at the endpoints and the engine"
     after = fleet.until(lambda status: status["state"] == "available", "the fleet is as it was")

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import grpc._channel
 
+from aurora_ray.control.v1 import control_pb2
 from aurora_ray.rpc.admission import Caller, Secret
 from aurora_ray.storage.v1 import storage_pb2
 from tests.support.sockets import Door
@@ -34,7 +35,8 @@ READ_BYTES = 4096
 
 def methods() -> list[str]:
     """Of every service that may be behind a port: all of ours, gRPC's own, and the first and last of each of Ray's."""
-    found = [f"/{s.full_name}/{m.name}" for s in storage_pb2.DESCRIPTOR.services_by_name.values() for m in s.methods]
+    files = (storage_pb2.DESCRIPTOR, control_pb2.DESCRIPTOR)
+    found = [f"/{s.full_name}/{m.name}" for f in files for s in f.services_by_name.values() for m in s.methods]
     package = importlib.import_module("ray.core.generated")
     for module in pkgutil.iter_modules(package.__path__):
         if module.name.endswith("_pb2"):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from aurora_ray.control.decide import reconcile
-from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DeletedCluster, Fleet, StorageNode
 from aurora_ray.errors import UsageError
 
@@ -27,12 +27,9 @@ DELETED_MAX: Final = 1000  # records in the declared state; beyond that, someone
 class GiveUpDeleted(reconcile.Action):
     """Have the nodes drop the volume of a deleted cluster whose time is over."""
 
+    kind: ClassVar = Kind.GRAVEYARD
+    of: ClassVar = ("volume_id",)
     volume_id: str
-
-    @property
-    def key(self) -> Key:
-        """Per volume."""
-        return key(Kind.GRAVEYARD, self.volume_id)
 
 
 def wanted(fleet: Fleet, wall_s: float) -> Iterator[reconcile.Action]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import assert_never
+from typing import ClassVar, assert_never
 from uuid import UUID
 
 from aurora_ray.control.model.keys import Key, Kind, key
@@ -50,75 +50,62 @@ class SegmentOrder:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something to do, and why."""
+    """Something to do, and why. Actions of one key exclude each other: of one `kind`, of the same thing, which the
+    fields named in `of` say (none: there is one)."""
 
+    kind: ClassVar[Kind]
+    of: ClassVar[tuple[str, ...]] = ()
     why: str
 
     @property
     def key(self) -> Key:
-        """Actions of one key exclude each other."""
-        raise NotImplementedError
+        """What it is of, for `Observed.busy` and for attempts."""
+        return key(self.kind, "/".join(str(getattr(self, name)) for name in self.of))
 
 
 @dataclass(frozen=True, slots=True)
 class StartNode(Action):
     """Start the storage node's process in its AZ, on its own directory."""
 
+    kind: ClassVar = Kind.NODE
+    of: ClassVar = ("node_id",)
     node_id: str
-
-    @property
-    def key(self) -> Key:
-        """One process a node."""
-        return key(Kind.NODE, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)
 class TellNodes(Action):
     """Give these running nodes the addresses of all."""
 
+    kind: ClassVar = Kind.PEERS
     node_ids: tuple[str, ...]
     addresses: Addresses
-
-    @property
-    def key(self) -> Key:
-        """One round at a time."""
-        return key(Kind.PEERS)
 
 
 @dataclass(frozen=True, slots=True)
 class CreateSegments(Action):
     """Have a running node make the segments that it shall have and never had."""
 
+    kind: ClassVar = Kind.SEGMENTS
+    of: ClassVar = ("node_id",)
     node_id: str
     segments: tuple[SegmentOrder, ...]
-
-    @property
-    def key(self) -> Key:
-        """One a node at a time."""
-        return key(Kind.SEGMENTS, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenControl(Action):
     """Open the control volume (which fences an older control plane) and load the declared state."""
 
-    @property
-    def key(self) -> Key:
-        """There is one."""
-        return key(Kind.CONTROL)
+    kind: ClassVar = Kind.CONTROL
 
 
 @dataclass(frozen=True, slots=True)
 class StartInstance(Action):
     """Start the process of an instance in its AZ."""
 
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
     cluster: str
     instance_id: str
-
-    @property
-    def key(self) -> Key:
-        """Shared by all that changes an instance."""
-        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,117 +113,90 @@ class OpenInstance(Action):
     """Seal the volume, mount it, start the engine. `initialise`: nobody has noted yet that it holds a data directory;
     if it is empty, it gets one."""
 
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
     cluster: str
     instance_id: str
     initialise: bool
-
-    @property
-    def key(self) -> Key:
-        """Shared by all that changes an instance."""
-        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
 class NoteInitialised(Action):
     """Note that a cluster's volume holds a complete data directory: an engine serves on it."""
 
+    kind: ClassVar = Kind.INITIALISED
+    of: ClassVar = ("cluster",)
     cluster: str
     volume_id: UUID
-
-    @property
-    def key(self) -> Key:
-        """Per cluster."""
-        return key(Kind.INITIALISED, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class NoteRepaired(Action):
     """Note that these repairs of a cluster are made: an engine serves that was opened with them."""
 
+    kind: ClassVar = Kind.REPAIRED
+    of: ClassVar = ("cluster",)
     cluster: str
     made: frozenset[str]
-
-    @property
-    def key(self) -> Key:
-        """Per cluster."""
-        return key(Kind.REPAIRED, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class StopInstance(Action):
     """Stop the engine and end the process."""
 
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
     instance_id: str
-
-    @property
-    def key(self) -> Key:
-        """Shared by all that changes an instance."""
-        return key(Kind.INSTANCE, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
 class TellInstance(Action):
     """Give a writer the new addresses of the storage nodes."""
 
+    kind: ClassVar = Kind.TELL
+    of: ClassVar = ("instance_id",)
     instance_id: str
     addresses: Addresses
-
-    @property
-    def key(self) -> Key:
-        """Its own key: it must not wait for an opening that itself waits for a node."""
-        return key(Kind.TELL, self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
 class AllocateGroup(Action):
     """Declare another protection group of a cluster's volume."""
 
+    kind: ClassVar = Kind.GROW
+    of: ClassVar = ("cluster",)
     cluster: str
     group: int
-
-    @property
-    def key(self) -> Key:
-        """One growth of a volume at a time."""
-        return key(Kind.GROW, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class AddGroup(Action):
     """Give a declared group to the writer."""
 
+    kind: ClassVar = Kind.GROW
+    of: ClassVar = ("cluster",)
     cluster: str
     instance_id: str
     group: Group
-
-    @property
-    def key(self) -> Key:
-        """One growth of a volume at a time."""
-        return key(Kind.GROW, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetCluster(Action):
     """Take a cluster without instances out of the declared state."""
 
+    kind: ClassVar = Kind.CLUSTER
+    of: ClassVar = ("cluster",)
     cluster: str
-
-    @property
-    def key(self) -> Key:
-        """Per cluster."""
-        return key(Kind.CLUSTER, self.cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class DropVolumes(Action):
     """Have a node delete its segments of volumes that are no longer declared."""
 
+    kind: ClassVar = Kind.DROP
+    of: ClassVar = ("node_id",)
     node_id: str
     volume_ids: tuple[UUID, ...]
-
-    @property
-    def key(self) -> Key:
-        """Per node."""
-        return key(Kind.DROP, self.node_id)
 
 
 @dataclass(frozen=True, slots=True)

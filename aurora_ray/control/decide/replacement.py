@@ -25,11 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
 from aurora_ray.control.decide.reconcile import Action
-from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import Ailment, InstancePhase, NodeSeen, Observed
 from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.state import ClusterPhase, Fleet, Group, VolumeState
@@ -55,24 +55,16 @@ class ReplaceRules:
 class ReplaceNode(Action):
     """Declare a new node that takes over the copies of this one."""
 
+    kind: ClassVar = Kind.REPLACEMENT
     node_id: str
-
-    @property
-    def key(self) -> Key:
-        """One replacement at a time."""
-        return key(Kind.REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
 class CancelReplacement(Action):
     """Have this new node take nothing over."""
 
+    kind: ClassVar = Kind.REPLACEMENT
     node_id: str
-
-    @property
-    def key(self) -> Key:
-        """One replacement at a time."""
-        return key(Kind.REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +74,31 @@ class ChangeMembers(Action):
     With `filled`, once that node has its copies.
     """
 
+    kind: ClassVar = Kind.MEMBERS
+    of: ClassVar = ("volume_id",)
     volume_id: UUID
     instance_id: str
     placement: GroupPlacement
     filled: str = ""
-
-    @property
-    def key(self) -> Key:
-        """One change of a volume at a time."""
-        return key(Kind.MEMBERS, self.volume_id)
 
 
 @dataclass(frozen=True, slots=True)
 class NotePlacements(Action):
     """Declare what a volume's writer says about who holds its groups."""
 
+    kind: ClassVar = Kind.MEMBERS
+    of: ClassVar = ("volume_id",)
     volume_id: UUID
     placements: tuple[GroupPlacement, ...]
-
-    @property
-    def key(self) -> Key:
-        """One change of a volume at a time."""
-        return key(Kind.MEMBERS, self.volume_id)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveNode(Action):
     """End the process of a node that holds nothing, remove its directory, and forget it."""
 
+    kind: ClassVar = Kind.REMOVE
+    of: ClassVar = ("node_id",)
     node_id: str
-
-    @property
-    def key(self) -> Key:
-        """Its own key: failures to start it must not put it off."""
-        return key(Kind.REMOVE, self.node_id)
 
 
 def wanted(fleet: Fleet, observed: Observed, now_s: float, rules: ReplaceRules) -> Iterator[Action | str]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from aurora_ray.control.decide.reconcile import Action
-from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, Fleet, Role
@@ -71,35 +71,25 @@ class EndpointRuntime(Protocol):
 class StartEndpoints(Action):
     """Start the process that has the endpoints."""
 
-    @property
-    def key(self) -> Key:
-        """There is one."""
-        return key(Kind.ENDPOINTS)
+    kind: ClassVar = Kind.ENDPOINTS
 
 
 @dataclass(frozen=True, slots=True)
 class PointEndpoints(Action):
     """Tell it which endpoints there are and where they lead."""
 
+    kind: ClassVar = Kind.ENDPOINTS
     orders: tuple[EndpointOrder, ...]
-
-    @property
-    def key(self) -> Key:
-        """One at a time: what is told last must be what holds."""
-        return key(Kind.ENDPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
 class MoveEndpoint(Action):
     """Declare another port for an endpoint that cannot have its own."""
 
+    kind: ClassVar = Kind.MOVE_ENDPOINT
+    of: ClassVar = ("cluster", "role")
     cluster: str
     role: Role
-
-    @property
-    def key(self) -> Key:
-        """Of an endpoint."""
-        return key(Kind.MOVE_ENDPOINT, f"{self.cluster}/{self.role}")
 
 
 def cluster_endpoint(cluster: str) -> str:

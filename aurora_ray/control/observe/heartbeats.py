@@ -16,13 +16,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.watch import Watch, Watched
 from aurora_ray.control.decide.reconcile import Action
-from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.errors import AuroraError
@@ -43,12 +43,9 @@ GONE_TIMEOUT_S: Final = 10.0
 class KillInstance(Action):
     """End the process of an instance at once, whatever state it is in."""
 
+    kind: ClassVar = Kind.KILL
+    of: ClassVar = ("instance_id",)
     instance_id: str
-
-    @property
-    def key(self) -> Key:
-        """A key of its own: whatever else goes on with the instance hangs with it."""
-        return key(Kind.KILL, self.instance_id)
 
 
 class Isolation:

@@ -1,0 +1,127 @@
+"""The control API over gRPC: the command line's client against a real server, and callers who may not call."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from aurora_ray.control.api.calls import ControlApi
+from aurora_ray.control.api.client import ControlClient, NotRunningError
+from aurora_ray.control.api.server import ControlServer
+from aurora_ray.control.model.runtime import ADDRESS_FILE
+from aurora_ray.control.v1 import control_pb2 as pb
+from aurora_ray.errors import ConfigurationError, QuorumLostError, UsageError
+from aurora_ray.rpc.admission import OURS, ImpostorError, Secret
+from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.secret_file import FILE_NAME
+from aurora_ray.rpc.status import CONTROL
+from tests.control.local_runtime import LocalRuntime
+from tests.control.test_plane import Running, started
+
+pytestmark = pytest.mark.allowed_logs(r".*")
+
+
+@asynccontextmanager
+async def served(runtime: LocalRuntime) -> AsyncIterator[tuple[Running, ControlServer, ControlClient]]:
+    directory = runtime.directory
+    (directory / FILE_NAME).write_text(OURS.secret.to_text())
+    (directory / FILE_NAME).chmod(0o600)
+    async with started(runtime) as running:
+        server = ControlServer(running.plane, running.api)
+        await server.start()
+        client = await asyncio.to_thread(ControlClient.connect, directory, 10.0)
+        try:
+            yield running, server, client
+        finally:
+            await asyncio.to_thread(client.close)
+            await server.stop()
+
+
+async def test_a_client_asks_all_that_people_ask(runtime: LocalRuntime) -> None:
+    async with served(runtime) as (running, _, client):
+
+        async def ask(call: Any, *arguments: Any, **options: Any) -> Any:
+            return await asyncio.to_thread(call, *arguments, **options)
+
+        assert await ask(client.create, "demo", timeout_s=20.0)
+        assert not await ask(client.create, "demo", exist_ok=True, timeout_s=20.0)
+        said: list[str] = []
+        status = await ask(client.wait_available, "demo", timeout_s=20.0, progress=said.append)
+        assert status["state"] == "available"
+        assert status == json.loads(json.dumps(await running.api.status("demo"))) | {
+            key: status[key] for key in ("instances", "storage_nodes", "volume")
+        }
+        assert [cluster["cluster"] for cluster in await ask(client.clusters)] == ["demo"]
+        assert (await ask(client.info))["fleet_id"] == str(running.plane.fleet.fleet_id)
+        assert "aurora_cluster_up" in await ask(client.metrics)
+        assert any("control state is open" in sentence for _, sentence in await ask(client.trail))
+        struck = await ask(client.chaos, "kill", "node:a-1", "demo", 30.0)
+        assert struck[0]["target"] == "node:a-1"
+        await ask(client.chaos, "resume", "node:a-1", "demo", None)
+        await ask(client.delete, "demo", timeout_s=20.0)
+        assert [deleted["cluster"] for deleted in await ask(client.graveyard)] == ["demo"]
+        assert await ask(client.restore, "demo", "again", timeout_s=20.0) == "again"
+
+
+async def test_errors_arrive_as_what_they_are_and_in_the_words_they_were_said_in(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(runtime) as (running, _, client):
+        await running.api.wait_open(20)
+        with pytest.raises(UsageError, match=r"^there is no cluster 'nobody'"):
+            await asyncio.to_thread(client.status, "nobody")
+        for error in (ConfigurationError("no engine"), QuorumLostError("took too long"), UsageError("no")):
+
+            async def fails(*_: Any, error: Exception = error, **__: Any) -> None:
+                raise error
+
+            monkeypatch.setattr(ControlApi, "clusters", fails)
+            with pytest.raises(type(error), match=f"^{error}$"):
+                await asyncio.to_thread(client.clusters)
+
+
+async def test_nobody_is_answered_without_the_secret(runtime: LocalRuntime) -> None:
+    async with served(runtime) as (running, server, client):
+        await running.api.wait_open(20)
+        revision = running.plane.fleet.revision
+        assert (runtime.directory / ADDRESS_FILE).stat().st_mode & 0o777 == 0o600
+        for method in pb.DESCRIPTOR.services_by_name["Control"].methods:
+            async with grpc.aio.insecure_channel(client.address) as channel:
+                call: Any = channel.unary_unary(f"/{method.containing_service.full_name}/{method.name}")
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await call(b"", timeout=10)
+                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        async with open_channel(client.address, CONTROL, Secret.new()) as channel:
+            delete = channel.unary_unary("/aurora_ray.control.v1.Control/Info")
+            with pytest.raises(ImpostorError):  # one with another secret believes no answer, either
+                await delete(b"", timeout=10)
+        assert server.refused == len(pb.DESCRIPTOR.services_by_name["Control"].methods) + 2, (
+            "it tried again, for the challenge"
+        )
+        assert running.plane.fleet.revision == revision
+
+
+async def test_a_copy_of_a_data_directory_leads_to_no_fleet(runtime: LocalRuntime, tmp_path: Path) -> None:
+    async with served(runtime):
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for name in (ADDRESS_FILE, FILE_NAME):
+            shutil.copy2(runtime.directory / name, copy / name)
+        with pytest.raises(NotRunningError, match="it is that of"):
+            await asyncio.to_thread(ControlClient.connect, copy, 0.0)
+
+
+def test_where_nobody_answers_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotRunningError, match="does not say where"):
+        ControlClient.connect(tmp_path, 0.0)
+    (tmp_path / FILE_NAME).write_text(Secret.new().to_text())
+    (tmp_path / FILE_NAME).chmod(0o600)
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"address": "127.0.0.1:1"}))
+    with pytest.raises(NotRunningError, match="does not answer"):
+        ControlClient.connect(tmp_path, 0.0)
