@@ -31,7 +31,7 @@ from aurora_ray.errors import FencedError
 from aurora_ray.ray.actors import remote_class
 from aurora_ray.ray.calls import result_of
 from aurora_ray.ray.endpoints import RayEndpointRuntime
-from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, NAMESPACE, RayRuntime
+from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, RayRuntime, namespace_of
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
 from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret
@@ -82,7 +82,8 @@ class ControlActor:
 
 async def _make(config: ControlConfig) -> ControlPlane:
     """On the loop that it is going to live on."""
-    plane = ControlPlane(config, RayRuntime(), endpoints=RayEndpointRuntime())
+    namespace = namespace_of(config.fleet_id)
+    plane = ControlPlane(config, RayRuntime(namespace), endpoints=RayEndpointRuntime(namespace))
     await plane.metrics_port.open(config.metrics_port)
     return plane
 
@@ -92,15 +93,15 @@ async def _run(plane: ControlPlane, life: str) -> None:
         await plane.run()
     except FencedError as error:
         _log.warning("%s", error)
-        await give_way(life, successor_life, lambda: os._exit(0))
+        await give_way(life, lambda: successor_life(plane.config.fleet_id), lambda: os._exit(0))
     except Exception:
         _log.exception("the control plane failed; a new one takes its place")
         os._exit(1)  # not an orderly exit: Ray starts the next one
 
 
-async def successor_life() -> str:
-    """The life of the control actor that Ray knows now; empty while it does not answer."""
-    handle = await asyncio.to_thread(find_control)
+async def successor_life(fleet_id: str) -> str:
+    """The life of the fleet's control actor that Ray knows now; empty while it does not answer."""
+    handle = await asyncio.to_thread(find_control, fleet_id)
     if handle is None:
         return ""
     try:
@@ -126,13 +127,18 @@ def ensure_control(config: ControlConfig) -> Any:
     """The handle of the control actor of this Ray cluster, which is started if there is none: on this machine, where
     the fleet's file is, now and whenever Ray starts it again."""
     here = {f"node:{ray.util.get_node_ip_address()}": CRUMB}
-    options = {"name": CONTROL_NAME, "namespace": NAMESPACE, "get_if_exists": True, "max_restarts": -1}
+    options = {
+        "name": CONTROL_NAME,
+        "namespace": namespace_of(config.fleet_id),
+        "get_if_exists": True,
+        "max_restarts": -1,
+    }
     return remote_class(ControlActor, resources=here, **options).remote(config)
 
 
-def find_control() -> Any:
-    """The handle of the control actor, or None."""
+def find_control(fleet_id: str) -> Any:
+    """The handle of a fleet's control actor, or None. Without an id: that of a fleet of an older version."""
     try:
-        return ray.get_actor(CONTROL_NAME, NAMESPACE)
+        return ray.get_actor(CONTROL_NAME, namespace_of(fleet_id))
     except ValueError:
         return None

@@ -21,7 +21,7 @@ from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, remote_class
 from aurora_ray.ray.calls import result_of
-from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CRUMB, NAMESPACE, START_TIMEOUT_S, noted_info, wait_gone
+from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CRUMB, START_TIMEOUT_S, noted_info, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,11 +92,14 @@ class RayEndpoints:
 
 
 class RayEndpointRuntime:
-    """See `endpoints.EndpointRuntime`."""
+    """See `endpoints.EndpointRuntime`. `namespace` is the fleet's."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
 
     async def start(self, config: ControlConfig) -> EndpointProcess:
         """A new actor."""
-        cls = remote_class(EndpointActor, name=NAME, namespace=NAMESPACE, resources={HEAD_RESOURCE: CRUMB})
+        cls = remote_class(EndpointActor, name=NAME, namespace=self._namespace, resources={HEAD_RESOURCE: CRUMB})
         try:
             handle = cls.remote(str(config.data_dir))
         except ValueError as error:  # the name is taken: an earlier one is on its way out
@@ -112,7 +115,7 @@ class RayEndpointRuntime:
     async def find(self) -> EndpointProcess | None:
         """The actor of an earlier control plane, whether it answers or not."""
         try:
-            handle = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+            handle = await asyncio.to_thread(ray.get_actor, NAME, self._namespace)
         except ValueError:
             return None
         try:

@@ -101,39 +101,34 @@ def _may_answer(data_dir: Path) -> bool:
 
 
 def _join(address: str, config: ControlConfig) -> None:
-    """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet runs there,
-    or if this one's file may be on another machine."""
-    control = _connect(address, config.data_dir, own=False)
-    if control is not None:
-        _require_ours(control, config.data_dir, address)
-    else:
+    """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet has the same
+    directory there, or if this one's file may be on another machine."""
+    _connect(address, config.data_dir, own=False)
+    if _find_ours(config.data_dir) is None:
         if not bootstrap.exists(config.data_dir):
             _require_nowhere(config.data_dir)
         config = _with_fleet(config)
-    control = _ensure_control(address, config)
-    _require_ours(control, config.data_dir, address)  # somebody else may have been faster
+    _ensure_control(address, config)
     replace_file(config.data_dir / JOINED_NAME, address + "\n")
 
 
-def connect_ray(data_dir: Path) -> Any:
-    """Connects this process to the Ray cluster that the fleet of a data directory runs on; the control actor, or None.
-    Raises NotRunningError."""
+def connect_ray(data_dir: Path) -> None:
+    """Connects this process to the Ray cluster that the fleet of a data directory runs on. Raises NotRunningError."""
     own = local_ray.find(data_dir)
     joined = data_dir / JOINED_NAME
     if own is None and not joined.exists():
         raise NotRunningError(f"no fleet runs in {data_dir}")
-    return _connect(own.address if own is not None else joined.read_text().strip(), data_dir, own=own is not None)
+    _connect(own.address if own is not None else joined.read_text().strip(), data_dir, own=own is not None)
 
 
 def _shut_down(data_dir: Path, *, destroy: bool) -> None:
     """Stops every process in order, the control plane last. By way of Ray, which also reaches a fleet that runs an
     older version. Raises NotRunningError if there is no control plane, or if Ray dies meanwhile."""
     own = local_ray.find(data_dir)
-    control = connect_ray(data_dir)
+    connect_ray(data_dir)
+    control = _find_ours(data_dir)
     if control is None:
-        raise NotRunningError("no control plane runs there")
-    if own is None:
-        _require_ours(control, data_dir, (data_dir / JOINED_NAME).read_text().strip())
+        raise NotRunningError(f"no control plane of {data_dir} runs there")
     import ray
 
     ref = control.shutdown.remote(destroy)
@@ -263,18 +258,39 @@ def _with_fleet(config: ControlConfig) -> ControlConfig:
     return replace(config, fleet_id=str(fleet.fleet_id))
 
 
-def _require_ours(control: Any, data_dir: Path, address: str) -> None:
-    """Raises OtherFleetError unless that control plane says it runs the fleet of our file; then it is let go of."""
-    import ray
-
-    theirs = _get(control.info.remote(), CALL_TIMEOUT_S)
+def _find_ours(data_dir: Path) -> Any:
+    """Of the control actors of the connected Ray cluster that of our fleet, in whatever namespace; None if it does not
+    run. Raises OtherFleetError for that of another fleet of the same directory, on another machine: both would have
+    the same directories of storage nodes."""
     ours = bootstrap.load(data_dir)
-    if ours is None or theirs["data_dir"] != str(data_dir) or theirs["fleet_id"] != str(ours.fleet_id):
-        ray.shutdown()
-        raise OtherFleetError(
-            f"the Ray cluster at {address} runs fleet {theirs['fleet_id']} of {theirs['data_dir']}, not the one of "
-            f"{data_dir}: name that directory with --data-dir, or another Ray cluster with --address"
-        )
+    for control in _controls():
+        theirs = _get(control.info.remote(), CALL_TIMEOUT_S)
+        if theirs["data_dir"] != str(data_dir):
+            continue
+        if ours is None or theirs["fleet_id"] not in (str(ours.fleet_id), str(bootstrap.UNKNOWN_FLEET)):
+            import ray
+
+            ray.shutdown()
+            raise OtherFleetError(
+                f"that Ray cluster runs fleet {theirs['fleet_id']} of {data_dir} on another machine, not the one that "
+                "is here: name another directory with --data-dir, or another Ray cluster with --address"
+            )
+        return control
+    return None
+
+
+def _controls() -> list[Any]:
+    """The control actors of all fleets of the connected Ray cluster."""
+    import ray.util
+
+    from aurora_ray.ray.runtime import CONTROL_NAME, LEGACY_NAMESPACE
+
+    found = []
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        if one["name"] == CONTROL_NAME and one["namespace"].startswith(LEGACY_NAMESPACE):
+            with contextlib.suppress(ValueError):  # it ended just now
+                found.append(ray.get_actor(CONTROL_NAME, one["namespace"]))
+    return found
 
 
 def _require_nowhere(data_dir: Path) -> None:
@@ -314,14 +330,17 @@ def _fleet_here(data_dir: str) -> str:
 
 
 def _ensure_control(address: str, config: ControlConfig) -> Any:
-    from aurora_ray.ray.control import ensure_control
+    from aurora_ray.ray.control import ensure_control, find_control
 
     _require_azs(config.azs, address)
+    running = _find_ours(config.data_dir)
+    if running is not None and find_control(config.fleet_id) != running:
+        raise UsageError(f"the fleet in {config.data_dir} runs an older version: `aurora down`, then `aurora up`")
     return ensure_control(config)
 
 
-def _connect(address: str, data_dir: Path, *, own: bool) -> Any:
-    """Connects to a Ray cluster; its control actor, or None. Raises NotRunningError."""
+def _connect(address: str, data_dir: Path, *, own: bool) -> None:
+    """Connects to a Ray cluster. Raises NotRunningError."""
     if own:
         os.environ.update(local_ray.environment(data_dir))
         atexit.register(local_ray.forget_command_logs, data_dir)
@@ -329,16 +348,11 @@ def _connect(address: str, data_dir: Path, *, own: bool) -> Any:
 
     import ray
 
-    from aurora_ray.ray.runtime import NAMESPACE
-
     try:
         with _silenced():
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise NotRunningError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
-    from aurora_ray.ray.control import find_control
-
-    return find_control()
 
 
 def _require_azs(azs: Sequence[str], address: str) -> None:

@@ -76,14 +76,14 @@ def _start(data_dir: Path, config: ControlConfig, ended: threading.Event) -> dic
     """Starts the cluster and notes its address; its daemons."""
     import ray
 
-    from aurora_ray.ray.runtime import NAMESPACE, az_resource
+    from aurora_ray.ray.runtime import az_resource, namespace_of
 
     ray.init(
         num_cpus=PARALLEL_STARTS,
         resources={az_resource(az): PER_AZ for az in config.azs},
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
-        namespace=NAMESPACE,
+        namespace=namespace_of(config.fleet_id),
         log_to_driver=False,
         logging_level=logging.WARNING,
         _node_ip_address="127.0.0.1",

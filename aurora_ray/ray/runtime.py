@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-NAMESPACE: Final = "aurora-ray"
+LEGACY_NAMESPACE: Final = "aurora-ray"  # of all fleets, before one Ray cluster could run several
 CONTROL_NAME: Final = "control"
 NODE_PREFIX: Final = "storage-"
 INSTANCE_PREFIX: Final = "instance-"
@@ -53,6 +53,11 @@ CALL_TIMEOUT_S: Final = 10.0
 FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
 CHANGE_TIMEOUT_S: Final = 60.0
 WIPE_TIMEOUT_S: Final = 10.0
+
+
+def namespace_of(fleet_id: str) -> str:
+    """Where a fleet's actors have their names; empty: those of a fleet of an older version."""
+    return f"{LEGACY_NAMESPACE}-{fleet_id}" if fleet_id else LEGACY_NAMESPACE
 
 
 def az_resource(az: str) -> str:
@@ -183,9 +188,10 @@ class RayInstance:
 
 
 class RayRuntime:
-    """See `runtime.Runtime`."""
+    """See `runtime.Runtime`. `namespace` is the fleet's."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
         self._spares: Spares[RayInstance] = Spares(self._new_instance)
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
@@ -201,15 +207,14 @@ class RayRuntime:
         existing = await self.find_node(node.node_id)
         if existing is not None:  # someone started it and did not live to note it
             return existing
-        handle = _create(
-            StorageNodeActor, NODE_PREFIX + node.node_id, node.az, node.host, storage, str(config.data_dir), OURS.secret
-        )
+        name, place = NODE_PREFIX + node.node_id, (node.az, node.host)
+        handle = _create(StorageNodeActor, name, self._namespace, place, storage, str(config.data_dir), OURS.secret)
         info = await _started(handle, handle.start.remote(), node.az, node.host)
         return RayNode(handle, info)
 
     async def find_node(self, node_id: str) -> NodeProcess | None:
         """The actor of an earlier control plane. One that hangs is left alone, and found when it answers again."""
-        handle = await _find(NODE_PREFIX + node_id)
+        handle = await _find(NODE_PREFIX + node_id, self._namespace)
         if handle is None:
             return None
         try:
@@ -257,7 +262,7 @@ class RayRuntime:
 
     async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
         first, other = names(INSTANCE_PREFIX, instance_id)
-        arguments = (az, "", instance_id, az, choice, OURS.secret)
+        arguments = (self._namespace, (az, ""), instance_id, az, choice, OURS.secret)
         try:
             handle = _create(InstanceActor, first, *arguments)
         except ProcessGoneError:
@@ -269,8 +274,9 @@ class RayRuntime:
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
-        named = await asyncio.to_thread(ray.util.list_named_actors)
-        ours = sorted(name for name in named if isinstance(name, str) and name.startswith(INSTANCE_PREFIX))
+        found_names = await asyncio.to_thread(ray.util.list_named_actors, True)
+        named = [one["name"] for one in found_names if isinstance(one, dict) and one["namespace"] == self._namespace]
+        ours = sorted(name for name in named if name.startswith(INSTANCE_PREFIX))
         found: dict[str, list[RayInstance]] = {}
         for name, instance in zip(ours, await asyncio.gather(*map(self._find_instance, ours)), strict=True):
             if instance is not None:
@@ -280,7 +286,7 @@ class RayRuntime:
     async def _find_instance(self, name: str) -> RayInstance | None:
         """One that does not answer is there all the same: whether it hangs is for the heartbeats to find, which take
         their time and look at what it does."""
-        handle = await _find(name)
+        handle = await _find(name, self._namespace)
         if handle is None:
             return None
         try:
@@ -320,10 +326,12 @@ def _node_dir(node: StorageNode, config: ControlConfig) -> Path:
     return config.data_dir / "nodes" / node.node_id
 
 
-def _create(cls: type[Any], name: str, az: str, host: str, *arguments: Any) -> Any:
+def _create(cls: type[Any], name: str, namespace: str, place: tuple[str, str], *arguments: Any) -> Any:
+    """`place`: an AZ, and a machine in it (empty: any)."""
+    az, host = place
     resources = {az_resource(az): CRUMB, **({f"node:{host}": CRUMB} if host else {})}
     try:
-        return remote_class(cls, name=name, namespace=NAMESPACE, resources=resources).remote(*arguments)
+        return remote_class(cls, name=name, namespace=namespace, resources=resources).remote(*arguments)
     except ValueError as error:  # the name is taken: an earlier one is on its way out
         raise ProcessGoneError(f"actor {name} is still there and cannot be started anew yet") from error
 
@@ -369,9 +377,9 @@ async def _signal(info: ActorInfo, signo: int, resume_after_s: float | None) -> 
     return pids
 
 
-async def _find(name: str) -> Any:
+async def _find(name: str, namespace: str) -> Any:
     try:
-        return await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
+        return await asyncio.to_thread(ray.get_actor, name, namespace)
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""Three Ray nodes, one in each AZ, as a program of its own: `python -m tests.cli.machines AZ AZ AZ`.
+"""Ray nodes, one in each AZ, as a program of its own: `python -m tests.cli.machines AZ AZ AZ`. (`AZ+AZ`: one in both.)
 
 Prints the address, then obeys lines on standard input: `kill AZ`, `start AZ`; answers each with `ok`. Ends with its
 input.
@@ -38,7 +38,8 @@ def main(azs: list[str]) -> None:
 
 
 def _add(cluster: Cluster, az: str) -> object:
-    return cluster.add_node(num_cpus=2, object_store_memory=80 << 20, resources={f"az:{az}": 1000.0})
+    resources = {f"az:{each}": 1000.0 for each in az.split("+")}
+    return cluster.add_node(num_cpus=2, object_store_memory=80 << 20, resources=resources)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aurora_ray.control.api.client import ControlClient
+from aurora_ray.control.model import bootstrap
 from tests.cli.fleet import CliFleet, fleet_at
 from tests.support.leaks import remove_tree
+from tests.support.polling import poll_until_blocking
+from tests.support.timing import scaled
 
 pytestmark = [
     pytest.mark.ray,
@@ -100,3 +106,46 @@ def test_a_ray_cluster_without_the_azs_is_refused_with_advice(run_dir: Path) -> 
         cli.destroy()
         remove_tree(cli.data_dir)
         machines.close()
+
+
+UP = """
+import sys
+from pathlib import Path
+from aurora_ray.config import load_settings
+from aurora_ray.ray.fleet import Fleet
+
+data_dir, address, region = sys.argv[1:]
+Fleet.up(load_settings(data_dir=Path(data_dir), ray_address=address), region=region)
+"""
+
+
+def test_two_fleets_of_two_regions_run_on_one_ray(run_dir: Path) -> None:
+    """Each with its own directory, names and control volume; the end of one is nothing to the other. (No clusters.)"""
+    regions = {"first": "us-east-1", "second": "eu-west-1"}
+    machines = Machines(("+".join(f"{region}{letter}" for region in regions.values() for letter in "abc"),))
+    clis = {name: CliFleet(run_dir / name, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}) for name in regions}
+    try:
+        for name, region in regions.items():
+            command = [sys.executable, "-c", UP, str(clis[name].data_dir), machines.address, region]
+            subprocess.run(command, check=True, timeout=scaled(120), env=os.environ)
+        clients = {name: ControlClient.connect(cli.data_dir, 30) for name, cli in clis.items()}
+        infos = {name: poll_until_blocking(partial(_open, client), 60) for name, client in clients.items()}
+        assert {name: info["region"] for name, info in infos.items()} == regions
+        assert len({info["fleet_id"] for info in infos.values()}) == 2
+        volumes = {bootstrap.load(cli.data_dir).control_volume.volume_id for cli in clis.values()}  # type: ignore[union-attr]
+        assert len(volumes) == 2
+        clients["first"].close()
+        clis["first"].destroy()
+        assert not bootstrap.exists(clis["first"].data_dir)
+        assert clients["second"].info() == infos["second"]
+        clients["second"].close()
+    finally:
+        for cli in clis.values():
+            cli.destroy()
+            remove_tree(cli.data_dir)
+        machines.close()
+
+
+def _open(client: ControlClient) -> dict[str, Any] | None:
+    info = client.info()
+    return info if info["open"] else None

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from aurora_ray.control.model.bootstrap import new_fleet
 from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.model.placement import place_group
-from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet, Group, Role, VolumeState
+from aurora_ray.control.model.state import CONTROL_VOLUME_ID, DBCluster, DBInstance, Fleet, Group, Role, VolumeState
 from aurora_ray.volume.spec import GroupPlacement
 
 AZS = ("a", "b", "c")
@@ -29,8 +29,10 @@ def with_cluster(fleet: Fleet, name: str = "demo", *, initialised: bool = True) 
 
 
 def running_fleet() -> Fleet:
-    """A cluster called demo, everything made."""
-    return created(with_cluster(new_fleet("somewhere", AZS)))
+    """A cluster called demo, everything made; its control volume has the id that all had once."""
+    fleet = new_fleet("somewhere", AZS)
+    known = replace(fleet.control_volume, volume_id=CONTROL_VOLUME_ID)
+    return created(with_cluster(replace(fleet, control_volume=known)))
 
 
 def addresses(nodes: tuple[str, ...] = NODES) -> Addresses:

@@ -48,14 +48,19 @@ def ray_of_another(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A Ray cluster that runs another fleet, of the same directory on another machine; what was done to it."""
     done: list[str] = []
 
-    def connect(address: str, data_dir: Path, *, own: bool) -> Any:
-        def info() -> dict[str, Any]:
-            return {"data_dir": str(data_dir), "fleet_id": str(uuid4())}
+    directories: list[Path] = []
 
-        def shut_down(_: bool) -> None:
-            done.append("shut down")
+    def connect(address: str, data_dir: Path, *, own: bool) -> None:
+        directories.append(data_dir)
 
-        return SimpleNamespace(info=SimpleNamespace(remote=info), shutdown=SimpleNamespace(remote=shut_down))
+    def info() -> dict[str, Any]:
+        return {"data_dir": str(directories[-1]), "fleet_id": str(uuid4())}
+
+    def shut_down(_: bool) -> None:
+        done.append("shut down")
+
+    other = SimpleNamespace(info=SimpleNamespace(remote=info), shutdown=SimpleNamespace(remote=shut_down))
+    monkeypatch.setattr(fleet, "_controls", lambda: [other])
 
     monkeypatch.setattr(fleet, "_connect", connect)
     monkeypatch.setattr(fleet, "_ensure_control", lambda *_: done.append("started"))
@@ -69,7 +74,7 @@ def test_down_leaves_another_fleet_alone_and_removes_its_own_data_only(
 ) -> None:
     made(tmp_path / "data")
     (tmp_path / "data" / JOINED_NAME).write_text(OTHER + "\n")
-    with pytest.raises(OtherFleetError, match="not the one of"):
+    with pytest.raises(OtherFleetError, match="not the one that is here"):
         fleet._shut_down(tmp_path / "data", destroy=True)
     fleet.down(tmp_path / "data", destroy=True)
     assert not ray_of_another

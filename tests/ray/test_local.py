@@ -61,7 +61,7 @@ def test_a_process_whose_title_hides_the_mark_is_found_by_its_session(tmp_path: 
 
 
 def test_a_process_does_not_find_itself(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from aurora_ray.control import local_ray\n"
+    program = "import sys; from pathlib import Path; from aurora_ray.ray import local as local_ray\n"
     program += "sys.exit(local_ray.end_processes(Path(sys.argv[1])))"
     environ = {**os.environ, local_ray.MARK_NAME: str(tmp_path)}
     done = subprocess.run(

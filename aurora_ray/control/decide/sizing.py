@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import ClassVar, Final
 
 from aurora_ray.control.decide import reconcile
-from aurora_ray.control.model.keys import Key, Kind, key
+from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, Fleet
 from aurora_ray.engine.machine import Machine
@@ -25,12 +25,9 @@ END_TIMEOUT_S: Final = 90.0
 class ResizeInstance(reconcile.Action):
     """Have an instance that was opened with another size than the declared one open anew."""
 
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
     instance_id: str
-
-    @property
-    def key(self) -> Key:
-        """Shared by all that changes an instance."""
-        return key(Kind.INSTANCE, self.instance_id)
 
 
 def wanted(fleet: Fleet, seen: Mapping[str, InstanceSeen]) -> Iterator[reconcile.Action]:

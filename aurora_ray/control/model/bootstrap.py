@@ -19,7 +19,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from aurora_ray.control.model.placement import default_nodes, place_group
-from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet, Group, StorageNode, VolumeState
+from aurora_ray.control.model.state import Fleet, Group, StorageNode, VolumeState, control_volume_id
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import ConfigurationError, UsageError
 
@@ -36,8 +36,10 @@ def new_fleet(region: str, azs: Sequence[str]) -> Fleet:
     """A fleet that does not exist yet: two nodes in each AZ, the control volume on six of them."""
     nodes = default_nodes(azs)
     group = place_group(0, azs, nodes, ())
-    control = VolumeState(CONTROL_VOLUME_ID, CONTROL_PAGE_SIZE, CONTROL_GROUP_BYTES, (group,), initialised=True)
-    return Fleet(uuid4(), region, tuple(azs), nodes, control)
+    fleet_id = uuid4()
+    volume_id = control_volume_id(fleet_id)
+    control = VolumeState(volume_id, CONTROL_PAGE_SIZE, CONTROL_GROUP_BYTES, (group,), initialised=True)
+    return Fleet(fleet_id, region, tuple(azs), nodes, control)
 
 
 def exists(data_dir: Path) -> bool:

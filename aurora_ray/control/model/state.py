@@ -12,6 +12,7 @@ added field with a default needs no new format. Format 2 seals secrets (see seal
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,7 +29,17 @@ FORMAT = 2  # 2: sealed passwords; deleted clusters, which an older program woul
 FIRST_NODES_PER_AZ = 2
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
-CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")
+CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")  # of every fleet, before each got one of its own
+
+
+def control_volume_id(fleet_id: UUID) -> UUID:
+    """The id of a new fleet's control volume: the beginning says what it is, the rest whose."""
+    return UUID(bytes=CONTROL_VOLUME_ID.bytes[:10] + hashlib.sha256(fleet_id.bytes).digest()[:6])
+
+
+def is_control_volume(volume_id: UUID) -> bool:
+    """Whether a volume holds a fleet's control state."""
+    return volume_id.bytes[:10] == CONTROL_VOLUME_ID.bytes[:10]
 
 
 class ClusterPhase(StrEnum):

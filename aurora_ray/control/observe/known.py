@@ -121,7 +121,13 @@ class Instance:
         """Its engine accepts statements; its end will be news."""
         self._unseen_end = True
         self._available_since_s = since_s
-        self._seen = replace(self._seen, phase=InstancePhase.AVAILABLE, reason="", repaired=frozenset(status.repaired))
+        self._seen = replace(
+            self._seen,
+            phase=InstancePhase.AVAILABLE,
+            reason="",
+            repaired=frozenset(status.repaired),
+            memory_bytes=status.declared_memory_bytes,
+        )
         self.told(status)
 
     def told(self, status: WriterStatus) -> bool:
