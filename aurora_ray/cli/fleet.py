@@ -119,8 +119,10 @@ def down(
         confirm_removal(f"Remove all data in {directory}?")
     with progress("removing the fleet" if destroy else "stopping", quiet=json) as say:
         was_running = fleet.down(directory, destroy=destroy, progress=say)
-    result: dict[str, Any] = {"stopped": was_running, "destroyed": destroy, "data_dir": str(directory)}
+    there = was_running is not None
+    result: dict[str, Any] = {"stopped": bool(was_running), "destroyed": destroy and there, "data_dir": str(directory)}
     if json:
         write_json(result)
     else:
-        write_line("removed" if destroy else "stopped" if was_running else "was not running")
+        done = "removed" if destroy else "stopped" if was_running else "was not running"
+        write_line(done if there else f"there was no fleet in {directory}")

@@ -152,12 +152,13 @@ def _get(ref: Any, timeout_s: float) -> Any:
         raise NotRunningError("the control plane does not answer; `aurora down` and `aurora up` start anew") from None
 
 
-def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) -> bool:
-    """Stops the fleet, in order as far as it answers, and removes its data if asked; whether it ran."""
+def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) -> bool | None:
+    """Stops the fleet, in order as far as it answers, and removes its data if asked; whether it ran, None if there was
+    no trace of any."""
     joined = (data_dir / JOINED_NAME).exists()
     if not (bootstrap.exists(data_dir) or bootstrap.signs(data_dir) or joined or local_ray.find(data_dir)):
         if destroy or not data_dir.exists():
-            return False
+            return None
         raise NotRunningError(f"there is no fleet in {data_dir} on this machine")
     with locked(data_dir):
         was_running = False

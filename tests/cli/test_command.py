@@ -100,3 +100,8 @@ def test_a_missing_engine_account_is_said_before_anything_starts(
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_nothing_is_said_to_be_removed_where_nothing_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down", "--destroy", "--yes", "--data-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"there was no fleet in {tmp_path}\n"

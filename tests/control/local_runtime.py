@@ -23,7 +23,6 @@ from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
-from aurora_ray.volume.write.membership import change_members
 from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
 
@@ -126,7 +125,7 @@ class LocalInstance:
     async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         self._check()
         assert self.volume is not None
-        placements = await change_members(self.volume, placement, filled)
+        placements = await self.volume.members.try_step(placement, filled)
         if self._runtime.answers_to_changes is not None:
             await self._runtime.answers_to_changes.wait()
         return placements

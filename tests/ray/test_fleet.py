@@ -124,8 +124,8 @@ def test_data_that_a_process_serves_is_not_removed(tmp_path: Path, monkeypatch: 
 def test_where_nothing_is_nothing_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError, match="no fleet in"):
         fleet.down(tmp_path, destroy=False)
-    assert not fleet.down(tmp_path, destroy=True)
-    assert not fleet.down(tmp_path / "nowhere", destroy=False)
+    assert fleet.down(tmp_path, destroy=True) is None
+    assert fleet.down(tmp_path / "nowhere", destroy=False) is None
 
 
 @pytest.fixture(params=["nodes/a-1", "passfiles/demo.pgpass", "instances/demo-1"])
