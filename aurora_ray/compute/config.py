@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from aurora_ray.compute.health import HealthRules
+from aurora_ray.compute.role import Role
 from aurora_ray.engine.sizes import InstanceSize
 from aurora_ray.errors import AuroraError
 from aurora_ray.troubles import Trouble
@@ -83,6 +84,7 @@ class WriterConfig:
     engine: EngineChoice
     port: int
     superuser_password: str = field(repr=False)
+    role: Role = Role.WRITER
     host: str = "127.0.0.1"
     initialise: bool = False
     cache_bytes: int = 0  # 0: by what is free on its disk

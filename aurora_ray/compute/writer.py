@@ -19,11 +19,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opentelemetry import trace
 
 from aurora_ray import telemetry
+from aurora_ray.compute import commands
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
 from aurora_ray.compute.directories import prepare_instance_dirs
 from aurora_ray.compute.engines import import_image, is_complete, prepare_engine
@@ -42,9 +43,12 @@ from aurora_ray.volume.write.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from aurora_ray.compute.commands import Command
     from aurora_ray.compute.engines import PreparedEngine
     from aurora_ray.engine.base import Engine, EngineExit
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _KILL_TIMEOUT_S = 10.0
@@ -272,6 +276,24 @@ class Writer:
     async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
         """See FirstWrite.after; None as well while it is not open."""
         return await self._first_write.after(after_ns, timeout_s) if self._first_write is not None else None
+
+    async def do(self, command: Command[T]) -> T:
+        """Carries out a command. Raises UsageError for one that a writer does not take."""
+        answer: Any
+        match command:
+            case commands.Configure(parameters):
+                answer = await self.configure(parameters)
+            case commands.UpdateNodes(nodes):
+                answer = await self.update_nodes(nodes)
+            case commands.AddGroup(placement):
+                answer = await self.add_group(placement)
+            case commands.ChangeMembers(placement, filled):
+                answer = await self.change_members(placement, filled)
+            case commands.FirstWrite(after_ns, timeout_s):
+                answer = await self.first_write(after_ns, timeout_s)
+            case _:
+                raise UsageError(f"a writer does not take {type(command).__name__}")
+        return cast("T", answer)
 
     async def configure(self, parameters: Mapping[str, str]) -> None:
         """Other parameters of the cluster, see Engine.configure."""

@@ -29,11 +29,11 @@ from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.partition import PARTY, Cut, instance_party, storage_party
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.storage.config import StorageConfig
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 CONCURRENCY: Final = 1000
 HOLD_S: Final = 20.0
@@ -132,25 +132,9 @@ class InstanceActor:
         """This process's, as Prometheus text."""
         return telemetry.exposition()
 
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        """See Instance.first_write."""
-        return await self._loop.ask(self._instance.first_write(after_ns, timeout_s), timeout_s + START_TIMEOUT_S)
-
-    async def configure(self, parameters: Mapping[str, str]) -> None:
-        """See Instance.configure."""
-        await self._loop.ask(self._instance.configure(parameters), START_TIMEOUT_S)
-
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
-        """See Instance.update_nodes."""
-        await self._loop.ask(self._instance.update_nodes(nodes), START_TIMEOUT_S)
-
-    async def add_group(self, placement: GroupPlacement) -> None:
-        """See Instance.add_group."""
-        await self._loop.ask(self._instance.add_group(placement), START_TIMEOUT_S)
-
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See Instance.change_members."""
-        return await self._loop.ask(self._instance.change_members(placement, filled), START_TIMEOUT_S)
+    async def do(self, command: Command[Any]) -> Any:
+        """See Instance.do."""
+        return await self._loop.ask(self._instance.do(command), command.limit_s)
 
     async def stop(self, fast: bool, destroy: bool) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import ray
 import ray._private.state
@@ -31,16 +31,17 @@ from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model.runtime import ControlConfig, InstanceProcess, NodeProcess
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LEGACY_NAMESPACE: Final = "aurora-ray"  # of all fleets, before one Ray cluster could run several
 CONTROL_NAME: Final = "control"
@@ -51,7 +52,6 @@ START_TIMEOUT_S: Final = 60.0
 LOOK_FOR_PLACE_EVERY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 10.0
 FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
-CHANGE_TIMEOUT_S: Final = 60.0
 WIPE_TIMEOUT_S: Final = 10.0
 
 
@@ -127,34 +127,15 @@ class RayInstance:
         status: WriterStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
         return status
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
-        """Other parameters of the cluster for its engine."""
-        await result_of(self._handle.configure.remote(parameters), CHANGE_TIMEOUT_S)
-
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
-        """New addresses of storage nodes."""
-        await result_of(self._handle.update_nodes.remote(nodes), CHANGE_TIMEOUT_S)
-
-    async def add_group(self, placement: GroupPlacement) -> None:
-        """Another group for the volume."""
-        await result_of(self._handle.add_group.remote(placement), CHANGE_TIMEOUT_S)
-
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See volume.membership.change_members."""
-        ref = self._handle.change_members.remote(placement, filled)
-        placements: tuple[GroupPlacement, ...] = await result_of(ref, CHANGE_TIMEOUT_S)
-        return placements
+    async def do(self, command: Command[T]) -> T:
+        """See InstanceProcess."""
+        answer: T = await result_of(self._handle.do.remote(command), command.limit_s + CALL_TIMEOUT_S)
+        return answer
 
     async def metrics(self, timeout_s: float) -> bytes:
         """What the process counts, as Prometheus text."""
         text: bytes = await result_of(self._handle.metrics.remote(), timeout_s)
         return text
-
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        """See Instance.first_write."""
-        ref = self._handle.first_write.remote(after_ns, timeout_s)
-        write: tuple[int, int] | None = await result_of(ref, timeout_s + CALL_TIMEOUT_S)
-        return write
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """To the actor's process and all below it."""

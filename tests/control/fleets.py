@@ -3,10 +3,11 @@
 from dataclasses import replace
 from uuid import UUID, uuid4
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.bootstrap import new_fleet
 from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.model.placement import place_group
-from aurora_ray.control.model.state import CONTROL_VOLUME_ID, DBCluster, DBInstance, Fleet, Group, Role, VolumeState
+from aurora_ray.control.model.state import CONTROL_VOLUME_ID, DBCluster, DBInstance, Fleet, Group, VolumeState
 from aurora_ray.volume.spec import GroupPlacement
 
 AZS = ("a", "b", "c")

@@ -6,7 +6,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from aurora_ray.compute import commands
+from aurora_ray.compute.commands import Command
 from aurora_ray.compute.config import (
     EngineChoice,
     HalfMadeVolumeError,
@@ -117,12 +120,12 @@ class LocalInstance:
             declared_memory_bytes=self.configs[-1].memory_bytes if self.configs else 0,
         )
 
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+    async def _update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         self.addresses = tuple(nodes)
         if self.volume is not None:
             await self.volume.update_nodes(nodes)
 
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+    async def _change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         self._check()
         assert self.volume is not None
         placements = await self.volume.members.try_step(placement, filled)
@@ -134,18 +137,29 @@ class LocalInstance:
         if self.volume is not None:
             await self.volume.close()
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
+    async def _configure(self, parameters: Mapping[str, str]) -> None:
         self._check()
         self.parameters = dict(parameters)
 
-    async def add_group(self, placement: GroupPlacement) -> None:
+    async def _add_group(self, placement: GroupPlacement) -> None:
         self.groups = (*self.groups, placement.group)
 
     async def metrics(self, timeout_s: float) -> bytes:
         return b""
 
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        return after_ns, 1
+    async def do(self, command: Command[Any]) -> Any:
+        match command:
+            case commands.UpdateNodes(nodes):
+                return await self._update_nodes(nodes)
+            case commands.ChangeMembers(placement, filled):
+                return await self._change_members(placement, filled)
+            case commands.Configure(parameters):
+                return await self._configure(parameters)
+            case commands.AddGroup(placement):
+                return await self._add_group(placement)
+            case commands.FirstWrite(after_ns):
+                return after_ns, 1
+        raise AssertionError(command)
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         self.kill()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import OpenInstance, StartInstance
-from aurora_ray.control.model.state import DBInstance, Role
+from aurora_ray.control.model.state import DBInstance
 from aurora_ray.control.observe.outages import Outages
 from aurora_ray.control.perform import steps as perform
 from aurora_ray.errors import AuroraError, QuorumLostError, UnsupportedRoleError, UsageError

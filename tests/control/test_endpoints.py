@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
-from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet, Role
+from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet
 from aurora_ray.control.observe.endpoints import (
     MOVE_AFTER_S,
     Endpoints,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import (
     Action,
     AddGroup,
@@ -23,7 +24,7 @@ from aurora_ray.control.decide.reconcile import (
 from aurora_ray.control.model.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
 from aurora_ray.control.model.bootstrap import new_fleet
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, Observed
-from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet, Role
+from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet
 from aurora_ray.errors import UsageError
 from tests.control.fleets import (
     AZS,

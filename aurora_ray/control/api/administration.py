@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from aurora_ray.compute.commands import Configure
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.perform.ending import end_in_order
@@ -64,7 +65,7 @@ async def _tell(plane: ControlPlane, cluster: DBCluster) -> bool:
         return False
     try:
         async with asyncio.timeout(TELL_TIMEOUT_S):
-            await instance.process.configure(dict(cluster.parameters))
+            await instance.process.do(Configure(dict(cluster.parameters)))
     except (AuroraError, TimeoutError):
         return False
     return True

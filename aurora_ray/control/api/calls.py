@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
+from aurora_ray.compute.role import Role
 from aurora_ray.control.api import administration, repair_state
 from aurora_ray.control.api.moving import move_writer
 from aurora_ray.control.api.sizing import modify
@@ -18,7 +19,7 @@ from aurora_ray.control.decide import graveyard, sizing
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.placement import COPIES, WRITE_QUORUM, place_group, place_instance
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
-from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Role, VolumeState
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, VolumeState
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from aurora_ray.compute.engines import SUPERUSERS
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model import bootstrap
-from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, Role, VolumeState
+from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, VolumeState
 from aurora_ray.control.model.store import read_versions, volume_spec
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind

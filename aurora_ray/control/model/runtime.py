@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from aurora_ray.compute.health import HealthRules
 from aurora_ray.errors import AuroraError, FencedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 
+T = TypeVar("T")
 ADDRESS_FILE = "control.json"  # in the data directory: where the control API is served (api/server.py)
 
 
@@ -141,23 +140,11 @@ class InstanceProcess(Protocol):
     async def status(self) -> WriterStatus | None:
         """The current incarnation; None if there never was one."""
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
-        """Other parameters of the cluster for its engine."""
-
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
-        """New addresses of storage nodes."""
-
-    async def add_group(self, placement: GroupPlacement) -> None:
-        """Another group for the volume."""
-
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See volume.membership.change_members."""
+    async def do(self, command: Command[T]) -> T:
+        """Has the open incarnation carry out a command. Raises what it raises, UsageError if nothing is open."""
 
     async def metrics(self, timeout_s: float) -> bytes:
         """What the process counts, as Prometheus text."""
-
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        """When the VDL first moved at or after a Unix time (ns), and the VDL; None if it does not in time."""
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """Signals the process and what it started (see compute.signals.send); process ids."""

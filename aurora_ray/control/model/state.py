@@ -21,6 +21,7 @@ from uuid import UUID
 
 import msgpack  # type: ignore[import-untyped]
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.sealing import SECRET, seal, secret_fields, unseal
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
 from aurora_ray.volume.spec import GroupPlacement
@@ -47,15 +48,6 @@ class ClusterPhase(StrEnum):
 
     AVAILABLE = "available"
     DELETING = "deleting"
-
-
-class Role(StrEnum):
-    """The kinds of instance, all that there are: whoever does something with an instance asks for its kind first."""
-
-    WRITER = "writer"  # the one that has the volume's epoch
-    READER = "reader"  # follows the writer on a read-only mount of the same volume
-    STATIC = "static"  # reads the volume as of one LSN
-    REPLICA = "replica"  # follows by the engine's own replication
 
 
 @dataclass(frozen=True, slots=True)

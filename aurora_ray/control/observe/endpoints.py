@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
-from aurora_ray.control.model.state import ClusterPhase, DBCluster, Fleet, Role
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, Fleet
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
 from aurora_ray.endpoint.relay import Target
 from aurora_ray.errors import FencedError

@@ -8,13 +8,13 @@ once the partition is healed. What whoever made the partition does itself (signa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import Opened, Outcome, WriterConfig, WriterStatus
     from aurora_ray.control.model.runtime import InstanceProcess
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 T = TypeVar("T")
 
@@ -76,29 +76,13 @@ class Reachable:
         """See InstanceProcess."""
         return await self._through(self._process.status)
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
+    async def do(self, command: Command[T]) -> T:
         """See InstanceProcess."""
-        await self._through(lambda: self._process.configure(parameters))
-
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
-        """See InstanceProcess."""
-        await self._through(lambda: self._process.update_nodes(nodes))
-
-    async def add_group(self, placement: GroupPlacement) -> None:
-        """See InstanceProcess."""
-        await self._through(lambda: self._process.add_group(placement))
-
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
-        """See InstanceProcess."""
-        return await self._through(lambda: self._process.change_members(placement, filled))
+        return await self._through(lambda: self._process.do(command))
 
     async def metrics(self, timeout_s: float) -> bytes:
         """See InstanceProcess."""
         return await self._through(lambda: self._process.metrics(timeout_s))
-
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        """See InstanceProcess."""
-        return await self._through(lambda: self._process.first_write(after_ns, timeout_s))
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """See InstanceProcess; partition or not."""

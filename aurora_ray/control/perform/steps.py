@@ -12,19 +12,21 @@ from uuid import uuid4
 
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
+from aurora_ray.compute.commands import AddGroup, ChangeMembers, UpdateNodes
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
+from aurora_ray.compute.kinds import require_runnable
 from aurora_ray.control.decide import graveyard, reconcile, replacement, sizing
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.placement import az_to_start, place_group
 from aurora_ray.control.model.runtime import ProcessGoneError
-from aurora_ray.control.model.state import Role, StorageNode
+from aurora_ray.control.model.state import StorageNode
 from aurora_ray.control.model.store import volume_spec
 from aurora_ray.control.observe import endpoints
 from aurora_ray.control.perform.ending import end_in_order
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
-from aurora_ray.errors import AuroraError, PortInUseError, UnsupportedRoleError
+from aurora_ray.errors import AuroraError, PortInUseError
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ async def _cancel_replacement(means: Means, action: replacement.CancelReplacemen
 async def _change_members(means: Means, action: replacement.ChangeMembers) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is not None:
-        placements = await instance.process.change_members(action.placement, action.filled)
+        placements = await instance.process.do(ChangeMembers(action.placement, action.filled))
         instance.changed_members(placements)
     elif not action.instance_id and means.declared.store is not None:
         await means.declared.store.update_nodes(means.addresses())
@@ -198,7 +200,7 @@ async def _remove_node(means: Means, action: replacement.RemoveNode) -> None:
 
 async def _start_instance(means: Means, action: reconcile.StartInstance) -> None:
     declared = _declared(means.declared.fleet, action.cluster, action.instance_id)
-    _require_writer(declared)
+    require_runnable(declared.role, declared.instance_id)
     declared = await _placed(means, action.cluster, declared)
     choice = engine_choice(means.config, means.declared.fleet.cluster(action.cluster))
     process = await means.processes.runtime.start_instance(action.instance_id, declared.az, choice)
@@ -273,11 +275,12 @@ async def _note_initialised(means: Means, action: reconcile.NoteInitialised) -> 
 def _writer_config(means: Means, action: reconcile.OpenInstance) -> WriterConfig:
     cluster = means.declared.fleet.cluster(action.cluster)
     declared = _declared(means.declared.fleet, action.cluster, action.instance_id)
-    _require_writer(declared)
+    require_runnable(declared.role, declared.instance_id)
     return WriterConfig(
         cluster=cluster.name,
         instance_id=declared.instance_id,
         az=declared.az,
+        role=declared.role,
         volume=volume_spec(cluster.volume),
         nodes=means.addresses(),
         engine=engine_choice(means.config, cluster),
@@ -292,12 +295,6 @@ def _writer_config(means: Means, action: reconcile.OpenInstance) -> WriterConfig
         repairs=cluster.repairs,
         memory_bytes=declared.memory_bytes,
     )
-
-
-def _require_writer(declared: DBInstance) -> None:
-    """Raises UnsupportedRoleError for what would seal out the real writer if it were opened like one."""
-    if declared.role is not Role.WRITER:
-        raise UnsupportedRoleError(f"{declared.instance_id} is a {declared.role}, and nothing can run one yet")
 
 
 def engine_choice(config: ControlConfig, cluster: DBCluster) -> EngineChoice:
@@ -347,7 +344,7 @@ async def _replace_port(means: Means, action: reconcile.OpenInstance, taken: int
 async def _tell_instance(means: Means, action: reconcile.TellInstance) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is not None:
-        await instance.process.update_nodes(means.addresses())
+        await instance.process.do(UpdateNodes(means.addresses()))
         instance.heard_addresses(action.addresses)
 
 
@@ -400,7 +397,7 @@ async def _allocate_group(means: Means, action: reconcile.AllocateGroup) -> None
 async def _add_group(means: Means, action: reconcile.AddGroup) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is not None:
-        await instance.process.add_group(GroupPlacement(action.group.group, action.group.node_ids))
+        await instance.process.do(AddGroup(GroupPlacement(action.group.group, action.group.node_ids)))
         instance.got_group(action.group.group)
 
 

@@ -27,10 +27,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 from aurora_ray import telemetry
+from aurora_ray.compute.commands import FirstWrite
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action, OpenInstance, StartInstance
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.runtime import ProcessGoneError
-from aurora_ray.control.model.state import ClusterPhase, Role
+from aurora_ray.control.model.state import ClusterPhase
 from aurora_ray.control.observe.endpoints import PointEndpoints, StartEndpoints
 from aurora_ray.control.observe.heartbeats import KillInstance
 from aurora_ray.control.observe.outages import Outage, Outages
@@ -186,7 +188,7 @@ class Failovers:
         write: tuple[int, int] | None = None
         if instance is not None:
             with contextlib.suppress(ProcessGoneError, TimeoutError):
-                write = await instance.process.first_write(flipped_ns, FIRST_WRITE_TIMEOUT_S)
+                write = await instance.process.do(FirstWrite(flipped_ns, FIRST_WRITE_TIMEOUT_S))
         if self._active.get(instance_id) is not failover or not failover.flipped:
             return  # lost again meanwhile
         del self._active[instance_id]

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from aurora_ray.compute.engines import SUPERUSERS
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import lacking
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import InstancePhase
-from aurora_ray.control.model.state import (
-    ClusterPhase,
-    DBCluster,
-    DBInstance,
-    Fleet,
-    Group,
-    Role,
-    StorageNode,
-    VolumeState,
-)
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.control.observe.endpoints import address_of, cluster_endpoint, reader_endpoint
 from aurora_ray.control.observe.space import REFUSING, space_troubles
 

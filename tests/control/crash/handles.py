@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from aurora_ray.compute import commands
+from aurora_ray.compute.commands import Command
 from aurora_ray.compute.config import Opened, Outcome, WriterStatus
 from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
 from aurora_ray.control.observe.nodes import NodeCallError
@@ -169,19 +171,19 @@ class InstanceHandle:
             placements=tuple(p for p in placements if p.group in one.groups),
         )
 
-    async def update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
+    async def _update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
         async def updates() -> None:
             self._instance.addresses = tuple(nodes)
 
         await self._do("update nodes", updates)
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
+    async def _configure(self, parameters: Mapping[str, str]) -> None:
         async def configures() -> None:
             pass
 
         await self._do("configure", configures)
 
-    async def add_group(self, placement: GroupPlacement) -> None:
+    async def _add_group(self, placement: GroupPlacement) -> None:
         async def adds() -> None:
             self._instance.volume.placements.setdefault(placement.group, placement)
             self._instance.groups |= {placement.group}
@@ -189,7 +191,7 @@ class InstanceHandle:
 
         await self._do("add a group", adds)
 
-    async def change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
+    async def _change_members(self, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         async def changes() -> tuple[GroupPlacement, ...]:
             return self._hand.world.change_members(self._instance.volume, placement, filled)
 
@@ -198,10 +200,21 @@ class InstanceHandle:
     async def metrics(self, timeout_s: float) -> bytes:
         return b""
 
-    async def first_write(self, after_ns: int, timeout_s: float) -> tuple[int, int] | None:
-        await self._hand.alive()
-        self._instance.check()
-        return after_ns, 1
+    async def do(self, command: Command[Any]) -> Any:
+        match command:
+            case commands.UpdateNodes(nodes):
+                return await self._update_nodes(nodes)
+            case commands.Configure(parameters):
+                return await self._configure(parameters)
+            case commands.AddGroup(placement):
+                return await self._add_group(placement)
+            case commands.ChangeMembers(placement, filled):
+                return await self._change_members(placement, filled)
+            case commands.FirstWrite(after_ns):
+                await self._hand.alive()
+                self._instance.check()
+                return after_ns, 1
+        raise AssertionError(command)
 
     async def abort(self) -> None:
         async def aborts() -> None:
