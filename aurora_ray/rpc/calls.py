@@ -5,6 +5,7 @@ A `Channel` looks like grpc.aio's to a generated stub, for calls with one reques
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, Self
@@ -12,12 +13,14 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from aurora_ray.errors import AuroraError, UsageError
+from aurora_ray.errors import AuroraError, NodeUnreachableError, UsageError
 from aurora_ray.rpc.admission import Caller, ImpostorError, Proof
 from aurora_ray.rpc.status import error_of
 
 _Entries = tuple[tuple[str, str | bytes], ...]
 _Metadata = Iterable[tuple[str, str | bytes]] | None
+# When a channel is closed, gRPC cancels whoever waits for a call, as if he had been meant, and refuses new calls.
+_CLOSED = (asyncio.CancelledError, grpc.aio.UsageError)
 # What gRPC's library says itself when it gets no answer, or what anybody may say: it is true whoever says it.
 _UNPROVED = (
     grpc.StatusCode.UNAVAILABLE,
@@ -80,9 +83,11 @@ class Channel:
             for last in (False, True):
                 left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
                 proof, entries = self._prove(method, body, metadata)
-                running = begin(body, timeout=left_s, metadata=entries, wait_for_ready=wait_for_ready)
                 try:
+                    running = begin(body, timeout=left_s, metadata=entries, wait_for_ready=wait_for_ready)
                     reply = await running
+                except _CLOSED as error:
+                    raise self._was_closed() from error
                 except grpc.aio.AioRpcError as error:
                     if self._may_retry(error, proof) and not last:
                         continue
@@ -110,7 +115,10 @@ class Channel:
             body = request_serializer(request) if request_serializer else request
             for last in (False, True):
                 proof, entries = self._prove(method, body, metadata)
-                running = begin(body, timeout=timeout, metadata=entries, wait_for_ready=wait_for_ready)
+                try:
+                    running = begin(body, timeout=timeout, metadata=entries, wait_for_ready=wait_for_ready)
+                except _CLOSED as error:
+                    raise self._was_closed() from error
                 proved = False
                 try:
                     async for message in running:
@@ -120,6 +128,8 @@ class Channel:
                         yield response_deserializer(message) if response_deserializer else message
                     if not proved and not proof.is_answered(await running.trailing_metadata()):
                         raise self._impostor()
+                except _CLOSED as error:
+                    raise self._was_closed() from error
                 except grpc.aio.AioRpcError as error:
                     if self._may_retry(error, proof) and not last:
                         continue
@@ -158,6 +168,16 @@ class Channel:
         if proved or code in _UNPROVED or proof.is_answered(metadata):
             return error_of(self.caller.server, code, details, metadata)
         return self._impostor(details or code.name)
+
+    def _was_closed(self) -> BaseException:
+        """What the caller is told of what gRPC raises when this channel is closed before a call or under it.
+
+        A cancellation that was meant for the caller's own task is passed on.
+        """
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return asyncio.CancelledError()
+        return NodeUnreachableError(f"the connection to {self.caller.server} at {self.address} was closed")
 
     def _impostor(self, said: str = "") -> ImpostorError:
         return self.caller.impostor(self.address, said)

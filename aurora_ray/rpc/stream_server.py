@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import urllib.parse
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import grpc
 
@@ -45,6 +45,17 @@ class Handler(Protocol):
 
     def on_message(self, message: bytes) -> bytes:
         """The reply to a message. Raises RefusedError, which ends the call."""
+
+
+@runtime_checkable
+class Talker(Protocol):
+    """A handler that may also send without being asked."""
+
+    def on_begin(self, send: Callable[[bytes], object]) -> None:
+        """The call has begun; `send` is good until `on_end`."""
+
+    def on_end(self) -> None:
+        """The call is over, however it ended."""
 
 
 class _Connection(Link):
@@ -123,6 +134,8 @@ class _Connection(Link):
             return
         self._handler = make_handler()
         self.send_headers(self._head())
+        if isinstance(self._handler, Talker):
+            self._handler.on_begin(self.send_message)
         if ended:
             self.on_end()
 
@@ -201,7 +214,9 @@ class _Connection(Link):
 
     def _forget(self) -> None:
         PARTY.forget(self)
-        self._handler = None
+        handler, self._handler = self._handler, None
+        if isinstance(handler, Talker):
+            handler.on_end()
         self.stream = 0
 
 

@@ -20,6 +20,7 @@ from aurora_ray.volume.recovery import BatchInfo, SegmentState
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
+    from aurora_ray.rpc.calls import Replies
     from aurora_ray.rpc.stream_client import Receiver, StreamCall
     from aurora_ray.volume.recovery import Truncate
     from aurora_ray.volume.spec import NodeAddress
@@ -131,6 +132,18 @@ class NodeClient:
         """Pages as of an LSN."""
         reply: pb.ReadPagesReply = await self._stub.ReadPages(request, timeout=timeout_s, metadata=trace_metadata())
         return reply
+
+    async def set_read_point(self, holder: str, lsn: int, lease_s: float, timeout_s: float) -> None:
+        """Holds what a reader at `lsn` needs for `lease_s`; 0: no longer. Raises OutOfRangeError if it is gone."""
+        request = pb.SetReadPointRequest(volume=self._volume, holder=holder, lsn=lsn, lease_ms=int(1000 * lease_s))
+        await self._stub.SetReadPoint(request, timeout=timeout_s)
+
+    def subscribe(self, group: int, after_lsn: int) -> Replies:
+        """LogChunks of a group's durable log behind `after_lsn`, without end. Raises OutOfRangeError, StorageError."""
+        replies: Replies = self._stub.Subscribe(
+            pb.SubscribeRequest(volume=self._volume, group=group, after_lsn=after_lsn)
+        )
+        return replies
 
     async def read_file_table(self, lsn: int, required_scl: int, timeout_s: float) -> FileTable:
         """The file table as of an LSN."""

@@ -15,6 +15,7 @@ import pytest
 from aurora_ray.errors import FencedError, QuorumLostError
 from aurora_ray.mount.driver import Driver
 from aurora_ray.mount.mount import MountedVolume
+from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.write.volume import Volume
 from tests.interposer.model import PAGE_BYTES, Operations
 from tests.support.polling import poll_until
@@ -378,4 +379,40 @@ async def test_what_arrives_late_does_not_overwrite_what_was_written_meanwhile(n
     assert os.pread(fd, 9 * PAGE_BYTES, 0) == b"".join([*old[:5], b"n" * PAGE_BYTES, *old[6:]])
     os.close(fd)
     await mounted.close()
+    await volume.close()
+
+
+OVERWRITE = """
+import os
+fd = os.open("f", os.O_RDWR)
+assert os.pread(fd, 9, 0) == b"the first"
+for number in range(300):  # more than the ring takes
+    os.pwrite(fd, os.urandom(8000), 8192)
+os.pwrite(fd, b"my own", 0)
+os.fsync(fd)
+os.rename("f", "mine")
+assert os.pread(fd, 9, 0) == b"my ownrst"
+"""
+
+
+async def test_a_mount_without_a_writer_keeps_its_changes_to_itself(nodes: Cluster, tmp_path: Path) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one")
+    write = "import os; fd = os.open('f', os.O_CREAT | os.O_RDWR); os.pwrite(fd, b'the first' * 2000, 0); os.fsync(fd)"
+    await finish(await spawn(mounted, "-c", write))
+    lsn = await mounted.flush(timeout_s=10)
+    await mounted.close()
+    await poll_until(lambda: any(nodes.segment(node).vdl == lsn for node in nodes.servers), what="the VDL is known")
+    for _ in range(2):  # the second finds nothing of the first
+        reader = await VolumeReader.open(nodes.spec, nodes.addresses, timeout_s=20)
+        assert reader.read_lsn == lsn
+        own = await MountedVolume.open(
+            reader, tmp_path / "own", writer=None, cache_bytes=64 << 20, ring_bytes=1 << 20, volatile_patterns=VOLATILE
+        )
+        await finish(await spawn(own, "-c", OVERWRITE))
+        assert own.stats()["local_redo_bytes"] > 1 << 20
+        await own.flush(timeout_s=10)
+        await own.close()
+        await reader.close()
+    assert volume.vdl == volume.tail_lsn == lsn
     await volume.close()

@@ -69,7 +69,7 @@ async def test_the_mark_of_what_is_flushed_never_steps_back(start, monkeypatch):
     assert marked_lsn > segment.meta.coalesced_lsn
     await server.restart()
     segment = server.segment(writer)
-    segment._vdl = segment._box.vdl = marked_lsn - 1
+    segment._vdl = segment.box.vdl = marked_lsn - 1
     assert not await coalesce(segment, 1, [])  # it cannot reach there again yet
     segment.learn_vdl(writer.lsn)
     assert await coalesce(segment, 1, [])

@@ -38,7 +38,9 @@ def test_an_unknown_field_is_refused():
 
 @given(LSNS)
 def test_append_replies(lsn):
-    assert pb.AppendReply.FromString(wire.append_reply(lsn)).acked_lsn == lsn
+    for subscribed in (False, True):
+        reply = pb.AppendReply.FromString(wire.append_reply(lsn, subscribed=subscribed))
+        assert (reply.acked_lsn, reply.subscribed) == (lsn, subscribed)
 
 
 @given(BATCHES, LSNS)

@@ -260,7 +260,7 @@ async def test_copies_with_a_batch_that_is_none_keep_no_volume_from_opening(clus
         segment = cluster.segment(node)
         flipped = bytearray(cluster.log(node)[-1][1])
         flipped[8] ^= 0x40  # in its header
-        segment._vdl = segment._box.vdl = 0  # as if nothing had told it that this is durable
+        segment._vdl = segment.box.vdl = 0  # as if nothing had told it that this is durable
         segment.store.append_log([(lsn_key(lsn), bytes(flipped))])
     volume = await cluster.open()
     assert (await volume.read_pages([PageRange(0, 1, 1, 1)]))[0].pages.rstrip(b"\0") == b"y"

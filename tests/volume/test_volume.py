@@ -261,7 +261,7 @@ async def test_a_copy_that_fails_as_another_answers_leaves_nothing_unheard(
     await volume.append(pages((0, b"here")))
     unheard: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-    read = volume._clients["a2"].read_pages
+    read = volume._nodes["a2"].read_pages
     reply = None
 
     async def fails(*_: object) -> Any:
@@ -276,10 +276,10 @@ async def test_a_copy_that_fails_as_another_answers_leaves_nothing_unheard(
         return reply
 
     for node in NODES:
-        monkeypatch.setattr(volume._clients[node], "read_pages", answers if node == "a2" else fails)
+        monkeypatch.setattr(volume._nodes[node], "read_pages", answers if node == "a2" else fails)
     for _ in range(20):  # which of the two is looked at first is not said
         hedged = asyncio.Event()
-        assert image((await volume.read_pages([(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
-        volume._reader._latencies.clear()
+        assert image((await volume.read_pages([PageRange(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
+        volume.reads._latencies.clear()
     gc.collect()
     assert not unheard

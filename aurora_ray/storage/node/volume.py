@@ -7,7 +7,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import MalformedError, NotCompleteError, UnknownVolumeError
+from aurora_ray.errors import MalformedError, NotCompleteError, OutOfRangeError, UnknownVolumeError, UsageError
 from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs
 from aurora_ray.storage.disk import effects
@@ -34,6 +34,7 @@ INCOMING, READY, OLD = ".incoming", ".ready", ".old"  # suffixes of a segment's 
 LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a copy is in its place
 UNREADABLE: Final = ".unreadable"  # a file beside it: how many starts in a row its disk did not give it back
 UNREADABLE_STARTS: Final = 3  # then it is lost; until then the node does not start, as it may be all the disk
+HOLDERS_MAX: Final = 1_000  # of read points: readers of a volume, and those that died lately
 MADE: Final = ".made"  # an empty file beside the directory: more than a beginning was there once
 
 
@@ -86,6 +87,18 @@ class NodeVolume:
     def _never_written(self, segment: Segment) -> bool:
         damaged = self._damage.items((self.volume, segment.group))
         return not (segment.closed or segment.highest_lsn > segment.origin_lsn or damaged)
+
+    def hold(self, holder: str, lsn: int, until_s: float) -> None:
+        """Keeps what a reader at `lsn` needs until its lease ends, or lets go of it if that is not in the future.
+
+        Raises OutOfRangeError if it is gone already, UsageError for one holder too many.
+        """
+        if holder not in self.read_points and len(self.read_points) >= HOLDERS_MAX:
+            raise UsageError(f"{HOLDERS_MAX} holders of read points are enough: end some leases first")
+        floor_lsn = max((segment.meta.floor_lsn for segment in self.segments.values()), default=0)
+        if lsn < floor_lsn:
+            raise OutOfRangeError(f"LSN {lsn} cannot be held: history begins at {floor_lsn} here")
+        self.read_points[holder] = (lsn, until_s)
 
     def segment(self, group: int) -> Segment:
         """The segment of `group`. Raises UnknownVolumeError."""

@@ -39,13 +39,40 @@ URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads a
 
 
 class VdlBox:
-    """The highest VDL that any segment of a volume on this node learnt under the history of `epoch`."""
+    """The highest VDL that any segment of a volume on this node learnt under the history of `epoch`, and who waits."""
 
-    __slots__ = ("epoch", "vdl")
+    __slots__ = ("_subscribers", "epoch", "on_subscribed", "vdl")
 
     def __init__(self) -> None:
         self.epoch = 0
         self.vdl = 0
+        self._subscribers: set[asyncio.Event] = set()
+        self.on_subscribed: set[Callable[[], object]] = set()  # called when the first subscriber comes or the last goes
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether somebody follows the volume's log here."""
+        return bool(self._subscribers)
+
+    def subscribe(self, event: asyncio.Event) -> None:
+        """`event` is set whenever the SCL or the VDL of any segment may have moved."""
+        self._change(lambda: self._subscribers.add(event))
+
+    def unsubscribe(self, event: asyncio.Event) -> None:
+        """The inverse of `subscribe`."""
+        self._change(lambda: self._subscribers.discard(event))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        before = self.subscribed
+        change()
+        if self.subscribed != before:
+            for listener in tuple(self.on_subscribed):
+                listener()
+
+    def wake(self) -> None:
+        """Something may have moved."""
+        for event in self._subscribers:
+            event.set()
 
     def learn(self, epoch: int, vdl: int) -> None:
         """Takes in what a segment with `epoch` installed knows."""
@@ -79,7 +106,7 @@ class Segment:
         """
         self.volume, self.group, self.store, self.meta = volume, group, store, meta
         store.owner = (volume, group)
-        self._box, self._report, self._keep = box, report, keep
+        self.box, self._report, self._keep = box, report, keep
         self._vdl = meta.vdl  # learnt; what is stored may be older
         self.scl = 0
         self.highest_lsn = 0
@@ -97,7 +124,6 @@ class Segment:
         self.layers: LayerCache | None = None
         self.table: FileTable | None = None  # as of the last layer; the background's
         self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap
-        self.watchers: set[asyncio.Event] = set()  # set whenever SCL or VDL may have moved
         self.closed = False
         self._load_cuts()
         self.rescan()
@@ -107,7 +133,7 @@ class Segment:
     @property
     def vdl(self) -> int:
         """The highest volume durable LSN known under the installed history."""
-        box = self._box
+        box = self.box
         return max(self._vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
 
     @property
@@ -177,9 +203,8 @@ class Segment:
         """Raises the VDL and wakes whoever waits for the log to move."""
         if vdl > self._vdl:
             self._vdl = vdl
-            self._box.learn(self.meta.epochs.installed_epoch, vdl)
-        for watcher in self.watchers:
-            watcher.set()
+            self.box.learn(self.meta.epochs.installed_epoch, vdl)
+        self.box.wake()
 
     def rescan(self) -> None:
         """Rebuilds the chain from what is stored."""
@@ -200,7 +225,7 @@ class Segment:
         assert self.origin_lsn <= meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
         self.scl, self.highest_lsn, self._pending = scl, highest_lsn, pending
         self.tail_bytes, self._vdl = tail_bytes, vdl
-        self._box.learn(meta.epochs.installed_epoch, vdl)
+        self.box.learn(meta.epochs.installed_epoch, vdl)
 
     def _headers(self, after_lsn: int) -> Iterator[BatchHeader]:
         """Of the sound batches stored behind `after_lsn`. A damaged one is reported, and as good as missing."""
@@ -306,6 +331,5 @@ class Segment:
     def close(self) -> None:
         """Lets go of the directory and of everyone who waits."""
         self.closed = True
-        for watcher in self.watchers:
-            watcher.set()
+        self.box.wake()
         self.store.close()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BATCHES_TAG: Final = 0x0A  # field 1, length-delimited: AppendRequest.batches, LogChunk.batches
 _ACKED_TAG: Final = b"\x08"  # field 1, varint: AppendReply.acked_lsn
+_SUBSCRIBED: Final = b"\x10\x01"  # field 2, varint: AppendReply.subscribed
 _VDL_TAG: Final = b"\x10"  # field 2, varint: LogChunk.vdl
 
 
@@ -61,9 +62,9 @@ def join_append(batches: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def append_reply(acked_lsn: int) -> bytes:
+def append_reply(acked_lsn: int, *, subscribed: bool = False) -> bytes:
     """An AppendReply."""
-    return _ACKED_TAG + varint(acked_lsn)
+    return _ACKED_TAG + varint(acked_lsn) + (_SUBSCRIBED if subscribed else b"")
 
 
 def log_chunk(batches: Iterable[bytes], vdl: int) -> bytes:

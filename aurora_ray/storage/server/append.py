@@ -9,7 +9,7 @@ only that; and at the append port by `stream_server.py`, which takes half the CP
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc.aio
 
@@ -21,11 +21,20 @@ from aurora_ray.storage.node.status import refusal, refuse
 from aurora_ray.storage.segment.wire import append_reply, split_append
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aurora_ray.storage.node.node import Node
-    from aurora_ray.storage.segment.segment import Segment
+    from aurora_ray.storage.segment.segment import Segment, VdlBox
 
 
 _DISK_CHECK_BYTES: Final = 1 << 20
+
+
+class Stored(NamedTuple):
+    """What a message brought: the highest flush_end, and where its volume's VDL is known; None if it was empty."""
+
+    lsn: int
+    box: VdlBox | None
 
 
 class AppendCall:
@@ -34,14 +43,43 @@ class AppendCall:
     def __init__(self, appender: Appender) -> None:
         self._appender = appender
         self._acked_lsn = 0
+        self._box: VdlBox | None = None  # of the volume that the stream is for
+        self._send: Callable[[bytes], object] | None = None
 
     def on_message(self, message: bytes) -> bytes:
         """Stores it; the reply. Raises RefusedError."""
         try:
-            self._acked_lsn = max(self._acked_lsn, self._appender.store(message))
+            stored = self._appender.store(message)
         except AuroraError as error:
             raise RefusedError(*refusal(self._appender.node, error)) from error
-        return append_reply(self._acked_lsn)
+        self._acked_lsn = max(self._acked_lsn, stored.lsn)
+        if stored.box is not self._box:
+            self._listen_to(stored.box)
+        return self._reply()
+
+    def on_begin(self, send: Callable[[bytes], object]) -> None:
+        """`send` sends a reply that nobody asked for."""
+        self._send = send
+
+    def on_end(self) -> None:
+        """The stream is over."""
+        self._send = None
+        self._listen_to(None)
+
+    def _listen_to(self, box: VdlBox | None) -> None:
+        if self._box is not None:
+            self._box.on_subscribed.discard(self._on_subscribed)
+        self._box = box
+        if box is not None and self._send is not None:
+            box.on_subscribed.add(self._on_subscribed)
+
+    def _on_subscribed(self) -> None:
+        """The writer is told at once: a subscriber waits for news that nothing else would bring soon."""
+        if self._send is not None:
+            self._send(self._reply())
+
+    def _reply(self) -> bytes:
+        return append_reply(self._acked_lsn, subscribed=self._box is not None and self._box.subscribed)
 
 
 class Appender:
@@ -64,13 +102,14 @@ class Appender:
             if message is grpc.aio.EOF:  # type: ignore[attr-defined]
                 return
             try:
-                acked_lsn = max(acked_lsn, store(message))
+                stored = store(message)
             except AuroraError as error:
                 await refuse(context, self.node, error)
-            await write(append_reply(acked_lsn))
+            acked_lsn = max(acked_lsn, stored.lsn)
+            await write(append_reply(acked_lsn, subscribed=stored.box is not None and stored.box.subscribed))
 
-    def store(self, message: bytes) -> int:
-        """Makes the message's batches durable; the highest flush_end among them. Raises AuroraError."""
+    def store(self, message: bytes) -> Stored:
+        """Makes the message's batches durable. Raises AuroraError."""
         node = self.node
         self._unchecked_bytes += len(message)
         if self._unchecked_bytes > max(_DISK_CHECK_BYTES, node.config.disk_reserve_bytes // 16):
@@ -79,7 +118,7 @@ class Appender:
             node.check_disk()
         if node.disk_full:
             raise DiskFullError("less than the reserve is free on the node's disk; nothing was written")
-        fresh, told, highest_lsn = self._check(split_append(message))
+        fresh, told, stored = self._check(split_append(message))
         written: list[Segment] = []
         put_key = LSN_KEY.pack
         try:
@@ -97,22 +136,23 @@ class Appender:
         for segment, vdl in told:
             segment.learn_vdl(vdl)
         node.counters["appended_batches"] += len(fresh)
-        return highest_lsn
+        return stored
 
     def _check(
         self, batches: list[bytes]
-    ) -> tuple[list[tuple[Segment, BatchHeader, bytes]], list[tuple[Segment, int]], int]:
-        """The batches that are new, VDLs that the others tell, and the highest flush_end. Changes nothing."""
+    ) -> tuple[list[tuple[Segment, BatchHeader, bytes]], list[tuple[Segment, int]], Stored]:
+        """The batches that are new, VDLs that the others tell, and what will be stored. Changes nothing."""
         segments = self.node.segments
         fresh: list[tuple[Segment, BatchHeader, bytes]] = []
         told: list[tuple[Segment, int]] = []
         chain_ends: dict[Segment, int] = {}
-        highest_lsn = 0
+        highest_lsn, box = 0, None
         for batch in batches:
             header = verify(batch)
             segment = segments.get((header.volume, header.group))
             if segment is None:
                 raise UnknownVolumeError(f"no segment of group {header.group} of volume {header.volume.hex()} here")
+            box = segment.box
             at_lsn = chain_ends.get(segment, segment.scl)
             if not header.record_count:
                 segment.check(header, 0)
@@ -123,4 +163,4 @@ class Appender:
                 if header.prev_lsn == at_lsn:
                     chain_ends[segment] = header.flush_end
             highest_lsn = max(highest_lsn, header.flush_end)
-        return fresh, told, highest_lsn
+        return fresh, told, Stored(highest_lsn, box)

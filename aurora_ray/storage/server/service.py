@@ -163,7 +163,7 @@ class StorageService:
         """Holds the floor for a while."""
         volume = self._node.volume(request.volume)
         lease_s = min(request.lease_ms / 1e3, self._node.config.lease_s_max)
-        volume.read_points[request.holder] = (request.lsn, self._node.clock() + lease_s)
+        volume.hold(request.holder, request.lsn, self._node.clock() + lease_s)
         return pb.SetReadPointReply()
 
     # ---- state

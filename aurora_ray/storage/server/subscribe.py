@@ -25,7 +25,7 @@ async def subscribe(segment: Segment, after_lsn: int) -> AsyncIterator[bytes]:
     dropped.
     """
     event = asyncio.Event()
-    segment.watchers.add(event)
+    segment.box.subscribe(event)
     at_lsn = after_lsn
     told_vdl = -1
     try:
@@ -43,7 +43,7 @@ async def subscribe(segment: Segment, after_lsn: int) -> AsyncIterator[bytes]:
             elif not await _set_within(event, HEARTBEAT_S):
                 yield log_chunk((), segment.vdl)
     finally:
-        segment.watchers.discard(event)
+        segment.box.unsubscribe(event)
 
 
 async def fetch_log(segment: Segment, after_lsn: int, up_to_lsn: int) -> AsyncIterator[bytes]:
