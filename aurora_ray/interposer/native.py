@@ -147,6 +147,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_extent_group": (c_uint32, [c_void_p, c_uint32, c_uint32]),
     "ar_absent_run": (c_uint32, [c_void_p, c_uint32, c_uint32, c_uint32, POINTER(c_uint32)]),
     "ar_fill": (c_int, [c_void_p, c_uint32, c_int, c_uint32, c_uint32, c_char_p, c_char_p, c_uint64]),
+    "ar_dropped_since": (c_int, [c_void_p, POINTER(c_uint64), POINTER(c_uint32), c_int]),
     "ar_evictable": (c_int, [c_void_p, POINTER(Candidate), c_uint64, POINTER(Candidate), c_int, c_int]),
     "ar_evict": (c_int, [c_void_p, c_uint32, c_uint32, c_uint64, c_int, c_uint64]),
     "ar_counters": (None, [c_void_p, c_void_p]),

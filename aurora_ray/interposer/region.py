@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN = NO_GROUP - 1
 _REQUESTS_AT_ONCE = 256
+_DROPPED_AT_ONCE = 1024
 _ANY_LSN = (1 << 64) - 1
 _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
 
@@ -71,6 +72,7 @@ class Region:
         self._poll = native.Poll()
         self._counters = native.Counters()
         self._requests = (native.Request * _REQUESTS_AT_ONCE)()
+        self._dropped = (ctypes.c_uint32 * _DROPPED_AT_ONCE)()
         self._indexes = (ctypes.c_uint32 * _REQUESTS_AT_ONCE)()
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ class Region:
         return {
             "LD_PRELOAD": str(library),
             "AURORA_MOUNT": str(mount),
-            "AURORA_DEVICE": str(_device_of_files(mount)),
+            "AURORA_DEVICE": str(device_of_files(mount)),
             "AURORA_REGION_FD": str(self._fd),
             "AURORA_BELL_FD": str(self.bell_fd),
             "AURORA_LIFE_FD": str(self._life_read),
@@ -209,6 +211,12 @@ class Region:
         self._lib.ar_counters(self._address, ctypes.byref(self._counters))
         return dict(zip(native.COUNTERS, self._counters, strict=True))
 
+    def dropped_since(self, lsn: int) -> tuple[int, list[int]]:
+        """Slots of files that lost their last name at or after `lsn` and of which pages are absent; where to go on."""
+        next_lsn = ctypes.c_uint64(lsn)
+        found = self._lib.ar_dropped_since(self._address, ctypes.byref(next_lsn), self._dropped, _DROPPED_AT_ONCE)
+        return next_lsn.value, self._dropped[: max(0, found)]
+
     # ---- eviction
 
     def evictable(self, hand: native.Candidate, vdl: int, count: int, steps: int) -> list[tuple[int, int]]:
@@ -276,7 +284,7 @@ def _encode_patterns(patterns: Iterable[tuple[str, str]]) -> bytes:
     return blob
 
 
-def _device_of_files(directory: Path) -> int:
+def device_of_files(directory: Path) -> int:
     """The device number of files made in `directory`: an overlay may give another one to directories."""
     with tempfile.TemporaryFile(dir=directory) as probe:
         return os.fstat(probe.fileno()).st_dev

@@ -19,6 +19,7 @@ from aurora_ray.mount.evictor import Evictor
 from aurora_ray.mount.fetcher import Fetcher
 from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.mount.redo import LocalRedo, VolumeRedo
+from aurora_ray.mount.unlinked import Unlinked
 from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Driver:
         self._local = LocalFiles(region, root)
         self._evictor = Evictor(source, region, self._local, root, cache_bytes)
         self._fetcher = Fetcher(source, region, self._local, self._evictor.turn)
+        self._unlinked: Unlinked | None = None
+        if writer is not None:
+            self._unlinked = Unlinked(writer, region, self._local, self._fetcher, root=root, cache_bytes=cache_bytes)
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group_added = asyncio.Event()
@@ -83,6 +87,8 @@ class Driver:
         self.listen()
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._on_idle)
         self._spawn(self._evictor.run())
+        if self._unlinked is not None:
+            self._spawn(self._unlinked.run())
 
     def listen(self) -> None:
         """Answers the bell. Called anew under a span: pages that are missed while it lasts belong to its trace."""

@@ -106,6 +106,10 @@ class Fetcher:
             self._look_ahead(slot, first, end)
         return await self._bring(slot, first, end)
 
+    async def fetch_part(self, slot: int, first: int, end: int) -> int:
+        """What is absent of pages [first, end) of a file; 0 or an errno."""
+        return await self._bring(slot, first, end)
+
     async def fetch_files(self, slots: Sequence[int]) -> None:
         """All absent pages of whole files."""
         page_bytes = self._source.spec.page_size

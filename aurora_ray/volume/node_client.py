@@ -81,6 +81,11 @@ class NodeClient:
         """Tells the node where the others are (node id -> host:port)."""
         await self._stub.SetPeers(pb.SetPeersRequest(addresses=dict(addresses)), timeout=timeout_s)
 
+    async def hold(self, holder: str, lsn: int, lease_s: float, timeout_s: float) -> None:
+        """Keeps what can be read as of `lsn` and later, until the lease ends or the holder names another LSN."""
+        request = pb.SetReadPointRequest(volume=self._volume, holder=holder, lsn=lsn, lease_ms=int(lease_s * 1000))
+        await self._stub.SetReadPoint(request, timeout=timeout_s)
+
     async def state(self, timeout_s: float) -> list[SegmentState]:
         """What the node has of this volume. Raises UnknownVolumeError if it has nothing."""
         return [decode_state(segment) for segment in await self.segments(timeout_s)]

@@ -184,3 +184,8 @@ class Operations:
         else:
             content.extend(bytes(max(0, offset - len(content))))
             content[offset : offset + len(operation.data)] = operation.data
+
+
+def operations_of(seed: int, worker: int) -> Operations:
+    """What one of several workers does: the same in the worker and in whoever judges it."""
+    return Operations(seed * 1000 + worker, file_bytes_max=300_000)

@@ -59,16 +59,21 @@ class Replay:
             elif keep < PAGE_BYTES:
                 self.pages[key][keep:] = bytes(PAGE_BYTES - keep)
 
-    def snapshot(self) -> dict[str, bytes | None]:
+    def snapshot(self, below: str = "") -> dict[str, bytes | None]:
+        """The tree below a directory ("name/"), by paths from there."""
+        prefix = below.encode()
         found: dict[str, bytes | None] = {}
         for entry in self.table.entries():
+            if not any(path.startswith(prefix) for path in entry.paths):
+                continue
             content: bytes | None = None
             if entry.kind is FileKind.FILE:
                 count = -(-entry.size // PAGE_BYTES)
                 zero = bytes(PAGE_BYTES)
                 content = b"".join(self.pages.get((entry.file_id, page), zero) for page in range(count))[: entry.size]
             for path in entry.paths:
-                found[path.decode()] = content
+                if path.startswith(prefix):
+                    found[path[len(prefix) :].decode()] = content
         found.pop("", None)
         return found
 
@@ -77,8 +82,16 @@ class Recorder:
     """Runs programs under the interposer on an empty mount."""
 
     def __init__(
-        self, root: Path, *, seed: int = 0, evict: bool = False, files_max: int = 4096, ring_bytes: int = 1 << 20
+        self,
+        root: Path,
+        *,
+        seed: int = 0,
+        evict: bool = False,
+        files_max: int = 4096,
+        ring_bytes: int = 1 << 20,
+        preload: str | None = None,
     ) -> None:
+        self.preload = Path(preload or native.library_path())
         self.mount = root / "mount"
         self.mount.mkdir()
         self.region = Region(
@@ -126,7 +139,7 @@ class Recorder:
         self.region.close()
 
     def spawn(self, arguments: list[str], **more: object) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **self.region.environment(self.mount.resolve(), Path(native.library_path()))}
+        environment = {**os.environ, **self.region.environment(self.mount.resolve(), self.preload)}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         return subprocess.Popen(
             arguments,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes.util
 from typing import TYPE_CHECKING
 
 import pytest
 
+from aurora_ray.interposer import native
 from tests.interposer.scenario import assert_same, evict_all, python, recorder_at, shell
 
 if TYPE_CHECKING:
@@ -174,6 +176,13 @@ def test_the_log_has_what_ordinary_programs_do(tmp_path: Path, name: str, progra
     with recorder_at(tmp_path) as recorder:
         shell(recorder, SCRIPTS[name], program)
         assert_same(recorder)
+
+
+def test_a_program_keeps_what_else_is_preloaded_into_it(tmp_path: Path) -> None:
+    other = ctypes.util.find_library("m")
+    with recorder_at(tmp_path) as recorder:
+        code = f"import os\nos.execve('/bin/sh', ['sh', '-c', 'echo $LD_PRELOAD'], {{'LD_PRELOAD': '{other}'}})"
+        assert python(recorder, code) == f"{native.library_path()}:{other}\n"
 
 
 def test_what_was_made_past_the_library_is_logged_before_it_replaces_anything(tmp_path: Path) -> None:

@@ -224,10 +224,12 @@ struct slot *ar_slot_if(uint32_t index, uint32_t generation);
 extern struct slot ar_lost; /* stands for a file that is gone and was never here as a whole: nothing of it can be read */
 bool ar_has_room_for_file(void);
 void ar_dropped(struct slot *slot);
+void ar_count_absent(const struct slot *slot, uint64_t pages);
 struct slot *ar_add(uint64_t ino, uint64_t file_id, uint64_t size, uint32_t mounted_extents);
 struct chunk *ar_chunk(struct slot *slot, uint32_t number);
 struct chunk *ar_chunk_make(struct slot *slot, uint32_t number);
 bool ar_present(struct slot *slot, uint32_t page);
+bool ar_all_present(struct slot *slot);
 void ar_set_present(struct slot *slot, uint32_t first, uint32_t end);
 void ar_reclaim_requests(struct region *region);
 char ar_process_state(uint32_t id);

@@ -81,6 +81,31 @@ AR_EXPORT int ar_fill(struct region *region, uint32_t slot, int fd, uint32_t fir
     return error;
 }
 
+/* ---- files that are gone, and may still be open */
+
+/*
+ * Files that were dropped at or after *lsn, oldest first, of which pages are absent: up to `max` slots in `out`. Moves *lsn
+ * behind those that were looked at. Returns how many, or -1: ask again later.
+ */
+AR_EXPORT int ar_dropped_since(struct region *region, uint64_t *lsn, uint32_t *out, int max)
+{
+    ar_attach(region);
+    int n = 0;
+    if (ar_lock_for_driver())
+        return -1;
+    uint32_t from = 0;
+    for (uint32_t i = region->newest_dropped; i && ar_slot(i - 1)->drop_lsn >= *lsn; i = ar_slot(i - 1)->older)
+        from = i;
+    for (; from && n < max; from = ar_slot(from - 1)->newer) {
+        struct slot *s = ar_slot(from - 1);
+        *lsn = s->drop_lsn + 1;
+        if (!ar_all_present(s))
+            out[n++] = from - 1;
+    }
+    ar_unlock();
+    return n;
+}
+
 /* ---- eviction */
 
 struct candidate {

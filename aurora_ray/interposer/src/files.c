@@ -228,8 +228,7 @@ static void free_chunks(struct slot *slot, uint32_t first)
         if (ar_placed(chunk))
             ar_region->group_free[chunk->group]++;
         atomic_store(&chunk->group, AR_NO_GROUP);
-        uint64_t before = atomic_exchange(&chunk->present, 0);
-        atomic_fetch_sub(&ar_region->present_pages, (uint64_t)__builtin_popcountll(before));
+        ar_count_absent(slot, atomic_exchange(&chunk->present, 0));
     }
 }
 
@@ -257,8 +256,7 @@ static void shrink(struct slot *slot, uint64_t size)
     struct chunk *last = pages % AR_EXTENT_PAGES ? ar_chunk(slot, pages / AR_EXTENT_PAGES) : NULL;
     if (last) {
         uint64_t keep = (UINT64_C(1) << pages % AR_EXTENT_PAGES) - 1;
-        uint64_t before = atomic_fetch_and(&last->present, keep);
-        atomic_fetch_sub(&ar_region->present_pages, (uint64_t)__builtin_popcountll(before & ~keep));
+        ar_count_absent(slot, atomic_fetch_and(&last->present, keep) & ~keep);
     }
     atomic_store_explicit(&slot->size, size, memory_order_release);
     if (slot->mounted_extents > chunks_of(pages))

@@ -84,9 +84,9 @@ static size_t length_of(char *const *list)
 static void with_own(char *const *environment, char **all, char words[OWN][WORD])
 {
     size_t n = 0;
-    for (; environment && *environment; environment++)
-        if (!is_own(*environment))
-            all[n++] = *environment;
+    for (char *const *entry = environment; entry && *entry; entry++)
+        if (!is_own(*entry))
+            all[n++] = *entry;
     for (int i = 0; i < OWN; i++) {
         own_entry(i, environment, words[i]);
         all[n++] = words[i];

@@ -174,9 +174,28 @@ struct slot *ar_slot_if(uint32_t index, uint32_t generation)
 
 /* ---- files that are gone: a queue, oldest first, of slots that new files may have */
 
+/* Under the lock: what the cache holds has become so much less. Files that are gone do not count: see ar_dropped. */
+void ar_count_absent(const struct slot *slot, uint64_t pages)
+{
+    if (!atomic_load(&slot->dropped))
+        atomic_fetch_sub_explicit(&ar_region->present_pages, (uint64_t)__builtin_popcountll(pages), memory_order_relaxed);
+}
+
+/* Its pages are no longer what the cache could give back: a file that is gone takes room until it is closed. */
+static void leave_cache(struct slot *slot)
+{
+    uint32_t pages = ar_pages_of(atomic_load(&slot->size));
+    for (uint32_t page = 0; page < pages; page += AR_EXTENT_PAGES) {
+        struct chunk *c = ar_chunk(slot, page / AR_EXTENT_PAGES);
+        if (c)
+            ar_count_absent(slot, atomic_load(&c->present));
+    }
+}
+
 /* Under the lock: the file's last name is gone. */
 void ar_dropped(struct slot *slot)
 {
+    leave_cache(slot);
     atomic_store(&slot->dropped, 1);
     uint32_t number = ar_slot_index(slot) + 1;
     slot->older = ar_region->newest_dropped;
@@ -203,7 +222,7 @@ static void node_free(uint32_t index, uint32_t height)
     ar_region->nodes_free = index;
 }
 
-static bool all_present(struct slot *slot)
+bool ar_all_present(struct slot *slot)
 {
     uint32_t pages = ar_pages_of(atomic_load(&slot->size));
     for (uint32_t page = 0; page < pages; page += AR_EXTENT_PAGES) {
@@ -222,7 +241,8 @@ static bool all_present(struct slot *slot)
  */
 static void forget(struct slot *slot)
 {
-    if (!all_present(slot))
+    leave_cache(slot);
+    if (!ar_all_present(slot))
         atomic_store(&slot->lost_generation, atomic_load(&slot->generation));
     atomic_fetch_add_explicit(&slot->generation, 1, memory_order_acq_rel);
     atomic_fetch_add_explicit(&slot->evictions, 1, memory_order_acq_rel);
@@ -405,7 +425,8 @@ void ar_set_present(struct slot *slot, uint32_t first, uint32_t end)
         added += (uint64_t)__builtin_popcountll(mask & ~before);
         first += n;
     }
-    atomic_fetch_add_explicit(&ar_region->present_pages, added, memory_order_relaxed);
+    if (!atomic_load(&slot->dropped))
+        atomic_fetch_add_explicit(&ar_region->present_pages, added, memory_order_relaxed);
 }
 
 /* ---- asking the driver */

@@ -26,7 +26,7 @@ from aurora_ray.volume.nodes import Nodes
 from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, check_durable
 from aurora_ray.volume.recovery import placement_of
 from aurora_ray.volume.shape import Shape
-from aurora_ray.volume.takeover import take_over
+from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
 from aurora_ray.volume.write.copies import create_segments
 from aurora_ray.volume.write.fanout import Fanout
 from aurora_ray.volume.write.fence import Fence
@@ -158,6 +158,12 @@ class Volume:
         """The file table as of `lsn` (default: all that is durable now). Raises as `read_pages`."""
         point = self._read_point(lsn)
         return await self.reads.read_file_table(point, self._required(point)[0], timeout_s)
+
+    async def hold(self, holder: str, lsn: int, lease_s: float) -> None:
+        """Asks every node to keep what can be read as of `lsn` and later, until the lease ends; returns when all have
+        answered, or had the time to."""
+        holding = (client.hold(holder, lsn, lease_s, CALL_TIMEOUT_S) for client in self._nodes.clients.values())
+        await asyncio.gather(*holding, return_exceptions=True)
 
     def _read_point(self, lsn: int | None) -> int:
         if lsn is None:
