@@ -34,7 +34,7 @@ LOOK_S: Final = 1.0
 _RENEW_LOOKS: Final = 5
 _LEASE_S: Final = 20.0
 _HOLD_MAX_S: Final = 3600.0
-_PAUSE_FACTOR: Final = 20  # between looks through /proc, so many times as long as the last one took
+_PAUSE_FACTOR: Final = 20  # between looks through /proc, so many times the CPU time of the last one
 _SMALL_PARTS: Final = 8  # of the cache: a file of so much is brought in,
 _PAGES_A_LOOK: Final = 2048  # a little at a time
 
@@ -93,10 +93,8 @@ class Unlinked:
 
     async def _settle(self) -> None:
         """Brings in what is small, and forgets what nobody can ask for any more."""
-        start_s = time.monotonic()
-        inodes = {gone.ino for gone in self._gone.values()}
-        opened = await asyncio.to_thread(lambda: who_has_open(device_of_files(self._root), inodes))
-        self._next_search_s = time.monotonic() + _PAUSE_FACTOR * (time.monotonic() - start_s)
+        opened, took_s = await asyncio.to_thread(self._search, {gone.ino for gone in self._gone.values()})
+        self._next_search_s = time.monotonic() + _PAUSE_FACTOR * took_s
         left = _PAGES_A_LOOK
         for slot, gone in list(self._gone.items()):
             where = opened.get(gone.ino)
@@ -109,6 +107,11 @@ class Unlinked:
                 del self._gone[slot]
             elif left > 0:
                 left -= await self._bring(slot, where)
+
+    def _search(self, inodes: set[int]) -> tuple[dict[int, tuple[int, int]], float]:
+        """Who has these files open, and how long a processor was busy with that."""
+        start_s = time.thread_time()
+        return who_has_open(device_of_files(self._root), inodes), time.thread_time() - start_s
 
     async def _bring(self, slot: int, where: tuple[int, int]) -> int:
         """Brings in the next absent pages of a file that a process has open. Returns how many were looked at."""
