@@ -40,7 +40,8 @@ def main() -> None:
         try:
             work(int(seed), worker, int(count), journal)
         except BaseException:
-            traceback.print_exc()
+            sys.stderr.write(traceback.format_exc())
+            sys.stderr.flush()
             os._exit(3)
 
     threads = [threading.Thread(target=run, args=(int(worker),)) for worker in workers]

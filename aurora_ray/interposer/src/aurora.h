@@ -3,6 +3,7 @@
  * and the calls that work on it.
  *
  *   region.c     attach, the lock, waiting, the table of files and of their chunks
+ *   requests.c   asking the driver
  *   log.c        the ring: appending redo records
  *   files.c      what a truncate means to the log, and where extents are placed; making absent pages present
  *   writes.c     what a write means to the log
@@ -231,6 +232,8 @@ struct chunk *ar_chunk_make(struct slot *slot, uint32_t number);
 bool ar_present(struct slot *slot, uint32_t page);
 bool ar_all_present(struct slot *slot);
 void ar_set_present(struct slot *slot, uint32_t first, uint32_t end);
+
+/* requests.c */
 void ar_reclaim_requests(struct region *region);
 char ar_process_state(uint32_t id);
 int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t count, int fd, bool wait);
