@@ -62,7 +62,6 @@ class Settings(BaseSettings):
         description="An instance's local page cache. Default: a quarter of its disk's free space, 256 MiB to 64 GiB.",
         ge=16 * MIB,
     )
-    ring_bytes: ByteSize = Field(ByteSize(64 * MIB), description="The engine's shared redo ring.", ge=MIB)
 
     hung_after_s: float = Field(
         2.5,
@@ -93,8 +92,6 @@ class Settings(BaseSettings):
     graveyard_s: float = Field(
         24 * 3600.0, description="What is deleted can be restored for so long, in seconds.", ge=0, le=10 * 365 * 86400
     )
-
-    commit_span_every: int = Field(256, description="One in this many commit batches is traced.", ge=1)
 
     @field_validator("data_dir", "regions_dir", "postgres_bin_dir")
     @classmethod

@@ -1,11 +1,13 @@
 """Settings: the environment is read, options beat it, and what is wrong is said in one sentence."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from aurora_ray.config import GIB, MIB, Settings, load_settings
 from aurora_ray.errors import ConfigurationError
+from tests.house.source import PACKAGE, files, parse
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +43,26 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_every_wrong_value_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AURORA_CACHE_BYTES", "1 heap")
-    monkeypatch.setenv("AURORA_COMMIT_SPAN_EVERY", "0")
+    monkeypatch.setenv("AURORA_HUNG_AFTER_S", "0")
     with pytest.raises(ConfigurationError) as raised:
         load_settings()
     message = str(raised.value)
     assert message.count("\n") == 0
     assert "AURORA_CACHE_BYTES=1 heap (" in message
-    assert "AURORA_COMMIT_SPAN_EVERY=0 (input should be greater than or equal to 1)" in message
+    assert "AURORA_HUNG_AFTER_S=0 (input should be greater than or equal to 1)" in message
 
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="AURORA_COLOUR=red"):
         load_settings(colour="red")
+
+
+def test_every_setting_is_read_by_somebody() -> None:
+    read = {
+        node.attr
+        for path in files(".py")
+        if PACKAGE in path.parents and path != PACKAGE / "config.py"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert not Settings.model_fields.keys() - read
