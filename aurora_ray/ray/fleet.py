@@ -104,10 +104,8 @@ def _join(address: str, config: ControlConfig) -> None:
     """Runs the fleet on a Ray cluster of the user's. Nothing is noted, made or started if another fleet has the same
     directory there, or if this one's file may be on another machine."""
     _connect(address, config.data_dir, own=False)
-    if _find_ours(config.data_dir) is None:
-        if not bootstrap.exists(config.data_dir):
-            _require_nowhere(config.data_dir)
-        config = _with_fleet(config)
+    if _find_ours(config.data_dir) is None and not bootstrap.exists(config.data_dir):
+        _require_nowhere(config.data_dir)
     _ensure_control(address, config)
     replace_file(config.data_dir / JOINED_NAME, address + "\n")
 
@@ -131,7 +129,7 @@ def _shut_down(data_dir: Path, *, destroy: bool) -> None:
         raise NotRunningError(f"no control plane of {data_dir} runs there")
     import ray
 
-    ref = control.shutdown.remote(destroy)
+    ref = control.shutdown.remote(destroy=destroy)  # by name: of an older version's method Ray knows no positions
     deadline_s = time.monotonic() + DOWN_TIMEOUT_S
     while not ray.wait([ref], timeout=PROGRESS_EVERY_S)[0] and time.monotonic() < deadline_s:
         if own is not None and not own.serves:
@@ -259,29 +257,34 @@ def _with_fleet(config: ControlConfig) -> ControlConfig:
     return replace(config, fleet_id=str(fleet.fleet_id))
 
 
-def _find_ours(data_dir: Path) -> Any:
+def _find_ours(data_dir: Path, *, older: bool = True) -> Any:
     """Of the control actors of the connected Ray cluster that of our fleet, in whatever namespace; None if it does not
     run. Raises OtherFleetError for that of another fleet of the same directory, on another machine: both would have
-    the same directories of storage nodes."""
-    ours = bootstrap.load(data_dir)
-    for control in _controls():
+    the same directories of storage nodes; and UsageError for one of an older version, unless that will do."""
+    from aurora_ray.ray.runtime import LEGACY_NAMESPACE
+
+    ours, unknown = bootstrap.load(data_dir), str(bootstrap.UNKNOWN_FLEET)
+    for namespace, control in _controls():
         theirs = _get(control.info.remote(), CALL_TIMEOUT_S)
         if theirs["data_dir"] != str(data_dir):
             continue
-        if ours is None or theirs["fleet_id"] not in (str(ours.fleet_id), str(bootstrap.UNKNOWN_FLEET)):
+        fleet_id = theirs.get("fleet_id", unknown)  # the first version did not say
+        if ours is None or fleet_id not in (str(ours.fleet_id), unknown):
             import ray
 
             ray.shutdown()
             raise OtherFleetError(
-                f"that Ray cluster runs fleet {theirs['fleet_id']} of {data_dir} on another machine, not the one that "
+                f"that Ray cluster runs fleet {fleet_id} of {data_dir} on another machine, not the one that "
                 "is here: name another directory with --data-dir, or another Ray cluster with --address"
             )
+        if namespace == LEGACY_NAMESPACE and not older:
+            raise UsageError(f"the fleet in {data_dir} runs an older version: `aurora down`, then `aurora up`")
         return control
     return None
 
 
-def _controls() -> list[Any]:
-    """The control actors of all fleets of the connected Ray cluster."""
+def _controls() -> list[tuple[str, Any]]:
+    """The control actors of all fleets of the connected Ray cluster, each with its namespace."""
     import ray.util
 
     from aurora_ray.ray.runtime import CONTROL_NAME, LEGACY_NAMESPACE
@@ -290,7 +293,7 @@ def _controls() -> list[Any]:
     for one in ray.util.list_named_actors(all_namespaces=True):
         if one["name"] == CONTROL_NAME and one["namespace"].startswith(LEGACY_NAMESPACE):
             with contextlib.suppress(ValueError):  # it ended just now
-                found.append(ray.get_actor(CONTROL_NAME, one["namespace"]))
+                found.append((one["namespace"], ray.get_actor(CONTROL_NAME, one["namespace"])))
     return found
 
 
@@ -331,13 +334,11 @@ def _fleet_here(data_dir: str) -> str:
 
 
 def _ensure_control(address: str, config: ControlConfig) -> Any:
-    from aurora_ray.ray.control import ensure_control, find_control
+    from aurora_ray.ray.control import ensure_control
 
     _require_azs(config.azs, address)
-    running = _find_ours(config.data_dir)
-    if running is not None and find_control(config.fleet_id) != running:
-        raise UsageError(f"the fleet in {config.data_dir} runs an older version: `aurora down`, then `aurora up`")
-    return ensure_control(config)
+    _find_ours(config.data_dir, older=False)
+    return ensure_control(_with_fleet(config))
 
 
 def _connect(address: str, data_dir: Path, *, own: bool) -> None:

@@ -118,6 +118,9 @@ async def test_a_copy_of_a_data_directory_leads_to_no_fleet(runtime: LocalRuntim
 
 
 def test_where_nobody_answers_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotRunningError, match="of an older version"):
+        ControlClient.connect(tmp_path, 0.0)
+    (tmp_path / ADDRESS_FILE).write_text("{")
     with pytest.raises(NotRunningError, match="does not say where"):
         ControlClient.connect(tmp_path, 0.0)
     (tmp_path / FILE_NAME).write_text(Secret.new().to_text())

@@ -15,7 +15,7 @@ from aurora_ray.control.api.client import NotRunningError
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.errors import ConfigurationError, UsageError, UsageError
 from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
@@ -56,11 +56,11 @@ def ray_of_another(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def info() -> dict[str, Any]:
         return {"data_dir": str(directories[-1]), "fleet_id": str(uuid4())}
 
-    def shut_down(_: bool) -> None:
+    def shut_down(destroy: bool) -> None:
         done.append("shut down")
 
     other = SimpleNamespace(info=SimpleNamespace(remote=info), shutdown=SimpleNamespace(remote=shut_down))
-    monkeypatch.setattr(fleet, "_controls", lambda: [other])
+    monkeypatch.setattr(fleet, "_controls", lambda: [("aurora-ray-another", other)])
 
     monkeypatch.setattr(fleet, "_connect", connect)
     monkeypatch.setattr(fleet, "_ensure_control", lambda *_: done.append("started"))
@@ -93,6 +93,18 @@ def test_a_refused_up_leaves_no_trace_of_the_address(
     assert not (tmp_path / JOINED_NAME).exists()
     assert bootstrap.exists(tmp_path) == known
     assert not ray_of_another
+
+
+def test_a_fleet_of_the_first_version_is_ours_though_it_does_not_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path)
+    first = SimpleNamespace(info=SimpleNamespace(remote=lambda: {"data_dir": str(tmp_path), "pid": 1}))
+    monkeypatch.setattr(fleet, "_controls", lambda: [("aurora-ray", first)])
+    monkeypatch.setattr(fleet, "_get", lambda found, _: found)
+    assert fleet._find_ours(tmp_path) is first
+    with pytest.raises(UsageError, match="older version: `aurora down`"):
+        fleet._find_ours(tmp_path, older=False)
 
 
 @pytest.mark.parametrize(("content", "mode", "said"), [("", 0o600, "damaged"), ("ab" * 32, 0o644, "chmod 600")])

@@ -231,5 +231,10 @@ def _address_in(data_dir: Path) -> str:
     """Raises NotRunningError."""
     try:
         return str(json.loads((data_dir / ADDRESS_FILE).read_text())["address"])
+    except FileNotFoundError:
+        raise NotRunningError(
+            f"there is no {data_dir / ADDRESS_FILE}: it is still starting, or of an older version (`aurora down`, then "
+            "`aurora up`)"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotRunningError(f"{data_dir / ADDRESS_FILE} does not say where it is ({type(error).__name__})") from None
