@@ -191,7 +191,7 @@ async def test_what_waits_for_a_slow_caller_is_bounded(cluster: Cluster, monkeyp
 
 
 async def test_an_idle_volume_is_followed_at_once(cluster: Cluster) -> None:
-    """The VDL of a flush that nothing follows: a heartbeat would bring it half a second later."""
+    """The VDL of a flush that nothing follows, of the first as well: a heartbeat would bring it half a second later."""
     volume = await cluster.open()
     took_ms: list[float] = []
     async with following(cluster) as follower:

@@ -152,7 +152,11 @@ class RedoWriter:
         self.durable.advance(vdl)  # a listener may submit the next flush, which says this VDL
         if self._told_vdl < vdl:
             self._told_vdl = vdl
-            self._fanout.tell_vdl(vdl, self._heartbeat, subscribed_only=True)
+            self.tell_subscribers()
+
+    def tell_subscribers(self) -> None:
+        """Says the VDL to the nodes that somebody subscribes at: nothing else would bring it soon."""
+        self._fanout.tell_vdl(self.durable.lsn, self._heartbeat, subscribed_only=True)
 
     # ---- while nothing is written
 

@@ -85,6 +85,9 @@ class StreamOwner(Protocol):
     def on_ack(self, node_id: str, lsn: int) -> None:
         """A node has all it was sent up to `lsn`."""
 
+    def on_subscribed(self) -> None:
+        """Somebody follows the log at one more node."""
+
     def on_node_fenced(self, node_id: str, error: FencedError) -> None:
         """A node follows a higher epoch."""
 
@@ -254,6 +257,7 @@ class NodeStream:
         """An acknowledgement."""
         answer = pb.AppendReply.FromString(reply)
         lsn: int = answer.acked_lsn
+        newly_subscribed = answer.subscribed and not self.subscribed
         self.subscribed = answer.subscribed
         sent, messages = self._sent, self._messages
         while sent and sent[0].end <= lsn:
@@ -265,6 +269,8 @@ class NodeStream:
         self._reply_count += 1
         self._complaint = None
         self._owner.on_ack(self.node_id, lsn)
+        if newly_subscribed:
+            self._owner.on_subscribed()
 
     def _observe(self, took_s: float) -> None:
         known_s = self._smoothed_s

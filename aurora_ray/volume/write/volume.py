@@ -186,6 +186,10 @@ class Volume:
         self.fence.on_ack(node_id)
         self.redo.on_ack(node_id, lsn)
 
+    def on_subscribed(self) -> None:
+        """Somebody follows the log at one more node."""
+        self.redo.tell_subscribers()
+
     def on_node_fenced(self, node_id: str, error: FencedError) -> None:
         """A node follows a higher epoch."""
         self.fence.on_refusal(node_id, error)
