@@ -15,7 +15,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from aurora_ray.engine.install import find_install
+from aurora_ray.engine.postgres.install import find_install
 from benchmarks.load import run_load
 from benchmarks.loads import Load, LoadResult
 from benchmarks.sysbench import password_from_file

@@ -13,8 +13,8 @@ from typing import Final
 
 from aurora_ray.config import load_settings
 from aurora_ray.engine.account import find_account
-from aurora_ray.engine.install import find_install, stage
-from aurora_ray.engine.postgres_image import prepare_image
+from aurora_ray.engine.postgres.image import prepare_image
+from aurora_ray.engine.postgres.install import find_install, stage
 from aurora_ray.errors import ConfigurationError, UsageError
 from benchmarks.data import DataSpec
 from benchmarks.systems.base import Site, Sizes

@@ -23,13 +23,13 @@ from typing import Any
 from aurora_ray.compute.engines import EAGER, SOON
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import StopMode
-from aurora_ray.engine.credentials import ensure_passfile
 from aurora_ray.engine.image import import_records, tree_records
-from aurora_ray.engine.install import install_at
 from aurora_ray.engine.machine import this_machine
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
-from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity
+from aurora_ray.engine.postgres.credentials import ensure_passfile
+from aurora_ray.engine.postgres.image import PAGE_BYTES, SUPERUSER, prepare_image
+from aurora_ray.engine.postgres.install import install_at
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.engine.sizes import size_on
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.rpc.admission import OURS

@@ -164,7 +164,7 @@ def _prepare(dsn: str, init: int | None, *, quiet: bool) -> int:
     """Makes pgbench's tables if asked; their scale. Raises UsageError if there are none."""
     import psycopg
 
-    from aurora_ray.engine.install import find_install
+    from aurora_ray.engine.postgres.install import find_install
     from benchmarks.data import fill_pgbench
 
     if init is not None:

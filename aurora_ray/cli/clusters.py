@@ -103,7 +103,7 @@ def sql(  # noqa: PLR0917  (the command's options)
 
 def _psql(bin_dir: Path | None, version: str) -> Path:
     """A psql of the cluster's major version, one that edits lines if there is one; else any."""
-    from aurora_ray.engine.install import discover, find_install
+    from aurora_ray.engine.postgres.install import discover, find_install
 
     try:
         candidates = [find_install(version, bin_dir)]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.image import import_records
-from aurora_ray.engine.install import find_install, stage
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity
-from aurora_ray.engine.postgres_image import PAGE_BYTES, SUPERUSER, PreparedImage, prepare_image
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity
+from aurora_ray.engine.postgres.image import PAGE_BYTES, SUPERUSER, PreparedImage, prepare_image
+from aurora_ray.engine.postgres.install import find_install, stage
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import UsageError
 from aurora_ray.log.layout import NO_GROUP
 from aurora_ray.volume.read.pages import PageRange

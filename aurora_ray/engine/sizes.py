@@ -6,7 +6,7 @@ for storage nodes, Ray and the system); a new one gets a quarter of what no othe
 gets 384 MiB. A size is declared when the instance is: it changes by `aurora modify` alone. Where an instance runs on a
 machine that is smaller than its size, it gets what instances can have there.
 
-What a size means for an engine is the engine's own table (postgres_sizes.py).
+What a size means for an engine is the engine's own table (sizes.py).
 """
 
 from __future__ import annotations

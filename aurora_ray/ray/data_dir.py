@@ -60,7 +60,7 @@ def end_leftovers(data_dir: Path) -> None:
     from aurora_ray.compute import leftovers
     from aurora_ray.compute.config import InstanceDirs
     from aurora_ray.compute.engines import PROGRAMS
-    from aurora_ray.engine.postgres import forget_run
+    from aurora_ray.engine.postgres.server import forget_run
 
     async def end_all() -> None:
         for root in sorted((data_dir / "instances").glob("*")):

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any, Final
 
-from aurora_ray.engine.postgres_image import PAGE_BYTES
+from aurora_ray.engine.postgres.image import PAGE_BYTES
 from aurora_ray.rpc.secret_file import ensure_secret
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec

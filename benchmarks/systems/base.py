@@ -17,7 +17,7 @@ import psycopg
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from aurora_ray.engine.postgres_image import PreparedImage
+from aurora_ray.engine.postgres.image import PreparedImage
 from benchmarks.data import DataSpec, fill_pgbench
 from benchmarks.procfs import Component
 from benchmarks.segments import Connection, connections

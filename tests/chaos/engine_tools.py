@@ -11,8 +11,8 @@ import psycopg
 
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import EngineInstall, StopMode
-from aurora_ray.engine.install import discover, find_install, stage
-from aurora_ray.engine.postgres import PostgresEngine
+from aurora_ray.engine.postgres.install import discover, find_install, stage
+from aurora_ray.engine.postgres.server import PostgresEngine
 from tests.chaos.checks import LostError, check_indexes, check_own_sums
 from tests.support.stack import Stack
 from tests.support.stack_export import export

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.shared_memory import posix_segments
+from aurora_ray.engine.postgres.shared_memory import posix_segments
 from tests.support.polling import poll_until_blocking
 from tests.support.stack import Stack
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from aurora_ray.compute.signals import family
-from aurora_ray.engine.install import find_install
+from aurora_ray.engine.postgres.install import find_install
 from tests.cli.fleet import CliFleet, fleet_at, parent_of, pids_titled
 from tests.support.collector import Collector, running_collector
 from tests.support.polling import poll_until_blocking

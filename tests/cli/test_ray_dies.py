@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.shared_memory import posix_segments
+from aurora_ray.engine.postgres.shared_memory import posix_segments
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.host import RESTARTS_MAX
 from tests.cli.fleet import CliFleet, fleet_at, kill, pids_of_fleet

@@ -20,8 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_commit import commit_module
+from aurora_ray.engine.postgres.commit import commit_module
+from aurora_ray.engine.postgres.server import PostgresEngine
 from benchmarks.stack import Stack
 from tests.engine.conftest import INSTALLS, account, cluster, image, image_cache, install, make_engine, records
 from tests.support.engine_stack import engine_on

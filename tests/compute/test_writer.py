@@ -20,8 +20,8 @@ from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
 from aurora_ray.engine.image import import_records
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import ClusterIdentity
+from aurora_ray.engine.postgres.control_file import ClusterIdentity
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, QuorumLostError
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until

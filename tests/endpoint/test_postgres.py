@@ -9,8 +9,8 @@ import pytest
 
 from aurora_ray.endpoint.relay import Relay
 from aurora_ray.engine.base import StopMode
-from aurora_ray.engine.credentials import ensure_passfile
-from aurora_ray.engine.postgres import PostgresEngine
+from aurora_ray.engine.postgres.credentials import ensure_passfile
+from aurora_ray.engine.postgres.server import PostgresEngine
 from tests.engine.conftest import (  # noqa: F401 - fixtures
     account,
     cluster,

@@ -9,10 +9,10 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount, find_account
 from aurora_ray.engine.base import Engine, EngineInstall, StopMode
-from aurora_ray.engine.install import discover
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_control import ClusterIdentity
-from aurora_ray.engine.postgres_image import PreparedImage, prepare_image
+from aurora_ray.engine.postgres.control_file import ClusterIdentity
+from aurora_ray.engine.postgres.image import PreparedImage, prepare_image
+from aurora_ray.engine.postgres.install import discover
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.log.record import Record
 from tests.engine.plain import build_tree

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.credentials import ensure_passfile, verifies
+from aurora_ray.engine.postgres.credentials import ensure_passfile, verifies
 from aurora_ray.errors import ConfigurationError
 
 

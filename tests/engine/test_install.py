@@ -7,7 +7,7 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from aurora_ray.engine.install import discover, find_install, install_at, stage
+from aurora_ray.engine.postgres.install import discover, find_install, install_at, stage
 from aurora_ray.errors import ConfigurationError
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")

@@ -10,10 +10,10 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall, StopMode
-from aurora_ray.engine.credentials import ensure_passfile
-from aurora_ray.engine.postgres import PostgresEngine
+from aurora_ray.engine.postgres.credentials import ensure_passfile
+from aurora_ray.engine.postgres.server import PostgresEngine
+from aurora_ray.engine.postgres.shared_memory import _sysv_segments, posix_segments
 from aurora_ray.engine.process import processes_in
-from aurora_ray.engine.shared_memory import _sysv_segments, posix_segments
 from tests.engine.conftest import INSTALLS
 
 pytestmark = pytest.mark.postgres
@@ -186,7 +186,7 @@ async def test_long_paths_get_their_sockets_elsewhere(
 
 
 async def test_a_log_that_grows_is_cut(engine: PostgresEngine, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_ray.engine.postgres.LOG_BYTES_MAX", 10)
+    monkeypatch.setattr("aurora_ray.engine.postgres.server.LOG_BYTES_MAX", 10)
     await engine.start(cluster)
     await engine.check()
     ended = await engine.stop()

@@ -3,7 +3,7 @@ import struct
 import google_crc32c
 import pytest
 
-from aurora_ray.engine.postgres_control import ClusterIdentity, identity_patches, system_identifier
+from aurora_ray.engine.postgres.control_file import ClusterIdentity, identity_patches, system_identifier
 from aurora_ray.errors import MalformedError
 
 NONCE = bytes(range(100, 132))

@@ -8,9 +8,9 @@ import pytest
 from aurora_ray.engine import postgres_image
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from aurora_ray.engine.install import find_install
-from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity, system_identifier
-from aurora_ray.engine.postgres_image import PreparedImage, prepare_image
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity, system_identifier
+from aurora_ray.engine.postgres.image import PreparedImage, prepare_image
+from aurora_ray.engine.postgres.install import find_install
 from aurora_ray.errors import ConfigurationError, EngineError
 from aurora_ray.log.layout import RecordType
 from tests.engine.conftest import INSTALLS

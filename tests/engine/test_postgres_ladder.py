@@ -8,8 +8,7 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import StopMode
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_conf import (
+from aurora_ray.engine.postgres.configuration import (
     AUTO,
     GOOD_AUTO,
     HBA,
@@ -19,7 +18,8 @@ from aurora_ray.engine.postgres_conf import (
     settings_in,
     without_settings,
 )
-from aurora_ray.engine.postgres_start import first_complaint
+from aurora_ray.engine.postgres.server import PostgresEngine
+from aurora_ray.engine.postgres.start import first_complaint
 from aurora_ray.errors import EngineError
 from aurora_ray.troubles import TroubleCode
 

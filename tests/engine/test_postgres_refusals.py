@@ -11,7 +11,7 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall, StopMode
-from aurora_ray.engine.postgres import PostgresEngine
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import ConfigurationError, EngineError
 
 pytestmark = pytest.mark.postgres
@@ -29,7 +29,7 @@ async def test_a_port_taken_at_the_last_moment(
     engine: PostgresEngine, cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr("aurora_ray.engine.postgres.claim_port", lambda *_: server.getsockname()[1])
+        monkeypatch.setattr("aurora_ray.engine.postgres.server.claim_port", lambda *_: server.getsockname()[1])
         with pytest.raises(ConfigurationError, match="is in use: stop what listens there"):
             await engine.start(cluster)
     assert engine.pid is None

@@ -7,11 +7,11 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from aurora_ray.engine.credentials import make_verifier, verifies
-from aurora_ray.engine.postgres import PostgresEngine
-from aurora_ray.engine.postgres_catalogue import catalogue, check_changes
-from aurora_ray.engine.postgres_conf import AUTO, HBA, PG_HBA
-from aurora_ray.engine.postgres_repair import BEFORE, Repair
+from aurora_ray.engine.postgres.catalogue import catalogue, check_changes
+from aurora_ray.engine.postgres.configuration import AUTO, HBA, PG_HBA
+from aurora_ray.engine.postgres.credentials import make_verifier, verifies
+from aurora_ray.engine.postgres.repair import BEFORE, Repair
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import UsageError
 
 LOCK = (

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.postgres_settings import (
+from aurora_ray.engine.postgres.settings import (
     VOLATILE_PATTERNS,
     check_parameters,
     default_settings,

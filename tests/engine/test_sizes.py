@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aurora_ray.engine.machine import Machine, this_machine
-from aurora_ray.engine.postgres_sizes import size_settings
+from aurora_ray.engine.postgres.sizes import size_settings
 from aurora_ray.engine.sizes import (
     MEMORY_MIN_BYTES,
     InstanceSize,

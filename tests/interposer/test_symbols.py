@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.wheels import WHEELS
+from aurora_ray.engine.postgres.wheels import WHEELS
 from aurora_ray.interposer import native
 from tests.interposer.ways import FILE_CALLS, NOT_INTERPOSED, interposed, unaccounted
 

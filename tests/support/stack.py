@@ -26,7 +26,7 @@ from typing import Self
 import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
-from aurora_ray.engine.postgres import forget_run
+from aurora_ray.engine.postgres.server import forget_run
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.nodes import close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec

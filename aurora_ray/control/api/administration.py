@@ -14,9 +14,9 @@ from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.perform.ending import end_in_order
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.engine.install import find_install
-from aurora_ray.engine.postgres_catalogue import check_changes
-from aurora_ray.engine.postgres_repair import Repair
+from aurora_ray.engine.postgres.catalogue import check_changes
+from aurora_ray.engine.postgres.install import find_install
+from aurora_ray.engine.postgres.repair import Repair
 from aurora_ray.errors import AuroraError, UsageError
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, 
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.engine.credentials import ensure_passfile, write_passfile
-from aurora_ray.engine.install import find_install
 from aurora_ray.engine.machine import this_machine
+from aurora_ray.engine.postgres.credentials import ensure_passfile, write_passfile
+from aurora_ray.engine.postgres.install import find_install
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster
 from aurora_ray.control.model.store import read_versions, volume_spec
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.engine.credentials import ensure_passfile
+from aurora_ray.engine.postgres.credentials import ensure_passfile
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader

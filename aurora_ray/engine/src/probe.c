@@ -4,7 +4,7 @@
  * after it has held the locks that every transaction needs, so an answer means that transactions can go on; and it says
  * how far the WAL is, so that a recovery shows its progress.
  *
- * Its protocol: whoever connects gets one line, "lsn=N recovery=0|1", and the end of the stream. (engine/postgres_probe.py)
+ * Its protocol: whoever connects gets one line, "lsn=N recovery=0|1", and the end of the stream. (engine/postgres/probe.py)
  *
  * And the other way round: ALTER SYSTEM on what the fleet has put onto the command line would have no effect, so it is
  * refused with the reason.

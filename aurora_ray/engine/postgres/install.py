@@ -16,7 +16,7 @@ from typing import Final
 from aurora_ray.durable import move_tree
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.base import EngineInstall, TreePart
-from aurora_ray.engine.wheels import PACKAGES, WHEELS
+from aurora_ray.engine.postgres.wheels import PACKAGES, WHEELS
 from aurora_ray.errors import ConfigurationError
 
 COPY_FORMAT: Final = "synced"  # copies by other names were not: a power cut may have emptied them

@@ -14,8 +14,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
-from aurora_ray.engine.credentials import make_verifier
-from aurora_ray.engine.postgres_conf import AUTO, EMPTY_AUTO, HBA, PG_HBA, REFUSED, SIGNALS, Files, without_settings
+from aurora_ray.engine.postgres.configuration import (
+    AUTO,
+    EMPTY_AUTO,
+    HBA,
+    PG_HBA,
+    REFUSED,
+    SIGNALS,
+    Files,
+    without_settings,
+)
+from aurora_ray.engine.postgres.credentials import make_verifier
 from aurora_ray.engine.tree_edit import Edit, edit_tree, read_text
 from aurora_ray.errors import EngineError
 

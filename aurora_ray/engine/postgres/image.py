@@ -1,6 +1,6 @@
 """A prepared PostgreSQL data directory: initdb once per version, then shared by every new cluster.
 
-Each cluster gets an identity of its own on the way into its volume (see postgres_control.py): no second initdb.
+Each cluster gets an identity of its own on the way into its volume (see control_file.py): no second initdb.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.durable import move_tree, replace_file
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.image import tree_records
-from aurora_ray.engine.postgres_conf import PG_HBA
-from aurora_ray.engine.postgres_control import CONTROL_PATH, ClusterIdentity, identity_patches
+from aurora_ray.engine.postgres.configuration import PG_HBA
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity, identity_patches
 from aurora_ray.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:

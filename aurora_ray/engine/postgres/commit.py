@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
-from aurora_ray.engine.wheels import PACKAGES
+from aurora_ray.engine.postgres.wheels import PACKAGES
 from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 From the weakest to the strongest: `postgresql.conf` of the data directory; our defaults (`default_settings`); the
 cluster's parameters; ALTER SYSTEM; ALTER DATABASE and ALTER ROLE; the few that correctness rests on or that the fleet
 gives out (`forced_settings`). Only those stand on the command line, and the module refuses ALTER SYSTEM on them. All
-else lies in a file that is made anew at each start (postgres_conf), so a user can set it.
+else lies in a file that is made anew at each start (configuration), so a user can set it.
 
 What bounds a failover: the new writer replays the WAL since the last completed checkpoint's start, reading pages from
 the volume as it goes, then writes a checkpoint before it accepts statements. Hence frequent checkpoints and prefetch.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.base import VolatileKind, VolatilePattern
-from aurora_ray.engine.postgres_sizes import size_settings
+from aurora_ray.engine.postgres.sizes import size_settings
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _TUNING: Final[Mapping[str, str]] = {
     "recovery_init_sync_method": "syncfs",
     "huge_pages": "try",
     # A hot standby refuses to start unless it has at least the writer's figures for these three, max_connections and
-    # max_worker_processes (postgres_sizes): they belong to the cluster, not to the size of an instance.
+    # max_worker_processes (sizes): they belong to the cluster, not to the size of an instance.
     "max_wal_senders": "10",  # readers need none; for the user's own logical replication and pg_basebackup
     "max_prepared_transactions": "0",
     "max_locks_per_transaction": "64",
@@ -67,7 +67,7 @@ _TUNING: Final[Mapping[str, str]] = {
     # Sync commits flush themselves; 200 ms is only how late an asynchronous one may become durable (at most three
     # times that), and each round of the WAL writer costs a message to six nodes.
     "wal_writer_delay": "200ms",
-    # Where commits wait in their flush (see postgres_commit; elsewhere it is 0, and the driver groups them): a flush
+    # Where commits wait in their flush (see commit; elsewhere it is 0, and the driver groups them): a flush
     # costs the machine a message to six nodes whatever it carries, so it pays to let more commits join it. The delay
     # is about half of a flush's time, and applies only while `commit_siblings` other transactions are open.
     "commit_delay": "1500",

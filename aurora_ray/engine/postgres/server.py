@@ -3,8 +3,8 @@
 A run has one owner of its end: the task `_watch`. It waits for the main process, removes whatever is left of the
 others, gives back shared memory, and yields the EngineExit; `stop` only sends signals and waits for it.
 
-Whether it is alive is asked without a session (postgres_probe), and a start depends on nothing that users can set: what
-no server starts with is left out, step by step, and told (postgres_conf). Sessions for administration go through the
+Whether it is alive is asked without a session (probe), and a start depends on nothing that users can set: what
+no server starts with is left out, step by step, and told (configuration). Sessions for administration go through the
 Unix socket, in a directory that only the account and root can enter.
 """
 
@@ -29,14 +29,14 @@ from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
 from aurora_ray.engine.network import claim_port
-from aurora_ray.engine.postgres_commit import (
+from aurora_ray.engine.postgres.commit import (
     PRELOAD,
     commit_module,
     configured_preloads,
     stage_module,
     with_module,
 )
-from aurora_ray.engine.postgres_conf import (
+from aurora_ray.engine.postgres.configuration import (
     GOOD_HBA,
     OUR_CONF,
     OUR_HBA,
@@ -46,25 +46,25 @@ from aurora_ray.engine.postgres_conf import (
     conf_text,
     troubles_of,
 )
-from aurora_ray.engine.postgres_dirs import check_data_dir, claim_shared_dir, clear_lock, rotate, socket_dir
-from aurora_ray.engine.postgres_image import SUPERUSER
-from aurora_ray.engine.postgres_probe import (
+from aurora_ray.engine.postgres.dirs import check_data_dir, claim_shared_dir, clear_lock, rotate, socket_dir
+from aurora_ray.engine.postgres.image import SUPERUSER
+from aurora_ray.engine.postgres.probe import (
     PROBE_NAME,
     PROBE_VARIABLE,
     ProbeAnswer,
     module_answers,
     postmaster_answers,
 )
-from aurora_ray.engine.postgres_repair import Workshop
-from aurora_ray.engine.postgres_settings import (
+from aurora_ray.engine.postgres.repair import Workshop
+from aurora_ray.engine.postgres.settings import (
     VOLATILE_PATTERNS,
     check_parameters,
     default_settings,
     forced_settings,
 )
-from aurora_ray.engine.postgres_start import StartProgress, StartRefusedError, first_complaint, wait_ready
+from aurora_ray.engine.postgres.shared_memory import posix_segments, remove_segments
+from aurora_ray.engine.postgres.start import StartProgress, StartRefusedError, first_complaint, wait_ready
 from aurora_ray.engine.process import EngineProcess
-from aurora_ray.engine.shared_memory import posix_segments, remove_segments
 from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.engine.tree_edit import Edit, edit_tree
 from aurora_ray.errors import ConfigurationError, EngineError
@@ -284,7 +284,7 @@ class PostgresEngine:
     async def repair(
         self, data_dir: Path, kinds: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], password: str
     ) -> None:
-        """See postgres_repair.Repair for what there is. Raises EngineError."""
+        """See repair.Repair for what there is. Raises EngineError."""
         self._prepare_run_dir()
         self._data_dir = data_dir
         self._write_conf(Rung.OURS, Files.read(data_dir), {})
@@ -340,7 +340,7 @@ class PostgresEngine:
         return await asyncio.shield(self._watcher)
 
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
-        """Whether it is alive, see postgres_probe; a refusal is a sign of life. Raises EngineError if it is not.
+        """Whether it is alive, see probe; a refusal is a sign of life. Raises EngineError if it is not.
 
         The module is asked each time; the postmaster, which forks for the answer, less often while all is well.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
-from aurora_ray.engine.postgres_settings import canonical, refusal
+from aurora_ray.engine.postgres.settings import canonical, refusal
 from aurora_ray.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:

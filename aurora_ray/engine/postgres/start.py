@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.engine.postgres_probe import module_answers
+from aurora_ray.engine.postgres.probe import module_answers
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""PostgreSQL: all that knows it. `adapter.py` is its way in."""
