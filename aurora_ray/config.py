@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         # Actors and engines have other working directories than the command that was given the path.
         return None if path is None else Path(os.path.abspath(path.expanduser()))
 
+    def bin_dir(self, engine: str) -> Path | None:
+        """The bin directory of that engine to use instead of ours, if one is named."""
+        named: Path | None = getattr(self, f"{engine}_bin_dir", None)
+        return named
+
     @property
     def telemetry_dir(self) -> Path:
         """Where each process leaves its spans."""

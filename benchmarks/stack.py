@@ -20,16 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aurora_ray.compute.engines import EAGER, SOON
-from aurora_ray.engine.account import EngineAccount, find_account
-from aurora_ray.engine.base import StopMode
+from aurora_ray.compute.assemble import import_image, mount_for, start_on
+from aurora_ray.compute.engines import PreparedEngine
+from aurora_ray.engine import registry
+from aurora_ray.engine.account import find_account
+from aurora_ray.engine.base import Engine, StopMode
 from aurora_ray.engine.image import import_records, tree_records
 from aurora_ray.engine.machine import this_machine
-from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity
-from aurora_ray.engine.postgres.credentials import ensure_passfile
-from aurora_ray.engine.postgres.image import PAGE_BYTES, SUPERUSER, prepare_image
-from aurora_ray.engine.postgres.install import install_at
-from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.engine.sizes import size_on
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.rpc.admission import OURS
@@ -84,7 +81,7 @@ class Stages:
 class Stack:
     """Volume, mount and engine, open."""
 
-    def __init__(self, volume: Volume, mounted: MountedVolume, engine: PostgresEngine) -> None:
+    def __init__(self, volume: Volume, mounted: MountedVolume, engine: Engine) -> None:
         self.volume, self._mounted, self._engine = volume, mounted, engine
 
     @property
@@ -103,7 +100,7 @@ class Stack:
     async def restart(self) -> None:
         """The engine alone, in order, on the same mount; its port may be another then."""
         await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
-        await start_engine(self._engine, self._mounted)
+        await start_on(self._mounted, self._engine, timeout_s=TIMEOUT_S)
 
     async def stop(self) -> dict[str, float]:
         """In order: the engine shuts down, and the volume has all of it."""
@@ -118,20 +115,13 @@ class Stack:
 @asynccontextmanager
 async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Stack, dict[str, Any]]]:
     """The stack, and how it can be reached."""
-    account = find_account(config.engine_user)
-    install = install_at(Path(config.bin_dir))
     nodes = [NodeAddress(**node) for node in config.nodes]
     spec = VolumeSpec.from_dict(config.volume)
     root = Path(config.root)
-    engine = PostgresEngine(
-        install,
-        account,
-        root / "run",
-        size=size_on(this_machine(), config.memory_bytes),
-        parameters=config.parameters,
-    )
+    prepared = await asyncio.to_thread(_prepared, config)
+    engine = prepared.make(root / "run", size_on(this_machine(), config.memory_bytes), config.parameters)
     passfile = root / "passfile"
-    password = ensure_passfile(passfile, SUPERUSER)
+    password = prepared.adapter.ensure_passfile(passfile)
     if config.create:
         with stages.measure("create"):
             await Volume.create(spec, nodes, TIMEOUT_S)
@@ -141,23 +131,21 @@ async def opened(config: StackConfig, stages: Stages) -> AsyncIterator[tuple[Sta
         cleanup.push_async_callback(volume.close)
         if config.create:
             with stages.measure("import"):
-                image = await asyncio.to_thread(prepare_image, install, account, Path(config.images_dir))
-                await import_records(image.records(ClusterIdentity.new(time.time())), volume)
+                await import_image(prepared, volume)
         with stages.measure("mount"):
-            mounted = await _mount(volume, root / "mount", account, engine, config.cache_bytes)
+            mounted = await mount_for(prepared, engine, volume, root / "mount", cache_bytes=config.cache_bytes)
         cleanup.push_async_callback(mounted.close)
-        cleanup.push_async_callback(engine.stop, StopMode.KILL)
+        cleanup.push_async_callback(engine.stop, StopMode.KILL, timeout_s=TIMEOUT_S)
         with stages.measure("engine"):
-            await start_engine(engine, mounted)
+            await start_on(mounted, engine, timeout_s=TIMEOUT_S)
         await engine.give_password(password, timeout_s=TIMEOUT_S)
         yield Stack(volume, mounted, engine), {"dsn": engine.dsn(passfile), "engine_pid": engine.pid}
 
 
-async def start_engine(engine: PostgresEngine, mounted: MountedVolume) -> None:
-    """On the mount's data directory."""
-    await engine.start(
-        mounted.mount_dir, env=mounted.engine_environment(), pass_fds=mounted.pass_fds, timeout_s=TIMEOUT_S
-    )
+def _prepared(config: StackConfig) -> PreparedEngine:
+    adapter = registry.adapter(registry.DEFAULT_ENGINE)
+    account, install = find_account(config.engine_user), adapter.find(None, Path(config.bin_dir))
+    return PreparedEngine(adapter, account, install, adapter.prepare(install, account, Path(config.images_dir)))
 
 
 async def import_tree(config: StackConfig, stages: Stages) -> None:
@@ -170,26 +158,12 @@ async def import_tree(config: StackConfig, stages: Stages) -> None:
     volume = await Volume.open(spec, nodes, timeout_s=TIMEOUT_S)
     try:
         with stages.measure("import"):
-            records = tree_records(Path(config.import_from), page_size=PAGE_BYTES, last=[CONTROL_PATH])
+            adapter = registry.adapter(registry.DEFAULT_ENGINE)
+            tree = Path(config.import_from)
+            records = tree_records(tree, page_size=adapter.page_bytes, last=[adapter.last_file])
             await import_records(records, volume)
     finally:
         await volume.close()
-
-
-async def _mount(
-    volume: Volume, mount_dir: Path, account: EngineAccount, engine: PostgresEngine, cache_bytes: int
-) -> MountedVolume:
-    return await MountedVolume.open(
-        volume,
-        mount_dir,
-        writer=volume,
-        owner_uid=account.uid if account.switch else None,
-        owner_gid=account.gid if account.switch else None,
-        cache_bytes=cache_bytes,
-        volatile_patterns=[(each.kind.value, each.pattern) for each in engine.volatile_patterns()],
-        eager=EAGER,
-        soon=SOON,
-    )
 
 
 async def _lines() -> AsyncIterator[str]:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aurora_ray.cli import options
+from aurora_ray.cli.clusters import way_in
 from aurora_ray.cli.output import progress, size_text, write_json, write_line
+from aurora_ray.engine.registry import adapter
 from aurora_ray.errors import UsageError
-
-_SHOWN = "setting <> coalesce(boot_val, '') OR pending_restart OR source NOT IN ('default', 'override')"
-_QUERY = """
-SELECT name, current_setting(name, true), coalesce(boot_val, ''), coalesce(unit, ''),
-       CASE WHEN source = 'command line' THEN 'fixed' WHEN sourcefile LIKE '%/postgresql.auto.conf' THEN 'ALTER SYSTEM'
-            WHEN sourcefile LIKE '%/run/postgresql.conf' THEN 'aurora' ELSE source END,
-       CASE WHEN pending_restart THEN 'pending-reboot' WHEN context = 'internal' THEN 'never'
-            WHEN context = 'postmaster' THEN 'at a reboot' ELSE 'dynamic' END
-FROM pg_settings WHERE {} ORDER BY name"""
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +40,9 @@ def parameters(  # noqa: PLR0917  (the command's options)
     """
     fleet = options.find(data_dir)
     if verb is None:
-        rows = _rows(fleet.status(name), everything=everything)
+        status = fleet.status(name)
+        dsn, client = way_in(status, status["endpoints"]["cluster"]["dsn"]), adapter(status["engine"]).client
+        rows = client.parameters(dsn, status["parameters"], everything=everything)
         if json:
             write_json(rows)
         else:
@@ -78,20 +73,6 @@ def _changes(verb: str, words: list[str]) -> dict[str, str | None]:
     if wrong:
         raise UsageError(f"{wrong[0]!r} is not of the form K=V")
     return {word.partition("=")[0]: word.partition("=")[2] for word in words}
-
-
-def _rows(status: dict[str, Any], *, everything: bool) -> list[dict[str, str]]:
-    """What the server says, and what is declared and does not come from there."""
-    from aurora_ray.cli.clusters import query
-
-    declared = dict(status["parameters"])
-    found = query(status, _QUERY.format("true" if everything else _SHOWN))["rows"]
-    columns = ("name", "value", "default", "unit", "source", "changes")
-    rows = [dict(zip(columns, (str(value) for value in row), strict=True)) for row in found]
-    for row in rows:
-        if row["name"] in declared and row["source"] == "aurora":
-            row["source"] = "cluster"
-    return rows
 
 
 def modify(  # noqa: PLR0917  (the command's options)

@@ -10,7 +10,8 @@ import typer
 
 from aurora_ray.cli import options
 from aurora_ray.cli.output import confirm_removal, print_clusters, progress, write_json, write_line
-from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
+from aurora_ray.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +36,7 @@ def list_clusters(data_dir: options.DataDir = None, json: options.Json = False) 
 
 def create(  # noqa: PLR0917  (the command's options)
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new cluster.")],
-    engine: Annotated[str, typer.Option(help="postgres.")] = "postgres",
+    engine: options.Engine = DEFAULT_ENGINE,
     engine_version: Annotated[
         str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
     ] = None,
@@ -47,7 +48,7 @@ def create(  # noqa: PLR0917  (the command's options)
 ) -> None:
     """Create a cluster in the running fleet; print its DSN."""
     settings = options.settings(data_dir)
-    chosen = bin_dir or settings.postgres_bin_dir
+    chosen = bin_dir or settings.bin_dir(engine)
     fleet = options.find(data_dir)
     with progress(f"creating {name}", quiet=json) as say:
         path = str(chosen) if chosen else None
@@ -81,7 +82,7 @@ def delete(
 
 def sql(  # noqa: PLR0917  (the command's options)
     name: options.Name = options.DEFAULT_NAME,
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- PSQL ARGUMENTS]", hidden=True)] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", hidden=True)] = None,
     command: Annotated[str | None, typer.Option("-c", metavar="SQL", help="Run this and end.")] = None,
     reader: Annotated[bool, typer.Option("--reader", help="Use the reader endpoint.")] = False,
     data_dir: options.DataDir = None,
@@ -89,79 +90,21 @@ def sql(  # noqa: PLR0917  (the command's options)
 ) -> None:
     """Open psql on a cluster, or run SQL through it; with --json, rows as JSON."""
     status = options.find(data_dir).status(name)
-    dsn = status["endpoints"]["reader" if reader else "cluster"]["dsn"]
+    dsn, client = status["endpoints"]["reader" if reader else "cluster"]["dsn"], adapter(status["engine"]).client
     if json:
         if command is None:
             raise UsageError("--json needs -c")
-        write_json(_query(_way_in(status, dsn), command))
+        rows = client.query(way_in(status, dsn), command)
+        write_json({"columns": rows.columns, "rows": rows.rows, "rowcount": rows.count})
         return
-    dsn = dsn if reader else _way_in(status, dsn)
-    psql = _psql(options.settings(data_dir).postgres_bin_dir, status["engine_version"])
-    words = [str(psql), dsn, *(["-X", "-c", command] if command is not None else []), *(arguments or [])]
-    os.execv(psql, words)  # noqa: S606  (psql takes this process's place: signals and the terminal are its own)
+    dsn = dsn if reader else way_in(status, dsn)
+    bin_dir = options.settings(data_dir).bin_dir(status["engine"])
+    words = client.command_line(dsn, status["engine_version"], bin_dir, command, arguments or [])
+    os.execv(words[0], words)  # noqa: S606  (it takes this process's place: signals and the terminal are its own)
 
 
-def _psql(bin_dir: Path | None, version: str) -> Path:
-    """A psql of the cluster's major version, one that edits lines if there is one; else any."""
-    from aurora_ray.engine.postgres.install import discover, find_install
-
-    try:
-        candidates = [find_install(version, bin_dir)]
-    except ConfigurationError:
-        candidates = []
-    candidates += discover()
-    found = [(install, install.bin_dir / "psql") for install in candidates]
-    found = [(install, psql) for install, psql in found if os.access(psql, os.X_OK)]
-    major = version.partition(".")[0]
-    found.sort(key=lambda each: (str(each[0].major) != major, not _edits_lines(each[1])))
-    if found:
-        return found[0][1]
-    raise ConfigurationError("there is no psql on this machine: install it, or use the DSN of `aurora status`")
-
-
-def _edits_lines(psql: Path) -> bool:
-    """Whether it was built with a library for that: the names of those it loads stand in it."""
-    return any(library in psql.read_bytes() for library in (b"libreadline", b"libedit"))
-
-
-def query(status: dict[str, Any], statement: str) -> dict[str, Any]:
-    """Columns and rows of a statement, run on the cluster of that status."""
-    return _query(_way_in(status, status["endpoints"]["cluster"]["dsn"]), statement)
-
-
-def _way_in(status: dict[str, Any], dsn: str) -> str:
-    """The DSN; or, when the password in the pass file is not the superuser's any more, the engine's own socket, whose
-    directory only the engine's account and root can enter."""
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-    try:
-        psycopg.connect(dsn).close()
-    except psycopg.OperationalError as error:
-        if "authentication failed" not in str(error):
-            return dsn
-    else:
-        return dsn
+def way_in(status: dict[str, Any], dsn: str) -> str:
+    """The DSN of a cluster's endpoint, or the engine's own socket when the password does not lead in, see Client."""
     writer = next(instance for instance in status["instances"] if instance["role"] == "writer")
-    directory = writer["socket_dir"]
-    if not directory or not os.access(directory, os.X_OK):
-        return dsn
-    parts = conninfo_to_dict(dsn)
-    return make_conninfo("", host=directory, port=writer["port"], user=parts["user"], dbname=parts["dbname"])
-
-
-def _query(dsn: str, statement: str) -> dict[str, Any]:
-    import psycopg
-
-    try:
-        with psycopg.connect(dsn, autocommit=True) as session:
-            cursor = session.execute(statement.encode())
-            columns = [column.name for column in cursor.description or ()]
-            rows = [[_plain(value) for value in row] for row in cursor.fetchall()] if columns else []
-            return {"columns": columns, "rows": rows, "rowcount": cursor.rowcount}
-    except psycopg.Error as error:
-        raise AuroraError(str(error).strip().replace("\n", " ")) from error
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    directory = Path(writer["socket_dir"]) if writer["socket_dir"] else None
+    return adapter(status["engine"]).client.way_in(dsn, directory, writer["port"])

@@ -9,6 +9,7 @@ import typer
 
 from aurora_ray.cli import options
 from aurora_ray.cli.output import confirm_removal, print_status, progress, render_status, write_json, write_line
+from aurora_ray.engine.registry import DEFAULT_ENGINE
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(  # noqa: PLR0917  (the command's options)
-    engine: Annotated[str, typer.Option(help="postgres.")] = "postgres",
+    engine: options.Engine = DEFAULT_ENGINE,
     engine_version: Annotated[
         str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
     ] = None,
@@ -48,7 +49,7 @@ def up(  # noqa: PLR0917  (the command's options)
     settings = options.settings(data_dir, ray_address=address)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
-        bin_dir = str(settings.postgres_bin_dir) if settings.postgres_bin_dir else None
+        bin_dir = str(named) if (named := settings.bin_dir(engine)) else None
         running.create(
             name,
             engine=engine,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aurora_ray.engine.registry import ENGINES
+
 if TYPE_CHECKING:
     from aurora_ray.config import Settings
     from aurora_ray.ray.fleet import Fleet
@@ -33,6 +35,7 @@ def parse_bytes(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is no size: say it as 2GiB or 512MiB") from error
 
 
+Engine = Annotated[str, typer.Option(help=f"{', '.join(ENGINES)}.")]
 Memory = Annotated[
     int,
     typer.Option(

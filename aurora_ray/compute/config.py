@@ -68,6 +68,11 @@ class EngineChoice:
     engine_user: str = "aurora-ray"
     bin_dir: Path | None = None
 
+    @property
+    def images_dir(self) -> Path:
+        """Where prepared data directories are kept."""
+        return self.data_dir / "images"
+
 
 @dataclass(frozen=True, slots=True)
 class WriterConfig:

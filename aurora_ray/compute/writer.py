@@ -25,9 +25,10 @@ from opentelemetry import trace
 
 from aurora_ray import telemetry
 from aurora_ray.compute import commands
+from aurora_ray.compute.assemble import import_image, is_complete, mount_for, start_on
 from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
 from aurora_ray.compute.directories import prepare_instance_dirs
-from aurora_ray.compute.engines import import_image, is_complete, prepare_engine
+from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.first_write import FirstWrite
 from aurora_ray.compute.leftovers import end_leftovers, write_pid_file
 from aurora_ray.compute.watch import engine_watch
@@ -35,8 +36,6 @@ from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.sizes import size_on
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
-from aurora_ray.mount.evictor import default_cache_bytes
-from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.write.volume import Volume
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from aurora_ray.compute.commands import Command
     from aurora_ray.compute.engines import PreparedEngine
     from aurora_ray.engine.base import Engine, EngineExit
+    from aurora_ray.mount.mount import MountedVolume
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Writer:
         with self._stage("prepare", WriterPhase.SEALING):
             prepared = await prepare_engine(config.engine)
             prepare_instance_dirs(dirs, prepared.account)
-            await end_leftovers(dirs.pid_file, dirs.mount, prepared.programs)
+            await end_leftovers(dirs.pid_file, dirs.mount, prepared.adapter.programs)
         with self._stage("seal", WriterPhase.SEALING):
             volume = self._volume = await Volume.open(
                 config.volume,
@@ -121,9 +121,13 @@ class Writer:
         if config.initialise:
             with self._stage("initialise", WriterPhase.INITIALISING):
                 await self._initialise(volume, prepared)
-        engine = self._engine = prepared.make_engine(config, self._size)
+        engine = self._engine = prepared.make(
+            dirs.run, self._size, dict(config.parameters), host=config.host, port=config.port
+        )
         with self._stage("mount", WriterPhase.MOUNTING):
-            mounted = self._mounted = await self._mount(volume, engine, prepared)
+            mounted = self._mounted = await mount_for(
+                prepared, engine, volume, dirs.mount, cache_bytes=config.cache_bytes
+            )
             _describe({"aurora.bytes.cached": int(mounted.stats()["cached_bytes"])})
 
     async def _start_engine(self) -> None:
@@ -139,14 +143,7 @@ class Writer:
                     pass_fds=mounted.pass_fds,
                     password=config.superuser_password,
                 )
-            await engine.start(
-                dirs.mount,
-                env=mounted.engine_environment(),
-                pass_fds=mounted.pass_fds,
-                timeout_s=config.open_timeout_s,
-                moved=lambda: mounted.stats().get("pages_fetched"),
-            )
-            mounted.check_attached()
+            await start_on(mounted, engine, timeout_s=config.open_timeout_s)
             if engine.pid is not None:
                 write_pid_file(dirs.pid_file, engine.pid)
             await self._give_password(engine)
@@ -174,23 +171,8 @@ class Writer:
         """What is in the volume decides: whoever asks may not have heard of an initialisation that was completed."""
         if volume.tail_lsn == 0:
             await import_image(prepared, volume)
-        elif not await is_complete(volume):
+        elif not await is_complete(prepared, volume):
             raise HalfMadeVolumeError(f"the initialisation of volume {volume.spec.volume_id} was cut short")
-
-    async def _mount(self, volume: Volume, engine: Engine, prepared: PreparedEngine) -> MountedVolume:
-        account = prepared.account
-        owner_uid, owner_gid = (account.uid, account.gid) if account.switch else (None, None)
-        return await MountedVolume.open(
-            volume,
-            self.config.dirs.mount,
-            writer=volume,
-            owner_uid=owner_uid,
-            owner_gid=owner_gid,
-            cache_bytes=self.config.cache_bytes or default_cache_bytes(self.config.dirs.mount),
-            volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in engine.volatile_patterns()],
-            eager=prepared.eager,
-            soon=prepared.soon,
-        )
 
     @contextmanager
     def _stage(self, name: str, phase: WriterPhase) -> Iterator[None]:

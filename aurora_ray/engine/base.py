@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.sizes import InstanceSize
+    from aurora_ray.log.record import Record
     from aurora_ray.troubles import TroubleCode
 
 
@@ -169,3 +172,104 @@ class Engine(Protocol):
 
     def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
         """The connection string for clients, without a secret in it."""
+
+
+class Image(Protocol):
+    """A prepared data directory, from which new clusters are made."""
+
+    def new_cluster(self) -> Iterator[Record]:
+        """The records that make an empty volume a new cluster with an identity of its own; `Adapter.last_file` is the
+        last of its files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a statement gave: the names of its columns, its rows as plain values, and how many were touched."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    count: int
+
+
+class Client(Protocol):
+    """How people and programs on this machine speak to an engine."""
+
+    def dsn(self, addresses: Sequence[tuple[str, int]], passfile: Path, *, writable: bool = False) -> str:
+        """A connection string without a secret in it, for one address or several; `writable`: of these, the one that
+        takes writes."""
+
+    def way_in(self, dsn: str, socket_dir: Path | None, port: int) -> str:
+        """The DSN; or, when the password in the pass file is not the superuser's any more, one that leads to the
+        engine's own socket, where only its account and root get in and nothing is asked."""
+
+    def query(self, dsn: str, statement: str) -> Rows:
+        """Runs a statement in a session of its own. Raises AuroraError, in a sentence."""
+
+    def parameters(self, dsn: str, declared: Mapping[str, str], *, everything: bool) -> list[dict[str, str]]:
+        """What the server runs with: name, value, default, unit, source ("cluster" for what is `declared` and in force,
+        "aurora" for ours) and when a change counts; only what was set, or all."""
+
+    def command_line(
+        self, dsn: str, version: str, bin_dir: Path | None, statement: str | None, arguments: Sequence[str]
+    ) -> list[str]:
+        """The client program for people, one that suits the server's version: path and arguments. With a statement, it
+        runs that and ends. Raises ConfigurationError if there is none on this machine."""
+
+
+class Adapter(Protocol):
+    """One engine: all that the rest of the project asks of it.
+
+    `page_bytes`: of its volumes. `eager`: files (patterns) that a mount should have before the start, `soon` those
+    that the first sessions will want. `programs`: names of what its processes run. `last_file`: of a new cluster's
+    import, so a volume that has it is complete. `version_file`: says in a volume which major version it is of; the path
+    is no other engine's. `repairs`: kinds of `Engine.repair`.
+    """
+
+    name: str
+    page_bytes: int
+    superuser: str
+    eager: tuple[str, ...]
+    soon: tuple[str, ...]
+    programs: tuple[str, ...]
+    last_file: bytes
+    version_file: bytes
+    repairs: tuple[str, ...]
+    client: Client
+
+    def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:
+        """The installation to use, see the engine's own. Raises ConfigurationError, which says what there is."""
+
+    def stage(self, found: EngineInstall, account: EngineAccount, engines_dir: Path) -> EngineInstall:
+        """One that the account can run: `found` itself, or a copy in `engines_dir`. Raises ConfigurationError."""
+
+    def prepare(self, found: EngineInstall, account: EngineAccount, images_dir: Path) -> Image:
+        """The prepared data directory, made once. Raises ConfigurationError, EngineError."""
+
+    def make(
+        self,
+        found: EngineInstall,
+        account: EngineAccount,
+        run_dir: Path,
+        *,
+        host: str,
+        port: int,
+        size: InstanceSize,
+        parameters: Mapping[str, str],
+    ) -> Engine:
+        """An engine that can be started once on a data directory. `run_dir`: for its sockets and log."""
+
+    def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
+        """What each change of a cluster's parameters needs, "dynamic" or "pending-reboot", by canonical name (None is a
+        reset). Raises UsageError for what the engine does not know or take, and for what is not the user's to set."""
+
+    def canonical(self, name: str) -> str:
+        """A parameter's name as the engine prints it."""
+
+    def ensure_passfile(self, path: Path) -> str:
+        """The superuser's password in the pass file, which is made if it is not there. Raises ConfigurationError."""
+
+    def write_passfile(self, path: Path, password: str) -> None:
+        """Puts a pass file with this password in the place of what is there. Raises OSError."""
+
+    def forget_run(self, run_dir: Path) -> None:
+        """Gives the kernel back what a run held whose end nobody saw to. All of it is gone."""

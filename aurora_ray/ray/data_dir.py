@@ -59,14 +59,14 @@ def end_leftovers(data_dir: Path) -> None:
 
     from aurora_ray.compute import leftovers
     from aurora_ray.compute.config import InstanceDirs
-    from aurora_ray.compute.engines import PROGRAMS
-    from aurora_ray.engine.postgres.server import forget_run
+    from aurora_ray.engine.registry import adapters
 
     async def end_all() -> None:
         for root in sorted((data_dir / "instances").glob("*")):
             dirs = InstanceDirs(root)
-            await leftovers.end_leftovers(dirs.pid_file, dirs.mount, PROGRAMS)
-            forget_run(dirs.run)
+            for engine in adapters():
+                await leftovers.end_leftovers(dirs.pid_file, dirs.mount, engine.programs)
+                engine.forget_run(dirs.run)
 
     asyncio.run(end_all())
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from aurora_ray.compute.assemble import is_complete
 from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig, WriterPhase
-from aurora_ray.compute.engines import is_complete, prepare_engine
+from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
 from aurora_ray.engine.image import import_records
-from aurora_ray.engine.postgres.control_file import ClusterIdentity
 from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, QuorumLostError
 from tests.support.leaks import remove_tree
@@ -189,12 +189,12 @@ async def test_an_import_that_lacks_its_last_records_is_half_made(
     config: WriterConfig, cluster: Cluster, left_out: int
 ) -> None:
     prepared = await prepare_engine(config.engine)
-    records = list(prepared.image.records(ClusterIdentity.new(1.0)))
+    records = list(prepared.image.new_cluster())
     volume = await cluster.open()
     await import_records(records[:-left_out], volume)
-    assert not await is_complete(volume)
+    assert not await is_complete(prepared, volume)
     await volume.append(records[-left_out:])
-    assert await is_complete(volume)
+    assert await is_complete(prepared, volume)
 
 
 async def test_a_volume_that_held_a_data_directory_is_not_filled_again(config: WriterConfig) -> None:

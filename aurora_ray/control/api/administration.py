@@ -14,9 +14,7 @@ from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.perform.ending import end_in_order
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.engine.postgres.catalogue import check_changes
-from aurora_ray.engine.postgres.install import find_install
-from aurora_ray.engine.postgres.repair import Repair
+from aurora_ray.engine.registry import adapter
 from aurora_ray.errors import AuroraError, UsageError
 
 if TYPE_CHECKING:
@@ -32,11 +30,11 @@ async def set_parameters(plane: ControlPlane, name: str, changes: Mapping[str, s
     Raises UsageError, before anything changes, for what the engine does not know or take.
     """
     cluster = plane.fleet.cluster(name)
-    install = await asyncio.to_thread(
-        find_install, cluster.engine_version, Path(cluster.bin_dir) if cluster.bin_dir else None
-    )
-    needs = await asyncio.to_thread(check_changes, install, changes)
-    wanted = {given.strip().lower().replace("-", "_"): value for given, value in changes.items()}
+    engine = adapter(cluster.engine)
+    bin_dir = Path(cluster.bin_dir) if cluster.bin_dir else None
+    install = await asyncio.to_thread(engine.find, cluster.engine_version, bin_dir)
+    needs = await asyncio.to_thread(engine.check_parameters, install, changes)
+    wanted = {engine.canonical(given): value for given, value in changes.items()}
 
     def change(fleet: Fleet) -> Fleet:
         cluster = fleet.cluster(name)
@@ -78,9 +76,10 @@ async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s
 
     Raises UsageError for a kind that there is not, and what `wait_until` raises.
     """
-    unknown = [kind for kind in kinds if kind not in set(Repair)]
+    known = adapter(plane.fleet.cluster(name).engine).repairs
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown or not kinds:
-        raise UsageError(f"{', '.join(unknown) or 'nothing'} cannot be repaired; there is: {', '.join(Repair)}")
+        raise UsageError(f"{', '.join(unknown) or 'nothing'} cannot be repaired; there is: {', '.join(known)}")
     declared = plane.fleet.cluster(name).writer()
     wanted = tuple(f"{kind}:{uuid4().hex[:8]}" for kind in kinds)
 

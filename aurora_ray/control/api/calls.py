@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from aurora_ray.compute.engines import ENGINES, PAGE_SIZES, SUPERUSERS
 from aurora_ray.compute.role import Role
 from aurora_ray.control.api import administration, repair_state
 from aurora_ray.control.api.moving import move_writer
@@ -24,8 +23,7 @@ from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
-from aurora_ray.engine.postgres.credentials import ensure_passfile, write_passfile
-from aurora_ray.engine.postgres.install import find_install
+from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ class ControlApi:
         self,
         name: str,
         *,
-        engine: str = "postgres",
+        engine: str = DEFAULT_ENGINE,
         version: str | None = None,
         bin_dir: str | None = None,
         cache_bytes: int = 0,
@@ -86,8 +84,7 @@ class ControlApi:
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
-        if engine not in ENGINES:
-            raise UsageError(f"engine {engine!r} is not known; there is: {', '.join(ENGINES)}")
+        known = adapter(engine)
         await self.wait_open(timeout_s)
         existing = next((c for c in self._plane.fleet.clusters if c.name == name), None)
         if existing is not None:
@@ -95,10 +92,10 @@ class ControlApi:
                 raise UsageError(f"there is a cluster {name!r} already")
             _check_same(existing, engine, version, memory_bytes)
             return False
-        found = await asyncio.to_thread(find_install, version, Path(bin_dir) if bin_dir else None)
+        found = await asyncio.to_thread(known.find, version, Path(bin_dir) if bin_dir else None)
         config, machine = self._plane.config, this_machine()
         sizing.check_memory(memory_bytes, machine)
-        password = await asyncio.to_thread(ensure_passfile, report.passfile(config.data_dir, name), SUPERUSERS[engine])
+        password = await asyncio.to_thread(known.ensure_passfile, report.passfile(config.data_dir, name))
         # The major version only: the next minor one of the same installation opens the same data.
         wanted = DBCluster(
             name, engine, str(found.major), bin_dir or "", 0, password, _no_volume(), cache_bytes=cache_bytes
@@ -114,7 +111,7 @@ class ControlApi:
         if any(cluster.name == wanted.name for cluster in fleet.clusters):
             raise UsageError(f"there is a cluster {wanted.name!r} already")
         group = place_group(0, fleet.azs, fleet.nodes, fleet.volumes())
-        volume = VolumeState(uuid4(), PAGE_SIZES[wanted.engine], self._plane.config.group_bytes, (group,))
+        volume = VolumeState(uuid4(), adapter(wanted.engine).page_bytes, self._plane.config.group_bytes, (group,))
         port, reader_port, writer_port = free_ports(fleet, self._plane.config.listen_host, 3)
         az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
         writer = DBInstance(f"{wanted.name}-1", Role.WRITER, az, writer_port, memory_bytes=memory_bytes)
@@ -199,7 +196,7 @@ class ControlApi:
         )
         cluster = fleet.cluster(name)
         path = report.passfile(self._plane.config.data_dir, name)
-        await asyncio.to_thread(write_passfile, path, SUPERUSERS[cluster.engine], cluster.superuser_password)
+        await asyncio.to_thread(adapter(cluster.engine).write_passfile, path, cluster.superuser_password)
         self._plane.events.note(EventKind.CLUSTER, name, f"{old.name}, which had been deleted, was restored", name)
         return name
 

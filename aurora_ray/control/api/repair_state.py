@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from aurora_ray.compute.engines import SUPERUSERS
 from aurora_ray.compute.role import Role
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, VolumeState
 from aurora_ray.control.model.store import read_versions, volume_spec
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
-from aurora_ray.engine.postgres.credentials import ensure_passfile
+from aurora_ray.engine.registry import adapters
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from aurora_ray.storage.v1 import storage_pb2 as pb
 
 TIMEOUT_S: Final = 20.0
-ENGINE: Final = "postgres"
-VERSION_FILE: Final = b"PG_VERSION"
 
 
 @dataclass(slots=True)
@@ -164,9 +161,11 @@ async def _cluster(
     volume = VolumeState(volume_id, held.page_size, plane.config.group_bytes, groups, initialised=True)
     reader = await VolumeReader.open(volume_spec(volume), plane.addresses(), timeout_s=TIMEOUT_S)
     try:
-        entry = (await reader.read_file_table()).lookup(VERSION_FILE)
-        if entry is None:
+        table = await reader.read_file_table()
+        found = [(known, entry) for known in adapters() if (entry := table.lookup(known.version_file)) is not None]
+        if not found:
             raise ConfigurationError(f"volume {volume_id} holds no data directory of an engine that is known")
+        engine, entry = found[0]
         (run,) = await reader.read_pages([PageRange(entry.extents[0], entry.file_id, 0, 1)])
         version = run.pages[: entry.size].decode("ascii", "replace").strip()
     finally:
@@ -174,9 +173,18 @@ async def _cluster(
     known = sorted(path.stem for path in (plane.config.data_dir / "passfiles").glob("*.pgpass"))
     name = known[0] if len(known) == 1 and not fleet.clusters else f"recovered-{len(fleet.clusters) + 1}"
     path = report.passfile(plane.config.data_dir, name)
-    password = await asyncio.to_thread(ensure_passfile, path, SUPERUSERS[ENGINE])
+    password = await asyncio.to_thread(engine.ensure_passfile, path)
     port, reader_port, writer_port = free_ports(fleet, 3)
     writer = DBInstance(f"{name}-1", Role.WRITER, fleet.azs[0], writer_port)
     return DBCluster(
-        name, ENGINE, version, "", port, password, volume, (writer,), created_at_s=time.time(), reader_port=reader_port
+        name,
+        engine.name,
+        version,
+        "",
+        port,
+        password,
+        volume,
+        (writer,),
+        created_at_s=time.time(),
+        reader_port=reader_port,
     )

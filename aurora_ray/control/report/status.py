@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
-from aurora_ray.compute.engines import SUPERUSERS
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import lacking
 from aurora_ray.control.model.keys import Key, Kind, key
@@ -14,6 +12,7 @@ from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, StorageNode, VolumeState
 from aurora_ray.control.observe.endpoints import address_of, cluster_endpoint, reader_endpoint
 from aurora_ray.control.observe.space import REFUSING, space_troubles
+from aurora_ray.engine.registry import adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,25 +34,21 @@ def passfile(data_dir: Path, cluster: str) -> Path:
 
 def dsn(cluster: DBCluster, host: str, port: int, data_dir: Path) -> str:
     """A connection string without a secret in it."""
-    name = f"[{host}]" if ":" in host else host
-    user = SUPERUSERS[cluster.engine]
-    return f"postgresql://{user}@{name}:{port}/postgres?passfile={quote(str(passfile(data_dir, cluster.name)))}"
+    return adapter(cluster.engine).client.dsn([(host, port)], passfile(data_dir, cluster.name))
 
 
 def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: Path) -> str:
-    """All addresses at which the cluster's instances may be: libpq finds the one that takes writes by itself.
+    """All addresses at which the cluster's instances may be: a client finds the one that takes writes by itself.
 
     An instance keeps its port and may move to any machine that has storage nodes.
     """
     machines = sorted({address_of(listen_host, node.host) for node in fleet.nodes if node.host})
-    hosts = [
-        f"[{machine}]:{instance.port}" if ":" in machine else f"{machine}:{instance.port}"
+    addresses = [
+        (machine, instance.port)
         for instance in cluster.instances
         for machine in machines or [address_of(listen_host, "127.0.0.1")]
     ]
-    path = quote(str(passfile(data_dir, cluster.name)))
-    user = SUPERUSERS[cluster.engine]
-    return f"postgresql://{user}@{','.join(hosts)}/postgres?passfile={path}&target_session_attrs=read-write"
+    return adapter(cluster.engine).client.dsn(addresses, passfile(data_dir, cluster.name), writable=True)
 
 
 def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[Key, Attempt]) -> str:

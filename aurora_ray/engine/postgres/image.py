@@ -48,6 +48,10 @@ class PreparedImage:
     system_identifier: int
     nonce: bytes
 
+    def new_cluster(self) -> Iterator[Record]:
+        """See Image."""
+        return self.records(ClusterIdentity.new(time.time()))
+
     def records(self, identity: ClusterIdentity, *, assign_extent: Callable[[], int] = lambda: 0) -> Iterator[Record]:
         """The records that make an empty volume the cluster `identity`; the control file comes last."""
         control = (self.tree / os.fsdecode(CONTROL_PATH)).read_bytes()

@@ -19,7 +19,6 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -29,6 +28,7 @@ from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.postgres.client import PostgresClient
 from aurora_ray.engine.postgres.commit import (
     PRELOAD,
     commit_module,
@@ -191,8 +191,7 @@ class PostgresEngine:
         """The connection string for clients; `host` and `port` for one that goes through an endpoint."""
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
         name = host or reachable
-        netloc = f"[{name}]" if ":" in name else name
-        return f"postgresql://{SUPERUSER}@{netloc}:{port or self._port}/postgres?passfile={quote(str(passfile))}"
+        return PostgresClient().dsn([(name, port or self._port)], passfile)
 
     async def start(
         self,

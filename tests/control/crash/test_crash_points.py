@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aurora_ray.control.api import administration
-from aurora_ray.control.api import calls as api
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.decide import graveyard, reconcile, replacement, sizing
 from aurora_ray.control.decide.reconcile import Action
@@ -21,6 +19,7 @@ from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model import declared as declared_module
 from aurora_ray.control.observe import endpoints, heartbeats
 from aurora_ray.control.perform import ports
+from aurora_ray.engine.postgres.adapter import PostgresAdapter
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
@@ -65,9 +64,8 @@ class Enumeration:
         monkeypatch.setattr(bootstrap, "save", saves)
         monkeypatch.setattr(asyncio, "to_thread", virtual.inline)
         monkeypatch.setattr(os, "fsync", lambda _: None)
-        monkeypatch.setattr(api, "find_install", lambda *_: SimpleNamespace(major=18))
-        monkeypatch.setattr(administration, "find_install", lambda *_: SimpleNamespace(major=18))
-        monkeypatch.setattr(administration, "check_changes", lambda _, changes: dict.fromkeys(changes, "at once"))
+        monkeypatch.setattr(PostgresAdapter, "find", lambda *_: SimpleNamespace(major=18))
+        monkeypatch.setattr(PostgresAdapter, "check_parameters", lambda *given: dict.fromkeys(given[-1], "at once"))
         monkeypatch.setattr(ports, "claim_port", self._claim_port)
 
     def _claim_port(self, _: str, port: int) -> int:
