@@ -146,7 +146,7 @@ def profile(
         console.print(str(error))
         raise typer.Exit(1) from None
     load = Load(scripts=("tpcb-like",), clients=clients, seconds=seconds, scale=scale, seed=1)
-    with prepared(data=DataSpec(scale=scale), sizes=SUITES["quick"].sizes) as site, Aurora(site) as system:
+    with prepared(data=DataSpec(scale=scale)) as site, Aurora(site) as system:
         system.warm_up()
         result, stacks = profiling.profile(system, load, out, native=native)
     console.print(f"{result.tps:,.0f} tps while sampled", highlight=False)

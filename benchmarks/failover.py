@@ -27,11 +27,10 @@ from benchmarks.failover_client import Client, PgbenchLoad
 from benchmarks.failover_peers import KINDS, PEERS, Account, Peer, signal_of
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
-from benchmarks.systems.base import Site, Sizes, query
+from benchmarks.systems.base import Site, query
 
 FORMAT: Final = 1
 OUT: Final = machine.ROOT / "benchmarks" / "out"
-SIZES: Final = Sizes(shared_buffers_bytes=128 << 20, standby_buffers_bytes=128 << 20, cache_bytes=1 << 30)
 LOAD_S: Final = "6,20"  # before a fault, drawn anew each time: it decides how much WAL there is to replay
 SETTLED_S: Final = 6.0  # above control.plane.SETTLED_AFTER_S
 OUTAGE_TIMEOUT_S: Final = 90.0
@@ -135,7 +134,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     before = FailoverResult.load(resume) if resume is not None else None
     scale = before.scale if before is not None else scale
-    with prepared(scale=scale, sizes=SIZES, version=None, work_dir=work_dir, keep=False) as site:
+    with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = before or _new_result(
             site,
             kills=kills,

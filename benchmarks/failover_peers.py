@@ -6,12 +6,10 @@ Each is told to lose its writer, says afterwards where the time went, and mends 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,13 +23,11 @@ from aurora_ray.telemetry.spanreader import read_traces
 from aurora_ray.telemetry.waterfall import FAILOVER, collapsed, covered_ms, summarise, waterfall
 from benchmarks.failover_stages import OURS, STOCK, exclusive
 from benchmarks.failover_watchdog import Takeover, Watchdog
-from benchmarks.machine import ROOT
-from benchmarks.procfs import Component
+from benchmarks.fleet import UP_TIMEOUT_S, UserFleet
+from benchmarks.procfs import Component, parent_of
 from benchmarks.systems.base import Site, execute, fill, query
 from benchmarks.systems.server import Server, copy_tree, template
 
-UP_TIMEOUT_S: Final = 180.0
-CALL_TIMEOUT_S: Final = 60.0
 HEAL_TIMEOUT_S: Final = 90.0
 TRACE_TIMEOUT_S: Final = 45.0
 _POLL_S: Final = 0.1
@@ -117,8 +113,9 @@ class AuroraPeer(Peer):
         """A new fleet in the site's directory."""
         self._data_dir = self.site.directory(self.label)
         self._cleanup.callback(shutil.rmtree, self._data_dir, ignore_errors=True)
-        self._cleanup.callback(self._run, "down", "--destroy", "--yes", timeout_s=UP_TIMEOUT_S, check=False)
-        status = json.loads(self._run("up", "--json", timeout_s=UP_TIMEOUT_S))
+        self.fleet = UserFleet(self._data_dir, self._environment)
+        self._cleanup.callback(self.fleet.destroy)
+        status = self.fleet.up()
         self._dsn = str(status["endpoints"]["cluster"]["dsn"])
         fill(self._dsn, self.site.bin_dir, self.site.scale)
         execute(self._dsn, "CHECKPOINT")  # what filled the tables is not replayed, as with the other one
@@ -136,13 +133,13 @@ class AuroraPeer(Peer):
 
     def components(self) -> list[Component]:
         """The writer's process with its engine, and each storage node."""
-        nodes = self._status()["storage_nodes"]
-        writer = Component("writer", (_parent_of(self._engine),), tree=True)
+        nodes = self.fleet.status()["storage_nodes"]
+        writer = Component("writer", (parent_of(self._engine),), tree=True)
         return [writer, *(Component(f"node {node['id']}", (int(node["pid"]),)) for node in nodes)]
 
     def victims(self, kind: str) -> list[int]:
         """The engine's process is what `aurora status` shows; the writer's is its parent."""
-        return [self._engine] if kind == "engine" else family(_parent_of(self._engine))
+        return [self._engine] if kind == "engine" else family(parent_of(self._engine))
 
     def explain(self, fault_s: float, first_write_s: float) -> Account | None:  # noqa: ARG002  (it knows better)
         """From the trace; it is written a moment after the failover has ended."""
@@ -170,7 +167,7 @@ class AuroraPeer(Peer):
         """It does so by itself."""
         deadline_s = time.monotonic() + HEAL_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            status = self._status()
+            status = self.fleet.status()
             nodes = {node["state"] for node in status["storage_nodes"]}
             if status["state"] == "available" and int(status["epoch"]) > self._epoch and nodes == {"healthy"}:
                 self._note(status)
@@ -179,29 +176,6 @@ class AuroraPeer(Peer):
 
     def _note(self, status: dict[str, Any]) -> None:
         self._epoch, self._engine = int(status["epoch"]), int(status["instances"][0]["pid"])
-
-    def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self._run("status", "--json"))
-        return status
-
-    def _run(self, *words: str, timeout_s: float = CALL_TIMEOUT_S, check: bool = True) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "aurora_ray.cli.main", *words],
-            env={
-                **os.environ,
-                "AURORA_DATA_DIR": str(self._data_dir),
-                "AURORA_METRICS_PORT": "0",
-                **self._environment,
-            },
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-            timeout=timeout_s,
-        )
-        if check and done.returncode != 0:
-            raise RuntimeError(f"aurora {' '.join(words)}: {done.stderr.strip()[-800:]}")
-        return done.stdout
 
 
 class StockPeer(Peer):
@@ -262,8 +236,7 @@ class StockPeer(Peer):
         return self._primary, self._standby
 
     def _server(self, data_dir: Path, parameters: Mapping[str, str]) -> Server:
-        buffers = self.site.sizes.shared_buffers_bytes
-        return Server(self.site, data_dir, buffers, {**self._settings, **parameters})
+        return Server(self.site, data_dir, {**self._settings, **parameters})
 
     def _add_standby(self, data_dir: Path) -> None:
         """A copy of the primary that follows it, and without which it acknowledges nothing; then the watchdog."""
@@ -306,10 +279,6 @@ class StockPeer(Peer):
 
 
 PEERS: Final[Mapping[str, type[Peer]]] = {peer.name: peer for peer in (AuroraPeer, StockPeer)}
-
-
-def _parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:

@@ -84,6 +84,7 @@ class Slot:
     load: Load
     warm_s: float
     checkpoint: Checkpoint
+    direct: bool = False
 
 
 def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
@@ -93,7 +94,7 @@ def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
     system.before_load(slot.checkpoint)
     counted = system.counters()
     before = meter.snapshot()
-    result = run_load(system.dsn, slot.load, system.site.bin_dir)
+    result = run_load(_dsn(system, slot), slot.load, system.site.bin_dir)
     after = meter.snapshot()
     wait_sessions_ended(system.dsn)
     counters = _since(system.counters(), counted)
@@ -127,6 +128,10 @@ def measure(meter: Meter, slot: Slot, settle: Callable[[], None]) -> Sample:
     )
 
 
+def _dsn(system: System, slot: Slot) -> str:
+    return system.direct_dsn if slot.direct else system.dsn
+
+
 def _since(counters: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     """What was counted in between."""
     return {name: value - before[name] for name, value in counters.items() if name not in _GAUGES and name in before}
@@ -142,7 +147,7 @@ def _warm_up(meter: Meter, slot: Slot) -> dict[str, int]:
         timer.start()
     try:
         warm = replace(slot.load, seconds=slot.warm_s, seed=slot.load.seed + _WARM_SEED, log_share=_WARM_LOG_SHARE)
-        run_load(meter.system.dsn, warm, meter.system.site.bin_dir)
+        run_load(_dsn(meter.system, slot), warm, meter.system.site.bin_dir)
     finally:
         timer.cancel()
         if slot.round == 0:

@@ -1,8 +1,8 @@
-"""How long it takes to open a volume, and how fast a cold one answers.
+"""How long commands take that open a volume, and how fast a cold one answers; all as a user sees it.
 
-A new cluster: its volume is created, gets the prepared data directory, is mounted, the engine starts, a query is
-answered. An existing one: sealed, mounted, started, answered. The seconds of every stage are in the figure's facts;
-`process` is what Python needs to start the writer's process and import everything, and no part of the figure.
+A new cluster: `aurora create` returns when statements are accepted at its endpoint. An existing one: `aurora failover`
+ends the engine in order, seals the volume, mounts it elsewhere and starts the engine. Both are timed whole, with the
+command's own start; how long a command takes that only asks something stands beside them.
 
 Mounting fetches names and sizes, not pages, so it should take as long for a large volume as for a small one. Right
 after a mount the tables are not there: the first row and a whole scan come from the storage nodes. The first row is
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import psycopg
 
+from benchmarks.fleet import UP_TIMEOUT_S
 from benchmarks.results import Figure
 from benchmarks.systems.aurora import Aurora
 from benchmarks.systems.base import System, query
@@ -29,23 +30,32 @@ _DATABASES: Final = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"
 _TABLE: Final = "SELECT pg_relation_size('pgbench_accounts')"
 _SCAN: Final = "SELECT count(*), sum(abalance) FROM pgbench_accounts"
 _POINT: Final = "SELECT abalance FROM pgbench_accounts WHERE aid = {aid}"
+_SMALL: Final = "small"
 COLD_SCAN: Final = "scan, cold"  # the last figure of a round
 Report = Callable[[Figure], None]
 
 
 def measure_openings(system: Aurora, number: int, report: Report) -> None:
-    """New and existing, small and large; leaves the system as it was."""
-    measured = system.volume
-    try:
-        facts = system.reopen(system.new_volume(), create=True)
-        report(_opening("open, new cluster", system, number, facts))
-        facts = system.reopen()
-        report(_opening("open, existing small cluster", system, number, facts))
-        report(_mount("mount, small", system, number, facts))
-    finally:
-        facts = system.reopen(measured)
-    report(_opening("open, existing large cluster", system, number, facts))
-    report(_mount("mount, large", system, number, facts))
+    """A new small cluster, and the large one anew; leaves the system as it was, with nothing cached."""
+    fleet = system.fleet
+    with _timed() as asking_s:
+        fleet.run("list")
+    with _timed() as elapsed_s:
+        fleet.run("create", _SMALL, timeout_s=UP_TIMEOUT_S)
+    report(_command("create a cluster", number, elapsed_s(), asking_s()))
+    with _timed() as elapsed_s:
+        fleet.run("failover", _SMALL, timeout_s=UP_TIMEOUT_S)
+    report(_command("failover that is asked for, small cluster", number, elapsed_s(), asking_s()))
+    fleet.run("delete", _SMALL, "--yes")
+    fleet.run("graveyard", "purge", _SMALL, "--yes")
+    with _timed() as elapsed_s:
+        system.move()
+    nbytes = float(query(system.dsn, _DATABASES)[0][0])
+    report(
+        _command(
+            "failover that is asked for, large cluster", number, elapsed_s(), 2 * asking_s(), database_bytes=nbytes
+        )
+    )
     _cold_reads(system, number, report)
 
 
@@ -60,19 +70,11 @@ def measure_stock_cold(system: Stock, number: int, report: Report) -> None:
     _cold_reads(system, number, report)
 
 
-def _opening(name: str, system: System, number: int, facts: dict[str, Any]) -> Figure:
-    with _timed() as elapsed_s:
-        query(system.dsn, "SELECT 1")
-    stages = {**facts["stages_s"], "first_query": round(elapsed_s(), 4)}
-    value = round(sum(stages.values()), 4)
-    stages["process"] = facts["process_s"]
-    return Figure(name=name, system=system.name, round=number, value=value, unit="s", facts={"stages_s": stages})
-
-
-def _mount(name: str, system: System, number: int, facts: dict[str, Any]) -> Figure:
-    value = round(1000 * float(facts["stages_s"]["mount"]), 1)
-    size = {"database_bytes": int(query(system.dsn, _DATABASES)[0][0])}
-    return Figure(name=name, system=system.name, round=number, value=value, unit="ms", facts=size)
+def _command(name: str, number: int, value: float, asking_s: float, **size: float) -> Figure:
+    facts: dict[str, Any] = {**size, "stages_s": {"of that, commands that only ask take": round(asking_s, 2)}}
+    return Figure(
+        name=f"{name} (command)", system=Aurora.name, round=number, value=round(value, 2), unit="s", facts=facts
+    )
 
 
 def _cold_reads(system: System, number: int, report: Report) -> None:

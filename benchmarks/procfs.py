@@ -61,6 +61,11 @@ def members(component: Component) -> list[int]:
     return _descendants(component.pids) if component.tree else list(component.pids)
 
 
+def parent_of(pid: int) -> int:
+    """The process that started it. Raises IndexError if it is gone."""
+    return int(_stat(pid)[1])
+
+
 def machine_cpu_s() -> float:
     """CPU seconds that the whole machine has spent on anything (not idle, not waiting, not stolen)."""
     fields = [int(field) for field in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]]

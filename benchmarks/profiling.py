@@ -38,7 +38,7 @@ def profile(system: Aurora, load: Load, directory: Path, *, native: bool) -> tup
     """Samples while the load runs; stacks as py-spy's "raw" format (a stack a line, its count last) by process."""
     program = find_profiler()
     directory.mkdir(parents=True, exist_ok=True)
-    targets = {"driver": system.writer.pid, "node": system.nodes["a1"].pid}
+    targets = {"driver": system.driver_pid, "node": next(iter(system.node_pids.values()))}
     seconds = max(1, round(load.seconds) - 1)
     outputs = {name: directory / f"{name}.raw" for name in targets}
     children = []

@@ -35,11 +35,10 @@ from benchmarks import machine
 from benchmarks.failover_peers import AuroraPeer
 from benchmarks.failover_report import percentile
 from benchmarks.site import prepared
-from benchmarks.systems.base import Sizes, query
+from benchmarks.systems.base import query
 
 FORMAT: Final = 1
 OUT: Final = machine.ROOT / "benchmarks" / "out"
-SIZES: Final = Sizes(shared_buffers_bytes=128 << 20, standby_buffers_bytes=128 << 20, cache_bytes=1 << 30)
 REPLACE_AFTER_S: Final = 1.0  # of a node without its data
 HEAL_TIMEOUT_S: Final = 240.0
 WARM_S: Final = 3.0
@@ -105,7 +104,7 @@ class RepairedFleet(AuroraPeer):
 
     def kill_for_good(self, node: str) -> None:
         """Its process and its data."""
-        self._run("chaos", "kill", f"node:{node}", "--for-good")
+        self.fleet.run("chaos", "kill", f"node:{node}", "--for-good")
 
 
 def main(
@@ -121,7 +120,7 @@ def main(
     console = Console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     os.environ["AURORA_REPLACE_EMPTY_AFTER_S"] = str(REPLACE_AFTER_S)
-    with prepared(scale=scale, sizes=SIZES, version=None, work_dir=work_dir, keep=False) as site:
+    with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = RepairResult(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             clients=clients,

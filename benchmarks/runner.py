@@ -98,7 +98,7 @@ def run_suite(request: Request, console: Console) -> tuple[Result, Path]:
         progress.update(task, total=steps)
         with prepared(
             data=suite.data,
-            sizes=suite.sizes,
+            memory_bytes=suite.memory_bytes,
             version=request.postgres,
             work_dir=request.work_dir,
             keep=request.keep,
@@ -117,7 +117,9 @@ def prepare_data(request: Request, console: Console) -> None:
     if request.keep_in is None:
         raise UsageError("say with --data where the data is to be kept")
     require_room(request.keep_in, suite.data, names)
-    with prepared(data=suite.data, sizes=suite.sizes, version=request.postgres, keep_in=request.keep_in) as site:
+    with prepared(
+        data=suite.data, memory_bytes=suite.memory_bytes, version=request.postgres, keep_in=request.keep_in
+    ) as site:
         for name in ("template", *names):
             started_s = time.monotonic()
             with console.status(f"{name} ({suite.data.nbytes / 1e9:.1f} GB)"):

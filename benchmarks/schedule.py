@@ -181,7 +181,7 @@ class Run:
             seed=self._seed_of(turn),
         )
         self._progress(f"{workload.name}, {turn.clients} clients, round {turn.round + 1}: {turn.system}")
-        slot = Slot(workload.name, turn.round, load, turns.warm_s, workload.checkpoint)
+        slot = Slot(workload.name, turn.round, load, turns.warm_s, workload.checkpoint, workload.direct)
         self.result.samples.append(measure(self._meters[turn.system], slot, self._settle))
         self._keep()
 

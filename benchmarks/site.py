@@ -17,7 +17,7 @@ from aurora_ray.engine.postgres.image import prepare_image
 from aurora_ray.engine.postgres.install import find_install, stage
 from aurora_ray.errors import ConfigurationError, UsageError
 from benchmarks.data import DataSpec
-from benchmarks.systems.base import Site, Sizes
+from benchmarks.systems.base import Site
 
 DISK = Path("/var/tmp")  # noqa: S108 - a fresh private directory is made in it; unlike the other, it is on a disk
 # What a system stores in the course of a run, in multiples of the data: copies, WAL, what is not yet compacted.
@@ -28,7 +28,7 @@ _LEAST_BYTES: Final = 1 << 30
 @contextmanager
 def prepared(
     *,
-    sizes: Sizes,
+    memory_bytes: int = 0,
     data: DataSpec | None = None,
     scale: int = 0,
     version: str | None = None,
@@ -39,8 +39,9 @@ def prepared(
 ) -> Iterator[Site]:
     """Everything below one new directory in `work_dir`, which goes at the end unless `keep`; or below `keep_in`.
 
-    The data is `data`, or pgbench's alone at this `scale`. Below `keep_in` it is kept in a form that the next run can
-    go on with; with `keep`, files are merely left behind, to be looked at.
+    Engines have the size that an instance of the product has by default, or `memory_bytes`. The data is `data`, or
+    pgbench's alone at this `scale`. Below `keep_in` it is kept in a form that the next run can go on with; with `keep`,
+    files are merely left behind, to be looked at.
     """
     parent = work_dir or (DISK if DISK.is_dir() else Path(tempfile.gettempdir()))
     if keep_in is not None:
@@ -58,10 +59,11 @@ def prepared(
             install=install,
             account=account,
             image=image,
-            sizes=sizes,
             data=data or DataSpec(scale=scale),
             keep=keep_in is not None,
             parameters=parameters or {},
+            memory_bytes=memory_bytes,
+            version=version or "",
         )
     finally:
         os.close(lock)

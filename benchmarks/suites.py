@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from benchmarks.data import DataSpec
-from benchmarks.systems.base import Sizes
 from benchmarks.workloads import ALL, CATALOGUE, Workload
 
 GIB: Final = 1 << 30
@@ -35,7 +34,6 @@ class Suite:
     name: str
     systems: tuple[str, ...]
     data: DataSpec
-    sizes: Sizes
     turns: tuple[Turns, ...]
     rounds: int
     opening_rounds: int
@@ -43,6 +41,7 @@ class Suite:
     copy_rounds: int
     settle_s_max: float
     first_settle_s_max: float
+    memory_bytes: int = 0  # of each engine; 0: the product's default
     options: dict[str, Any] = field(default_factory=dict)
 
     def estimate_s(self, names: Sequence[str]) -> float:
@@ -64,12 +63,10 @@ def _turns(name: str, clients: tuple[int, ...], warm_s: float, run_s: float) -> 
     return Turns(workload=CATALOGUE[name], clients=clients, warm_s=warm_s, run_s=run_s)
 
 
-_SIZES: Final = Sizes(shared_buffers_bytes=GIB, standby_buffers_bytes=256 * MIB, cache_bytes=8 * GIB)
 QUICK: Final = Suite(
     name="quick",
     systems=("aurora", "standbys", "stock"),
     data=DataSpec(scale=50),
-    sizes=_SIZES,
     turns=(_turns("tpcb-warm", (32,), 1, 4), _turns("select", (32,), 1, 3), _turns("tpcb", (32,), 1, 4)),
     rounds=3,
     opening_rounds=1,
@@ -81,22 +78,23 @@ QUICK: Final = Suite(
 STANDARD: Final = Suite(
     name="standard",
     systems=ALL,
-    data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=100_000, tpcc_warehouses=10),
-    sizes=_SIZES,
+    data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=50_000, tpcc_warehouses=4),
     turns=(
         _turns("tpcb-warm", (32,), 2, 6),
         _turns("tpcb-warm", (1,), 1, 5),
-        _turns("sysbench-write", (32, 64), 2, 6),
+        _turns("sysbench-write", (32,), 2, 6),
         _turns("sysbench-rw", (32,), 2, 5),
         _turns("sysbench-point", (32,), 1, 4),
         _turns("tpcc", (32,), 2, 6),
         _turns("select", (32,), 1, 4),
-        _turns("tpcb", (32, 64), 2, 6),
+        _turns("tpcb-warm-direct", (32,), 2, 6),
+        _turns("select-direct", (32,), 1, 4),
+        _turns("tpcb", (32,), 2, 6),
         _turns("tpcb", (1,), 1, 5),
         _turns("tpcb-rate", (32,), 1, 5),
     ),
-    rounds=5,
-    opening_rounds=3,
+    rounds=3,
+    opening_rounds=2,
     copy_bytes=256 * MIB,
     copy_rounds=2,
     settle_s_max=2,
@@ -106,7 +104,6 @@ FULL: Final = Suite(
     name="full",
     systems=ALL,
     data=DataSpec(scale=150, sysbench_tables=8, sysbench_rows=250_000, tpcc_warehouses=10),
-    sizes=_SIZES,
     turns=(
         _turns("tpcb-warm", (1, 8, 32, 64), 10, 60),
         _turns("sysbench-write", (1, 8, 32, 64), 10, 60),
@@ -114,6 +111,8 @@ FULL: Final = Suite(
         _turns("sysbench-point", (1, 8, 32, 64), 5, 30),
         _turns("tpcc", (8, 32), 10, 60),
         _turns("select", (1, 8, 32, 64), 5, 30),
+        _turns("tpcb-warm-direct", (32,), 10, 60),
+        _turns("select-direct", (32,), 5, 30),
         _turns("tpcb", (1, 8, 32, 64), 10, 60),
         _turns("tpcb-rate", (32,), 10, 60),
     ),

@@ -32,7 +32,6 @@ from rich.table import Table
 from aurora_ray.telemetry.spanreader import read_spans
 from aurora_ray.telemetry.tracing import EXPORT_DELAY_MS
 from benchmarks import machine
-from benchmarks.failover import SIZES
 from benchmarks.failover_peers import AuroraPeer
 from benchmarks.load import run_load
 from benchmarks.loads import Load
@@ -106,7 +105,7 @@ def run(
     """Measure. Example: python -m benchmarks tracing --rounds 3 --seconds 5."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     console = console_for()
-    with prepared(scale=scale, sizes=SIZES, version=None, work_dir=work_dir, keep=False) as site:
+    with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = TracingResult(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             clients=clients,

@@ -1,5 +1,7 @@
 """The workloads: kinds of transactions, each with a plain name that means the same in every result.
 
+Clients use the cluster endpoint, as users do; what goes past it says so in its name.
+
 `tpcb` and `tpcb-warm` are the same transactions. PostgreSQL writes the image of a whole page into its WAL at the page's
 first change after each checkpoint, since a crash could leave half a page on disk. `tpcb` begins right after a
 checkpoint, as after every `checkpoint_timeout`: the images are paid as they come. In `tpcb-warm` they were paid before,
@@ -17,6 +19,7 @@ from typing import Final
 from benchmarks.loads import PGBENCH, SYSBENCH
 
 ALL: Final = ("aurora", "standbys", "stock", "nosync")
+OURS: Final = ("aurora",)
 READS: Final = ("aurora", "stock")
 DURABLE: Final = ("aurora", "standbys", "stock")
 _TPCC: Final = Path(__file__).with_name("tpcc")
@@ -45,12 +48,20 @@ class Workload:
     protocol: str = "prepared"
     rate_tps: float | None = None
     log_share: float = 1.0
+    direct: bool = False  # to the engine itself, past the endpoint
 
 
 CATALOGUE: Final = {
     each.name: each
     for each in (
         Workload(name="tpcb-warm", title="pgbench TPC-B, page images already paid", scripts=("tpcb-like",)),
+        Workload(
+            name="tpcb-warm-direct",
+            title="pgbench TPC-B, page images already paid; to the engine itself, past the endpoint",
+            scripts=("tpcb-like",),
+            systems=OURS,
+            direct=True,
+        ),
         Workload(
             name="tpcb",
             title="pgbench TPC-B, from a checkpoint on",
@@ -72,6 +83,15 @@ CATALOGUE: Final = {
             systems=READS,
             reads_only=True,
             log_share=0.1,
+        ),
+        Workload(
+            name="select-direct",
+            title="pgbench select-only, warm cache; to the engine itself, past the endpoint",
+            scripts=("select-only",),
+            systems=OURS,
+            reads_only=True,
+            log_share=0.1,
+            direct=True,
         ),
         Workload(
             name="sysbench-rw",

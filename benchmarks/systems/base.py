@@ -17,7 +17,9 @@ import psycopg
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
+from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.postgres.image import PreparedImage
+from aurora_ray.engine.sizes import InstanceSize, size_on
 from benchmarks.data import DataSpec, fill_pgbench
 from benchmarks.procfs import Component
 from benchmarks.segments import Connection, connections
@@ -40,31 +42,28 @@ _BY_INDEX: Final = "SET enable_seqscan = off; SET enable_sort = off; SET max_par
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """Memory, the same for the engine of every system."""
-
-    shared_buffers_bytes: int
-    standby_buffers_bytes: int
-    cache_bytes: int  # aurora-ray's local page files; stock has the operating system's page cache without a limit
-    max_connections: int = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One binary, one account, one disk.
 
     With `keep`, what the systems have stored stays below `work_dir`, and the next run finds it there. `parameters` are
-    settings for engines that come on top of a system's own, by the system's name.
+    settings for engines that come on top of a system's own, by the system's name. `memory_bytes` is the size of every
+    engine; 0: the product's own rule, for all alike. `version`: of PostgreSQL, if one was asked for.
     """
 
     work_dir: Path
     install: EngineInstall
     account: EngineAccount
     image: PreparedImage
-    sizes: Sizes
     data: DataSpec
     keep: bool = False
+    memory_bytes: int = 0
+    version: str = ""
     parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> InstanceSize:
+        """Of the engine of every system."""
+        return size_on(this_machine(), self.memory_bytes)
 
     @property
     def scale(self) -> int:
@@ -145,6 +144,11 @@ class System(ABC):
     @abstractmethod
     def dsn(self) -> str:
         """Where clients connect."""
+
+    @property
+    def direct_dsn(self) -> str:
+        """The same, past whatever stands before the engine."""
+        return self.dsn
 
     @abstractmethod
     def components(self) -> list[Component]:

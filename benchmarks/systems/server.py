@@ -15,6 +15,7 @@ from typing import Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.postgres.sizes import size_settings
 from benchmarks.data import fill_all
 from benchmarks.systems.base import Site
 from benchmarks.workloads import Checkpoint
@@ -65,13 +66,15 @@ _INCLUDE: Final = f"\ninclude_if_exists = '{_CHECKPOINTS_FILE}'\n"
 
 
 class Server:
-    """One server on `data_dir`."""
+    """One server on `data_dir`, of the size that an instance of aurora-ray has."""
 
-    def __init__(self, site: Site, data_dir: Path, buffers_bytes: int, parameters: Mapping[str, str]) -> None:
+    def __init__(self, site: Site, data_dir: Path, parameters: Mapping[str, str]) -> None:
         self.data_dir = data_dir
         self.port = 0
         self._site = site
-        self._parameters = {**SETTINGS, "shared_buffers": f"{buffers_bytes >> 10}kB", **parameters}
+        sized = size_settings(site.size, major=site.install.major)
+        del sized["max_wal_size"]  # what has to do with checkpoints is below, and better for these short runs
+        self._parameters = {**sized, **SETTINGS, **parameters}
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -99,7 +102,6 @@ class Server:
             "port": str(self.port),
             "unix_socket_directories": "",
             "hba_file": str(hba),
-            "max_connections": str(self._site.sizes.max_connections),
         }
         options = [word for item in {**self._parameters, **fixed}.items() for word in ("-c", "=".join(item))]
         command = [f"{self._site.bin_dir}/postgres", "-D", str(self.data_dir), *options]
@@ -184,7 +186,7 @@ def template(site: Site) -> Path:
     shutil.rmtree(building, ignore_errors=True)
     copy_tree(site.image.tree, building)
     if site.data.nbytes > 0:
-        server = Server(site, building, site.sizes.shared_buffers_bytes, _LOADING)
+        server = Server(site, building, _LOADING)
         try:
             server.start()
             fill_all(server.dsn, site.bin_dir, site.data)

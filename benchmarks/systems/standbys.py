@@ -45,8 +45,7 @@ class Standbys(System):
         self._directory = self.open_directory()
         if not self.from_kept_data:
             copy_tree(template(site), self._directory / "primary")
-        buffers_bytes = site.sizes.shared_buffers_bytes
-        self.primary = Server(site, self._directory / "primary", buffers_bytes, {**SENDING, **self.parameters})
+        self.primary = Server(site, self._directory / "primary", {**SENDING, **self.parameters})
         self._cleanup.callback(lambda: self.primary.stop(self._end_signal))
         self.primary.start()
         names = [f"s{number}" for number in range(1, STANDBYS + 1)]
@@ -94,7 +93,7 @@ class Standbys(System):
         self.site.account.own(signal_file, 0o600)
         follow = f"host=127.0.0.1 port={self.primary.port} user=postgres application_name={name}"
         parameters = {"primary_conninfo": follow, **FOLLOWING}
-        return Server(self.site, data_dir, self.site.sizes.standby_buffers_bytes, parameters)
+        return Server(self.site, data_dir, parameters)
 
     def _wait_streaming(self) -> None:
         deadline_s = time.monotonic() + _STREAMING_TIMEOUT_S
@@ -135,8 +134,7 @@ class Standbys(System):
 
     def settings(self) -> dict[str, Any]:
         """The primary's, with those of workloads before which there was no checkpoint for long, and the standbys'."""
-        buffers = f"{self.site.sizes.standby_buffers_bytes >> 20}MB"
-        standbys = {"standbys: shared_buffers": buffers, **{f"standbys: {name}": v for name, v in FOLLOWING.items()}}
+        standbys = {f"standbys: {name}": value for name, value in FOLLOWING.items()}
         return {**super().settings(), **rare_checkpoints(), **standbys}
 
     def data_dirs(self) -> list[Path]:

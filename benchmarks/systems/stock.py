@@ -27,7 +27,7 @@ class Stock(System):
         if not self.from_kept_data:
             copy_tree(template(self.site), directory / "data")
         parameters = {**self.own_parameters, **self.parameters}
-        self.server = Server(self.site, directory / "data", self.site.sizes.shared_buffers_bytes, parameters)
+        self.server = Server(self.site, directory / "data", parameters)
         self._cleanup.callback(lambda: self.server.stop(signal.SIGINT if self.site.keep else signal.SIGQUIT))
         self.server.start()
         self.data_is_there()

@@ -15,8 +15,7 @@ import pytest
 
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
-from benchmarks.stack import Stack
-from tests.support.engine_stack import engine_on
+from tests.support.engine_stack import Stack, engine_on
 from tests.volume.cluster import running
 
 pytestmark = pytest.mark.postgres

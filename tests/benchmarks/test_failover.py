@@ -11,7 +11,7 @@ from rich.console import Console
 from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
 from benchmarks.__main__ import app
-from benchmarks.failover import SIZES, FailoverResult, Turn, take_turn
+from benchmarks.failover import FailoverResult, Turn, take_turn
 from benchmarks.failover_peers import PEERS, Account
 from benchmarks.failover_report import draw, percentile, show
 from benchmarks.failover_stages import OURS, REST, exclusive
@@ -118,7 +118,7 @@ def test_a_fault_in_earnest(peer: str, data_dir: Path) -> None:
         pytest.skip(str(error))
     result = _result(1, ["kill"], [peer])
     with contextlib.ExitStack() as cleanup:
-        site = cleanup.enter_context(prepared(scale=1, sizes=SIZES, version=None, work_dir=data_dir, keep=False))
+        site = cleanup.enter_context(prepared(scale=1, version=None, work_dir=data_dir, keep=False))
         running = cleanup.enter_context(PEERS[peer](site))
         turn = take_turn(running, "kill", 0, result)
     assert turn.lost == 0

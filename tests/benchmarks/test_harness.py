@@ -14,13 +14,12 @@ from benchmarks.results import Result
 from benchmarks.schedule import Run
 from benchmarks.site import prepared
 from benchmarks.suites import MIB, QUICK, Suite, Turns
-from benchmarks.systems.base import Sizes
 from benchmarks.tables import show
 from benchmarks.workloads import CATALOGUE
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(240)]
 NAMES = ["aurora", "standbys", "stock"]
-SIZES = Sizes(shared_buffers_bytes=64 * MIB, standby_buffers_bytes=16 * MIB, cache_bytes=256 * MIB, max_connections=30)
+MEMORY_BYTES = 256 * MIB
 DATA = DataSpec(scale=1, sysbench_tables=1, sysbench_rows=20_000)
 
 
@@ -29,7 +28,7 @@ def _miniature(*workloads: str) -> Suite:
     return replace(
         QUICK,
         data=DATA,
-        sizes=SIZES,
+        memory_bytes=MEMORY_BYTES,
         turns=turns,
         rounds=1,
         opening_rounds=1,
@@ -42,11 +41,11 @@ def _miniature(*workloads: str) -> Suite:
 
 @pytest.mark.chaos
 def test_a_run_in_miniature(data_dir: Path, tmp_path: Path) -> None:
-    suite = _miniature("tpcb-warm", "sysbench-write", "tpcb")
+    suite = _miniature("tpcb-warm", "tpcb-warm-direct", "sysbench-write", "tpcb")
     steps: list[str] = []
     run = Run(suite, NAMES, seed=7, progress=steps.append)
     expected = run.steps
-    with prepared(data=suite.data, sizes=suite.sizes, work_dir=data_dir) as site:
+    with prepared(data=suite.data, memory_bytes=suite.memory_bytes, work_dir=data_dir) as site:
         result = run(site)
     assert len(steps) == expected
     assert list(data_dir.iterdir()) == []
@@ -54,7 +53,9 @@ def test_a_run_in_miniature(data_dir: Path, tmp_path: Path) -> None:
     assert result.finished
     assert {sample.system for sample in result.samples} == set(NAMES)
     measured = {sample.workload for sample in result.samples}
-    assert measured == {"tpcb-warm", "tpcb"} | ({"sysbench-write"} if sysbench.installed() else set())
+    assert measured == {"tpcb-warm", "tpcb-warm-direct", "tpcb"} | (
+        {"sysbench-write"} if sysbench.installed() else set()
+    )
     assert all(sample.transactions > 0 for sample in result.samples)
     # sysbench's transactions delete and insert rows that others delete and insert: a few find each other.
     assert all(sample.failed <= 0.02 * sample.transactions for sample in result.samples)
@@ -63,8 +64,9 @@ def test_a_run_in_miniature(data_dir: Path, tmp_path: Path) -> None:
     spent_s = result.samples[0].cpu_s  # a copy that hears later may take less than a tick in so short a time
     assert spent_s["engine"] > 0
     assert sum(seconds > 0 for seconds in spent_s.values()) >= len(spent_s) / 2
-    assert all(result.settings[name]["shared_buffers"] == "64MB" for name in NAMES)
-    assert {"mount, small", "mount, large", "scan, cold", "bulk load, COPY"} <= {each.name for each in result.figures}
+    assert {result.settings[name]["shared_buffers"] for name in NAMES} == {"64MB"}
+    assert {result.settings[name]["maintenance_work_mem"] for name in NAMES} == {"64MB"}
+    assert {"create a cluster (command)", "scan, cold", "bulk load, COPY"} <= {each.name for each in result.figures}
     _check_counters(result)
 
     path = tmp_path / "miniature.json"
@@ -105,7 +107,10 @@ def test_data_is_kept_for_the_next_run_and_a_run_goes_on_where_it_was(data_dir: 
             raise StoppedError
 
     run = Run(suite, names, 7, lambda _: None, save=save)
-    with prepared(data=suite.data, sizes=suite.sizes, keep_in=data_dir / "kept") as site, pytest.raises(StoppedError):
+    with (
+        prepared(data=suite.data, memory_bytes=suite.memory_bytes, keep_in=data_dir / "kept") as site,
+        pytest.raises(StoppedError),
+    ):
         run(site)
     result = run.result
     first = list(result.samples)
@@ -114,7 +119,7 @@ def test_data_is_kept_for_the_next_run_and_a_run_goes_on_where_it_was(data_dir: 
 
     steps: list[str] = []
     run = Run(suite, names, 7, steps.append, earlier=result)
-    with prepared(data=suite.data, sizes=suite.sizes, keep_in=data_dir / "kept") as site:
+    with prepared(data=suite.data, memory_bytes=suite.memory_bytes, keep_in=data_dir / "kept") as site:
         result = run(site)
     assert result.finished
     assert len(result.resumed) == 1

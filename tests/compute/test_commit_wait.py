@@ -22,9 +22,8 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.postgres.commit import commit_module
 from aurora_ray.engine.postgres.server import PostgresEngine
-from benchmarks.stack import Stack
 from tests.engine.conftest import INSTALLS, account, cluster, image, image_cache, install, make_engine, records
-from tests.support.engine_stack import engine_on
+from tests.support.engine_stack import Stack, engine_on
 from tests.support.polling import poll_until
 from tests.support.timing import scaled
 from tests.volume.cluster import Cluster, running

@@ -1,18 +1,54 @@
-"""An engine on a volume of a test's cluster, without Ray: `benchmarks.stack` in the test's own process."""
+"""An engine on a volume of a test's cluster, without Ray: put together as the product does it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.stack import Stack, StackConfig, Stages, opened
+from aurora_ray.compute.assemble import import_image, mount_for, start_on
+from aurora_ray.compute.engines import PreparedEngine
+from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.registry import adapter
+from aurora_ray.engine.sizes import LEAST_SIZE
+from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import EngineInstall
+    from aurora_ray.engine.base import Engine, EngineInstall
+    from aurora_ray.mount.mount import MountedVolume
+
+TIMEOUT_S = 120.0
+CACHE_BYTES = 256 << 20
+
+
+class Stack:
+    """Volume, mount and engine, open."""
+
+    def __init__(self, volume: Volume, mounted: MountedVolume, engine: Engine) -> None:
+        self.volume, self._mounted, self._engine = volume, mounted, engine
+
+    @property
+    def port(self) -> int:
+        """The engine's."""
+        return self._engine.port
+
+    def stats(self) -> dict[str, float]:
+        """All counters of the data path."""
+        return {**self._mounted.stats(), **self.volume.stats()}
+
+    async def flush(self) -> int:
+        """Makes everything written so far durable; the LSN."""
+        return await self._mounted.flush(timeout_s=TIMEOUT_S)
+
+    async def restart(self) -> None:
+        """The engine alone, in order, on the same mount; its port may be another then."""
+        await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
+        await start_on(self._mounted, self._engine, timeout_s=TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -26,22 +62,26 @@ async def engine_on(
     parameters: Mapping[str, str],
     create: bool = True,
 ) -> AsyncIterator[tuple[Stack, str]]:
-    """PostgreSQL on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN.
+    """An engine of the least size on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN.
 
     With `create` it is a new one; without, the one that was there, and `root` is the same as then.
     """
-    config = StackConfig(
-        volume=cluster.spec.to_dict(),
-        nodes=[{"node_id": n.node_id, "az": n.az, "address": n.address} for n in cluster.addresses],
-        root=str(root),
-        bin_dir=str(install.bin_dir),
-        images_dir=str(image_cache),
-        engine_user=account.name,
-        memory_bytes=128 << 20,
-        cache_bytes=256 << 20,
-        parameters=dict(parameters),
-        create=create,
-        secret_file="",
-    )
-    async with opened(config, Stages()) as (stack, facts):
-        yield stack, facts["dsn"]
+    known = adapter(install.kind)
+    image = await asyncio.to_thread(known.prepare, install, account, image_cache)
+    prepared = PreparedEngine(known, account, install, image)
+    engine = prepared.make(root / "run", LEAST_SIZE, parameters)
+    passfile = root / "passfile"
+    password = known.ensure_passfile(passfile)
+    if create:
+        await Volume.create(cluster.spec, cluster.addresses, TIMEOUT_S)
+    volume = await Volume.open(cluster.spec, cluster.addresses, timeout_s=TIMEOUT_S)
+    async with contextlib.AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(volume.close)
+        if create:
+            await import_image(prepared, volume)
+        mounted = await mount_for(prepared, engine, volume, root / "mount", cache_bytes=CACHE_BYTES)
+        cleanup.push_async_callback(mounted.close)
+        cleanup.push_async_callback(engine.stop, StopMode.KILL, timeout_s=TIMEOUT_S)
+        await start_on(mounted, engine, timeout_s=TIMEOUT_S)
+        await engine.give_password(password, timeout_s=TIMEOUT_S)
+        yield Stack(volume, mounted, engine), engine.dsn(passfile)

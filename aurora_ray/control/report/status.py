@@ -183,6 +183,7 @@ def _instance(
         "declared_memory_bytes": declared.memory_bytes or None,
         "next_memory_bytes": declared.next_memory_bytes or None,
         **_size(status),
+        "stats": dict(status.stats) if status is not None else {},
         "socket_dir": (status.socket_dir or None) if status is not None else None,
         "lag_ms": 0 if declared.role is Role.WRITER else None,
         "reason": reason or (attempt.error if attempt is not None else ""),

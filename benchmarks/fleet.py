@@ -1,0 +1,63 @@
+"""A fleet as a user has it: made and driven by the `aurora` command alone, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.machine import ROOT
+
+UP_TIMEOUT_S: Final = 300.0
+CALL_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class UserFleet:
+    """One data directory; `environment` is added to that of each command."""
+
+    data_dir: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *words: str, timeout_s: float = CALL_TIMEOUT_S, check: bool = True) -> str:
+        """What a command prints. Raises RuntimeError with what it complains of, unless nobody wants to know."""
+        done = subprocess.run(
+            [sys.executable, "-m", "aurora_ray.cli.main", *words],
+            env={
+                **os.environ,
+                "AURORA_DATA_DIR": str(self.data_dir),
+                "AURORA_METRICS_PORT": "0",  # several fleets of a run would look for each other's
+                **self.environment,
+            },
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+            timeout=timeout_s,
+        )
+        if check and done.returncode != 0:
+            raise RuntimeError(f"aurora {' '.join(words)}: {done.stderr.strip()[-800:]}")
+        return done.stdout
+
+    def up(self, *words: str) -> dict[str, Any]:
+        """Its status, once it serves."""
+        status: dict[str, Any] = json.loads(self.run("up", *words, "--json", timeout_s=UP_TIMEOUT_S))
+        return status
+
+    def status(self) -> dict[str, Any]:
+        """As it is now."""
+        status: dict[str, Any] = json.loads(self.run("status", "--json"))
+        return status
+
+    def down(self) -> None:
+        """Stopped; its data stays."""
+        self.run("down", timeout_s=UP_TIMEOUT_S, check=False)
+
+    def destroy(self) -> None:
+        """Stopped and removed."""
+        self.run("down", "--destroy", "--yes", timeout_s=UP_TIMEOUT_S, check=False)
