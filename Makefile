@@ -96,11 +96,11 @@ sim: $(BUILT) ## run the protocols under the seeded simulator (SEEDS=n)
 ##### Measuring
 
 .PHONY: bench-quick
-bench-quick: $(BUILT) account ## the main figures beside stock PostgreSQL, in five minutes
+bench-quick: $(BUILT) account ## the main figures of a fleet beside stock PostgreSQL, in five minutes
 	$(BIN)/python -m benchmarks run quick $(ARGS)
 
 .PHONY: bench
-bench: $(BUILT) account bench-tools ## every workload, in an hour, and RESULTS.md from it (ARGS=--resume: go on with a run)
+bench: $(BUILT) account bench-tools ## every workload, in half an hour, and RESULTS.md from it (ARGS=--resume: go on with a run)
 	$(BIN)/python -m benchmarks run standard --out benchmarks/results/standard.json $(ARGS)
 	$(BIN)/python -m benchmarks report
 

@@ -27,8 +27,10 @@ measure anew.
 
 ## How it is measured
 
-All systems of a run are one binary on one machine, with the same `shared_buffers`, and begin with the same data, page
-by page. They all stay up, and take turns: A B C A B C. Before each turn dirty pages are written back, so that nobody
+All systems of a run are one binary on one machine. aurora-ray is a fleet as a user has it: made by `aurora up` with the
+product's defaults, loaded and measured through its cluster endpoint; what goes past that says so in its name. The other
+servers have the memory that an instance of that fleet has, and the settings that follow from it
+(`engine/postgres/sizes.py`), and begin with the same data. They all stay up, and take turns: A B C A B C. Before each turn dirty pages are written back, so that nobody
 pays for a neighbour, and there is a warm-up. Throughput is the median of the rounds with the lowest and highest
 of them. A **ratio** is the median of the ratios within each round; where the ratios lie on both sides of 1 and differ
 by more than their median does from 1, or there is one round only, no comparison is made. Latencies are HDR histograms
@@ -36,7 +38,7 @@ of all transactions; where the rate is fixed, they count from when a transaction
 
 | system | what it is |
 |---|---|
-| aurora-ray | six storage nodes in three zones and a writer, each a process of its own; a commit returns at 4 of 6 |
+| aurora-ray | what `aurora up` starts: six storage nodes in three zones, a writer, its endpoint; a commit returns at 4 of 6 |
 | stock, ANY 4 of 6 standbys | the same durability by PostgreSQL itself: four of six standbys have a commit on disk |
 | stock, local disk | one server, one disk, no copy; what is committed is lost with the disk |
 | stock, fsync=off | no durability at all: how fast the engine could be if it cost nothing |
@@ -96,7 +98,7 @@ def _section(result: Result, path: Path, charts: list[Path], base: Path) -> list
         vector = os.path.relpath(chart.with_suffix(".svg"), base)
         lines += [f"![{chart.stem}]({vector})", ""]
     if result.figures:
-        lines += ["### Opening, mounting, cold reads, bulk load", "", *_figures(result)]
+        lines += ["### Opening, cold reads, bulk load", "", *_figures(result)]
     for workload, clients in result.groups():
         lines += [f"### {workload_title(workload)}, {clients} client{'s' if clients > 1 else ''} (`{workload}`)", ""]
         lines += _throughput(result, workload, clients)

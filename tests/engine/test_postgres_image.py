@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine import postgres_image
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
+from aurora_ray.engine.postgres import image as postgres_image
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity, system_identifier
 from aurora_ray.engine.postgres.image import PreparedImage, prepare_image
 from aurora_ray.engine.postgres.install import find_install
