@@ -30,15 +30,16 @@ measure anew.
 All systems of a run are one binary on one machine. aurora-ray is a fleet as a user has it: made by `aurora up` with the
 product's defaults, loaded and measured through its cluster endpoint; what goes past that says so in its name. The other
 servers have the memory that an instance of that fleet has, and the settings that follow from it
-(`engine/postgres/sizes.py`), and begin with the same data. They all stay up, and take turns: A B C A B C. Before each turn dirty pages are written back, so that nobody
-pays for a neighbour, and there is a warm-up. Throughput is the median of the rounds with the lowest and highest
-of them. A **ratio** is the median of the ratios within each round; where the ratios lie on both sides of 1 and differ
+(`engine/postgres/sizes.py`), and begin with the same data. They all stay up, and take turns: A B C A B C. Before each
+turn dirty pages are written back, so that nobody pays for a neighbour, and there is a warm-up. Throughput is the median
+of the rounds with the lowest and highest of them.
+A **ratio** is the median of the ratios within each round; where the ratios lie on both sides of 1 and differ
 by more than their median does from 1, or there is one round only, no comparison is made. Latencies are HDR histograms
 of all transactions; where the rate is fixed, they count from when a transaction was due (no coordinated omission).
 
 | system | what it is |
 |---|---|
-| aurora-ray | what `aurora up` starts: six storage nodes in three zones, a writer, its endpoint; a commit returns at 4 of 6 |
+| aurora-ray | what `aurora up` starts: six storage nodes in three zones, a writer, an endpoint; commits at 4 of 6 |
 | stock, ANY 4 of 6 standbys | the same durability by PostgreSQL itself: four of six standbys have a commit on disk |
 | stock, local disk | one server, one disk, no copy; what is committed is lost with the disk |
 | stock, fsync=off | no durability at all: how fast the engine could be if it cost nothing |
