@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar
 from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.control.v1.control_pb2_grpc import ControlStub
+from aurora_ray.engine.registry import DEFAULT_ENGINE
 from aurora_ray.errors import AuroraError, NodeUnreachableError
 from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.admission import ImpostorError
@@ -111,7 +112,7 @@ class ControlClient:
         self,
         name: str,
         *,
-        engine: str = "postgres",
+        engine: str = DEFAULT_ENGINE,
         version: str | None = None,
         bin_dir: str | None = None,
         cache_bytes: int = 0,
