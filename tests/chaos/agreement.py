@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from aurora_ray.errors import AuroraError, StorageError
 from aurora_ray.log.filetable import FileKind, FileTable
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import NodeClient, close_all
+from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.volume.nodes import close_all
 from aurora_ray.volume.recovery import SegmentState
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 from tests.support.polling import poll_until
