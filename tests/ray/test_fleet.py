@@ -15,7 +15,7 @@ from aurora_ray.control.api.client import NotRunningError
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.errors import ConfigurationError, UsageError, UsageError
+from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
