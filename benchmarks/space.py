@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from aurora_ray.log.batch import encode_batch
+from aurora_ray.log.wire import join_append
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.node.epochs import seal, truncate
-from aurora_ray.storage.segment.wire import join_append
 from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aurora_ray.engine.image import import_records
-from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.log.sizes import NO_GROUP
 from aurora_ray.mount.evictor import default_cache_bytes
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.volume.read.pages import PageRange

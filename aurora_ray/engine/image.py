@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record
-from aurora_ray.log.layout import EXTENT_PAGES
+from aurora_ray.log.sizes import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aurora_ray.errors import ConfigurationError, MalformedError, RegionClosedError
 from aurora_ray.interposer import native
 from aurora_ray.log.flush import Flush, LogEnd
-from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.log.sizes import NO_GROUP
 
 if TYPE_CHECKING:
     from array import array

@@ -23,7 +23,8 @@ import msgpack  # type: ignore[import-untyped]
 import zstandard
 
 from aurora_ray.errors import MalformedError
-from aurora_ray.log.layout import EXTENT_BODY, NO_GROUP, SIZE_BODY, RecordType
+from aurora_ray.log.layout import EXTENT_BODY, SIZE_BODY, RecordType
+from aurora_ray.log.sizes import NO_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -43,11 +43,6 @@ BATCH_CRC_FROM: Final = 8
 BATCH_BYTES_MAX: Final = 64 << 20
 BATCH_GROUPS_MAX: Final = 1 << 20
 
-EXTENT_PAGES: Final = 64
-NO_GROUP: Final = 0xFFFFFFFF  # an extent that has not been assigned
-PAGE_BYTES_MIN: Final = 512
-PAGE_BYTES_MAX: Final = 32 << 10  # offsets and lengths of ranges are u16
-
 
 class RecordType(IntEnum):
     """What a record does."""
@@ -81,7 +76,6 @@ if sys.byteorder != "little":  # pragma: no cover - extents are stored as arrays
 assert RECORD_HEADER.size == RECORD_HEADER_BYTES  # noqa: S101
 assert BATCH_HEADER.size == BATCH_HEADER_BYTES  # noqa: S101
 assert RANGE.size == RANGE_BYTES  # noqa: S101
-assert PAGE_BYTES_MAX <= 0xFFFF  # noqa: S101
 
 
 def padded(nbytes: int) -> int:

@@ -83,16 +83,6 @@ class SegmentEpochs:
     membership: Membership = NO_MEMBERS
 
 
-def write_quorum(copies: int) -> int:
-    """How many of `copies` must have a batch before it is durable: 4 of 6."""
-    return copies // 2 + 1
-
-
-def read_quorum(copies: int) -> int:
-    """How many of `copies` always include one of any write quorum: 3 of 6."""
-    return copies - write_quorum(copies) + 1
-
-
 def promise(held: SegmentEpochs, epoch: int, owner: bytes) -> SegmentEpochs | None:
     """The epochs after promising `epoch` to `owner`; None if that must be refused.
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError, EngineError, FencedError
 from aurora_ray.interposer import native
+from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.mount.evictor import Evictor
 from aurora_ray.mount.fetcher import Fetcher
 from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.mount.redo import LocalRedo, VolumeRedo
 from aurora_ray.mount.unlinked import Unlinked
-from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from array import array

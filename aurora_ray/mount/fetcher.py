@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError
 from aurora_ray.interposer import native
+from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.mount.readahead import Stream
 from aurora_ray.volume.read.pages import PageRange, PageRun
-from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence

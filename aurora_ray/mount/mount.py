@@ -21,11 +21,10 @@ from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
-from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.log.sizes import EXTENT_PAGES, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
 from aurora_ray.mount.localtree import make_tree
-from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

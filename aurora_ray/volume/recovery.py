@@ -48,7 +48,8 @@ from aurora_ray.log.segment_rules import (
     annulled,
     extend_history,
 )
-from aurora_ray.volume.spec import GroupPlacement, write_quorum
+from aurora_ray.log.sizes import write_quorum
+from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -25,16 +25,10 @@ from uuid import UUID
 
 from aurora_ray.errors import UsageError
 from aurora_ray.log.lineage import ROOT, Lineage
-from aurora_ray.log.segment_rules import read_quorum, write_quorum
+from aurora_ray.log.sizes import PAGE_BYTES_ALLOWED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-__all__ = ["ChangeStep", "GroupPlacement", "NodeAddress", "VolumeSpec", "read_quorum", "write_quorum"]
-
-EXTENT_PAGES = 64
-COPIES = 6
-PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +105,8 @@ class VolumeSpec:
         numbers = [placement.group for placement in self.groups]
         if sorted(set(numbers)) != numbers or numbers[:1] != [0]:
             raise UsageError(f"the groups of a volume ascend from 0 without repeats, not {numbers}")
-        if self.page_size not in PAGE_SIZES:
-            raise UsageError(f"page size {self.page_size} is not one of {PAGE_SIZES}")
+        if self.page_size not in PAGE_BYTES_ALLOWED:
+            raise UsageError(f"page size {self.page_size} is not one of {PAGE_BYTES_ALLOWED}")
 
     @property
     def node_ids(self) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ import grpc.aio
 import pytest
 
 from aurora_ray.log.record import page_full
+from aurora_ray.log.wire import join_append
 from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import MESSAGE_BYTES_MAX, open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.spec import NodeAddress
-from aurora_ray.volume.write.streams import serialize_batches
 from aurora_ray.volume.write.volume import Volume
 from tests.chaos.agreement import check_agreement
 from tests.chaos.conftest import MakeStack
@@ -165,7 +165,7 @@ async def test_mutated_batches_are_refused(stack: Stack) -> None:
         for content in bad:
             proof = (caller.prove(SERVICE + "Append").entry,)
             call = channel.stream_stream(SERVICE + "Append")(timeout=CALL_TIMEOUT_S, metadata=proof)
-            await call.write(serialize_batches([content]))
+            await call.write(join_append([content]))
             codes.append(await refused(call))
     assert grpc.StatusCode.OK not in codes
     assert codes[-2:] == [grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION]

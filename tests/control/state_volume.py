@@ -12,8 +12,9 @@ from aurora_ray.errors import QuorumLostError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import Record, apply_page, create, extent, page_full, size
+from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.volume.read.pages import PageRange, PageRun
-from aurora_ray.volume.spec import EXTENT_PAGES, GroupPlacement, VolumeSpec
+from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
 
 NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
 

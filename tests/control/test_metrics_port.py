@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.report.metrics_port import FIRST_PORT, PORTS, MetricsPort
-from aurora_ray.storage.segment.wire import join_append
+from aurora_ray.log.wire import join_append
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.spec import NodeAddress
 from tests.control.local_runtime import LocalRuntime

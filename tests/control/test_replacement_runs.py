@@ -18,9 +18,9 @@ from aurora_ray.control.decide.replacement import (
     ReplaceRules,
 )
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, NodeSeen, Observed
-from aurora_ray.control.model.placement import WRITE_QUORUM
 from aurora_ray.control.model.state import CONTROL_VOLUME_ID, Fleet
 from aurora_ray.errors import UsageError
+from aurora_ray.log.sizes import WRITE_QUORUM
 from aurora_ray.volume.spec import ChangeStep, GroupPlacement
 from tests.control.fleets import AZS, running_fleet, volume_id
 

@@ -17,6 +17,7 @@ from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError
 from aurora_ray.log import batch, record
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.record import RecordBuilder
+from aurora_ray.log.wire import join_append, split_append
 from aurora_ray.ray import local as local_ray
 from aurora_ray.rpc.admission import Doorkeeper, Secret
 from aurora_ray.rpc.frames import PREFACE, Flag, Kind, pack_frame
@@ -24,7 +25,6 @@ from aurora_ray.rpc.secret_file import load_secret
 from aurora_ray.storage.pages.reading import apply_to_table
 from aurora_ray.storage.segment.layers import LayerIndex
 from aurora_ray.storage.segment.meta import SegmentMeta
-from aurora_ray.storage.segment.wire import join_append, split_append
 from aurora_ray.telemetry.spanreader import read_spans
 from tests.control.fleets import created, running_fleet
 from tests.fuzz.connection import feed

@@ -16,6 +16,7 @@ EXERCISED_BY = {
     "telemetry.exposition": "tests/telemetry/test_metrics.py",
     "telemetry.propagation": "tests/telemetry/test_tracing.py",
     "volume.recovery_trace": "tests/volume/test_takeover.py",
+    "volume.write.streams": "tests/volume/test_slow_node.py",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record as rec
 from aurora_ray.log.filetable import FileKind, FileTable
-from aurora_ray.log.layout import NO_GROUP
+from aurora_ray.log.sizes import NO_GROUP
 
 
 def table(*records: rec.Record) -> FileTable:

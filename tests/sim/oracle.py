@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aurora_ray.log.segment_rules import annulled
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,6 +9,7 @@ from aurora_ray.errors import FencedError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.log.segment_rules import HISTORY_MAX
+from aurora_ray.log.wire import join_append
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
@@ -24,7 +25,6 @@ from aurora_ray.volume.recovery import (
 )
 from aurora_ray.volume.spec import GroupPlacement
 from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
-from aurora_ray.volume.write.streams import serialize_batches
 from tests.sim.node import SimNode
 from tests.sim.oracle import Flush, Oracle
 
@@ -137,7 +137,7 @@ class Script:
         flush = Flush(epoch, start, end, {0: batch})
         self.oracle.submitted(flush)
         for name in who:
-            self.nodes[name].append(serialize_batches([batch]))
+            self.nodes[name].append(join_append([batch]))
         if durable:
             self.oracle.acknowledged(epoch, [flush], {0: []})  # the placement in force is looked at anyway
         for name in who:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from aurora_ray.errors import AuroraError, FencedError, StaleSegmentError
 from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.record import RecordBuilder, page_full
+from aurora_ray.log.sizes import write_quorum
+from aurora_ray.log.wire import join_append
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
@@ -25,10 +27,9 @@ from aurora_ray.volume.recovery import (
     Truncate,
     placement_of,
 )
-from aurora_ray.volume.spec import GroupPlacement, write_quorum
+from aurora_ray.volume.spec import GroupPlacement
 from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.write.quorum import InFlight, QuorumTracker
-from aurora_ray.volume.write.streams import serialize_batches
 from tests.sim.oracle import Flush
 
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ class Stream:
         self._sent.extend(flushes)
         self._waiting.clear()
         self._ends.append(flushes[-1][0])
-        message = serialize_batches([batch for _, batches in flushes for batch in batches])
+        message = join_append([batch for _, batches in flushes for batch in batches])
         # In order within a connection, and reliable until it breaks.
         self._last_arrival_s = max(self._last_arrival_s, self.world.now_s + self.world.delay_s())
         self.world.after(self._last_arrival_s - self.world.now_s, self._arrive, self._connection, message)

@@ -14,10 +14,10 @@ from aurora_ray.log.batch import encode_batch
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RecordType
 from aurora_ray.log.record import Record, RecordBuilder
+from aurora_ray.log.wire import join_append
 from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import door_of, open_channel
 from aurora_ray.storage.config import StorageConfig
-from aurora_ray.storage.segment.wire import join_append
 from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub

@@ -18,6 +18,7 @@ from rocksdict import Options, Rdict
 
 from aurora_ray.log import record as rec
 from aurora_ray.log.segment_rules import Membership, Truncation, adopt
+from aurora_ray.log.wire import join_append
 from aurora_ray.storage.disk.damage import Damage
 from aurora_ray.storage.disk.datadir import DataDir
 from aurora_ray.storage.disk.keys import LOG_FAMILIES, LSN_MAX, MARK_KEY, PAGE_FAMILIES
@@ -27,7 +28,6 @@ from aurora_ray.storage.node.node import Node
 from aurora_ray.storage.pages.coalesce import coalesce
 from aurora_ray.storage.pages.garbage import collect
 from aurora_ray.storage.pages.reading import read_file_table, read_pages
-from aurora_ray.storage.segment.wire import join_append
 from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.conftest import CRASH_POINTS

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_ray.errors import MalformedError
-from aurora_ray.storage.segment import wire
+from aurora_ray.log import wire
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 BATCHES = st.lists(st.binary(max_size=300), max_size=5)

@@ -11,10 +11,11 @@ from pathlib import Path
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.errors import AuroraError
 from aurora_ray.log.filetable import Entry, FileKind
+from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader
-from aurora_ray.volume.spec import EXTENT_PAGES, NodeAddress, VolumeSpec
+from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 from tests.support.stack_view import stub_of
 from tests.support.timing import scaled
 

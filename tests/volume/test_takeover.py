@@ -10,10 +10,10 @@ import pytest
 from aurora_ray.errors import FencedError, MalformedError, QuorumLostError
 from aurora_ray.log.batch import decode_header
 from aurora_ray.log.flush import Flush
+from aurora_ray.log.wire import join_append
 from aurora_ray.storage.disk.keys import lsn_key
 from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.read.pages import PageRange
-from aurora_ray.volume.write.streams import serialize_batches
 from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, encoded_flush, pages
@@ -30,7 +30,7 @@ async def put_directly(cluster: Cluster, nodes: Iterable[str], batches: list[byt
         client = NodeClient(cluster.nodes[node], cluster.spec.volume_id.bytes)
         inbox = Inbox()
         call = await client.append(inbox)
-        call.send_message(serialize_batches(batches))
+        call.send_message(join_append(batches))
         await inbox.next()
         call.cancel()
         await client.close()

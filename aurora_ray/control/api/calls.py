@@ -16,7 +16,7 @@ from aurora_ray.control.api.moving import move_writer
 from aurora_ray.control.api.sizing import modify
 from aurora_ray.control.decide import graveyard, sizing
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
-from aurora_ray.control.model.placement import COPIES, WRITE_QUORUM, place_group, place_instance
+from aurora_ray.control.model.placement import place_group, place_instance
 from aurora_ray.control.model.runtime import ProcessGoneError, SupersededError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, VolumeState
 from aurora_ray.control.perform.ports import free_ports
@@ -25,6 +25,7 @@ from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.log.sizes import COPIES, WRITE_QUORUM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

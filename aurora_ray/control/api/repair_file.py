@@ -10,10 +10,10 @@ from uuid import UUID
 
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.bootstrap import CONTROL_GROUP_BYTES, CONTROL_PAGE_SIZE, UNKNOWN_FLEET
-from aurora_ray.control.model.placement import COPIES
 from aurora_ray.control.model.state import Fleet, Group, StorageNode, VolumeState, is_control_volume
 from aurora_ray.durable import move_file
 from aurora_ray.errors import AuroraError, ConfigurationError
+from aurora_ray.log.sizes import COPIES
 from aurora_ray.storage.node.offline import known_hosts, read_membership
 
 if TYPE_CHECKING:

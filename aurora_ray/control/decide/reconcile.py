@@ -33,8 +33,9 @@ from uuid import UUID
 from aurora_ray.compute.role import Role
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen, Observed
-from aurora_ray.control.model.placement import WRITE_QUORUM, quorum_up
+from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
+from aurora_ray.log.sizes import WRITE_QUORUM
 
 GROW_BELOW_FREE = 0.25  # of one group's bytes
 

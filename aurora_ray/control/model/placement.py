@@ -9,18 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from aurora_ray.control.model.state import FIRST_NODES_PER_AZ, Group, StorageNode, VolumeState
+from aurora_ray.control.model.state import Group, StorageNode, VolumeState
 from aurora_ray.errors import ConfigurationError
-
-COPIES_PER_AZ = FIRST_NODES_PER_AZ
-AZ_COUNT = 3
-COPIES = COPIES_PER_AZ * AZ_COUNT
-WRITE_QUORUM = 4
-READ_QUORUM = 3
-
-assert WRITE_QUORUM + READ_QUORUM > COPIES, "a read quorum must meet every write quorum"  # noqa: S101
-assert COPIES - COPIES_PER_AZ >= WRITE_QUORUM, "writes must go on with one AZ lost"  # noqa: S101
-assert COPIES - COPIES_PER_AZ - 1 >= READ_QUORUM, "reads must go on with one AZ and one node lost"  # noqa: S101
+from aurora_ray.log.sizes import AZ_COUNT, COPIES_PER_AZ, WRITE_QUORUM
 
 
 def default_nodes(azs: Sequence[str]) -> tuple[StorageNode, ...]:

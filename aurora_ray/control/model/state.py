@@ -24,10 +24,11 @@ import msgpack  # type: ignore[import-untyped]
 from aurora_ray.compute.role import Role
 from aurora_ray.control.model.sealing import SECRET, seal, secret_fields, unseal
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+from aurora_ray.log.sizes import COPIES_PER_AZ
 from aurora_ray.volume.spec import GroupPlacement
 
 FORMAT = 2  # 2: sealed passwords; deleted clusters, which an older program would forget
-FIRST_NODES_PER_AZ = 2
+FIRST_NODES_PER_AZ = COPIES_PER_AZ
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
 CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")  # of every fleet, before each got one of its own

@@ -23,8 +23,8 @@ import google_crc32c
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log.record import Record, create, drop, extent, page_full, size, unlink
+from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.volume.read.pages import PageRange, PageRun
-from aurora_ray.volume.spec import EXTENT_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

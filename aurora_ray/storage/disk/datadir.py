@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NODE, _LOCK, _VOLUMES = "node", "lock", "volumes"
-COPIES: Final = "copies"
+CHECKPOINTS: Final = "copies"
 _LOCK_WAIT_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.02
 _HINTS: Final = ("port", "peers.json")
-_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, GRAVEYARD, COPIES, *_HINTS, "node.new", "port.new", "peers.new"})
+_KNOWN: Final = frozenset(
+    {_NODE, _LOCK, _VOLUMES, GRAVEYARD, CHECKPOINTS, *_HINTS, "node.new", "port.new", "peers.new"}
+)
 
 
 class DataDir:

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, StorageError
 from aurora_ray.log.batch import decode_header, verify
-from aurora_ray.log.segment_rules import SegmentEpochs, doubtful, read_quorum, write_quorum
+from aurora_ray.log.segment_rules import SegmentEpochs, doubtful
+from aurora_ray.log.sizes import read_quorum, write_quorum
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import DamagedError
 from aurora_ray.storage.disk.keys import LSN_MAX, META_KEY, lsn_key

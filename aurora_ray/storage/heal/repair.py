@@ -22,7 +22,8 @@ import zstandard
 from aurora_ray.errors import AuroraError, MalformedError, NodeUnreachableError, OutOfRangeError
 from aurora_ray.log.batch import check_records, verify
 from aurora_ray.log.filetable import FileTable
-from aurora_ray.log.segment_rules import knows, read_quorum
+from aurora_ray.log.segment_rules import knows
+from aurora_ray.log.sizes import read_quorum
 from aurora_ray.rpc.admission import ImpostorError
 from aurora_ray.storage.disk.damage import STORE, Damage, DamagedError
 from aurora_ray.storage.disk.keys import IMAGE_HEAD, LSN_MAX, PAGE_KEY, content_of, guarded, lsn_key, page_key

@@ -21,7 +21,7 @@ from aurora_ray.errors import AuroraError, MalformedError
 from aurora_ray.log.batch import verify
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import STORE, Damage, DamagedError
-from aurora_ray.storage.disk.datadir import COPIES
+from aurora_ray.storage.disk.datadir import CHECKPOINTS
 from aurora_ray.storage.disk.keys import LOG_FAMILIES, LSN_KEY, PAGE_FAMILIES, PAGE_KEY, content_of
 from aurora_ray.storage.disk.store import SegmentStore
 from aurora_ray.storage.pacing import Pacer
@@ -100,7 +100,7 @@ class Scrubber:
     # ---- files
 
     async def _check_files(self, segment: Segment) -> None:
-        copies = self._node.config.data_dir / COPIES
+        copies = self._node.config.data_dir / CHECKPOINTS
         effects.make_directory(copies)
         path = copies / uuid.uuid4().hex
         try:

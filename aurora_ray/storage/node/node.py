@@ -20,11 +20,11 @@ from aurora_ray.errors import (
     UnknownVolumeError,
     UsageError,
 )
-from aurora_ray.log.layout import PAGE_BYTES_MAX
 from aurora_ray.log.lineage import ROOT, Lineage
+from aurora_ray.log.sizes import PAGE_BYTES_ALLOWED
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.damage import DamageBook, DamagedError, is_corruption, says_full, says_unreadable
-from aurora_ray.storage.disk.datadir import COPIES
+from aurora_ray.storage.disk.datadir import CHECKPOINTS
 from aurora_ray.storage.disk.graveyard import Graveyard
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.disk.space import Space, SpaceState, space_of
@@ -87,7 +87,7 @@ class Node:
     def open(self) -> None:
         """Opens all that is on disk. Raises ConfigurationError if the machine does not let us (a full disk)."""
         effects.make_directory(self._volumes_dir)
-        effects.remove_tree(self.config.data_dir / COPIES)
+        effects.remove_tree(self.config.data_dir / CHECKPOINTS)
         self.graveyard.open()
         for path in sorted(self._volumes_dir.iterdir()):
             if path.name.startswith("dropped-"):  # by a node from before there was a graveyard; it may be half gone
@@ -134,8 +134,8 @@ class Node:
         if len(volume) != 16 or not groups:
             raise UsageError("a volume is named by 16 bytes and has at least one group")
         lineage.checked(volume).require_root("to create it")
-        if not 512 <= page_size <= PAGE_BYTES_MAX or page_size & (page_size - 1):
-            raise UsageError(f"a page of {page_size} bytes: a power of two from 512 to {PAGE_BYTES_MAX} is needed")
+        if page_size not in PAGE_BYTES_ALLOWED:
+            raise UsageError(f"a page of {page_size} bytes: one of {PAGE_BYTES_ALLOWED} is needed")
         self.reclaim()  # before anything is written to a directory that is not ours any more
         held = self.volumes.get(volume)
         if held is None:

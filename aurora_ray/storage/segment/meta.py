@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgpack  # type: ignore[import-untyped]
 
 from aurora_ray.errors import ConfigurationError, MalformedError
-from aurora_ray.log.layout import PAGE_BYTES_MIN
 from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation
+from aurora_ray.log.sizes import PAGE_BYTES_MIN
 from aurora_ray.storage.disk.keys import META_KEY, content_of, guarded
 
 # 1: without a number, begins with the page size, of 512 at least; no lineage. An older format gives way to the newest

@@ -15,10 +15,10 @@ import grpc.aio
 
 from aurora_ray.errors import AuroraError, DiskFullError, UnknownVolumeError
 from aurora_ray.log.batch import BatchHeader, check_records, verify
+from aurora_ray.log.wire import append_reply, split_append
 from aurora_ray.rpc.stream_server import RefusedError
 from aurora_ray.storage.disk.keys import LSN_KEY
 from aurora_ray.storage.node.status import refusal, refuse
-from aurora_ray.storage.segment.wire import append_reply, split_append
 
 if TYPE_CHECKING:
     from collections.abc import Callable

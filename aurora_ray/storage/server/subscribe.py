@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import OutOfRangeError, UnknownVolumeError
 from aurora_ray.log.batch import decode_header
-from aurora_ray.storage.segment.wire import log_chunk
+from aurora_ray.log.wire import log_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

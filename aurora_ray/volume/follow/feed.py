@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aurora_ray.errors import AuroraError, NodeUnreachableError, OutOfRangeError
-from aurora_ray.volume.spec import read_quorum
+from aurora_ray.log.sizes import read_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import QuorumLostError
+from aurora_ray.log.sizes import read_quorum
 from aurora_ray.volume.recovery import member_sets, membership_of, placement_of, told_members
-from aurora_ray.volume.spec import read_quorum
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:

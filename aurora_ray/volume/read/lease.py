@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, OutOfRangeError, QuorumLostError, UsageError
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
 
 if TYPE_CHECKING:
     from aurora_ray.volume.nodes import Nodes

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aurora_ray.errors import UsageError
+from aurora_ray.log.sizes import write_quorum
 from aurora_ray.volume.recovery import AskState, membership_of, placement_of
-from aurora_ray.volume.spec import ChangeStep, write_quorum
+from aurora_ray.volume.spec import ChangeStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

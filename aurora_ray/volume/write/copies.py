@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import QuorumLostError
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

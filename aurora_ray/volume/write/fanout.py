@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
+from aurora_ray.log.wire import join_append
 from aurora_ray.volume.write.deferral import Deferral
-from aurora_ray.volume.write.streams import NodeStream, serialize_batches
+from aurora_ray.volume.write.streams import NodeStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -76,7 +77,7 @@ class Fanout:
         if not self._uniform:
             self._push_by_node(flush)
             return
-        message = serialize_batches(flush.batches.values())
+        message = join_append(flush.batches.values())
         held = self._deferral.held
         for node, stream in self._streams.items():
             stream.push(flush.end, message, hold=node in held)
@@ -90,7 +91,7 @@ class Fanout:
             held = touched & self._node_groups[node]
             if held:
                 if held not in messages:
-                    messages[held] = serialize_batches([flush.batches[group] for group in sorted(held)])
+                    messages[held] = join_append([flush.batches[group] for group in sorted(held)])
                 stream.push(flush.end, messages[held])
 
     def on_durable(self, took_s: float, oldest: InFlight | None) -> None:
@@ -108,7 +109,7 @@ class Fanout:
             if not groups or (subscribed_only and not stream.subscribed):
                 continue
             if groups not in told:
-                told[groups] = serialize_batches([encode(group) for group in sorted(groups)])
+                told[groups] = join_append([encode(group) for group in sorted(groups)])
             if subscribed_only:
                 stream.push(vdl, told[groups])
             else:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from aurora_ray.errors import FencedError
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from aurora_ray.errors import UsageError
-from aurora_ray.volume.spec import write_quorum
+from aurora_ray.log.sizes import write_quorum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -30,8 +30,6 @@ from aurora_ray.errors import AuroraError, FencedError, MalformedError, NodeUnre
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from aurora_ray.rpc.stream_client import StreamCall
     from aurora_ray.volume.node_client import NodeClient
 
@@ -42,20 +40,6 @@ WINDOW: Final = 4  # unacknowledged messages under way to one node
 BACKOFF_S: Final = (0.02, 2.0)
 
 logger = logging.getLogger(__name__)
-
-
-def serialize_batches(batches: Iterable[bytes]) -> bytes:
-    """An AppendRequest with these batches. May be concatenated with others: field 1, repeated, wire type 2."""
-    parts: list[bytes] = []
-    for batch in batches:
-        left = len(batch)
-        head = bytearray(b"\x0a")
-        while left > 0x7F:
-            head.append(left & 0x7F | 0x80)
-            left >>= 7
-        head.append(left)
-        parts += (bytes(head), batch)
-    return b"".join(parts)
 
 
 class _Outgoing(NamedTuple):

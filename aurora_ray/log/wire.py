@@ -55,7 +55,7 @@ def split_append(message: bytes) -> list[bytes]:
 
 
 def join_append(batches: Iterable[bytes]) -> bytes:
-    """An AppendRequest."""
+    """An AppendRequest. May be concatenated with others: field 1, repeated, wire type 2."""
     parts: list[bytes] = []
     for batch in batches:
         parts += (b"\x0a" + varint(len(batch)), batch)
