@@ -57,7 +57,7 @@ async def test_the_server_has_our_settings_and_the_clusters_locale(engine: Postg
     settings: dict[object, object] = dict(rows)  # type: ignore[arg-type]
     assert settings["fsync"] == "on by command line"
     assert settings["full_page_writes"] == "off by configuration file"
-    assert settings["shared_buffers"] == "2048 by configuration file"
+    assert settings["shared_buffers"] == "4096 by configuration file"
     assert settings["checkpoint_timeout"] == "60 by configuration file"
     assert await query(engine, passfile, "SELECT error FROM pg_file_settings WHERE error IS NOT NULL") == []
     rows = await query(engine, passfile, "SELECT pg_encoding_to_char(encoding), datcollate FROM pg_database")
