@@ -102,7 +102,9 @@ async def test_deleted_and_restored_on_real_nodes(runtime: LocalRuntime) -> None
 
 async def test_what_is_kept_too_long_goes_by_itself(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
-        running.plane.config = replace(running.plane.config, graveyard_s=0.0)
+        plane = running.plane
+        plane.config = replace(plane.config, graveyard_s=0.0)
+        plane.means = replace(plane.means, config=plane.config)
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         await running.api.delete("demo", 20)

@@ -174,7 +174,7 @@ async def test_a_stranger_at_a_servers_port_is_not_believed(code: grpc.StatusCod
     await server.start()
     try:
         async with open_channel(f"127.0.0.1:{port}", "a-1", OURS) as channel:
-            with pytest.raises(ImpostorError, match="does not prove to be storage node a-1"):
+            with pytest.raises(ImpostorError, match="does not prove to be our a-1"):
                 await channel.unary_unary(SAY)(b"x", timeout=10)
             with pytest.raises(ImpostorError):
                 _ = [m async for m in channel.unary_stream(COUNT)(b"3", timeout=10)]

@@ -21,6 +21,10 @@ def test_damage_of_a_node_is_damage_of_a_copy_to_others() -> None:
     assert type(error_of("a-1", code, "x", ((REASON_KEY, reason),))) is errors.DamagedCopyError
 
 
+class Unheard(errors.AuroraError):
+    """One that the table does not have."""
+
+
 def test_no_words_decide() -> None:
     """A sentence that begins like another refusal is not taken for it."""
     error = error_of("a-1", grpc.StatusCode.FAILED_PRECONDITION, "fenced: a higher epoch exists")
@@ -28,4 +32,4 @@ def test_no_words_decide() -> None:
     assert isinstance(error_of("a-1", grpc.StatusCode.UNAVAILABLE, "gone"), errors.NodeUnreachableError)
     assert isinstance(error_of("a-1", grpc.StatusCode.DEADLINE_EXCEEDED, None), errors.NodeTimeoutError)
     assert type(error_of("a-1", grpc.StatusCode.INTERNAL, "odd", ((REASON_KEY, "unheard of"),))) is errors.StorageError
-    assert status_of(errors.EngineError("x")) == (grpc.StatusCode.INTERNAL, "")
+    assert status_of(Unheard("x")) == (grpc.StatusCode.INTERNAL, "")

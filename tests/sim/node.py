@@ -105,7 +105,7 @@ class SimNode:
         self._open(group, self.stores[group], meta).commit()
 
     def append(self, message: bytes) -> int:
-        return self._appender.store(message)
+        return self._appender.store(message).lsn
 
     def seal(self, epoch: int, owner: bytes) -> pb.SealReply:
         return epochs.seal(self._volume_view(), pb.SealRequest(volume=self.volume, epoch=epoch, owner=owner))

@@ -82,7 +82,7 @@ class Machine:
         epochs.truncate(self.node.volume(self.writer.volume), request)
 
     def send(self, batches: list[bytes]) -> int:
-        return Appender(self.node).store(join_append(batches))
+        return Appender(self.node).store(join_append(batches)).lsn
 
     async def coalesce(self) -> None:
         async with self.segment.background:
