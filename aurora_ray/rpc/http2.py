@@ -169,7 +169,7 @@ class Link(asyncio.Protocol):
             self._heard = False
             self._alive = loop.call_later(KEEPALIVE_S, self._look_alive)
             return
-        self.transport.write(pack_frame(Kind.PING, 0, 0, bytes(8)))
+        self._write(pack_frame(Kind.PING, 0, 0, bytes(8)))
         self._alive = loop.call_later(KEEPALIVE_TIMEOUT_S, self._look_dead)
 
     def _look_dead(self) -> None:
@@ -179,6 +179,10 @@ class Link(asyncio.Protocol):
             self.transport.abort()
 
     # ---- out
+
+    def _write(self, data: bytes) -> None:
+        if not self.transport.is_closing():  # else asyncio drops it, and warns at the fifth time
+            self.transport.write(data)
 
     @property
     def writable(self) -> bool:
@@ -194,7 +198,7 @@ class Link(asyncio.Protocol):
         self._link_window -= nbytes
         self._stream_window -= nbytes
         head = _MESSAGE_HEAD.pack(nbytes >> 8, nbytes & 0xFF, 0, 0, self.stream, 0, len(message))
-        self.transport.write(head + message)
+        self._write(head + message)
 
     def send_headers(self, headers: Headers, *, ended: bool = False) -> None:
         """Sends a block of headers of the call; `ended`: it is the last, and goes after messages that wait."""
@@ -203,11 +207,11 @@ class Link(asyncio.Protocol):
         if self._unsent:
             self._last = block
         else:
-            self.transport.write(block)
+            self._write(block)
 
     def send_reset(self, stream: int, code: Code) -> None:
         """Gives a call up."""
-        self.transport.write(pack_frame(Kind.RST_STREAM, 0, stream, _NUMBER.pack(code)))
+        self._write(pack_frame(Kind.RST_STREAM, 0, stream, _NUMBER.pack(code)))
 
     def _send_later(self, piece: bytes) -> None:
         self._unsent.append(memoryview(piece))  # a view, as frames are cut from its front
@@ -226,7 +230,7 @@ class Link(asyncio.Protocol):
         if self._paused:
             return
         if self._last:
-            self.transport.write(self._last)
+            self._write(self._last)
             self._last = b""
         self.on_writable()
 
@@ -240,7 +244,7 @@ class Link(asyncio.Protocol):
         self._unsent_bytes -= nbytes
         self._link_window -= nbytes
         self._stream_window -= nbytes
-        self.transport.write(pack_frame(Kind.DATA, 0, self._sending, bytes(piece[:nbytes])))
+        self._write(pack_frame(Kind.DATA, 0, self._sending, bytes(piece[:nbytes])))
 
     def begin(self, stream: int) -> None:
         """A call begins, with nothing left of the one before."""
@@ -302,7 +306,7 @@ class Link(asyncio.Protocol):
     def fail(self, error: ProtocolError) -> None:
         """Says why, and ends the connection."""
         reason = _NUMBER.pack(self.stream) + _NUMBER.pack(error.code) + str(error).encode()
-        self.transport.write(pack_frame(Kind.GOAWAY, 0, 0, reason))
+        self._write(pack_frame(Kind.GOAWAY, 0, 0, reason))
         self.transport.close()
 
     def _on_data(self, frame: Frame) -> None:
@@ -353,7 +357,7 @@ class Link(asyncio.Protocol):
             grant = _NUMBER.pack(self._taken_bytes)
             self._taken_bytes = 0
             for stream in {0, self.stream}:
-                self.transport.write(pack_frame(Kind.WINDOW_UPDATE, 0, stream, grant))
+                self._write(pack_frame(Kind.WINDOW_UPDATE, 0, stream, grant))
 
     def _on_headers_frame(self, frame: Frame) -> None:
         flags, stream, data = frame
@@ -408,7 +412,7 @@ class Link(asyncio.Protocol):
             # The size of the table of headers may only shrink what our encoder keeps; ours keeps next to nothing.
             elif number == 1:
                 self._encoder.header_table_size = min(value, 4096)
-        self.transport.write(pack_frame(Kind.SETTINGS, Flag.ACK, 0))
+        self._write(pack_frame(Kind.SETTINGS, Flag.ACK, 0))
         self._send_unsent()
 
     def _on_ping(self, frame: Frame) -> None:
@@ -416,7 +420,7 @@ class Link(asyncio.Protocol):
         if len(data) != 8:
             raise ProtocolError(Code.FRAME_SIZE_ERROR, "a ping of a wrong length")
         if not flags & Flag.ACK and not self._paused:  # who floods us with pings gets no answer to all of them
-            self.transport.write(pack_frame(Kind.PING, Flag.ACK, 0, data))
+            self._write(pack_frame(Kind.PING, Flag.ACK, 0, data))
 
     def _on_goaway(self, _: Frame) -> None:
         self.transport.close()

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.allowed_leaks("process", "shm", "tmp"),
 ]
 AZS = ("us-east-1a", "us-east-1b", "us-east-1c")
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray then takes no other address of this machine
 
 
 class Machines:
@@ -70,7 +71,7 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture
 def fleet(run_dir: Path, machines: Machines) -> Iterator[CliFleet]:
-    with fleet_at(run_dir / "machines", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, up=False) as cli:
+    with fleet_at(run_dir / "machines", LOOPBACK, up=False) as cli:
         yield cli
 
 
@@ -96,7 +97,7 @@ def test_a_fleet_joins_ray_loses_an_az_and_gets_it_back(fleet: CliFleet, machine
 
 def test_a_ray_cluster_without_the_azs_is_refused_with_advice(run_dir: Path) -> None:
     machines = Machines(AZS[:2])
-    cli = CliFleet(run_dir / "two", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    cli = CliFleet(run_dir / "two", LOOPBACK)
     try:
         done = cli.run("up", "--address", machines.address)
         assert done.returncode == 1
@@ -123,11 +124,11 @@ def test_two_fleets_of_two_regions_run_on_one_ray(run_dir: Path) -> None:
     """Each with its own directory, names and control volume; the end of one is nothing to the other. (No clusters.)"""
     regions = {"first": "us-east-1", "second": "eu-west-1"}
     machines = Machines(("+".join(f"{region}{letter}" for region in regions.values() for letter in "abc"),))
-    clis = {name: CliFleet(run_dir / name, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}) for name in regions}
+    clis = {name: CliFleet(run_dir / name, LOOPBACK) for name in regions}
     try:
         for name, region in regions.items():
             command = [sys.executable, "-c", UP, str(clis[name].data_dir), machines.address, region]
-            subprocess.run(command, check=True, timeout=scaled(120), env=os.environ)
+            subprocess.run(command, check=True, timeout=scaled(120), env=os.environ | LOOPBACK)
         clients = {name: ControlClient.connect(cli.data_dir, 30) for name, cli in clis.items()}
         infos = {name: poll_until_blocking(partial(_open, client), 60) for name, client in clients.items()}
         assert {name: info["region"] for name, info in infos.items()} == regions
