@@ -250,8 +250,10 @@ def test_a_failover_reaches_the_collector_as_one_trace(fleet: CliFleet, collecto
 
 
 def test_traces_can_be_read_while_the_fleet_is_down(fleet: CliFleet) -> None:
-    fleet.up()
+    known = {trace["trace_id"] for trace in fleet.json("trace", "list")}
+    status = fleet.up()
+    os.kill(status["instances"][0]["pid"], signal.SIGKILL)
+    trace_id = newest_failover(fleet, known)["trace_id"]
     fleet.check("down")
-    assert fleet.json("trace", "list")
-    assert "failover.detect" in fleet.check("trace", "show")
-    fleet.up()
+    assert trace_id in {trace["trace_id"] for trace in fleet.json("trace", "list")}
+    assert "failover.detect" in fleet.check("trace", "show", trace_id)
