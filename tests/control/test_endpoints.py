@@ -312,6 +312,8 @@ async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(wor
         assert (move.cluster, move.role) == ("demo", Role.WRITER)
         elsewhere = world.fleet.cluster("demo").with_endpoint_port(Role.WRITER, world.ports.allocate())
         world.fleet = world.fleet.with_cluster(elsewhere)
+        assert world.plane.problem(elsewhere) == "", "that was of the port which it had"
+        assert not world.plane.serves(elsewhere)
         await world.settle()
     assert not _moves(world)
     assert not world.plane.taken(elsewhere)

@@ -171,9 +171,11 @@ class Endpoints:
         return self._runtime is not None
 
     def problem(self, cluster: DBCluster) -> str:
-        """Why an endpoint of the cluster cannot be had, e.g. its port is in use; empty if nothing is known of that."""
-        names = (cluster_endpoint(cluster.name), reader_endpoint(cluster.name))
-        return next((self._problems[name] for name in names if name in self._problems), "")
+        """Why an endpoint of the cluster cannot be had at the port that it has now, e.g. that one is in use; empty if
+        nothing is known of that."""
+        told = {(order.name, order.port) for order in self._told or ()}
+        now = [name for _, name, port in _endpoints_of(cluster) if (name, port) in told]
+        return next((self._problems[name] for name in now if name in self._problems), "")
 
     def serves(self, cluster: DBCluster) -> bool:
         """Whether the cluster endpoint leads to a writer."""
