@@ -9,11 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from aurora_ray.errors import UsageError
-
-GROUPS_MAX: Final = 16384  # protection groups of a volume; AR_GROUPS_MAX of the interposer
+from aurora_ray.log.sizes import GROUPS_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ assert COPIES - COPIES_PER_AZ - 1 >= READ_QUORUM, "reads must go on with one AZ 
 EXTENT_PAGES: Final = 64  # the unit in which a file's pages are assigned to protection groups
 NO_GROUP: Final = 0xFFFFFFFF  # of an extent that has not been assigned
 
+GROUPS_MAX: Final = 16384  # protection groups of a volume: 128 TiB in groups of 10 GiB are 13,108
+
 PAGE_BYTES_MIN: Final = 512
 PAGE_BYTES_MAX: Final = 16 << 10  # InnoDB's; the interposer compares and logs a page in buffers of this size
 PAGE_BYTES_ALLOWED: Final = (PAGE_BYTES_MIN, 1024, 2048, 4096, 8192, PAGE_BYTES_MAX)

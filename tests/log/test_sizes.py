@@ -11,7 +11,12 @@ from aurora_ray.log import sizes
 from tests.house.source import PACKAGE
 
 HEADER = PACKAGE / "interposer/src/aurora.h"
-IN_C = {"AR_PAGE_BYTES_MAX": sizes.PAGE_BYTES_MAX, "AR_EXTENT_PAGES": sizes.EXTENT_PAGES, "AR_NO_GROUP": sizes.NO_GROUP}
+IN_C = {
+    "AR_PAGE_BYTES_MAX": sizes.PAGE_BYTES_MAX,
+    "AR_EXTENT_PAGES": sizes.EXTENT_PAGES,
+    "AR_NO_GROUP": sizes.NO_GROUP,
+    "AR_GROUPS_MAX": sizes.GROUPS_MAX,
+}
 LIMITS = {"UINT32_MAX": 0xFFFFFFFF}
 
 

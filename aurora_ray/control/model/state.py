@@ -103,10 +103,6 @@ class VolumeState:
     initialised: bool = False
     given_up: bool = False
 
-    def group_bytes_total(self) -> int:
-        """Bytes that the groups allocated so far can hold."""
-        return self.group_bytes * len(self.groups)
-
 
 @dataclass(frozen=True, slots=True)
 class DBInstance:

@@ -15,7 +15,7 @@ from aurora_ray.volume.spec import ChangeStep
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 from aurora_ray.volume.write.change import CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.write.copies import create_segments
-from aurora_ray.volume.write.progress import Progress
+from aurora_ray.volume.write.progress import POLL_S, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from aurora_ray.volume.write.history import History
     from aurora_ray.volume.write.redo import RedoWriter
 
-POLL_S: Final = (0.02, 0.5)
 STEP_TIMEOUT_S: Final = 20.0
 FILL_WAIT_S: Final = 10.0
 
