@@ -1,0 +1,1 @@
+"""MariaDB: found, configured, started, watched, stopped."""

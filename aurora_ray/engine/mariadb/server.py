@@ -1,0 +1,428 @@
+"""MariaDB as an engine: started on a data directory, watched, checked and stopped.
+
+A run has one owner of its end: the task `_watch`. It waits for the process, sees to it that nothing is left, and yields
+the EngineExit; `stop` only sends signals and waits for it. The server is one process, and knows no end without a
+checkpoint but a kill.
+
+Whether it is alive is asked without a session (start.greets). Sessions for administration go through the Unix socket,
+in a directory that only the engine's account and root can enter, as an account of ours that each start makes anew
+(accounts). What no server starts with is left out, step by step, and told (`_Rung`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray import telemetry
+from aurora_ray.config import MIB
+from aurora_ray.durable import replace_file
+from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
+from aurora_ray.engine.dirs import make_private, rotate, short_dir
+from aurora_ray.engine.mariadb import accounts
+from aurora_ray.engine.mariadb.administration import Administration
+from aurora_ray.engine.mariadb.client import ADMIN_FILE, MariadbClient
+from aurora_ray.engine.mariadb.credentials import new_password, options_text
+from aurora_ray.engine.mariadb.image import SERIES_FILE, SERVER_ID_FILE
+from aurora_ray.engine.mariadb.install import SERVER, basedir
+from aurora_ray.engine.mariadb.repair import repair_statements
+from aurora_ray.engine.mariadb.settings import (
+    VOLATILE_PATTERNS,
+    check_parameters,
+    default_settings,
+    for_server,
+    forced_settings,
+)
+from aurora_ray.engine.mariadb.start import StartProgress, StartRefusedError, first_complaint, greets, wait_ready
+from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.process import EngineProcess, processes_in
+from aurora_ray.engine.sizes import LEAST_SIZE
+from aurora_ray.engine.tree_edit import Edit, edit_tree, read_text
+from aurora_ray.errors import EngineError, UsageError
+from aurora_ray.troubles import TroubleCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.base import Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.sizes import InstanceSize
+    from aurora_ray.log.filetable import FileTable
+
+logger = logging.getLogger(__name__)
+
+SOCKET_NAME: Final = "mariadb.sock"
+STARTED_FILE: Final = "aurora.started"
+NO_FOLLOWING: Final = "a server of this engine cannot follow the volume's log"
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 30.0
+KILL_TIMEOUT_S: Final = 10.0
+CHECK_TIMEOUT_S: Final = 2.0
+LOG_BYTES_MAX: Final = 32 * MIB
+
+
+class _Rung(StrEnum):
+    """What a start is tried with."""
+
+    ALL = "all"
+    DEFAULTS = "our settings alone"  # not the cluster's parameters, nor its size
+    BARE = "our settings alone, without our account"
+
+
+class MariadbEngine:
+    """One MariaDB server. `run_dir` is for its sockets and log; it must be reachable for the account.
+
+    `port` 0 takes a free one at each start. `parameters` are the cluster's (MariaDB's own names and values); those that
+    are not the user's to set are refused (ConfigurationError) at the start. One run at a time; after its end it can
+    start again.
+    """
+
+    def __init__(
+        self,
+        install: EngineInstall,
+        account: EngineAccount,
+        run_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        size: InstanceSize = LEAST_SIZE,
+        parameters: Mapping[str, str] | None = None,
+        name: str = "",
+    ) -> None:
+        self._install = install
+        self._account = account
+        self._run_dir = run_dir
+        self._host = host
+        self._port_wanted = port
+        self._port = port
+        self._size = size
+        self._parameters = dict(parameters or {})
+        self._name = name
+        self._socket_dir = short_dir(run_dir, "socket", SOCKET_NAME)
+        self._process: EngineProcess | None = None
+        self._watcher: asyncio.Task[EngineExit] | None = None
+        self._data_dir = run_dir
+        self._env: dict[str, str] = {}
+        self._pass_fds: tuple[int, ...] = ()
+        self._troubles: tuple[EngineTrouble, ...] = ()
+        self._progress: StartProgress | None = None
+        self._rung = _Rung.ALL
+        self._first_start = False
+        self._repairs: tuple[str, ...] = ()
+        self._admin = Administration(self._socket_dir / SOCKET_NAME)
+
+    @property
+    def install(self) -> EngineInstall:
+        """The version in use."""
+        return self._install
+
+    @property
+    def pid(self) -> int | None:
+        """The server's while it runs."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def port(self) -> int:
+        """The TCP port; 0 before the start if it is to be chosen."""
+        return self._port
+
+    @property
+    def hand_over(self) -> Path | None:
+        """None: clients come over TCP. A server of threads has no process whose end tells that a session ended."""
+        return None
+
+    @property
+    def first_start(self) -> bool:
+        """Whether no start on this data directory was noted before the present one."""
+        return self._first_start
+
+    @property
+    def troubles(self) -> tuple[EngineTrouble, ...]:
+        """What of the user's is not in force in the present run."""
+        return self._troubles
+
+    @property
+    def recovering(self) -> str:
+        """How far a start is; empty when there is nothing to say."""
+        return self._progress.words if self._progress is not None else ""
+
+    @property
+    def socket_dir(self) -> Path:
+        """Where its Unix socket lies while it runs."""
+        return self._socket_dir
+
+    @property
+    def log_path(self) -> Path:
+        """What the server writes to stderr, all runs one after the other."""
+        return self._run_dir / "mariadb.log"
+
+    def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:  # noqa: ARG002
+        """What may stay out of the volume."""
+        return VOLATILE_PATTERNS
+
+    async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:  # noqa: ARG002
+        """Raises UsageError: see NO_FOLLOWING."""
+        raise UsageError(NO_FOLLOWING)
+
+    def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
+        """The connection string for clients; `host` and `port` for one that goes through an endpoint."""
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
+        return MariadbClient().dsn([(host or reachable, port or self._port)], passfile)
+
+    async def start(
+        self,
+        data_dir: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        timeout_s: float = START_TIMEOUT_S,
+        moved: Callable[[], object] = lambda: None,
+        follow: StandbyFeed | None = None,
+    ) -> None:
+        """Starts as writer and returns when it is ready; crash recovery, if needed, is part of it.
+
+        It may take as long as anything moves: `timeout_s` is how long nothing may, `moved` what the caller knows of.
+        Settings with which it does not start are left out (`troubles`). Raises ConfigurationError (port in use, a
+        refused parameter), EngineError, which quotes the end of the log, or UsageError for `follow`. Then nothing is
+        left running.
+        """
+        if follow is not None:
+            raise UsageError(NO_FOLLOWING)
+        if self._process is not None:
+            raise EngineError(f"this engine already runs, as process {self._process.pid}")
+        parameters = check_parameters(self._parameters)
+        self._check_data_dir(data_dir)
+        self._data_dir, self._env, self._pass_fds = data_dir, dict(env or {}), tuple(pass_fds)
+        self._first_start = not (data_dir / STARTED_FILE).exists()
+        refused: StartRefusedError | None = None
+        for rung in _Rung:
+            try:
+                await self._start_once(rung, parameters, timeout_s, moved)
+            except StartRefusedError as error:
+                refused = refused or error
+                logger.warning("MariaDB does not start with %s: %s", rung, error)
+                continue
+            self._rung, self._repairs = rung, ()
+            self._troubles = tuple(_troubles(rung, refused))
+            break
+        else:
+            raise refused or EngineError("there is no configuration to start with")
+        logger.info("MariaDB %s runs as process %s on port %d", self._install.version, self.pid, self._port)
+
+    async def _start_once(
+        self, rung: _Rung, parameters: Mapping[str, str], timeout_s: float, moved: Callable[[], object]
+    ) -> None:
+        self._prepare_run_dir()
+        self._port = claim_port(self._host, self._port_wanted)
+        command = self._command(rung, parameters)
+        with telemetry.span("engine.spawn"):
+            process = EngineProcess.spawn(
+                command,
+                account=self._account,
+                env=self._env,
+                pass_fds=self._pass_fds,
+                work_dir=self._socket_dir,
+                log_path=self.log_path,
+                death_signal="KILL",
+            )
+        self._process = process
+        self._watcher = asyncio.create_task(self._watch(process), name=f"watch mariadb {process.pid}")
+        self._progress = StartProgress(process, moved, time.monotonic())
+        try:
+            with telemetry.span("engine.recover"):
+                address = (self._host, self._port)
+                socket = self._socket_dir / SOCKET_NAME
+                await wait_ready(process, socket, self._progress, timeout_s=timeout_s, address=address)
+        except BaseException:
+            await self.stop(StopMode.KILL)
+            raise
+        finally:
+            self._progress = None
+
+    def _command(self, rung: _Rung, parameters: Mapping[str, str]) -> list[str]:
+        """The command line; what it names is written first. No secret is on it."""
+        chosen = default_settings(self._size if rung is _Rung.ALL else LEAST_SIZE)
+        if rung is _Rung.ALL:
+            chosen |= parameters
+        conf = self._run_dir / "mariadb.cnf"
+        lines = [f'{name}="{value}"' for name, value in for_server(chosen).items()]
+        self._write(conf, "\n".join(["[mariadbd]", *lines, ""]))
+        forced = forced_settings(
+            basedir=basedir(self._install),
+            data_dir=self._data_dir,
+            log_dir=self._log_dir,
+            socket=self._socket_dir / SOCKET_NAME,
+            tmp_dir=self._tmp_dir,
+            host=self._host,
+            port=self._port,
+            server_id=self._server_id(),
+        )
+        if rung is not _Rung.BARE:
+            password = new_password()
+            statements = (*accounts.at_start(password), *self._repairs)
+            script = self._socket_dir / "init.sql"
+            self._write(script, "".join(f"{statement};\n" for statement in statements))
+            ours = {"user": accounts.OURS, "password": password, "socket": str(self._socket_dir / SOCKET_NAME)}
+            self._write(self._socket_dir / ADMIN_FILE, options_text(ours))
+            self._admin.password = password
+            forced["init_file"] = str(script)
+        options = [f"--{name}={value}" for name, value in forced.items()]
+        return [str(self._install.bin_dir / SERVER), f"--defaults-file={conf}", *options]
+
+    def _write(self, path: Path, content: str) -> None:
+        replace_file(path, content, durable=False)  # made anew at each start
+        self._account.own(path, 0o600)
+
+    async def repair(
+        self,
+        data_dir: Path,  # noqa: ARG002
+        kinds: Sequence[str],
+        *,
+        env: Mapping[str, str],  # noqa: ARG002
+        pass_fds: Sequence[int],  # noqa: ARG002
+        password: str,
+    ) -> None:
+        """See repair: what is asked for is done by the next start, before anybody gets in."""
+        self._repairs = repair_statements(kinds, password)
+
+    async def configure(self, parameters: Mapping[str, str], size: InstanceSize | None = None) -> None:
+        """Other parameters of the cluster, or another size: those that can be are in force at once. Raises
+        ConfigurationError, EngineError."""
+        before = {**default_settings(self._size), **self._parameters}
+        self._parameters, self._size = check_parameters(parameters), size or self._size
+        defaults = default_settings(self._size)
+        if self._process is not None and self._rung is _Rung.ALL:
+            await self._admin.set_global(before, {**defaults, **self._parameters}, defaults)
+
+    async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
+        """Nobody follows."""
+
+    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
+        """Sessions cannot ask for it yet."""
+
+    async def write_back(self, *, timeout_s: float) -> None:
+        """See Engine: all dirty pages, and with them the checkpoint follows."""
+        await self._admin.write_back(timeout_s)
+
+    async def complete_databases(self) -> None:
+        """Nothing is in them."""
+
+    async def note_good_start(self) -> None:
+        """Notes that there was a start. Raises EngineError."""
+        if not (self._data_dir / STARTED_FILE).exists():
+            edit = Edit(STARTED_FILE, self._install.version + "\n")
+            await edit_tree(self._data_dir, [edit], account=self._account, env=self._env, pass_fds=self._pass_fds)
+
+    async def stop(self, mode: StopMode = StopMode.FAST, *, timeout_s: float = STOP_TIMEOUT_S) -> EngineExit | None:
+        """Ends the server and says how the run ended; None if there has been none. What does not end in order within
+        `timeout_s` is killed. Raises EngineError if it survives SIGKILL."""
+        watcher, process = self._watcher, self._process
+        if watcher is None:
+            return None
+        if process is not None and not watcher.done():
+            if mode is StopMode.FAST:
+                process.send(signal.SIGTERM)
+                done, _ = await asyncio.wait([watcher], timeout=timeout_s)
+                if not done:
+                    logger.warning("MariaDB %d ignored a stop for %g s", process.pid, timeout_s)
+            if not watcher.done():
+                await process.kill(KILL_TIMEOUT_S)
+        return await asyncio.shield(watcher)
+
+    async def wait_exit(self) -> EngineExit:
+        """Waits until the run has ended for whatever reason."""
+        if self._watcher is None:
+            raise EngineError("this engine has not been started")
+        return await asyncio.shield(self._watcher)
+
+    async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
+        """Whether it is alive: it greets whoever comes. Raises EngineError if it does not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await greets(self._socket_dir / SOCKET_NAME)
+        except TimeoutError:
+            raise EngineError(f"MariaDB on port {self._port} did not answer within {timeout_s:g} s") from None
+        except OSError as error:
+            raise EngineError(f"MariaDB on port {self._port} refuses: {error}") from error
+        if self.log_path.stat().st_size > LOG_BYTES_MAX:
+            await asyncio.to_thread(rotate, self.log_path)
+
+    async def give_password(self, password: str, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
+        """Makes `password` the owner's if he has none: one that somebody set stays. Only a hash is sent."""
+        await self._admin.give_password(password, timeout_s)
+
+    @property
+    def _tmp_dir(self) -> Path:
+        return self._run_dir / "tmp"
+
+    @property
+    def _log_dir(self) -> Path:
+        """For the logs that its users switch on."""
+        return self._run_dir / "logs"
+
+    def _server_id(self) -> int:
+        text = read_text(self._data_dir / os.fsdecode(SERVER_ID_FILE))
+        if text is None or not text.strip().isdigit():
+            raise EngineError(f"{self._data_dir} has no number of its server: it has not come from the volume yet")
+        return int(text)
+
+    def _check_data_dir(self, data_dir: Path) -> None:
+        """Raises EngineError with what is wrong, before the server says it in its own words."""
+        series = read_text(data_dir / os.fsdecode(SERIES_FILE))
+        if series is None:
+            raise EngineError(f"{data_dir} is not a MariaDB data directory: {os.fsdecode(SERIES_FILE)} is missing")
+        if series.strip() != self._install.series:
+            raise EngineError(
+                f"{data_dir} holds data of MariaDB {series.strip()[:16]!r}, not of {self._install.series}"
+            )
+        if (owner := data_dir.stat().st_uid) != self._account.uid:
+            raise EngineError(
+                f"{data_dir} belongs to uid {owner}, but the engine runs as {self._account.name}: chown it"
+            )
+        running = processes_in(data_dir, SERVER)
+        if running:
+            raise EngineError(f"MariaDB already works on {data_dir}: processes {running}; stop them first")
+
+    def _prepare_run_dir(self) -> None:
+        """Makes what the server needs outside its data directory. Raises ConfigurationError."""
+        self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._account.require_reachable(self._run_dir)
+        make_private(self._socket_dir, self._run_dir, self._account)
+        (self._socket_dir / SOCKET_NAME).unlink(missing_ok=True)
+        shutil.rmtree(self._tmp_dir, ignore_errors=True)  # what a killed server left
+        for directory in (self._tmp_dir, self._log_dir):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._account.own(directory, 0o700)
+        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
+            rotate(self.log_path)
+        self.log_path.touch(mode=0o600)
+
+    async def _watch(self, process: EngineProcess) -> EngineExit:
+        """Sees a run to its end. Raises EngineError if a process survives SIGKILL."""
+        returncode = await process.wait_main(None)
+        ended_ns = time.time_ns()
+        try:
+            if not await process.wait_gone(0.0):
+                await process.kill(KILL_TIMEOUT_S)
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+            return EngineExit(process.pid, returncode or 0, process.log_tail(), ended_ns)
+        finally:
+            process.close()
+            self._process = None
+
+
+def _troubles(rung: _Rung, refused: StartRefusedError | None) -> list[EngineTrouble]:
+    if refused is None:
+        return []
+    sentence = (
+        f"The engine does not start with its parameters ({first_complaint(refused)}), so it runs with {rung}: set or "
+        "reset them with `aurora parameters`."
+    )
+    return [EngineTrouble(TroubleCode.PARAMETER_LEFT_OUT, sentence)]
