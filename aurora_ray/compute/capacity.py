@@ -1,0 +1,99 @@
+"""The capacity that an incarnation was given, put in force: CPU by quota, memory by the budget of its page cache, and
+the engine's settings that can change while it runs.
+
+The engine starts without a quota, as whoever wakes a cluster waits for that; it is held when it accepts statements.
+What the budget takes back the machine has back: pages that leave the cache leave the system's memory with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.compute.quota import CpuQuota
+from aurora_ray.engine.sizes import CACHE_SHARE, acu_on, size_of_acu
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aurora_ray.compute.config import CapacityOrder, InstanceConfig
+    from aurora_ray.engine.base import Engine
+    from aurora_ray.engine.machine import Machine
+    from aurora_ray.engine.sizes import InstanceSize
+    from aurora_ray.mount.mount import MountedVolume
+
+LOOK_EVERY_S: Final = 0.4  # at what it uses
+
+
+class Granted:
+    """Of one incarnation. `machine`: where it is; belongs to one event loop."""
+
+    def __init__(
+        self, config: InstanceConfig, order: CapacityOrder, machine: Machine, opened: InstanceSize | None = None
+    ) -> None:
+        """`opened`: the size with which the engine runs already."""
+        self._order = order
+        self._machine = machine
+        opened = opened or self._size_of(order)
+        self._least_bytes = opened.least_bytes or opened.memory_bytes
+        self._most_bytes = opened.most_bytes or opened.memory_bytes
+        place = hashlib.sha256(str(config.dirs.root).encode()).hexdigest()[:12]
+        self._quota = CpuQuota(f"aurora-ray-{config.instance_id}-{place}")
+        self._cache_bytes = 0  # that the mount was opened with
+
+    @property
+    def acu(self) -> float:
+        """What is in force: the machine may have no more."""
+        return min(self._order.acu, acu_on(self._machine))
+
+    @property
+    def size(self) -> InstanceSize:
+        """What it means for the engine; what cannot change is as it was at the opening."""
+        return replace(self._size_of(self._order), least_bytes=self._least_bytes, most_bytes=self._most_bytes)
+
+    def _size_of(self, order: CapacityOrder) -> InstanceSize:
+        return size_of_acu(
+            self._machine, order.acu, least=order.least, most=order.most, cpus_per_acu=order.cpus_per_acu
+        )
+
+    async def begin(self, engine: Engine, mounted: MountedVolume) -> None:
+        """The engine accepts statements."""
+        self._cache_bytes = int(mounted.stats().get("cache_budget_bytes", 0))
+        mounted.set_cache_bytes(self._budget)
+        if engine.pid is not None:
+            await asyncio.to_thread(self._quota.hold, engine.pid, self.size.cpus)
+
+    async def scale(self, order: CapacityOrder, mounted: MountedVolume) -> None:
+        """Another capacity, in force when this returns but for what the engine must be told (`size`)."""
+        self._order = order
+        await asyncio.to_thread(self._quota.limit, self.size.cpus)
+        mounted.set_cache_bytes(self._budget)
+
+    async def end(self, mounted: MountedVolume) -> None:
+        """Nothing holds it back any more."""
+        mounted.set_cache_bytes(self._cache_bytes)
+        await asyncio.to_thread(self._quota.limit, 0)
+
+    @property
+    def _budget(self) -> int:
+        wanted = int(self.size.memory_bytes * CACHE_SHARE)
+        return min(wanted, self._cache_bytes) if self._cache_bytes else wanted
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Numbers for `status`."""
+        return {
+            "acu": self.acu,
+            "acu_room": acu_on(self._machine),
+            "cpus_per_acu": self._order.cpus_per_acu,
+            "cpu_enforced": int(self._quota.is_enforced),
+        }
+
+    def held_back_s(self) -> float:
+        """See CpuQuota; from any thread."""
+        return self._quota.held_back_s()
+
+    def close(self) -> None:
+        """The engine has ended."""
+        self._quota.close()

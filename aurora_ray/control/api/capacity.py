@@ -1,0 +1,130 @@
+"""Serverless capacity by a user's word: bounds, and waking what is paused for what needs its engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.control.model.attempt import check_hope
+from aurora_ray.control.model.capacity import PAUSE_AFTER_S, Capacity
+from aurora_ray.control.model.keys import Kind, key
+from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.perform.serverless import with_resumed
+from aurora_ray.control.report.events import EventKind
+from aurora_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model.state import DBCluster, Fleet
+    from aurora_ray.control.plane import ControlPlane
+
+
+async def scale(
+    plane: ControlPlane,
+    name: str,
+    *,
+    off: bool,
+    min_acu: float | None,
+    max_acu: float | None,
+    pause_after_s: float | None,
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Declares bounds (what is None stays as it is), or none; returns when each instance that runs is within them.
+
+    Raises UsageError for bounds that cannot be, and what `wait_until` raises.
+    """
+
+    def change(fleet: Fleet) -> Fleet:
+        cluster = fleet.cluster(name)
+        rule = None if off else _bounds(cluster, min_acu, max_acu, pause_after_s)
+        if rule is not None:
+            _check_running(plane, cluster, rule)
+        changed = fleet.with_cluster(replace(cluster, capacity=rule))
+        return changed if rule is not None and rule.pauses else with_resumed(changed, name)
+
+    before = plane.fleet.cluster(name).capacity
+    rule = (await plane.commit(change)).cluster(name).capacity
+    if rule != before:
+        told = f"from {rule.min_acu:g} to {rule.max_acu:g} ACU" if rule is not None else "off"
+        told += f", paused after {rule.pause_after_s:g} s without use" if rule is not None and rule.pauses else ""
+        plane.events.note(EventKind.CAPACITY, name, f"serverless capacity of {name}: {told}", name)
+    plane.notify()
+    await plane.wait_until(lambda: _in_force(plane, name), timeout_s, f"the capacity of {name}")
+    return {"cluster": name, "capacity": report_capacity(plane, plane.fleet.cluster(name))}
+
+
+def _bounds(cluster: DBCluster, min_acu: float | None, max_acu: float | None, pause_after_s: float | None) -> Capacity:
+    before = cluster.capacity
+    least = min_acu if min_acu is not None else before.min_acu if before is not None else None
+    most = max_acu if max_acu is not None else before.max_acu if before is not None else None
+    if least is None or most is None:
+        raise UsageError(f"{cluster.name} has no bounds yet: say both, as in --min 0.5 --max 8")
+    if pause_after_s is not None and least > 0:
+        raise UsageError(f"a cluster is paused with --min 0 alone: with at least {least:g} ACU it never is")
+    after_s = pause_after_s if pause_after_s is not None else before.pause_after_s if before is not None else None
+    return Capacity(least, most, PAUSE_AFTER_S if after_s is None else after_s)
+
+
+def _check_running(plane: ControlPlane, cluster: DBCluster, rule: Capacity) -> None:
+    for instance in cluster.engines():
+        there = plane.processes.instances.get(instance.instance_id)
+        now = there.seen.capacity if there is not None else None
+        if now is not None and now.acu > rule.max_acu and cluster.capacity != rule:
+            raise UsageError(
+                f"{instance.instance_id} runs with {now.acu:g} ACU: the maximum cannot be {rule.max_acu:g} before it "
+                "needs less (or say --off, and the bounds then)"
+            )
+
+
+def _in_force(plane: ControlPlane, name: str) -> bool:
+    cluster = plane.fleet.cluster(name)
+    rule = cluster.capacity
+    if cluster.paused_since_s:
+        return rule is not None and rule.pauses
+    for instance in cluster.engines():
+        check_hope(plane.attempts, key(Kind.INSTANCE, instance.instance_id))
+        there = plane.processes.instances.get(instance.instance_id)
+        if there is None or there.seen.phase is not InstancePhase.AVAILABLE:
+            return False
+        now = there.seen.capacity
+        if (now is None) is not (rule is None):
+            return False
+        if now is not None and rule is not None and not min(rule.least_acu, now.room) <= now.acu <= rule.max_acu:
+            return False
+    return True
+
+
+async def wake(plane: ControlPlane, name: str, why: str, timeout_s: float) -> None:
+    """A cluster that is paused is woken for what needs its engine; returns when its writer serves. Raises what
+    `wait_until` raises."""
+    if not plane.fleet.cluster(name).paused_since_s:
+        return
+    await plane.commit(lambda fleet: with_resumed(fleet, name))
+    plane.events.note(EventKind.CAPACITY, name, f"resumed: {why}", name)
+    plane.notify()
+
+    def serves() -> bool:
+        cluster = plane.fleet.cluster(name)
+        check_hope(plane.attempts, key(Kind.INSTANCE, cluster.writer().instance_id))
+        there = plane.processes.instances.get(cluster.writer().instance_id)
+        return there is not None and there.seen.serves(cluster.writer().role) and plane.endpoints.serves(cluster)
+
+    await plane.wait_until(serves, timeout_s, f"resuming {name}")
+
+
+def report_capacity(plane: ControlPlane, cluster: DBCluster) -> dict[str, Any] | None:
+    """For `status`: bounds, what its instances have together, why, and what keeps it awake. None without bounds."""
+    rule = cluster.capacity
+    if rule is None:
+        return None
+    writer, acu = cluster.writer().instance_id, 0.0
+    for instance in cluster.engines():
+        there = plane.processes.instances.get(instance.instance_id)
+        serves = there is not None and there.seen.phase is InstancePhase.AVAILABLE
+        acu += there.seen.capacity.acu if serves and there is not None and there.seen.capacity is not None else 0.0
+    reason = "nobody uses it" if cluster.paused_since_s else plane.serverless.reason(writer)
+    return rule.report() | {
+        "acu": acu,
+        "reason": reason,
+        "paused_since": cluster.paused_since_s or None,
+        "awake": list(plane.serverless.awake(cluster.name)),
+    }

@@ -1,0 +1,261 @@
+"""Clusters whose capacity follows their load: how much each instance gets, who is paused, and who is woken.
+
+An instance whose capacity is not the one that the policy (capacity.py) wants gets another (`ScaleInstance`). It has
+none, but a size, until it is first given one, and again when its cluster has no bounds any more. Readers of promotion
+tiers 0 and 1 follow the writer, whose place they may have to take; the others scale alone.
+
+A cluster whose minimum is 0 is paused (`PauseCluster`) when for its time nothing kept it awake: `awake` says what does.
+That is declared, and `reconcile` then stops its engines. It is woken (`ResumeCluster`) when somebody waits at one of
+its endpoints, whoever began to wait and whoever was the control plane then; or when its minimum is no longer 0, or its
+storage needs a writer. The processes of its instances stay for KEEP_PROCESSES_S, so that it wakes quickly, and are
+ended then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from aurora_ray.compute.role import Role
+from aurora_ray.control.decide import reconcile
+from aurora_ray.control.decide.capacity import Autoscaler, Idleness, Sample
+from aurora_ray.control.model.keys import Kind
+from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet
+from aurora_ray.engine.sizes import ACU_STEP
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model.capacity import Capacity
+    from aurora_ray.control.model.observed import CapacityUse, InstanceSeen
+
+KEEP_PROCESSES_S: Final = 3600.0
+FOLLOWING_TIERS: Final = (0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUse:
+    """Of all endpoints of a cluster together: sessions that are open, connections that wait, and all that ever came."""
+
+    open: int = 0
+    held: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleInstance(reconcile.Action):
+    """Give an instance another capacity, in ACUs; 0: it has its size, and nothing else."""
+
+    kind: ClassVar = Kind.CAPACITY
+    of: ClassVar = ("instance_id",)
+    cluster: str
+    instance_id: str
+    acu: float
+
+
+@dataclass(frozen=True, slots=True)
+class PauseCluster(reconcile.Action):
+    """Declare that a cluster is paused, unless somebody has come meanwhile."""
+
+    kind: ClassVar = Kind.PAUSE
+    of: ClassVar = ("cluster",)
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeCluster(reconcile.Action):
+    """Declare that a paused cluster runs."""
+
+    kind: ClassVar = Kind.PAUSE
+    of: ClassVar = ("cluster",)
+    cluster: str
+
+
+class Serverless:
+    """All clusters with bounds. `wanted` is called again and again, with the same clock."""
+
+    def __init__(self) -> None:
+        self._scalers: dict[str, Autoscaler] = {}  # by instance
+        self._idle: dict[str, Idleness] = {}
+        self._accepted: dict[str, int] = {}
+        self._why: dict[str, str] = {}  # by instance: why it has the capacity that it has
+        self._awake: dict[str, tuple[str, ...]] = {}
+
+    def reason(self, instance_id: str) -> str:
+        """Why it has the capacity that it has; empty: not known."""
+        return self._why.get(instance_id, "")
+
+    def awake(self, cluster: str) -> tuple[str, ...]:
+        """What keeps a cluster awake that could be paused, as last looked at."""
+        return self._awake.get(cluster, ())
+
+    def wanted(  # noqa: PLR0917
+        self,
+        fleet: Fleet,
+        seen: Mapping[str, InstanceSeen],
+        use: Mapping[str, EndpointUse],
+        held: Collection[str],
+        now_s: float,
+        wall_s: float,
+    ) -> Iterator[reconcile.Action]:
+        """Actions, as in `reconcile`. `use`: of the endpoints, by cluster, where it is known; `held`: the paused
+        clusters for which somebody waits; `wall_s`: Unix time."""
+        for cluster in fleet.clusters:
+            if cluster.phase is not ClusterPhase.AVAILABLE:
+                continue
+            if cluster.paused_since_s:
+                self._forget(cluster)
+                yield from _paused(fleet, cluster, seen, held, wall_s)
+            elif (rule := cluster.capacity) is None:
+                self._forget(cluster)
+                yield from _ungoverned(cluster, seen)
+            else:
+                yield from self._scaled(cluster, rule, seen)
+                yield from self._paused_when_idle(fleet, cluster, rule, seen, use.get(cluster.name), now_s)
+
+    def _forget(self, cluster: DBCluster) -> None:
+        for memory in (self._idle, self._accepted, self._awake):
+            memory.pop(cluster.name, None)
+        for instance in cluster.instances:
+            self._scalers.pop(instance.instance_id, None)
+            self._why.pop(instance.instance_id, None)
+
+    # ---- capacity
+
+    def _scaled(
+        self, cluster: DBCluster, rule: Capacity, seen: Mapping[str, InstanceSeen]
+    ) -> Iterator[reconcile.Action]:
+        writer = seen.get(cluster.writer().instance_id)
+        led = writer.capacity.acu if writer is not None and writer.capacity is not None else 0.0
+        for instance in cluster.engines():
+            now = seen.get(instance.instance_id)
+            if now is None or now.phase is not InstancePhase.AVAILABLE:
+                self._scalers.pop(instance.instance_id, None)
+                continue
+            if now.capacity is None:
+                if now.connections is not None:  # it has told how it is
+                    why = f"{cluster.name} scales from {rule.min_acu:g} to {rule.max_acu:g} ACU"
+                    yield ScaleInstance(why, cluster.name, instance.instance_id, rule.least_acu)
+                continue
+            follows = led if instance.role is Role.READER and instance.promotion_tier in FOLLOWING_TIERS else 0.0
+            yield from self._scale(cluster, rule, instance, now.capacity, now.connections or 0, follows)
+
+    def _scale(  # noqa: PLR0917
+        self,
+        cluster: DBCluster,
+        rule: Capacity,
+        instance: DBInstance,
+        used: CapacityUse,
+        sessions: int,
+        follows: float,
+    ) -> Iterator[reconcile.Action]:
+        instance_id = instance.instance_id
+        scaler = self._scalers.setdefault(instance_id, Autoscaler())
+        room = replace(rule, min_acu=min(rule.min_acu, used.room), max_acu=min(rule.max_acu, used.room))
+        sample = Sample(
+            used.at_s,
+            used.acu,
+            used.cpus,
+            used.cpus_per_acu,
+            used.held_back,
+            used.misses,
+            cache_full=used.cache_full,
+            sessions=sessions,
+        )
+        decision = scaler.look(room, sample, follows=follows)
+        why = decision.why
+        if decision.acu == used.room < rule.max_acu and decision.acu > used.acu:
+            why += ", and its machine has no more"
+        if decision.acu != used.acu:
+            self._why[instance_id] = why
+            yield ScaleInstance(f"{used.acu:g} to {decision.acu:g} ACU: {why}", cluster.name, instance_id, decision.acu)
+        else:
+            self._why.setdefault(instance_id, why)
+
+    # ---- pause
+
+    def _paused_when_idle(  # noqa: PLR0917
+        self,
+        fleet: Fleet,
+        cluster: DBCluster,
+        rule: Capacity,
+        seen: Mapping[str, InstanceSeen],
+        use: EndpointUse | None,
+        now_s: float,
+    ) -> Iterator[reconcile.Action]:
+        name = cluster.name
+        if not rule.pauses:
+            self._idle.pop(name, None)
+            self._awake.pop(name, None)
+            return
+        awake = list(keeps_awake(fleet, cluster, seen))
+        if use is None:
+            awake.append("whether anybody is connected is not known")
+        else:
+            came = use.accepted - self._accepted.get(name, use.accepted)
+            self._accepted[name] = use.accepted
+            awake += [f"{use.open} sessions at its endpoints"] * bool(use.open)
+            awake += [f"{use.held} connections that wait"] * bool(use.held)
+            awake += ["somebody has just been connected"] * bool(came)
+        self._awake[name] = tuple(awake)
+        idle_s = self._idle.setdefault(name, Idleness()).look(awake, now_s)
+        if idle_s >= rule.pause_after_s:
+            yield PauseCluster(f"{name} was not used for {idle_s:.0f} s", name)
+
+
+def keeps_awake(fleet: Fleet, cluster: DBCluster, seen: Mapping[str, InstanceSeen]) -> Iterator[str]:
+    """What of a cluster's own keeps it from being paused, or wakes it."""
+    if (storage := _needs_writer(fleet, cluster)) != "":
+        yield storage
+    for instance in cluster.engines():
+        now = seen.get(instance.instance_id)
+        if now is None or not now.serves(instance.role):
+            yield f"{instance.instance_id} does not serve yet"
+        elif now.connections is None:
+            yield f"the sessions of {instance.instance_id} are not known yet"
+        elif now.connections:
+            yield f"{now.connections} sessions on {instance.instance_id}"
+
+
+def _needs_writer(fleet: Fleet, cluster: DBCluster) -> str:
+    volume = cluster.volume
+    if not volume.initialised:
+        return "its volume is being made"
+    if cluster.membership is not None:  # other regions follow it, and may ask it to make way
+        return f"it is part of the global cluster {cluster.membership.name}"
+    if cluster.repairs:
+        return "it is being repaired"
+    going = fleet.replacements()
+    if any(group.next_node_ids or going.keys() & {*group.node_ids} for group in volume.groups):
+        return "a storage node that has copies of its volume is being replaced"
+    return ""
+
+
+def _paused(
+    fleet: Fleet, cluster: DBCluster, seen: Mapping[str, InstanceSeen], held: Collection[str], wall_s: float
+) -> Iterator[reconcile.Action]:
+    name = cluster.name
+    if cluster.capacity is None or not cluster.capacity.pauses:
+        yield ResumeCluster(f"{name} is paused, and its minimum is not 0", name)
+    elif name in held:
+        yield ResumeCluster(f"somebody waits at an endpoint of {name}, which is paused", name)
+    elif (storage := _needs_writer(fleet, cluster)) != "":
+        yield ResumeCluster(f"{name} is paused, and {storage}", name)
+    elif wall_s - cluster.paused_since_s >= KEEP_PROCESSES_S:
+        for instance in cluster.engines():
+            now = seen.get(instance.instance_id)
+            if now is not None and now.phase in (InstancePhase.ENDED, InstancePhase.IDLE):
+                why = f"{name} is paused for {KEEP_PROCESSES_S:g} s"
+                yield reconcile.StopInstance(why, instance.instance_id)
+
+
+def _ungoverned(cluster: DBCluster, seen: Mapping[str, InstanceSeen]) -> Iterator[reconcile.Action]:
+    for instance in cluster.engines():
+        now = seen.get(instance.instance_id)
+        if now is not None and now.phase is InstancePhase.AVAILABLE and now.capacity is not None:
+            yield ScaleInstance(f"{cluster.name} has no capacity that changes", cluster.name, instance.instance_id, 0.0)
+
+
+def start_acu(rule: Capacity, last: float) -> float:
+    """What an instance begins with that had `last` (0: it is not known)."""
+    return min(max(last // ACU_STEP * ACU_STEP, rule.least_acu), rule.max_acu)

@@ -1,0 +1,103 @@
+"""How capacities change, and how a cluster is paused and woken. Each can be cut short anywhere and is decided anew.
+
+To pause: its endpoints lead nowhere first, which is refused if anybody is connected or waits, so no session is ever cut
+for it; then that is declared, and only then do its engines end. Whoever comes from the first moment on is held, and
+wakes it. To wake it is to declare that it runs: everything else is a start like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aurora_ray.compute.commands import Scale
+from aurora_ray.compute.config import CapacityOrder
+from aurora_ray.compute.role import WITHOUT_ENGINE
+from aurora_ray.control.decide.serverless import start_acu
+from aurora_ray.control.model.keys import Kind, key
+from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.perform.ending import end_incarnation
+from aurora_ray.control.perform.means import END_TIMEOUT_S, engine_choice
+from aurora_ray.control.report.events import EventKind
+
+if TYPE_CHECKING:
+    from aurora_ray.control.decide.reconcile import PauseInstance
+    from aurora_ray.control.decide.serverless import PauseCluster, ResumeCluster, ScaleInstance
+    from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet
+    from aurora_ray.control.perform.means import Means
+
+
+def order_to_open(means: Means, cluster: DBCluster, declared: DBInstance) -> CapacityOrder | None:
+    """The capacity with which an instance opens: the one that it had last, within the bounds."""
+    rule = cluster.capacity
+    if rule is None or declared.role in WITHOUT_ENGINE:
+        return None
+    last = means.processes.last_status(declared.instance_id)
+    acu = start_acu(rule, float(last.stats.get("acu", 0)) if last is not None else 0.0)
+    return CapacityOrder(acu, rule.least_acu, rule.max_acu, means.config.cpus_per_acu)
+
+
+async def scale_instance(means: Means, action: ScaleInstance) -> None:
+    """One step."""
+    instance = means.processes.instances.get(action.instance_id)
+    cluster = means.declared.fleet.cluster(action.cluster)
+    rule = cluster.capacity
+    if (
+        instance is None
+        or instance.seen.phase is not InstancePhase.AVAILABLE
+        or (rule is None) is not (action.acu == 0)
+    ):
+        return
+    order = None
+    if rule is not None:
+        order = CapacityOrder(action.acu, rule.least_acu, rule.max_acu, means.config.cpus_per_acu)
+    governed = instance.seen.capacity is not None
+    instance.has_capacity(await instance.process.do(Scale(order)))
+    if not governed:
+        await means.processes.refresh(action.instance_id)
+    means.events.note(EventKind.CAPACITY, action.instance_id, action.why, action.cluster)
+
+
+async def pause_cluster(means: Means, action: PauseCluster) -> None:
+    """Nobody is cut: see the module."""
+    before = means.declared.fleet.cluster(action.cluster)
+
+    def change(fleet: Fleet) -> Fleet:
+        cluster = fleet.cluster(action.cluster)
+        if cluster.capacity is None or not cluster.capacity.pauses or cluster.paused_since_s:
+            return fleet  # its user has said otherwise
+        return fleet.with_cluster(replace(cluster, paused_since_s=time.time()))
+
+    async with means.withdrawn(before) as withdrawn:
+        if not withdrawn:
+            means.say(f"{action.cluster} is not paused: somebody has come")
+            return
+        await means.declared.commit(change)
+    means.events.note(EventKind.CAPACITY, action.cluster, f"paused: {action.why}", action.cluster)
+
+
+async def pause_instance(means: Means, action: PauseInstance) -> None:
+    """Its engine ends in order, and its process stays; nobody is in waiting for it."""
+    instance = means.processes.instances.get(action.instance_id)
+    cluster = means.declared.fleet.cluster_of(action.instance_id)
+    if instance is None or cluster is None or instance.seen.phase is not InstancePhase.AVAILABLE:
+        return
+    declared = cluster.instance(action.instance_id)
+    choice = engine_choice(means.config, cluster)
+    await means.processes.runtime.have_spare(declared.instance_id, declared.az, choice, wanted=False)
+    await end_incarnation(instance, means.notify, END_TIMEOUT_S, "its cluster is paused")
+
+
+async def resume_cluster(means: Means, action: ResumeCluster) -> None:
+    """The loop opens its instances."""
+    await means.declared.commit(lambda fleet: with_resumed(fleet, action.cluster))
+    means.events.note(EventKind.CAPACITY, action.cluster, f"resumed: {action.why}", action.cluster)
+    for instance in means.declared.fleet.cluster(action.cluster).engines():
+        means.forget_attempt(key(Kind.INSTANCE, instance.instance_id))
+
+
+def with_resumed(fleet: Fleet, name: str) -> Fleet:
+    """A cluster that runs."""
+    cluster = fleet.cluster(name)
+    return fleet.with_cluster(replace(cluster, paused_since_s=0.0)) if cluster.paused_since_s else fleet

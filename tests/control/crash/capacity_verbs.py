@@ -1,0 +1,82 @@
+"""The verbs of serverless clusters: bounds, pause, resume."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from tests.control.crash.driver import Driver, Verb
+from tests.control.crash.verbs import TIMEOUT_S, clone, create, delete, exists, failover, is_cloned
+
+PAUSE_AFTER_S: Final = 1.0  # less than users may say
+
+
+async def scale(driver: Driver) -> None:
+    await driver.api.scale("demo", min_acu=1, max_acu=4, timeout_s=TIMEOUT_S)
+
+
+def acus(driver: Driver) -> list[float]:
+    has = [driver.world.instances[i.instance_id].capacity for i in driver.fleet.cluster("demo").engines()]
+    return [each.acu for each in has if each is not None]
+
+
+async def create_scaled_capacity(driver: Driver) -> None:
+    await create(driver)
+    await driver.at_rest()
+    await scale(driver)
+
+
+async def raise_minimum(driver: Driver) -> None:
+    await driver.api.scale("demo", min_acu=2, timeout_s=TIMEOUT_S)
+
+
+async def scale_no_more(driver: Driver) -> None:
+    await driver.api.scale("demo", off=True, timeout_s=TIMEOUT_S)
+
+
+def is_paused(driver: Driver) -> bool:
+    return driver.fleet.cluster("demo").paused_since_s > 0
+
+
+async def pause(driver: Driver) -> None:
+    """Nobody uses it."""
+    await driver.api.scale("demo", min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S, timeout_s=TIMEOUT_S)
+    await driver.plane.wait_until(lambda: is_paused(driver), TIMEOUT_S, "its pause")
+
+
+async def create_paused(driver: Driver) -> None:
+    await create(driver)
+    await driver.at_rest()
+    await pause(driver)
+    await driver.at_rest()
+
+
+async def somebody_comes(driver: Driver) -> None:
+    assert driver.world.endpoints is not None
+    driver.world.endpoints.held.add("demo")
+    await asyncio.sleep(2)  # not synchronisation: the clock is virtual
+
+
+async def somebody_comes_while_it_is_paused(driver: Driver) -> None:
+    await driver.api.scale("demo", min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S, timeout_s=TIMEOUT_S)
+    await driver.plane.wait_until(lambda: is_paused(driver), TIMEOUT_S, "its pause")
+    await somebody_comes(driver)
+
+
+def is_served(driver: Driver) -> bool:
+    """Whoever came is connected, unless the endpoints' process ended, and with it the connection."""
+    endpoints = driver.world.endpoints
+    return endpoints is not None and not endpoints.held and (is_paused(driver) or bool(acus(driver)))
+
+
+CAPACITY_VERBS: Final = (
+    Verb("bounds of capacity", scale, lambda d: acus(d) == [1], prepare=create, api="scale"),
+    Verb("no bounds of capacity", scale_no_more, lambda d: acus(d) == [], prepare=create_scaled_capacity),
+    Verb("pause", pause, is_paused, prepare=create),
+    Verb("resume", somebody_comes, is_served, prepare=create_paused),
+    Verb("resume in the middle of a pause", somebody_comes_while_it_is_paused, is_served, prepare=create),
+    Verb("a higher minimum while it is paused", raise_minimum, lambda d: acus(d) == [2], prepare=create_paused),
+    Verb("failover while it is paused", failover, lambda d: bool(acus(d)), prepare=create_paused),
+    Verb("clone while it is paused", clone, is_cloned, prepare=create_paused),
+    Verb("delete while it is paused", delete, lambda d: not exists(d), prepare=create_paused),
+)

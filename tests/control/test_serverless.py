@@ -1,0 +1,161 @@
+"""Who gets how much capacity, who is paused and who is woken: decided from what is declared and seen."""
+
+from dataclasses import replace
+
+import pytest
+
+from aurora_ray.compute.role import Role
+from aurora_ray.control.decide import reconcile
+from aurora_ray.control.decide.serverless import (
+    KEEP_PROCESSES_S,
+    EndpointUse,
+    PauseCluster,
+    ResumeCluster,
+    ScaleInstance,
+    Serverless,
+    keeps_awake,
+    start_acu,
+)
+from aurora_ray.control.model.capacity import Capacity
+from aurora_ray.control.model.observed import CapacityUse, InstancePhase, InstanceSeen, Observed
+from aurora_ray.control.model.state import DBInstance, Fleet
+from tests.control.fleets import running_fleet
+
+WALL_S = 1_000_000.0
+RULE = Capacity(0, 8, 30)
+
+
+def used(acu: float, cpus: float = 0.0, *, at_s: float = 0.0, room: float = 64.0) -> CapacityUse:
+    return CapacityUse(at_s, acu, room, 0.25, cpus, 0.0, 0.0, cache_full=False)
+
+
+def serving(role: Role, capacity: CapacityUse | None, sessions: int | None = 0) -> InstanceSeen:
+    return InstanceSeen(InstancePhase.AVAILABLE, role=role, connections=sessions, capacity=capacity)
+
+
+def declared(rule: Capacity | None, *, paused_since_s: float = 0.0, tiers: tuple[int, ...] = ()) -> Fleet:
+    fleet = running_fleet()
+    fleet = fleet.with_initialised(fleet.clusters[0].volume.volume_id)
+    readers = tuple(DBInstance(f"demo-{n + 2}", Role.READER, "b", 9 + n, tier) for n, tier in enumerate(tiers))
+    cluster = fleet.clusters[0]
+    return fleet.with_cluster(
+        replace(cluster, instances=(*cluster.instances, *readers), capacity=rule, paused_since_s=paused_since_s)
+    )
+
+
+def wanted(
+    fleet: Fleet,
+    seen: dict[str, InstanceSeen],
+    *,
+    by: Serverless | None = None,
+    use: EndpointUse | None = EndpointUse(),  # noqa: B008
+    held: tuple[str, ...] = (),
+    now_s: float = 0.0,
+) -> list[reconcile.Action]:
+    uses = {"demo": use} if use is not None else {}
+    return list((by or Serverless()).wanted(fleet, seen, uses, held, now_s, WALL_S))
+
+
+WRITER = {"demo-1": serving(Role.WRITER, used(0.5))}
+
+
+def test_a_cluster_without_bounds_is_left_alone() -> None:
+    assert wanted(declared(None), {"demo-1": serving(Role.WRITER, None)}) == []
+    (back,) = wanted(declared(None), WRITER)
+    assert isinstance(back, ScaleInstance)
+    assert back.acu == 0
+
+
+def test_an_instance_with_a_size_gets_the_least_capacity_first() -> None:
+    (first,) = wanted(declared(Capacity(2, 8)), {"demo-1": serving(Role.WRITER, None)})
+    assert isinstance(first, ScaleInstance)
+    assert (first.instance_id, first.acu) == ("demo-1", 2)
+
+
+def test_readers_of_the_first_tiers_follow_the_writer_and_others_do_not() -> None:
+    seen = {"demo-1": serving(Role.WRITER, used(4))}
+    seen |= {f"demo-{n}": serving(Role.READER, used(1)) for n in (2, 3, 4)}
+    steps = wanted(declared(Capacity(1, 8), tiers=(0, 1, 2)), seen)
+    assert {(s.instance_id, s.acu) for s in steps if isinstance(s, ScaleInstance)} == {("demo-2", 4), ("demo-3", 4)}
+
+
+def test_a_machine_without_room_is_the_bound_and_is_named() -> None:
+    serverless = Serverless()
+    (step,) = wanted(declared(Capacity(1, 64)), {"demo-1": serving(Role.WRITER, used(4, 1.0, room=6))}, by=serverless)
+    assert isinstance(step, ScaleInstance)
+    assert step.acu == 6
+    assert "its machine has no more" in serverless.reason("demo-1")
+
+
+def test_nothing_is_paused_that_is_used_or_has_not_been_idle_for_its_time() -> None:
+    serverless, fleet = Serverless(), declared(RULE)
+    assert wanted(fleet, WRITER, by=serverless, now_s=0) == []
+    assert wanted(fleet, WRITER, by=serverless, now_s=29) == []
+    (pause,) = wanted(fleet, WRITER, by=serverless, now_s=30)
+    assert isinstance(pause, PauseCluster)
+    for keeps in (EndpointUse(open=1), EndpointUse(held=1), EndpointUse(accepted=5), None):
+        assert wanted(fleet, WRITER, by=serverless, use=keeps, now_s=40) == []
+        assert serverless.awake("demo") != ()
+        assert wanted(fleet, WRITER, by=serverless, use=keeps and replace(keeps, open=0, held=0), now_s=41) == []
+    busy = {"demo-1": serving(Role.WRITER, used(0.5), sessions=2)}
+    assert wanted(fleet, busy, by=serverless, now_s=100) == []
+    assert wanted(declared(Capacity(0.5, 8)), WRITER, now_s=10_000) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [
+        ({}, "demo-1 does not serve yet"),
+        ({"demo-1": InstanceSeen(InstancePhase.OPENING)}, "demo-1 does not serve yet"),
+        ({"demo-1": serving(Role.WRITER, used(1), sessions=None)}, "are not known yet"),
+        ({"demo-1": serving(Role.WRITER, used(1), sessions=3)}, "3 sessions on demo-1"),
+    ],
+)
+def test_what_keeps_it_awake_is_said(seen: dict[str, InstanceSeen], says: str) -> None:
+    fleet = declared(RULE)
+    assert says in " ".join(keeps_awake(fleet, fleet.clusters[0], seen))
+
+
+def test_storage_that_needs_a_writer_keeps_it_awake_and_wakes_it() -> None:
+    for paused_since_s in (0.0, WALL_S - 1):
+        fleet = declared(RULE, paused_since_s=paused_since_s)
+        going = fleet.with_replacement(fleet.clusters[0].volume.groups[0].node_ids[0])
+        assert "being replaced" in " ".join(keeps_awake(going, going.clusters[0], WRITER))
+        woken = wanted(going, {}) if paused_since_s else []
+        assert all(isinstance(action, ResumeCluster) for action in woken)
+        assert bool(woken) is bool(paused_since_s)
+
+
+def test_a_paused_cluster_is_woken_by_who_waits_and_by_another_minimum_and_by_nothing_else() -> None:
+    paused = declared(RULE, paused_since_s=WALL_S - 10)
+    assert wanted(paused, {}) == []
+    assert wanted(paused, {}, held=("other",)) == []
+    (resume,) = wanted(paused, {}, held=("demo",))
+    assert isinstance(resume, ResumeCluster)
+    (raised,) = wanted(declared(Capacity(0.5, 8), paused_since_s=WALL_S - 10), {})
+    assert isinstance(raised, ResumeCluster)
+    assert "its minimum is not 0" in raised.why
+
+
+def test_processes_of_a_paused_cluster_end_after_a_while() -> None:
+    idle = {"demo-1": InstanceSeen(InstancePhase.ENDED)}
+    assert wanted(declared(RULE, paused_since_s=WALL_S - KEEP_PROCESSES_S + 1), idle) == []
+    (stop,) = wanted(declared(RULE, paused_since_s=WALL_S - KEEP_PROCESSES_S), idle)
+    assert isinstance(stop, reconcile.StopInstance)
+
+
+def test_the_engines_of_a_paused_cluster_end_and_nobody_starts_others() -> None:
+    fleet = declared(RULE, paused_since_s=WALL_S)
+
+    def kinds(seen: dict[str, InstanceSeen]) -> list[type[reconcile.Action]]:
+        plan = reconcile.decide(fleet, Observed(instances=seen, control_open=True), 0.0)
+        return [type(a) for a in plan.actions if not isinstance(a, reconcile.StartNode | reconcile.TellNodes)]
+
+    assert kinds(WRITER) == [reconcile.PauseInstance]
+    assert kinds({"demo-1": InstanceSeen(InstancePhase.ENDED)}) == []
+    assert kinds({}) == []
+
+
+@pytest.mark.parametrize(("last", "begins"), [(0, 1), (0.5, 1), (3.5, 3.5), (99, 8), (2.7, 2.5)])
+def test_an_instance_begins_with_what_it_had_within_the_bounds(last: float, begins: float) -> None:
+    assert start_acu(Capacity(1, 8), last) == begins
