@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack  # type: ignore[import-untyped]
 import zstandard
 
-from aurora_ray.errors import MalformedError
+from aurora_ray.errors import UNDECODABLE, MalformedError
 from aurora_ray.log.layout import EXTENT_BODY, SIZE_BODY, RecordType
 from aurora_ray.log.sizes import NO_GROUP
 
@@ -48,9 +48,9 @@ class FileKind(Enum):
     SYMLINK = "symlink"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """One file, directory or symbolic link.
+    """One file, directory or symbolic link; not to be changed. (To freeze it would double the time to list a table.)
 
     `extents[i]` is the group of pages 64*i to 64*i+63, NO_GROUP if unassigned; shared with the table: do not change.
     """
@@ -105,14 +105,26 @@ class FileTable:
 
     def entries(self) -> Iterator[Entry]:
         """Directories (parents first, the root among them), then symbolic links, then files by id."""
-        links: list[tuple[_Directory, bytes, _Symlink]] = []
+        links: list[tuple[bytes, _Symlink]] = []
+        below: dict[int, bytes] = {}  # what the paths in a directory begin with, by its id: there are many files in few
         for directory in self._directories():
-            yield Entry(FileKind.DIRECTORY, (_path(directory),), directory.mode)
-            links += [(directory, n, c) for n, c in sorted(directory.children.items()) if isinstance(c, _Symlink)]
-        for directory, name, node in links:
-            yield Entry(FileKind.SYMLINK, (_join(directory, name),), 0o777, target=node.target)
-        for _, file in sorted(self._files.items()):
-            yield _file_entry(file)
+            path = _path(directory)
+            below[id(directory)] = within = path + b"/" if path else b""
+            yield Entry(FileKind.DIRECTORY, (path,), directory.mode)
+            links += [(within + n, c) for n, c in sorted(directory.children.items()) if isinstance(c, _Symlink)]
+        for path, node in links:
+            yield Entry(FileKind.SYMLINK, (path,), 0o777, target=node.target)
+        files = self._files
+        for file_id in sorted(files):
+            file = files[file_id]
+            paths = [below[id(parent)] + name for parent, name in file.links]
+            if len(paths) > 1:
+                paths.sort()
+            yield Entry(FileKind.FILE, tuple(paths), file.mode, file_id, file.size, b"", file.extents)
+
+    def extents(self) -> Iterator[array[int]]:
+        """Of each file, those without a name too; shared with the table: do not change."""
+        return (file.extents for file in self._files.values())
 
     def lookup(self, path: bytes) -> Entry | None:
         """What `path` names; None if nothing."""
@@ -305,7 +317,7 @@ class FileTable:
                 elif isinstance(node, _Symlink):
                     symlinks.append((number, name, node.target))
             yield b""
-        files = [file for _, file in sorted(self._files.items())]
+        files = [self._files[file_id] for file_id in sorted(self._files)]
         packer = msgpack.Packer()
         yield packer.pack_array_header(7)
         yield from (packer.pack(value) for value in (_VERSION, self.lsn, self.next_file_id))
@@ -324,7 +336,7 @@ class FileTable:
             return cls._unpack(data)
         except MalformedError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+        except (*UNDECODABLE, msgpack.UnpackException) as error:
             raise MalformedError(f"not a packed file table: {error}") from error
 
     @classmethod
@@ -356,12 +368,17 @@ class FileTable:
             directory = _Directory(_number(mode))
             _add_name(nodes[_number(above)], _octets(name), directory)
             nodes.append(directory)
+        by_id = table._files
         for file_id, mode, size, extents in files:
-            file = _File(_number(file_id), _number(mode), _number(size))
-            file.extents.frombytes(extents)
-            table._files[file_id] = file
+            if not (type(file_id) is type(mode) is type(size) is int and type(extents) is bytes):
+                raise MalformedError("not a packed file table: a file is described by something else than numbers")
+            by_id[file_id] = _File(file_id, mode, size, array("I", extents), [])
+        if by_id and (min(by_id) < 0 or any(file.mode < 0 or file.size < 0 for file in by_id.values())):
+            raise MalformedError("not a packed file table: a number is negative")
         for above, name, file_id in names:
-            _add_name(nodes[_number(above)], _octets(name), table._files[file_id])
+            directory, file = nodes[_number(above)], by_id[file_id]
+            directory.children[_octets(name)] = file
+            file.links.append((directory, name))
         for above, name, target in symlinks:
             _add_name(nodes[_number(above)], _octets(name), _Symlink(_octets(target)))
         return table

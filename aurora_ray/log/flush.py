@@ -53,11 +53,6 @@ class LogEnd:
         """The end of the last flush that touched a group; 0 if none did."""
         return self._tails[group]
 
-    def begin(self, group: int, lsn: int) -> None:
-        """A group is new: its own log begins at `lsn`."""
-        assert not self._tails[group], "nothing was ever written to it"  # noqa: S101
-        self._tails[group] = lsn
-
     @property
     def tails(self) -> dict[int, int]:
         """Group -> tail, of those that were ever written to."""

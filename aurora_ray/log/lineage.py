@@ -1,21 +1,19 @@
-"""Where a volume's history begins: at nothing, or at an LSN of another volume.
+"""Where a volume's history begins: at nothing, or at an LSN of another volume, of which it is a *fork*.
 
-A volume with a parent shares all of the parent's history up to an LSN, its *origin*, and has a log of its own from
-there on: in every group the first batch links back to the origin, and each of its segments is complete and durable up
-to it from the start. What lies at or below the origin is the parent's, and so is each page that the child has not
-written. The origin of a volume without a parent is 0; whether a segment is empty is asked by comparing with the origin.
-
-No volume with a parent can be created yet: nothing reads through to the parent's segments. What is here is the place of
-lineage in specifications, in messages and in what a segment stores of itself.
+A fork has all of its parent's history up to an LSN, its *origin*, and a log of its own from there on. Each of its
+segments is made from the parent's segment on the same node (`storage/node/fork.py` says how, and what must hold), and
+from then on needs the parent for nothing: its log simply ends at the origin, as after a recovery that truncated there,
+and goes on under another volume's name. So lineage is told, and serves to check what is stored: batches at or below the
+origin carry the name of the volume that they were written to, those above carry the fork's own.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from aurora_ray.errors import UnsupportedLineageError, UsageError
+from aurora_ray.errors import UsageError
 
-_VOLUME_ID_BYTES: Final = 16
+VOLUME_ID_BYTES: Final = 16
 
 
 class Lineage(NamedTuple):
@@ -28,19 +26,15 @@ class Lineage(NamedTuple):
         """The same. Raises UsageError if it cannot be the lineage of `volume`."""
         if not self.parent and not self.origin_lsn:
             return self
-        if len(self.parent) != _VOLUME_ID_BYTES:
-            raise UsageError(f"a parent is named by {_VOLUME_ID_BYTES} bytes, not {len(self.parent)}")
+        if len(self.parent) != VOLUME_ID_BYTES:
+            raise UsageError(f"a parent is named by {VOLUME_ID_BYTES} bytes, not {len(self.parent)}")
         if self.parent == volume:
             raise UsageError("a volume cannot be its own parent")
         return self
 
-    def require_root(self, what: str) -> None:
-        """Raises UnsupportedLineageError if there is a parent; `what`: what would need it."""
-        if self.parent:
-            raise UnsupportedLineageError(
-                f"{what} is not possible: the volume has a parent ({self.parent.hex()}, up to LSN {self.origin_lsn}),"
-                " and storage nodes do not read through to parents yet; create a volume without one"
-            )
+    def may_hold(self, volume: bytes, batch_volume: bytes, flush_end: int) -> bool:
+        """Whether a batch that was written to `batch_volume` and ends at `flush_end` can be part of `volume`'s log."""
+        return batch_volume == volume or flush_end <= self.origin_lsn
 
 
 ROOT: Final = Lineage()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.log.record import Buffer
 
-__all__ = ["Change", "Merged", "apply_at", "apply_delta", "fits", "merge_changes", "scan"]
+__all__ = ["Change", "Merged", "apply_at", "apply_delta", "cut_page", "fits", "merge_changes", "scan"]
 
 Change = tuple[int, bytes, int]
 
@@ -52,3 +52,12 @@ def fits(buf: Buffer, at: int, page_size: int) -> bool:
     except MalformedError:
         return False
     return True
+
+
+def cut_page(content: bytearray, keep: int) -> bytearray | None:
+    """A page after a truncation that keeps its first `keep` bytes."""
+    if keep <= 0:
+        return None
+    if keep < len(content):
+        content[keep:] = bytes(len(content) - keep)
+    return content

@@ -33,6 +33,7 @@ assert COPIES - COPIES_PER_AZ - 1 >= READ_QUORUM, "reads must go on with one AZ 
 EXTENT_PAGES: Final = 64  # the unit in which a file's pages are assigned to protection groups
 NO_GROUP: Final = 0xFFFFFFFF  # of an extent that has not been assigned
 
+VOLUME_BYTES_MAX: Final = 128 << 40
 GROUPS_MAX: Final = 16384  # protection groups of a volume: 128 TiB in groups of 10 GiB are 13,108
 
 PAGE_BYTES_MIN: Final = 512

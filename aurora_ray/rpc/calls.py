@@ -13,8 +13,9 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from aurora_ray.errors import AuroraError, NodeUnreachableError, UsageError
+from aurora_ray.errors import AuroraError, NodeTimeoutError, NodeUnreachableError, UsageError
 from aurora_ray.rpc.admission import Caller, ImpostorError, Proof
+from aurora_ray.rpc.link import Link, Way, delayed
 from aurora_ray.rpc.status import error_of
 
 _Entries = tuple[tuple[str, str | bytes], ...]
@@ -50,8 +51,9 @@ class Replies:
 class Channel:
     """A channel to one server, proved. Every call raises errors of our own tree (see status.py), or ImpostorError."""
 
-    def __init__(self, channel: Any, caller: Caller, address: str) -> None:
+    def __init__(self, channel: Any, caller: Caller, address: str, link: Link | None = None) -> None:
         self._channel = channel
+        self._link = link
         self.caller = caller
         self.address = address
 
@@ -81,6 +83,7 @@ class Channel:
             body = request_serializer(request) if request_serializer else request
             deadline_s = None if timeout is None else time.monotonic() + timeout
             for last in (False, True):
+                await self._leave(body, deadline_s)
                 left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
                 proof, entries = self._prove(method, body, metadata)
                 try:
@@ -94,6 +97,8 @@ class Channel:
                     raise self._error(error, proof) from error
                 if not proof.is_answered(await running.trailing_metadata()):
                     raise self._impostor()
+                if self._link is not None:
+                    await self._cross(self._link.back, reply, deadline_s)
                 return response_deserializer(reply) if response_deserializer else reply
             raise AssertionError("unreachable")
 
@@ -114,14 +119,16 @@ class Channel:
         ) -> AsyncGenerator[Any, None]:
             body = request_serializer(request) if request_serializer else request
             for last in (False, True):
+                await self._leave(body, None if timeout is None else time.monotonic() + timeout)
                 proof, entries = self._prove(method, body, metadata)
                 try:
                     running = begin(body, timeout=timeout, metadata=entries, wait_for_ready=wait_for_ready)
                 except _CLOSED as error:
                     raise self._was_closed() from error
                 proved = False
+                arriving = running if self._link is None else delayed(running, self._link.back, len)
                 try:
-                    async for message in running:
+                    async for message in arriving:
                         proved = proved or proof.is_answered(await running.initial_metadata())
                         if not proved:
                             raise self._impostor()
@@ -136,6 +143,8 @@ class Channel:
                     raise self._error(error, proof, proved=proved) from error
                 finally:
                     running.cancel()
+                    if arriving is not running:
+                        await arriving.aclose()
                 return
 
         def call(request: Any, **options: Any) -> Replies:
@@ -152,6 +161,18 @@ class Channel:
         return call
 
     stream_unary = stream_stream
+
+    async def _leave(self, message: bytes, deadline_s: float | None) -> None:
+        if self._link is not None:
+            await self._cross(self._link.out, message, deadline_s)
+
+    async def _cross(self, way: Way, message: bytes, deadline_s: float | None) -> None:
+        """Raises NodeTimeoutError if it does not arrive in time."""
+        try:
+            async with asyncio.timeout(None if deadline_s is None else max(0.0, deadline_s - time.monotonic())):
+                await way.cross(len(message))
+        except TimeoutError as error:
+            raise NodeTimeoutError(f"the way to {self.caller.server} at {self.address} takes too long") from error
 
     def _prove(
         self, method: str, body: bytes, metadata: _Metadata

@@ -15,6 +15,7 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.rpc.admission import Caller, Doorkeeper, Secret
 from aurora_ray.rpc.calls import Channel
 from aurora_ray.rpc.guard import Guard
+from aurora_ray.rpc.link import Link
 from aurora_ray.rpc.partition import PARTY, Gate
 from aurora_ray.rpc.tracing import ServerSpans
 
@@ -52,15 +53,16 @@ _SERVER: Final = (
 )
 
 
-def open_channel(address: str, server: str, secret: Secret | None = None) -> Channel:
+def open_channel(address: str, server: str, secret: Secret | None = None, link: Link | None = None) -> Channel:
     """A channel to the server named `server` at `host:port`; it connects by itself and again after losses.
 
-    `secret`: another fleet's; ours by default. Raises ConfigurationError if this process has none.
+    `secret`: another fleet's; ours by default. `link`: the distance to it, simulated. Raises ConfigurationError if this
+    process has no secret.
     """
     # Plain text for now: mutual TLS goes here and into `bind`, nowhere else.
     agent = ("grpc.primary_user_agent", PARTY.user_agent)
     caller = Caller(server, door_of(address), secret)
-    return Channel(grpc.aio.insecure_channel(address, options=(*_CLIENT, agent)), caller, address)
+    return Channel(grpc.aio.insecure_channel(address, options=(*_CLIENT, agent)), caller, address, link)
 
 
 def door_of(address: str) -> str:

@@ -32,8 +32,9 @@ def ensure_secret(path: Path) -> Secret:
     return load_secret(path)
 
 
-def load_secret(path: Path) -> Secret:
-    """Raises ConfigurationError if the file is damaged or not private, FileNotFoundError."""
+def load_secret(path: Path, what: str = "the fleet's secret") -> Secret:
+    """`what`: that it is said to be. Raises ConfigurationError if the file is damaged or not private, and
+    FileNotFoundError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor) as file:
@@ -42,7 +43,7 @@ def load_secret(path: Path) -> Secret:
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the fleet's secret in {path} cannot be read: {error}") from error
+        raise ConfigurationError(f"{what} in {path} cannot be read: {error}") from error
     if facts.st_mode & 0o077 or facts.st_uid != os.geteuid():
         raise ConfigurationError(f"{path} is not private: it must be yours, with mode 0600 (`chmod 600 {path}`)")
     try:

@@ -17,7 +17,6 @@ CONTROL: Final = "control"  # the name of a control plane as a server
 
 _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]] = (
     (errors.MalformedError, grpc.StatusCode.INVALID_ARGUMENT, "malformed"),
-    (errors.UnsupportedLineageError, grpc.StatusCode.UNIMPLEMENTED, "lineage"),
     (errors.UsageError, grpc.StatusCode.INVALID_ARGUMENT, "usage"),
     (errors.UnknownVolumeError, grpc.StatusCode.NOT_FOUND, "unknown"),
     (errors.FencedError, grpc.StatusCode.FAILED_PRECONDITION, "fenced"),
@@ -29,6 +28,7 @@ _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]]
     (errors.QuorumLostError, grpc.StatusCode.UNAVAILABLE, "quorum_lost"),
     (errors.PortInUseError, grpc.StatusCode.FAILED_PRECONDITION, "port_in_use"),
     (errors.ConfigurationError, grpc.StatusCode.FAILED_PRECONDITION, "configuration"),
+    (errors.BackupError, grpc.StatusCode.UNAVAILABLE, "backup"),
     (errors.EngineError, grpc.StatusCode.INTERNAL, "engine"),
 )
 _BY_REASON: Final = {reason: kind for kind, _, reason in _TABLE}

@@ -11,19 +11,23 @@ from aurora_ray.log.lineage import ROOT, Lineage
 from aurora_ray.log.segment_rules import Membership, Truncation
 from aurora_ray.rpc.admission import Caller
 from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.link import HOME
 from aurora_ray.rpc.stream_client import StreamEndedError, open_stream
 from aurora_ray.rpc.tracing import trace_metadata
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+from aurora_ray.volume.origin import GroupPlace
 from aurora_ray.volume.recovery import BatchInfo, SegmentState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from aurora_ray.rpc.calls import Replies
+    from aurora_ray.rpc.link import Abroad
     from aurora_ray.rpc.stream_client import Receiver, StreamCall
+    from aurora_ray.volume.origin import ForkPoint, Target
     from aurora_ray.volume.recovery import Truncate
-    from aurora_ray.volume.spec import NodeAddress
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 APPEND_METHOD: Final = "/aurora_ray.storage.v1.StorageNode/Append"
 # A gRPC server in the middle of stopping may leave a call without an answer. So its first tries are short: who waits
@@ -34,10 +38,12 @@ APPEND_PORT_TIMEOUTS_S: Final = (0.25, 0.5, 1.0, 2.0)
 class NodeClient:
     """A channel to one storage node. Every call has a deadline and raises from our own tree."""
 
-    def __init__(self, node: NodeAddress, volume: bytes) -> None:
+    def __init__(self, node: NodeAddress, volume: bytes, abroad: Abroad = HOME) -> None:
+        """`abroad`: how the node's fleet is reached, if it is not ours."""
         self.node = node
         self._volume = volume
-        channel = self._channel = open_channel(node.address, node.node_id)
+        self._secret = abroad.secret
+        channel = self._channel = open_channel(node.address, node.node_id, abroad.secret, abroad.link)
         self._stub: Any = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -52,7 +58,7 @@ class NodeClient:
         port = await self._append_port()
         host = self.node.address.rpartition(":")[0].strip("[]")
         try:
-            caller = Caller(self.node.node_id, str(port), challenge=self._channel.caller.challenge)
+            caller = Caller(self.node.node_id, str(port), self._secret, self._channel.caller.challenge)
             return await open_stream(host, port, APPEND_METHOD, receiver, caller)
         except StreamEndedError as error:
             raise error.error from error
@@ -76,6 +82,18 @@ class NodeClient:
             lineage=pb.Lineage(**lineage._asdict()),
         )
         await self._stub.CreateSegments(request, timeout=timeout_s, wait_for_ready=True)
+
+    async def fork(self, parent: bytes, point: ForkPoint, placement: GroupPlacement, timeout_s: float) -> None:
+        """Makes this node's copy of a group, out of that of `parent`; harmless if it is there.
+
+        Raises StaleSegmentError, NotCompleteError, OutOfRangeError, UnknownVolumeError where the parent's will not do.
+        """
+        await self._stub.Fork(fork_request(self._volume, parent, point, placement, timeout_s), timeout=timeout_s)
+
+    async def locate(self, target: Target, timeout_s: float) -> list[GroupPlace]:
+        """Where the log of each group stands at an LSN or a time."""
+        request = pb.LocateRequest(volume=self._volume, lsn=target.lsn, time_us=target.time_us)
+        return decode_places(await self._stub.Locate(request, timeout=timeout_s))
 
     async def set_peers(self, addresses: Mapping[str, str], timeout_s: float) -> None:
         """Tells the node where the others are (node id -> host:port)."""
@@ -160,6 +178,38 @@ class NodeClient:
         return FileTable.unpack_compressed(packed)
 
 
+def fork_request(
+    volume: bytes, parent: bytes, point: ForkPoint, placement: GroupPlacement, timeout_s: float
+) -> pb.ForkRequest:
+    """Of a node's copy of a group; `timeout_s`: of the call, of which half may go to what the node must fetch."""
+    return pb.ForkRequest(
+        volume=volume,
+        parent=parent,
+        lsn=point.lsn,
+        epoch=point.epoch,
+        first_epoch=point.first_epoch,
+        tails=[pb.GroupTail(group=placement.group, lsn=dict(point.tails)[placement.group])],
+        members=placement.node_ids,
+        timeout_ms=int(timeout_s * 500),
+    )
+
+
+def decode_places(reply: pb.LocateReply) -> list[GroupPlace]:
+    """What a node says of its groups, out of protobuf."""
+    return [
+        GroupPlace(
+            place.group,
+            place.lsn,
+            place.time_us,
+            epoch=place.installed_epoch,
+            vdl=place.vdl,
+            floor_lsn=place.floor_lsn,
+            floor_time_us=place.floor_time_us,
+        )
+        for place in reply.places
+    ]
+
+
 def encode_truncation(cut: Truncation) -> pb.Truncation:
     """A truncation, as protobuf."""
     return pb.Truncation(epoch=cut.epoch, lsn=cut.lsn, first=cut.first)
@@ -180,4 +230,5 @@ def decode_state(state: pb.SegmentState) -> SegmentState:
             for batch in state.tail
         ),
         membership=Membership(state.members_number, tuple(state.members), tuple(state.next_members)),
+        last_time_us=state.last_time_us,
     )

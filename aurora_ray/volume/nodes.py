@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.rpc.link import HOME
 from aurora_ray.volume.node_client import NodeClient
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from aurora_ray.rpc.link import Abroad
     from aurora_ray.volume.spec import NodeAddress
 
 PEERS_TIMEOUT_S: Final = 2.0
@@ -18,9 +20,10 @@ PEERS_TIMEOUT_S: Final = 2.0
 class Nodes:
     """Owns the clients: they are made, replaced and closed here only."""
 
-    def __init__(self, addresses: Iterable[NodeAddress], volume: bytes) -> None:
-        self._volume = volume
-        self._clients = {node.node_id: NodeClient(node, volume) for node in addresses}
+    def __init__(self, addresses: Iterable[NodeAddress], volume: bytes, abroad: Abroad | None = None) -> None:
+        """`abroad`: how the nodes' fleet is reached, if it is not ours."""
+        self._volume, self._abroad = volume, abroad or HOME
+        self._clients = {node.node_id: NodeClient(node, volume, self._abroad) for node in addresses}
         self._telling: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, node_id: str) -> NodeClient:
@@ -55,7 +58,7 @@ class Nodes:
             old = self._clients.get(node.node_id)
             if old is not None and old.node == node:
                 continue
-            self._clients[node.node_id] = NodeClient(node, self._volume)
+            self._clients[node.node_id] = NodeClient(node, self._volume, self._abroad)
             changed.add(node.node_id)
             if old is not None:
                 unused.append(old)

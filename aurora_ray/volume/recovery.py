@@ -71,7 +71,8 @@ class BatchInfo:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """What one copy of a group has. `tail`: its batches that end above `vdl` (in answers to Seal only)."""
+    """What one copy of a group has. `tail`: its batches that end above `vdl`; `last_time_us`: when its last one was
+    written (both in answers to Seal only)."""
 
     group: int
     promised_epoch: int
@@ -82,6 +83,7 @@ class SegmentState:
     highest_lsn: int
     tail: tuple[BatchInfo, ...] = ()
     membership: Membership = NO_MEMBERS
+    last_time_us: int = 0
 
 
 # ---- what to ask a node for
@@ -127,7 +129,8 @@ Request = AskState | Seal | Truncate | CatchUp
 class Recovered:
     """The volume is open for `epoch` at `end_lsn`. `installed`: the nodes that carry the history already.
 
-    `members`: who holds the groups in truth.
+    `members`: who holds the groups in truth. `last_time_us`: no batch below the end was written later, by its writer's
+    clock; who writes now says later times, whatever its own clock says.
     """
 
     epoch: int
@@ -136,6 +139,7 @@ class Recovered:
     tails: Mapping[int, int]
     installed: frozenset[str]
     members: Mapping[int, Membership] = field(default_factory=dict)
+    last_time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +164,18 @@ class Recovery:
     """One attempt, with one epoch."""
 
     def __init__(
-        self, placements: Mapping[int, GroupPlacement], min_epoch: int = 1, history_max: int = HISTORY_MAX
+        self,
+        placements: Mapping[int, GroupPlacement],
+        min_epoch: int = 1,
+        history_max: int = HISTORY_MAX,
+        epoch_limit: int = 1 << 63,
     ) -> None:
+        """Its epoch will be at least `min_epoch` and below `epoch_limit`, or it is overtaken before it seals."""
         self.phase = Phase.ASK
         self.epoch = 0
         self.outcome: Recovered | Overtaken | None = None
         self._members = {group: membership_of(placement) for group, placement in placements.items()}
-        self._min_epoch, self._history_max = min_epoch, history_max
+        self._min_epoch, self._epoch_limit, self._history_max = min_epoch, epoch_limit, history_max
         self._asked: dict[str, dict[int, SegmentState]] = {}
         self._sealed: dict[str, dict[int, SegmentState]] = {}
         self._installed: dict[
@@ -177,7 +186,7 @@ class Recovery:
         self._published: dict[str, dict[int, SegmentState]] = {}
         self._overtaken: dict[str, int] = {}  # node -> the higher epoch that it has promised
         self.history: tuple[Truncation, ...] = ()  # once decided
-        self._floor_lsn = 0
+        self._floor_lsn = self._last_time_us = 0
         self.end_lsn = 0  # once decided; durable from PUBLISH on
         self._tails: dict[int, int] = {}
 
@@ -230,6 +239,9 @@ class Recovery:
         if self._quorum(self._holders(self._asked)):
             promised = max(state.promised_epoch for copies in self._asked.values() for state in copies.values())
             self.epoch = max(self._min_epoch, promised + 1)
+            if self.epoch >= self._epoch_limit:
+                self.outcome = Overtaken(promised)
+                return
             self.phase = Phase.SEAL
 
     def on_promised(self, node: str, epoch: int, states: Sequence[SegmentState]) -> None:
@@ -303,6 +315,7 @@ class Recovery:
         states = [state for copies in self._sealed.values() for state in copies.values()]
         newest = max(states, key=lambda state: state.installed_epoch)
         self._floor_lsn = max(state.vdl for state in states)
+        self._last_time_us = max(state.last_time_us for state in states)
         self.end_lsn, self._tails = find_end(self._members, newest.truncations, self._floor_lsn, states)
         cut = Truncation(self.epoch, self.end_lsn)
         self.history = extend_history(newest.truncations, cut, self._floor_lsn, self._history_max)
@@ -330,9 +343,8 @@ class Recovery:
             assert all(self._tails[group] <= self.end_lsn for group in self._members)  # noqa: S101 - no log above the end
             done = frozenset(answers)
             self.phase = Phase.DONE
-            self.outcome = Recovered(
-                self.epoch, self.history, self.end_lsn, dict(self._tails), done, dict(self._members)
-            )
+            members, tails = dict(self._members), dict(self._tails)
+            self.outcome = Recovered(self.epoch, self.history, self.end_lsn, tails, done, members, self._last_time_us)
 
     # ---- members
 

@@ -91,7 +91,7 @@ class GroupPlacement:
 class VolumeSpec:
     """The shape of a volume. `group_bytes` is how much page data a group takes before the volume grows by another.
 
-    `lineage`: where its history begins; no volume with a parent can be created yet (UnsupportedLineageError).
+    `lineage`: where its history begins; a volume with a parent is made by a fork (`volume/fork.py`).
     """
 
     volume_id: UUID

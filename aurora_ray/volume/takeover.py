@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S: Final = 2.0
 CATCH_UP_TIMEOUT_S: Final = 5.0
 STALLED_S: Final = 10.0  # an attempt that has decided but cannot complete is decided anew, with what answers then
+ANY_EPOCH: Final = range(1, 1 << 63)
 BACKOFF_S: Final = (0.02, 1.0)  # first and longest wait after a call that failed
 
 _Reply = TypeVar("_Reply")
@@ -28,12 +29,18 @@ _Reply = TypeVar("_Reply")
 logger = logging.getLogger(__name__)
 
 
-async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: bytes, timeout_s: float) -> Recovered:
-    """Opens `spec` for writing. Raises QuorumLostError when the time is up, UsageError for a stale `spec`."""
+async def take_over(
+    spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: bytes, timeout_s: float, epochs: range = ANY_EPOCH
+) -> Recovered:
+    """Opens `spec` for writing, at one of `epochs`.
+
+    Raises FencedError if the volume has gone beyond them: then nothing was asked for that would disturb whoever has it.
+    Raises QuorumLostError when the time is up, UsageError for a stale `spec`.
+    """
     deadline = time.monotonic() + timeout_s
-    min_epoch, overtaken_count = 1, 0
+    min_epoch, overtaken_count = epochs.start, 0
     while True:
-        core = Recovery(spec.placements, min_epoch)
+        core = Recovery(spec.placements, min_epoch, epoch_limit=epochs.stop)
         attempt = _Attempt(core, nodes, owner, deadline)
         outcome = await attempt.run()
         if isinstance(outcome, Recovered):
@@ -41,6 +48,10 @@ async def take_over(spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: by
             return outcome
         if isinstance(outcome, Overtaken):
             min_epoch = outcome.epoch + 1
+            if min_epoch >= epochs.stop:
+                raise FencedError(
+                    f"volume {spec.volume_id} has promised epoch {outcome.epoch}, above all that are allowed here"
+                )
             overtaken_count += 1
         if time.monotonic() >= deadline:
             reasons = "".join(f"; {error}" for error in attempt.errors.values())

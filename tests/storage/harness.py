@@ -90,6 +90,12 @@ class ServerHandle:
         async with segment.background:
             return await self.server.background.coalesce_once(segment)
 
+    async def tend(self, writer: Writer, group: int = 0) -> None:
+        """What the background does in a segment's turn when much log waits."""
+        segment = self.segment(writer, group)
+        segment.tail_bytes = self.config.layer_bytes
+        await self.server.background._tend(self.server.node.volumes[writer.volume], segment)
+
     async def collect(self, writer: Writer, group: int = 0) -> None:
         volume = self.server.node.volumes[writer.volume]
         segment = self.segment(writer, group)
@@ -165,6 +171,7 @@ class Writer:
         self.records: list[Record] = []
         self.ends: list[int] = [0]
         self.time_us = 1_000_000
+        self.forks: list[Writer] = []  # that a test looks at with it
 
     async def open(self, *servers: ServerHandle, groups: tuple[int, ...] = (0,)) -> Writer:
         members = [server.config.node_id for server in servers]
@@ -210,6 +217,15 @@ class Writer:
             group=group, volume=self.volume, epoch=self.epoch, prev_lsn=self.prev.get(group, 0), flush_start=self.lsn,
             flush_end=self.lsn, time_us=self.time_us, vdl=self.lsn, record_count=0, groups=[group], records=b"",
         )  # fmt: skip
+
+    def fork(self, lsn: int) -> Writer:
+        """The writer of a fork that ends at `lsn`, as its first recovery leaves it."""
+        child = Writer(self.epoch + 2)
+        child.lsn = child.vdl = child.prev[0] = lsn
+        child.records = [record for record in self.records if record.lsn <= lsn]
+        child.ends = [end for end in self.ends if end <= lsn]
+        child.time_us = self.time_us
+        return child
 
     # ---- the model
 

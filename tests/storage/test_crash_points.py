@@ -24,10 +24,12 @@ from aurora_ray.storage.disk.datadir import DataDir
 from aurora_ray.storage.disk.keys import LOG_FAMILIES, LSN_MAX, MARK_KEY, PAGE_FAMILIES
 from aurora_ray.storage.heal import gossip, rebuild
 from aurora_ray.storage.node import epochs
+from aurora_ray.storage.node.fork import ForkOrder, fork
 from aurora_ray.storage.node.node import Node
 from aurora_ray.storage.pages.coalesce import coalesce
 from aurora_ray.storage.pages.garbage import collect
 from aurora_ray.storage.pages.reading import read_file_table, read_pages
+from aurora_ray.storage.pages.sweeping import sweep
 from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.storage.conftest import CRASH_POINTS
@@ -88,6 +90,15 @@ class Machine:
         async with self.segment.background:
             assert await coalesce(self.segment, 1 << 30, [])
 
+    async def fork(self, child: Writer) -> None:
+        tails = {0: child.lsn}
+        await fork(
+            self.node,
+            ForkOrder(
+                child.volume, self.writer.volume, child.lsn, self.writer.epoch, tails, ("n1",), self.writer.epoch + 1
+            ),
+        )
+
     async def collect(self) -> None:
         async with self.segment.background:
             await collect(self.segment, self.segment.meta.layers[-1].end_lsn)
@@ -114,6 +125,24 @@ async def check_content(machine: Machine, lsn: int) -> None:
     assert (await read_file_table(segment, lsn, [])).pack() == writer.table_at(lsn).pack()
 
 
+async def check_fork(machine: Machine, child: Writer) -> None:
+    """It is whole, or not there and can be made; and goes on without its parent."""
+    parent = machine.writer
+    if child.volume not in machine.node.volumes:
+        await machine.fork(child)
+    machine.writer = child
+    assert not machine.lost
+    segment = machine.segment
+    assert (segment.scl, segment.meta.epochs.installed_epoch) == (child.lsn, parent.epoch + 1)
+    for lsn in {segment.meta.floor_lsn, child.lsn}:
+        await check_content(machine, lsn)
+    if segment.meta.unswept:
+        async with segment.background:
+            await sweep(segment)
+    await go_on(machine)
+    machine.writer = parent
+
+
 async def check_picture(picture: Picture, writer: Writer) -> None:
     facts = picture.facts
     machine = Machine(picture.path, writer)
@@ -134,6 +163,8 @@ async def check_picture(picture: Picture, writer: Writer) -> None:
         for lsn in {segment.meta.floor_lsn, facts.acked_lsn, segment.scl}:
             if lsn >= segment.meta.floor_lsn:
                 await check_content(machine, lsn)
+        for child in writer.forks:
+            await check_fork(machine, child)
         await go_on(machine)
     finally:
         machine.close()
@@ -275,6 +306,34 @@ async def a_volume_is_dropped_and_brought_back(stage: Stage) -> None:
         stage.append()
 
 
+async def a_volume_is_forked(stage: Stage) -> None:
+    """At its end, and at an LSN before its last layer's end."""
+    stage.begun()
+    await stage.machine.coalesce()
+    stage.append(3)
+    await stage.machine.coalesce()
+    stage.append(2)
+    for end in (stage.writer.ends[-1], stage.writer.ends[4]):
+        child = stage.writer.fork(end)
+        stage.writer.forks.append(child)
+        with stage.filmed():
+            await stage.machine.fork(child)
+    assert stage.machine.node.segments[child.volume, 0].meta.unswept
+
+
+async def a_fork_is_swept(stage: Stage) -> None:
+    stage.begun()
+    stage.append(4)
+    await stage.machine.coalesce()
+    child = stage.writer.fork(stage.writer.ends[2])
+    await stage.machine.fork(child)
+    stage.writer.forks = [child]
+    segment = stage.machine.node.segments[child.volume, 0]
+    with stage.filmed():
+        async with segment.background:
+            assert await sweep(segment)
+
+
 async def a_group_is_dropped(stage: Stage) -> None:
     stage.begun()
     with stage.filmed():
@@ -304,6 +363,8 @@ SEQUENCES: dict[Any, int] = {  # and how many points there are at least
     gossip_fills_a_gap: 5,
     layers_are_coalesced_and_collected: 25,
     a_volume_is_dropped_and_brought_back: 9,
+    a_volume_is_forked: 12,
+    a_fork_is_swept: 4,
     a_group_is_dropped: 5,
     a_segment_is_lost: 2,
     the_graveyard_is_emptied: 3,

@@ -25,9 +25,9 @@ FILE = 99
 pytestmark = pytest.mark.allowed_logs(r"damaged here")
 
 
-async def four_copies(start: Callable, **settings: object):
-    """Four nodes with the same log in different layers; the first is the patient."""
-    servers = [await start(f"n{i}", **settings) for i in range(1, 5)]
+async def four_copies(start: Callable, **patient: object):
+    """Four nodes with the same log in different layers; the first is the patient, and has these settings."""
+    servers = [await start(f"n{i}", **(patient if i == 1 else {})) for i in range(1, 5)]
     writer = await Writer().open(*servers)
     workload = Workload(5)
     first = [rec.create(FILE, b"file"), rec.size(FILE, 40 * PAGE_SIZE), rec.extent(FILE, 0, 0)]

@@ -67,6 +67,10 @@ def sound_requests(writer: Writer, dropped: Writer, grave: str) -> Iterator[tupl
     yield "Truncate", pb.TruncateRequest(**volume, epoch=2, owner=OWNER, vdl=lsn, truncations=epochs)
     yield "RestoreVolume", pb.RestoreVolumeRequest(volume=dropped.volume, grave=grave)
     yield "PurgeGraveyard", pb.PurgeGraveyardRequest(graves=[grave])
+    yield "Locate", pb.LocateRequest(**volume, lsn=lsn)
+    yield "SetRetention", pb.SetRetentionRequest(**volume, retention=pb.Retention(seconds=1))
+    tails = [pb.GroupTail(group=0, lsn=lsn)]
+    yield "Fork", pb.ForkRequest(volume=b"f" * 16, parent=writer.volume, lsn=lsn, epoch=1, tails=tails, members=["n1"])
     yield "DropVolume", pb.DropVolumeRequest(**volume, groups=[1])
     yield "DropVolume", pb.DropVolumeRequest(**volume)
     yield "CreateSegments", pb.CreateSegmentsRequest(volume=b"n" * 16, page_size=PAGE_SIZE, groups=[0], members=["n1"])
@@ -90,7 +94,9 @@ async def answer(server: ServerHandle, method: str, request: Any) -> str:
     return "OK"
 
 
-@pytest.mark.allowed_logs("not in .* any more", "a restart will not know", "could not be moved to the graveyard")
+@pytest.mark.allowed_logs(
+    "not in .* any more", "a restart will not know", "could not be moved to the graveyard", "damaged here"
+)
 async def test_no_call_meets_anything_unexpected(start) -> None:
     server = await start()
     dropped, writer = await written(server), await written(server)

@@ -54,6 +54,7 @@ def image_files(store: SegmentStore) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in (store.path / "pages").glob("*.blob")}
 
 
+@pytest.mark.long
 async def test_pages_that_change_again_and_again_do_not_fill_the_disk(store: SegmentStore) -> None:
     images = Images(store)
     choose = random.Random(2)

@@ -104,7 +104,7 @@ async def test_no_failure_ends_what_a_node_does_for_long(start: Callable[..., An
 
 def test_every_task_that_storage_starts_is_supervised_or_short() -> None:
     """A task that ends by an exception ends in silence. Those named here are awaited by whoever started them."""
-    awaited = {"Gossip.catch_up", "_leases", "Background.reclaim_once"}
+    awaited = {"Gossip.catch_up", "fork", "_leases", "Background.reclaim_once"}
     wrong = []
     for path, module in package_modules():
         if not module.startswith("aurora_ray.storage."):

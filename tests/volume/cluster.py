@@ -30,15 +30,15 @@ NODES = ("a1", "a2", "b1", "b2", "c1", "c2")
 class Cluster:
     """Nodes a1 … c2 in three zones, and others on demand; the groups of the volume `spec` live on a1 … c2."""
 
-    def __init__(self, directory: Path, *, groups: int = 1, **settings: Any) -> None:
+    def __init__(self, directory: Path, *, groups: int = 1, page_size: int = PAGE, **settings: Any) -> None:
         self.nodes: dict[str, NodeAddress] = {node: NodeAddress(node, node[0], "") for node in NODES}
         self.servers: dict[str, StorageServer] = {}
         placements = tuple(GroupPlacement(group, NODES) for group in range(groups))
-        self.spec = VolumeSpec(uuid.uuid4(), PAGE, 10 << 30, placements)
+        self.spec = VolumeSpec(uuid.uuid4(), page_size, 10 << 30, placements)
         given_secret()
         self._directory = directory
         self._settings: dict[str, Any] = {"gossip_interval_s": 0.05, **settings}
-        self._volumes: list[Volume] = []
+        self.volumes: list[Volume] = []
 
     async def start(self, *nodes: str) -> None:
         """Starts these nodes (default: all)."""
@@ -64,12 +64,12 @@ class Cluster:
         """Opens the volume for writing; it is closed at the end of the test."""
         options.setdefault("timeout_s", scaled(20))
         volume = await Volume.open(self.spec, self.addresses, **options)
-        self._volumes.append(volume)
+        self.volumes.append(volume)
         return volume
 
     async def close(self) -> None:
         """Ends everything."""
-        for volume in self._volumes:
+        for volume in self.volumes:
             await volume.close()
         await self.stop(*self.servers)
 

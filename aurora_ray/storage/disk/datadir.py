@@ -23,7 +23,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import UNDECODABLE, ConfigurationError
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.graveyard import GRAVEYARD
 
@@ -150,6 +150,6 @@ def _is_hint(name: str, content: bytes) -> bool:
         return content.isdigit() and int(content) <= 0xFFFF
     try:
         addresses = json.loads(content)
-    except ValueError:
+    except UNDECODABLE:
         return False
     return isinstance(addresses, dict) and all(isinstance(address, str) for address in addresses.values())

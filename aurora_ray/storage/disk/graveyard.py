@@ -22,7 +22,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import UnknownVolumeError, UsageError
+from aurora_ray.errors import UNDECODABLE, UnknownVolumeError, UsageError
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -153,7 +153,7 @@ class Graveyard:
                 float(said["until_s"]),
                 str(said["reason"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             since_s = path.stat().st_mtime
             until_s = since_s + self._config.graveyard_s
             why = f"its manifest cannot be read: {error}"

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 LOW_FACTOR: Final = 4  # times the reserve
+AMPLE_FACTOR: Final = 16  # ... from which on history is kept for as long as anybody asks for
 
 
 class SpaceState(StrEnum):
@@ -24,6 +25,18 @@ class Space(NamedTuple):
     state: SpaceState
     free_bytes: int
     reserve_bytes: int
+
+    @property
+    def history_share(self) -> float:
+        """How much of the history beyond the least there is room for, 0 to 1: less and less as the disk fills up."""
+        low, ample = LOW_FACTOR * self.reserve_bytes, AMPLE_FACTOR * self.reserve_bytes
+        if self.state is not SpaceState.OK:
+            return 0.0
+        return 1.0 if self.free_bytes >= ample else (self.free_bytes - low) / (ample - low)
+
+    def history_bytes(self, wanted: int, least: int) -> int:
+        """Of how much log history is kept where `wanted` is asked for; never less than `least`, or than `wanted`."""
+        return wanted if wanted <= least else least + int((wanted - least) * self.history_share)
 
 
 def space_of(free_bytes: int, reserve_bytes: int, *, refuses: bool) -> Space:

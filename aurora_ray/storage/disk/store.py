@@ -268,6 +268,17 @@ class SegmentStore:
             raise MalformedError(f"the log has forgotten that pages are there up to {of_pages}, not {of_log}")
         return of_pages
 
+    async def mark_back(self, lsn: int) -> None:
+        """Notes that page versions are there up to `lsn` only, in a copy that was cut. Raises as `flush_pages`."""
+        mark = guarded(MARK_KEY, MARK_VALUE.pack(lsn))
+        changes = self.page_batch()
+        changes.put("page-marks", MARK_KEY, mark)
+        changes.write_without_log()
+        await self._pages.flush("page-marks")
+        changes = self.batch()
+        changes.put("marks", MARK_KEY, mark)
+        changes.write_synced()
+
     def folded_lsn(self) -> int:
         """The end of the last layer when all page versions had been folded the last time; 0 if never. Raises
         DamagedError.

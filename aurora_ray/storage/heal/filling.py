@@ -130,7 +130,7 @@ class Copy:
 
     async def _parts(self) -> list[_Part]:
         plan, parts = self.plan, list[_Part]()
-        if plan.floor_lsn > plan.lineage.origin_lsn:
+        if plan.floor_lsn > 0:
             if self.group == 0:
                 parts.append(_Table())
             parts += await self._page_parts()
@@ -212,7 +212,8 @@ class Copy:
                 for batch in chunk.batches:
                     header = verify(batch)
                     check_records(batch, header)
-                    if (header.volume, header.group) != (self.volume, self.group):
+                    ours = self.plan.lineage.may_hold(self.volume, header.volume, header.flush_end)
+                    if header.group != self.group or not ours:
                         raise MalformedError(f"a batch of group {header.group} was sent for group {self.group}")
                     if belongs(self.plan.epochs, header.epoch, header.flush_end):
                         changes.put("log", lsn_key(header.flush_end), batch)

@@ -141,7 +141,7 @@ class Gossip:
         adopt_history(segment, state)
         if not has_more(segment, state) or self._node.disk_full or (segment.keeps_up and not at_once):
             return
-        empty = segment.scl == segment.origin_lsn
+        empty = segment.scl == 0
         if segment.scl < state.floor_lsn or (empty and state.log_bytes > _COPY_FROM_BYTES):
             self._copy(segment.volume, segment.group)
         else:
@@ -200,7 +200,8 @@ def store_fetched(segment: Segment, batches: Iterable[bytes], peer_epoch: int) -
     for batch in batches:
         header = verify(batch)
         check_records(batch, header)
-        if (header.volume, header.group) != (segment.volume, segment.group):
+        ours = segment.meta.lineage.may_hold(segment.volume, header.volume, header.flush_end)
+        if header.group != segment.group or not ours:
             raise MalformedError(f"a batch of group {header.group} was sent for group {segment.group}")
         if header.flush_end <= at_lsn:
             continue

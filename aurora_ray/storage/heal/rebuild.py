@@ -40,7 +40,7 @@ from aurora_ray.storage.disk.rocks import held_open
 from aurora_ray.storage.heal.filling import Copy, Plan, belongs, make_plan
 from aurora_ray.storage.node.progress import CopyProgress
 from aurora_ray.storage.node.volume import INCOMING, READY
-from aurora_ray.storage.segment.meta import SegmentMeta
+from aurora_ray.storage.segment.meta import AS_CONFIGURED, SegmentMeta
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -100,7 +100,14 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
                 await Copy(plan, volume.volume, group, store, progress).run()
             await store.flush_all()
             await store.flush_pages(plan.floor_lsn)
-            meta = SegmentMeta(plan.page_size, plan.epochs, plan.vdl, plan.floor_lsn, lineage=plan.lineage)
+            meta = SegmentMeta(
+                plan.page_size,
+                plan.epochs,
+                plan.vdl,
+                plan.floor_lsn,
+                lineage=plan.lineage,
+                retention=segment.meta.retention if segment is not None else AS_CONFIGURED,
+            )
             await _install(_Place(node, volume, path), segment, store, meta)
     except (StorageError, MalformedError) as error:
         _log.info("volume %s group %d: a copy from peers failed: %s", volume.name, group, error)

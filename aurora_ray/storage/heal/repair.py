@@ -259,7 +259,8 @@ async def _fetch(segment: Segment, peer: Peer, lsn: int) -> list[bytes]:
     for batch in batches:
         header = verify(batch)
         check_records(batch, header)
-        if (header.volume, header.group, header.flush_end) != (segment.volume, segment.group, lsn):
+        ours = segment.meta.lineage.may_hold(segment.volume, header.volume, lsn)
+        if (header.group, header.flush_end) != (segment.group, lsn) or not ours:
             raise MalformedError(f"a batch of group {header.group} that ends at {header.flush_end} was sent for {lsn}")
         if not (belongs(epochs, header.epoch, lsn) and knows(epochs.truncations, peer.state.installed_epoch)):
             return []

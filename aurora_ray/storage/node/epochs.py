@@ -9,6 +9,7 @@ from aurora_ray.log.batch import verify
 from aurora_ray.log.segment_rules import Membership, Truncation, install, promise
 from aurora_ray.storage.disk.damage import Damage, DamagedError
 from aurora_ray.storage.disk.keys import LSN_MAX
+from aurora_ray.storage.segment import places
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def segment_state(segment: Segment, *, with_tail: bool = False) -> pb.SegmentSta
         members=meta.epochs.membership.members,
         next_members=meta.epochs.membership.next_members,
         members_number=meta.epochs.membership.number,
+        last_time_us=places.last_time_us(segment) if with_tail else 0,
     )
 
 

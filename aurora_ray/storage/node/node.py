@@ -71,6 +71,8 @@ class Node:
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
         self.disk_full = False
+        self.forking = asyncio.Lock()  # held while a fork is made
+        self.forks: set[asyncio.Task[None]] = set()  # being made
         self.append_port = 0  # set by the server
         self.reclaim: Callable[[], None] = lambda: None  # makes sure that the directory is still this node's
         self._to_reopen: dict[SegmentKey, Segment] = {}  # closed by a failed write, not open again yet
@@ -128,22 +130,32 @@ class Node:
         members: Sequence[str],
         lineage: Lineage = ROOT,
     ) -> None:
-        """Creates what is missing. Raises UsageError (UnsupportedLineageError if there is a parent), MalformedError, or
-        ConfigurationError if the data directory is gone and cannot be made anew.
+        """Creates what is missing. Raises UsageError, MalformedError, or ConfigurationError if the data directory is
+        gone and cannot be made anew. A copy of a fork is empty, too: its peers that were forked fill it.
         """
         if len(volume) != 16 or not groups:
             raise UsageError("a volume is named by 16 bytes and has at least one group")
-        lineage.checked(volume).require_root("to create it")
+        lineage.checked(volume)
         if page_size not in PAGE_BYTES_ALLOWED:
             raise UsageError(f"a page of {page_size} bytes: one of {PAGE_BYTES_ALLOWED} is needed")
         self.reclaim()  # before anything is written to a directory that is not ours any more
+        held = self.volume_to_be(volume)
+        for group in groups:
+            held.create(group, page_size, members, lineage)
+        self.volumes[volume] = held
+        self.index(held)
+
+    def volume_to_be(self, volume: bytes) -> NodeVolume:
+        """The volume, or one that is to get its first segment, with a directory to make it in."""
         held = self.volumes.get(volume)
         if held is None:
             held = self._volume_at(volume)
             effects.make_directory(held.path)
-        for group in groups:
-            held.create(group, page_size, members, lineage)
-        self.volumes[volume] = held
+        return held
+
+    def took_in(self, held: NodeVolume) -> None:
+        """A volume has got a segment, perhaps its first."""
+        self.volumes[held.volume] = held
         self.index(held)
 
     def drop_groups(self, volume: bytes, groups: Sequence[int], reason: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from aurora_ray.errors import MalformedError, StorageError
+from aurora_ray.errors import UNDECODABLE, MalformedError, StorageError
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.disk.keys import META_KEY
 from aurora_ray.storage.disk.store import SegmentStore
@@ -43,5 +43,5 @@ def known_hosts(data_dir: Path) -> dict[str, str]:
     try:
         addresses = json.loads((data_dir / "peers.json").read_text())
         return {str(node): str(address).rpartition(":")[0].strip("[]") for node, address in addresses.items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, *UNDECODABLE):
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,11 +16,11 @@ from aurora_ray.storage.disk.damage import STORE, DamagedError, is_corruption, s
 from aurora_ray.storage.disk.keys import META_KEY
 from aurora_ray.storage.disk.store import SegmentStore
 from aurora_ray.storage.segment.layers import LayerCache
-from aurora_ray.storage.segment.meta import SegmentMeta
+from aurora_ray.storage.segment.meta import AS_CONFIGURED, Retention, SegmentMeta
 from aurora_ray.storage.segment.segment import Segment, VdlBox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from aurora_ray.storage.config import StorageConfig
@@ -35,6 +36,7 @@ LOST: Final = ".lost"  # ... and of one that could not be opened, kept until a c
 UNREADABLE: Final = ".unreadable"  # a file beside it: how many starts in a row its disk did not give it back
 UNREADABLE_STARTS: Final = 3  # then it is lost; until then the node does not start, as it may be all the disk
 HOLDERS_MAX: Final = 1_000  # of read points: readers of a volume, and those that died lately
+FORKING: Final = ".forking"  # an empty file beside the directory: it is a parent's still, or in part
 MADE: Final = ".made"  # an empty file beside the directory: more than a beginning was there once
 
 
@@ -80,13 +82,18 @@ class NodeVolume:
         return next((segment.meta.lineage for segment in self.segments.values()), ROOT)
 
     @property
+    def retention(self) -> Retention:
+        """The least that any segment goes by."""
+        return min((segment.meta.retention for segment in self.segments.values()), default=AS_CONFIGURED)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it is known that nothing was ever written to what is here."""
         return not self.lost and all(self._never_written(segment) for segment in self.segments.values())
 
     def _never_written(self, segment: Segment) -> bool:
         damaged = self._damage.items((self.volume, segment.group))
-        return not (segment.closed or segment.highest_lsn > segment.origin_lsn or damaged)
+        return not (segment.closed or segment.highest_lsn or damaged)
 
     def hold(self, holder: str, lsn: int, until_s: float) -> None:
         """Keeps what a reader at `lsn` needs until its lease ends, or lets go of it if that is not in the future.
@@ -215,11 +222,32 @@ class NodeVolume:
             changes = store.batch()
             changes.put("default", META_KEY, meta.pack())
             changes.write_synced()
-            self._note_made(group)
-            return self.adopt(group, store, meta)
+            return self.adopt_made(group, store, meta)
         except BaseException:
             store.close()
             raise
+
+    @asynccontextmanager
+    async def forking(self, group: int) -> AsyncIterator[Path]:
+        """Where the segment of `group` is to be made, of which there is none: what is there is nobody's until the block
+        has ended, and goes if it fails. Raises NotCompleteError if there was one that is being brought back.
+        """
+        path = self.path / str(group)
+        if path.exists() or group in self.lost:
+            raise NotCompleteError(f"incomplete: group {group} of volume {self.name} is here and does not open yet")
+        note = path.with_name(path.name + FORKING)
+        effects.write_file(note, b"")
+        try:
+            yield path
+        except BaseException:
+            _remove_unmade(note)
+            raise
+        effects.remove_file(note)
+
+    def adopt_made(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
+        """As `adopt`, of a segment that was made just now."""
+        self._note_made(group)
+        return self.adopt(group, store, meta)
 
     def open_store(self, path: Path) -> SegmentStore:
         """The RocksDB directory at `path`. Raises UnknownVolumeError if the volume was dropped."""
@@ -287,7 +315,7 @@ def _read_meta(store: SegmentStore) -> SegmentMeta:
     if packed is None and not store.path.with_name(store.path.name + MADE).exists():
         raise UnknownVolumeError(f"{store.path} is empty")
     meta = SegmentMeta.unpack(packed or b"")
-    if max(flushed_lsn, meta.lineage.origin_lsn) < meta.coalesced_lsn:
+    if flushed_lsn < meta.coalesced_lsn:
         raise MalformedError(f"pages are there up to {flushed_lsn} only, not {meta.coalesced_lsn}")
     return meta
 
@@ -299,14 +327,22 @@ def empty_meta(
     membership = Membership(0, tuple(members))
     sibling = max(siblings, key=lambda segment: segment.meta.epochs.installed_epoch, default=None)
     if sibling is None:
-        epochs, vdl = SegmentEpochs(membership=membership), lineage.origin_lsn
+        epochs, vdl = SegmentEpochs(membership=membership), 0
     else:
         epochs, vdl = replace(sibling.meta.epochs, membership=membership), sibling.vdl
-    return SegmentMeta(page_size, epochs, vdl, floor_lsn=lineage.origin_lsn, lineage=lineage)
+    return SegmentMeta(page_size, epochs, vdl, lineage=lineage)
+
+
+def _remove_unmade(note: Path) -> None:
+    """Removes what was to become a fork's segment, and then the note that says so."""
+    effects.remove_tree(note.with_suffix(""))
+    effects.remove_file(note)
 
 
 def finish_replacements(path: Path, put_aside: Callable[[Path], None]) -> None:
-    """Completes or undoes the replacement of segments by copies after a crash; see `rebuild.py`."""
+    """Completes or undoes, after a crash, the replacement of segments by copies (see `rebuild.py`) and forks."""
+    for note in path.glob("*" + FORKING):
+        _remove_unmade(note)
     for ready in path.glob("*" + READY):
         swap_directories(path / ready.name.removesuffix(READY), put_aside)
     for incoming in path.glob("*" + INCOMING):

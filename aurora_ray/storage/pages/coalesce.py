@@ -58,8 +58,8 @@ _CUTS_A_STEP: Final = 256
 async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
     """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
-    if segment.meta.lineage.parent:
-        return False  # a delta would need the parent's page below it
+    if segment.meta.unswept:
+        return False  # a version that never happened would show through beyond this layer's end
     start_lsn, end_lsn = segment.meta.coalesced_lsn, min(segment.scl, segment.vdl)
     flushed_lsn = segment.store.flushed_lsn()
     if flushed_lsn > start_lsn:
@@ -71,6 +71,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     index = await segment.layers.build(start_lsn, end_lsn, bytes_max)
     if index.end_lsn == start_lsn:
         return False
+    segment.versions_lsn = max(segment.versions_lsn, index.end_lsn)
     try:
         writer = _LayerWriter(segment, index)
         cuts = await writer.write()

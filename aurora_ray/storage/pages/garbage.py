@@ -56,7 +56,8 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
         changes.delete_range("log", lsn_key(0), lsn_key(floor_lsn + 1))
         changes.delete_range("tables", lsn_key(0), lsn_key(floor_lsn))
         layers = tuple(layer for layer in meta.layers if layer.end_lsn > floor_lsn)
-        segment.commit(changes, floor_lsn=floor_lsn, layers=layers)
+        time_us = next(layer.time_us for layer in meta.layers if layer.end_lsn == floor_lsn)
+        segment.commit(changes, floor_lsn=floor_lsn, floor_time_us=time_us, layers=layers)
     pacer = Pacer(busy=segment.commits_come_in)
     floor_lsn = segment.meta.floor_lsn
     for file_id in [file_id for file_id, cuts in segment.cuts.items() if cuts[0].lsn <= floor_lsn]:

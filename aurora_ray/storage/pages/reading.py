@@ -9,7 +9,7 @@ import google_crc32c
 from aurora_ray.errors import MalformedError, NotCompleteError
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.log.layout import RECORD_HEADER, RECORD_HEADER_BYTES, RecordFlag
-from aurora_ray.log.pages import apply_at, fits
+from aurora_ray.log.pages import apply_at, cut_page, fits
 from aurora_ray.log.record import decode
 from aurora_ray.storage.disk.damage import Damage, DamagedError
 from aurora_ray.storage.disk.keys import content_of, lsn_key
@@ -64,8 +64,7 @@ async def read_checked_pages(
 
 
 async def _base(segment: Segment, lsn: int) -> tuple[int, LayerIndex | None]:
-    """Where to start from, and what comes on top. Raises OutOfRangeError, DamagedError, UnsupportedLineageError."""
-    segment.meta.lineage.require_root("to read it")
+    """Where to start from, and what comes on top. Raises OutOfRangeError, DamagedError."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
     while True:
         base_lsn, index = await segment.layers.at(lsn)
@@ -135,15 +134,6 @@ class View:
             elif content is not None:
                 content = cut_page(content, new_size - page * self._page_size)
         return content
-
-
-def cut_page(content: bytearray, keep: int) -> bytearray | None:
-    """A page after a truncation that keeps its first `keep` bytes."""
-    if keep <= 0:
-        return None
-    if keep < len(content):
-        content[keep:] = bytes(len(content) - keep)
-    return content
 
 
 def _last_image(changes: Sequence[Change]) -> int | None:

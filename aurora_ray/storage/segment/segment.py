@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BUSY_FOR_S = 0.1  # after an append
 KEEPS_UP_S = 0.5  # after an append
+_OWN_SHARE = 1 / 8  # of a fork's pages, in redo: from then on it is tidied like any other segment
 URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads and recovery would feel it
 
 
@@ -118,15 +119,15 @@ class Segment:
         self.cuts: dict[int, list[FileCut]] = {}
         self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
         self.chains = KnownChains()  # at the end of the last layer; the background's
-        self.leftovers = Leftovers(
-            all_folded=meta.coalesced_lsn == self.origin_lsn or store.folded_lsn() == meta.coalesced_lsn
-        )
+        self.leftovers = Leftovers(all_folded=store.folded_lsn() == meta.coalesced_lsn)
         self.layers: LayerCache | None = None
         self.table: FileTable | None = None  # as of the last layer; the background's
         self._pending: dict[int, int] = {}  # prev_lsn -> flush_end of batches behind a gap
         self.closed = False
         self._load_cuts()
         self.rescan()
+        # No page version has a higher LSN: layers end where the log is complete, also those that a crash cut short.
+        self.versions_lsn = self.highest_lsn
 
     # ---- the chain
 
@@ -137,9 +138,11 @@ class Segment:
         return max(self._vdl, box.vdl if box.epoch == self.meta.epochs.installed_epoch else 0)
 
     @property
-    def origin_lsn(self) -> int:
-        """Where the volume's own log begins: 0 without a parent."""
-        return self.meta.lineage.origin_lsn
+    def shares_most(self) -> bool:
+        """Whether it is a fork to which little was written yet: most of its files are its parent's as well (LSNs count
+        bytes of redo). Whatever writes pages anew without need would make them its own."""
+        own_bytes = self.highest_lsn - self.meta.lineage.origin_lsn
+        return bool(self.meta.lineage.parent) and own_bytes < _OWN_SHARE * self.store.page_bytes
 
     @property
     def has_gap(self) -> bool:
@@ -222,7 +225,7 @@ class Segment:
                 pending[header.prev_lsn] = header.flush_end
         while scl in pending:
             scl = pending.pop(scl)
-        assert self.origin_lsn <= meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
+        assert meta.floor_lsn <= meta.coalesced_lsn <= scl <= highest_lsn  # noqa: S101 - else acknowledged log is hidden
         self.scl, self.highest_lsn, self._pending = scl, highest_lsn, pending
         self.tail_bytes, self._vdl = tail_bytes, vdl
         self.box.learn(meta.epochs.installed_epoch, vdl)

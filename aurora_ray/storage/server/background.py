@@ -28,6 +28,7 @@ from aurora_ray.storage.pages.coalesce import coalesce
 from aurora_ray.storage.pages.folding import fold_next
 from aurora_ray.storage.pages.garbage import collect, live_read_points, new_floor
 from aurora_ray.storage.pages.idle import note_folded, settle, thorough_compaction_due
+from aurora_ray.storage.pages.sweeping import sweep
 from aurora_ray.storage.supervised import supervised
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ class Background:
         try:
             async with segment.background:
                 if not segment.closed and self._layer_due(segment):
+                    if segment.meta.unswept:
+                        self._node.counters["swept_versions"] += await sweep(segment)
                     merged = await self.coalesce_once(segment)
                 if not segment.closed:
                     await self.collect_once(volume, segment)
-                if not segment.closed and not merged:  # first things first
+                if not segment.closed and not merged and not segment.shares_most:  # first things first
                     await self.fold_once(segment)
                 if not segment.closed:
                     await self.reclaim_once(segment)
@@ -183,17 +186,20 @@ class Background:
         return done
 
     async def collect_once(self, volume: NodeVolume, segment: Segment) -> None:
-        """Raises the floor as far as retention and read points allow."""
+        """Raises the floor as far as retention and read points allow, and further as the disk fills up."""
         config, now_s = self._config, self._node.clock()
         if now_s - self._node.started_s < config.lease_s_max:
             return  # readers that held leases before a restart get the time to renew them
+        kept = segment.meta.retention
         floor_lsn = new_floor(
             segment.meta.layers,
             floor_lsn=segment.meta.floor_lsn,
             limit_lsn=min([segment.vdl, *live_read_points(volume.read_points, now_s)]),
             tail_bytes=segment.tail_bytes,
-            oldest_us=(now_s - config.retention_s) * 1e6,
-            retention_bytes=config.retention_bytes,
+            oldest_us=(now_s - (kept.seconds or config.retention_s)) * 1e6,
+            retention_bytes=self._node.space().history_bytes(
+                kept.log_bytes or config.retention_bytes, config.retention_bytes
+            ),
         )
         if floor_lsn > segment.meta.floor_lsn:
             self._node.counters["floors_raised"] += 1

@@ -126,6 +126,7 @@ class StorageServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        await asyncio.gather(*self.node.forks, return_exceptions=True)
         await self.peers.close()
         self.node.close()
         if self._data_dir is not None:
@@ -161,6 +162,9 @@ class StorageServer:
         }
         for name, method, request in (
             ("CreateSegments", service.create_segments, pb.CreateSegmentsRequest),
+            ("Fork", service.fork, pb.ForkRequest),
+            ("Locate", service.locate, pb.LocateRequest),
+            ("SetRetention", service.set_retention, pb.SetRetentionRequest),
             ("DropVolume", service.drop_volume, pb.DropVolumeRequest),
             ("ListGraveyard", service.list_graveyard, pb.ListGraveyardRequest),
             ("RestoreVolume", service.restore_volume, pb.RestoreVolumeRequest),

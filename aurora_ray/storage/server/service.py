@@ -12,9 +12,12 @@ from aurora_ray.errors import MalformedError, UsageError
 from aurora_ray.log.compression import compress
 from aurora_ray.log.lineage import Lineage
 from aurora_ray.storage.node.epochs import seal, segment_state, truncate
+from aurora_ray.storage.node.fork import ForkOrder, fork
 from aurora_ray.storage.node.status import refuse
 from aurora_ray.storage.pages.copying import digest, outline, send_pages
 from aurora_ray.storage.pages.reading import read_checked_pages, read_file_table, require_complete
+from aurora_ray.storage.segment import places
+from aurora_ray.storage.segment.meta import Retention
 from aurora_ray.storage.server.subscribe import fetch_log, subscribe
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -43,6 +46,43 @@ class StorageService:
         lineage = Lineage(request.lineage.parent, request.lineage.origin_lsn)
         self._node.create_segments(request.volume, request.page_size, request.groups, request.members, lineage)
         return pb.CreateSegmentsReply()
+
+    async def fork(self, request: pb.ForkRequest) -> pb.ForkReply:
+        """Makes a fork's segments, with what peers have of the parent if they lack something here."""
+        tails = {tail.group: tail.lsn for tail in request.tails}
+        order = ForkOrder(
+            request.volume,
+            request.parent,
+            request.lsn,
+            request.epoch,
+            tails,
+            tuple(request.members),
+            request.first_epoch or request.epoch + 1,
+        ).checked()
+        missing = {group: lsn for group, lsn in tails.items() if (request.volume, group) not in self._node.segments}
+        if missing:
+            await self._gossip.catch_up(self._node.volume(request.parent), missing, request.timeout_ms / 1e3)
+        await fork(self._node, order)
+        return pb.ForkReply()
+
+    async def locate(self, request: pb.LocateRequest) -> pb.LocateReply:
+        """Where the log of each group stands."""
+        reply = pb.LocateReply()
+        for segment in self._node.volume(request.volume).segments.values():
+            if request.time_us:
+                place = places.at_time(segment, request.time_us, request.lsn)
+            else:
+                place = places.at_lsn(segment, request.lsn)
+            reply.places.add(
+                group=segment.group,
+                lsn=place.lsn,
+                time_us=place.time_us,
+                installed_epoch=segment.meta.epochs.installed_epoch,
+                vdl=segment.vdl,
+                floor_lsn=segment.meta.floor_lsn,
+                floor_time_us=places.oldest_time_us(segment),
+            )
+        return reply
 
     async def drop_volume(self, request: pb.DropVolumeRequest) -> pb.DropVolumeReply:
         """Moves a volume, or some of its groups, to the graveyard."""
@@ -166,6 +206,15 @@ class StorageService:
         volume.hold(request.holder, request.lsn, self._node.clock() + lease_s)
         return pb.SetReadPointReply()
 
+    async def set_retention(self, request: pb.SetRetentionRequest) -> pb.SetRetentionReply:
+        """For how long history is kept."""
+        volume = self._node.volume(request.volume)
+        retention = Retention(request.retention.seconds, request.retention.log_bytes)
+        for segment in volume.segments.values():
+            if segment.meta.retention != retention:
+                segment.commit(retention=retention)
+        return pb.SetRetentionReply()
+
     # ---- state
 
     async def append_port(self, _: pb.AppendPortRequest) -> pb.AppendPortReply:
@@ -183,6 +232,7 @@ class StorageService:
                 segments=[self._segment_state(volume, segment) for segment in volume.segments.values()],
                 lost_groups=sorted(volume.lost),
                 lineage=pb.Lineage(**volume.lineage._asdict()),
+                retention=pb.Retention(**volume.retention._asdict()),
             )
             for volume in volumes
         ]
@@ -193,8 +243,14 @@ class StorageService:
             volumes=states,
             counters=node.counters,
             disk_bytes=node.disk_bytes,
-            space=pb.Space(**node.space()._asdict()),
+            space=self._space(),
         )
+
+    def _space(self) -> pb.Space:
+        node = self._node
+        space, least = node.space(), node.config.retention_bytes
+        asked = any(segment.meta.retention.log_bytes > least for segment in node.segments.values())
+        return pb.Space(**space._asdict(), history_share=space.history_share if asked else 1.0)
 
     def _segment_state(self, volume: NodeVolume, segment: Segment) -> pb.SegmentState:
         state = segment_state(segment)

@@ -31,9 +31,8 @@ async def subscribe(segment: Segment, after_lsn: int) -> AsyncIterator[bytes]:
     try:
         while True:
             event.clear()
-            require_log(segment, at_lsn)
             vdl = segment.vdl
-            for batches in _chunks(_chain(segment, at_lsn, min(segment.scl, vdl))):
+            for batches in _chunks(durable_log(segment, at_lsn)):
                 at_lsn = decode_header(batches[-1]).flush_end
                 told_vdl = vdl
                 yield log_chunk(batches, vdl)
@@ -44,6 +43,12 @@ async def subscribe(segment: Segment, after_lsn: int) -> AsyncIterator[bytes]:
                 yield log_chunk((), segment.vdl)
     finally:
         segment.box.unsubscribe(event)
+
+
+def durable_log(segment: Segment, after_lsn: int) -> Iterator[bytes]:
+    """The batches behind `after_lsn` that are durable now and complete here. Raises as `require_log`."""
+    require_log(segment, after_lsn)
+    return _chain(segment, after_lsn, min(segment.scl, segment.vdl))
 
 
 async def fetch_log(segment: Segment, after_lsn: int, up_to_lsn: int) -> AsyncIterator[bytes]:

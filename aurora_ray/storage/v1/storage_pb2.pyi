@@ -44,6 +44,64 @@ class CreateSegmentsReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ForkRequest(_message.Message):
+    __slots__ = ("volume", "parent", "lsn", "epoch", "tails", "members", "first_epoch", "timeout_ms")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    parent: bytes
+    lsn: int
+    epoch: int
+    tails: _containers.RepeatedCompositeFieldContainer[GroupTail]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    first_epoch: int
+    timeout_ms: int
+    def __init__(self, volume: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., lsn: _Optional[int] = ..., epoch: _Optional[int] = ..., tails: _Optional[_Iterable[_Union[GroupTail, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., first_epoch: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class ForkReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LocateRequest(_message.Message):
+    __slots__ = ("volume", "lsn", "time_us")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    lsn: int
+    time_us: int
+    def __init__(self, volume: _Optional[bytes] = ..., lsn: _Optional[int] = ..., time_us: _Optional[int] = ...) -> None: ...
+
+class LogPlace(_message.Message):
+    __slots__ = ("group", "lsn", "time_us", "installed_epoch", "vdl", "floor_lsn", "floor_time_us")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    INSTALLED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VDL_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_LSN_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_TIME_US_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    lsn: int
+    time_us: int
+    installed_epoch: int
+    vdl: int
+    floor_lsn: int
+    floor_time_us: int
+    def __init__(self, group: _Optional[int] = ..., lsn: _Optional[int] = ..., time_us: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., floor_time_us: _Optional[int] = ...) -> None: ...
+
+class LocateReply(_message.Message):
+    __slots__ = ("places",)
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    places: _containers.RepeatedCompositeFieldContainer[LogPlace]
+    def __init__(self, places: _Optional[_Iterable[_Union[LogPlace, _Mapping]]] = ...) -> None: ...
+
 class DropVolumeRequest(_message.Message):
     __slots__ = ("volume", "groups", "reason")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
@@ -235,7 +293,7 @@ class BatchInfo(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., prev_lsn: _Optional[int] = ..., flush_start: _Optional[int] = ..., flush_end: _Optional[int] = ..., flush_groups: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SegmentState(_message.Message):
-    __slots__ = ("group", "promised_epoch", "installed_epoch", "truncations", "scl", "vdl", "floor_lsn", "highest_lsn", "tail", "log_bytes", "coalesced_lsn", "members", "next_members", "members_number", "copy", "damaged_items")
+    __slots__ = ("group", "promised_epoch", "installed_epoch", "truncations", "scl", "vdl", "floor_lsn", "highest_lsn", "tail", "log_bytes", "coalesced_lsn", "members", "next_members", "members_number", "copy", "damaged_items", "last_time_us")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PROMISED_EPOCH_FIELD_NUMBER: _ClassVar[int]
     INSTALLED_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +310,7 @@ class SegmentState(_message.Message):
     MEMBERS_NUMBER_FIELD_NUMBER: _ClassVar[int]
     COPY_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LAST_TIME_US_FIELD_NUMBER: _ClassVar[int]
     group: int
     promised_epoch: int
     installed_epoch: int
@@ -268,7 +327,8 @@ class SegmentState(_message.Message):
     members_number: int
     copy: CopyProgress
     damaged_items: int
-    def __init__(self, group: _Optional[int] = ..., promised_epoch: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., scl: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., highest_lsn: _Optional[int] = ..., tail: _Optional[_Iterable[_Union[BatchInfo, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., coalesced_lsn: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., next_members: _Optional[_Iterable[str]] = ..., members_number: _Optional[int] = ..., copy: _Optional[_Union[CopyProgress, _Mapping]] = ..., damaged_items: _Optional[int] = ...) -> None: ...
+    last_time_us: int
+    def __init__(self, group: _Optional[int] = ..., promised_epoch: _Optional[int] = ..., installed_epoch: _Optional[int] = ..., truncations: _Optional[_Iterable[_Union[Truncation, _Mapping]]] = ..., scl: _Optional[int] = ..., vdl: _Optional[int] = ..., floor_lsn: _Optional[int] = ..., highest_lsn: _Optional[int] = ..., tail: _Optional[_Iterable[_Union[BatchInfo, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., coalesced_lsn: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., next_members: _Optional[_Iterable[str]] = ..., members_number: _Optional[int] = ..., copy: _Optional[_Union[CopyProgress, _Mapping]] = ..., damaged_items: _Optional[int] = ..., last_time_us: _Optional[int] = ...) -> None: ...
 
 class CopyProgress(_message.Message):
     __slots__ = ("running", "bytes_copied", "bytes_total", "mb_per_s", "sources")
@@ -503,6 +563,26 @@ class SetReadPointReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SetRetentionRequest(_message.Message):
+    __slots__ = ("volume", "retention")
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    volume: bytes
+    retention: Retention
+    def __init__(self, volume: _Optional[bytes] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ...) -> None: ...
+
+class Retention(_message.Message):
+    __slots__ = ("seconds", "log_bytes")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    seconds: int
+    log_bytes: int
+    def __init__(self, seconds: _Optional[int] = ..., log_bytes: _Optional[int] = ...) -> None: ...
+
+class SetRetentionReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class StateRequest(_message.Message):
     __slots__ = ("volume",)
     VOLUME_FIELD_NUMBER: _ClassVar[int]
@@ -510,18 +590,20 @@ class StateRequest(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ...) -> None: ...
 
 class VolumeState(_message.Message):
-    __slots__ = ("volume", "page_size", "segments", "lost_groups", "lineage")
+    __slots__ = ("volume", "page_size", "segments", "lost_groups", "lineage", "retention")
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     LOST_GROUPS_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
     volume: bytes
     page_size: int
     segments: _containers.RepeatedCompositeFieldContainer[SegmentState]
     lost_groups: _containers.RepeatedScalarFieldContainer[int]
     lineage: Lineage
-    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ...) -> None: ...
+    retention: Retention
+    def __init__(self, volume: _Optional[bytes] = ..., page_size: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentState, _Mapping]]] = ..., lost_groups: _Optional[_Iterable[int]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ...) -> None: ...
 
 class StateReply(_message.Message):
     __slots__ = ("node_id", "az", "pid", "volumes", "counters", "disk_bytes", "space")
@@ -549,11 +631,13 @@ class StateReply(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., az: _Optional[str] = ..., pid: _Optional[int] = ..., volumes: _Optional[_Iterable[_Union[VolumeState, _Mapping]]] = ..., counters: _Optional[_Mapping[str, int]] = ..., disk_bytes: _Optional[int] = ..., space: _Optional[_Union[Space, _Mapping]] = ...) -> None: ...
 
 class Space(_message.Message):
-    __slots__ = ("state", "free_bytes", "reserve_bytes")
+    __slots__ = ("state", "free_bytes", "reserve_bytes", "history_share")
     STATE_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_SHARE_FIELD_NUMBER: _ClassVar[int]
     state: str
     free_bytes: int
     reserve_bytes: int
-    def __init__(self, state: _Optional[str] = ..., free_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ...) -> None: ...
+    history_share: float
+    def __init__(self, state: _Optional[str] = ..., free_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ..., history_share: _Optional[float] = ...) -> None: ...

@@ -39,6 +39,11 @@ class StorageNodeStub:
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsReply.FromString,
                 _registered_method=True)
+        self.Fork = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/Fork',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkReply.FromString,
+                _registered_method=True)
         self.DropVolume = channel.unary_unary(
                 '/aurora_ray.storage.v1.StorageNode/DropVolume',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.DropVolumeRequest.SerializeToString,
@@ -78,6 +83,11 @@ class StorageNodeStub:
                 '/aurora_ray.storage.v1.StorageNode/ReadFileTable',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ReadFileTableRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.FileTableChunk.FromString,
+                _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/Locate',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateReply.FromString,
                 _registered_method=True)
         self.Subscribe = channel.unary_stream(
                 '/aurora_ray.storage.v1.StorageNode/Subscribe',
@@ -129,6 +139,11 @@ class StorageNodeStub:
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointReply.FromString,
                 _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/aurora_ray.storage.v1.StorageNode/SetRetention',
+                request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionReply.FromString,
+                _registered_method=True)
         self.State = channel.unary_unary(
                 '/aurora_ray.storage.v1.StorageNode/State',
                 request_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.StateRequest.SerializeToString,
@@ -141,6 +156,14 @@ class StorageNodeServicer:
 
     def CreateSegments(self, request, context):
         """Creates (idempotently) this node's segment of each protection group named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fork(self, request, context):
+        """Makes this node's segments of a new volume that has all history of another one, its parent, up to an LSN; idempotent.
+        The parent's segments here must be complete up to there (FAILED_PRECONDITION) and look back as far (OUT_OF_RANGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +220,13 @@ class StorageNodeServicer:
 
     def ReadFileTable(self, request, context):
         """The file table as of an LSN (protection group 0 only), msgpack of aurora_ray/log/filetable.py, zstd-compressed, in chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Locate(self, request, context):
+        """Where the log of each group stands at an LSN or at a time: what a fork needs to know.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +303,13 @@ class StorageNodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRetention(self, request, context):
+        """For how long, and up to how much log a segment, history of a volume is kept from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def State(self, request, context):
         """What the node has and how it fares.
         """
@@ -287,6 +324,11 @@ def add_StorageNodeServicer_to_server(servicer, server):
                     servicer.CreateSegments,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsRequest.FromString,
                     response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsReply.SerializeToString,
+            ),
+            'Fork': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fork,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkReply.SerializeToString,
             ),
             'DropVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DropVolume,
@@ -327,6 +369,11 @@ def add_StorageNodeServicer_to_server(servicer, server):
                     servicer.ReadFileTable,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ReadFileTableRequest.FromString,
                     response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.FileTableChunk.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateReply.SerializeToString,
             ),
             'Subscribe': grpc.unary_stream_rpc_method_handler(
                     servicer.Subscribe,
@@ -378,6 +425,11 @@ def add_StorageNodeServicer_to_server(servicer, server):
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointRequest.FromString,
                     response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointReply.SerializeToString,
             ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.FromString,
+                    response_serializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionReply.SerializeToString,
+            ),
             'State': grpc.unary_unary_rpc_method_handler(
                     servicer.State,
                     request_deserializer=aurora__ray_dot_storage_dot_v1_dot_storage__pb2.StateRequest.FromString,
@@ -411,6 +463,33 @@ class StorageNode:
             '/aurora_ray.storage.v1.StorageNode/CreateSegments',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsRequest.SerializeToString,
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.CreateSegmentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/Fork',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ForkReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -627,6 +706,33 @@ class StorageNode:
             '/aurora_ray.storage.v1.StorageNode/ReadFileTable',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.ReadFileTableRequest.SerializeToString,
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.FileTableChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/Locate',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.LocateReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -897,6 +1003,33 @@ class StorageNode:
             '/aurora_ray.storage.v1.StorageNode/SetReadPoint',
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointRequest.SerializeToString,
             aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetReadPointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.storage.v1.StorageNode/SetRetention',
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+            aurora__ray_dot_storage_dot_v1_dot_storage__pb2.SetRetentionReply.FromString,
             options,
             channel_credentials,
             insecure,

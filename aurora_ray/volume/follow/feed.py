@@ -54,12 +54,15 @@ class Feed:
         self._nodes, self._owner = nodes, owner
         self._shunned_until_s: dict[str, float] = {}
         self._gone: dict[str, OutOfRangeError] = {}
-        self._switch = asyncio.Event()
+        self._leaving = False
+        self._patience: asyncio.Timeout | None = None  # of the read that is going on
         self._task = asyncio.create_task(self._run(), name=f"follow group {group}")
 
     def leave_copy(self) -> None:
         """The copy in use is behind: another one shall be tried."""
-        self._switch.set()
+        self._leaving = True
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         """Ends the subscription."""
@@ -97,11 +100,11 @@ class Feed:
     async def _try(self, node_id: str) -> bool:
         """Reads from a copy until it breaks or is left. True if it brought anything."""
         brought = False
-        self._switch.clear()
+        self._leaving = False
         self.node_id = node_id
         replies = self._nodes[node_id].subscribe(self.group, self._owner.after_lsn(self.group))
         try:
-            while not self._switch.is_set():
+            while not self._leaving:
                 await self._owner.room(self.group)
                 chunk = await self._read(replies)
                 if chunk is None:
@@ -121,16 +124,9 @@ class Feed:
         return brought
 
     async def _read(self, replies: Replies) -> Any:
-        """The next chunk; what was waited for is given up when the copy is to be left."""
-        reading = asyncio.ensure_future(replies.read())
-        leaving = asyncio.ensure_future(self._switch.wait())
+        """The next chunk. Raises TimeoutError when the copy is silent, or is to be left."""
         try:
-            async with asyncio.timeout(SILENT_S):
-                await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                return reading.result()
-            raise NodeUnreachableError("another copy is ahead")
+            async with asyncio.timeout(SILENT_S) as self._patience:
+                return await replies.read()
         finally:
-            for waiting in (reading, leaving):
-                waiting.cancel()
-            await asyncio.gather(reading, leaving, return_exceptions=True)
+            self._patience = None

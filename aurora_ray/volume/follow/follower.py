@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from aurora_ray.errors import AuroraError, OutOfRangeError, QuorumLostError, StorageError
+from aurora_ray.rpc.link import HOME
 from aurora_ray.volume.durable import DurableLsn
 from aurora_ray.volume.follow.feed import Feed
 from aurora_ray.volume.follow.merge import FlushMerger
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
     from aurora_ray.log.flush import Flush
+    from aurora_ray.rpc.link import Abroad
     from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 
 BUFFER_BYTES: Final = 8 << 20  # of one group's log that wait for other groups, or for the caller
@@ -43,14 +45,26 @@ class Follower:
     """
 
     @classmethod
-    def open(cls, spec: VolumeSpec, nodes: Iterable[NodeAddress], *, after_lsn: int, az: str | None = None) -> Follower:
-        """Follows from `after_lsn` on; copies in `az` come first. Nothing is waited for: see `wait_durable`."""
-        return cls(spec, nodes, after_lsn, az)
+    def open(
+        cls,
+        spec: VolumeSpec,
+        nodes: Iterable[NodeAddress],
+        *,
+        after_lsn: int,
+        az: str | None = None,
+        abroad: Abroad = HOME,
+    ) -> Follower:
+        """Follows from `after_lsn` on; copies in `az` come first. Nothing is waited for: see `wait_durable`.
 
-    def __init__(self, spec: VolumeSpec, nodes: Iterable[NodeAddress], after_lsn: int, az: str | None) -> None:
+        `abroad`: how the nodes' fleet is reached, if it is not ours.
+        """
+        return cls(spec, Nodes(nodes, spec.volume_id.bytes, abroad), after_lsn, az)
+
+    def __init__(self, spec: VolumeSpec, nodes: Nodes, after_lsn: int, az: str | None) -> None:
         """Not to be called: `open` does."""
+        self.heard_s = 0.0  # on the monotonic clock: when any copy told anything last
         self._shape = Shape(spec)
-        self._nodes = Nodes(nodes, spec.volume_id.bytes)
+        self._nodes = nodes
         self._az = az
         self._merger = FlushMerger(after_lsn)
         self.durable = DurableLsn(after_lsn)
@@ -58,6 +72,8 @@ class Follower:
         self._taken = asyncio.Event()  # a flush was taken: there may be room
         self._refresh_lock = asyncio.Lock()
         self._refreshed_s = 0.0
+        self.heard_s = time.monotonic()  # when a copy last said anything
+        self._behind_s: float | None = None  # since when more is known to be durable than came
         self._feeds: dict[int, Feed] = {}
         self._follow_groups()
         self._watching = asyncio.create_task(self._watch(), name="watch the feeds")
@@ -71,6 +87,11 @@ class Follower:
     def copies(self) -> dict[int, str | None]:
         """Group -> the node whose log is being read."""
         return {group: feed.node_id for group, feed in self._feeds.items()}
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """Since when (monotonic clock) more is durable than was given out; None if all was."""
+        return self._behind_s if self.durable.lsn > self._merger.lsn else None
 
     def __aiter__(self) -> AsyncIterator[Flush]:
         return self
@@ -135,9 +156,12 @@ class Follower:
 
     def on_log(self, group: int, batches: Collection[bytes], vdl: int) -> None:
         """Log of a group, and what its copy knows to be durable. Raises MalformedError."""
+        self.heard_s = time.monotonic()
         for batch in batches:
             self._merger.add(group, batch)
         if vdl > self.durable.lsn:
+            if self.waits_since_s is None:
+                self._behind_s = self.heard_s
             self.durable.advance(vdl)
         if batches:
             self._came.set()

@@ -49,6 +49,7 @@ class ReadLease:
         self._shape, self._nodes = shape, nodes
         self._holder, self._lease_s = holder, lease_s
         self._task: asyncio.Task[None] | None = None
+        self.gone = asyncio.Event()  # set when too few copies still have what is to be held
 
     @property
     def lost(self) -> bool:
@@ -75,6 +76,8 @@ class ReadLease:
             try:
                 await self._renew()
             except AuroraError as error:
+                if isinstance(error, OutOfRangeError):
+                    self.gone.set()
                 _log.warning("the lease of %s at LSN %d: %s", self._holder, self.lsn, error)
 
     async def _renew(self) -> None:

@@ -8,8 +8,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, UsageError
+from aurora_ray.rpc.link import HOME
 from aurora_ray.volume.nodes import Nodes, close_all
 from aurora_ray.volume.read.copies import ask_copies
+from aurora_ray.volume.read.lease import LEASE_S, ReadLease
 from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, check_durable
 from aurora_ray.volume.shape import Shape
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
+    from aurora_ray.rpc.link import Abroad
     from aurora_ray.volume.read.copies import Copies
     from aurora_ray.volume.read.pages import PageRange, PageRun
     from aurora_ray.volume.spec import NodeAddress, VolumeSpec
@@ -41,12 +44,14 @@ class VolumeReader:
         lsn: int | None = None,
         timeout_s: float,
         az: str | None = None,
+        abroad: Abroad = HOME,
     ) -> VolumeReader:
         """Opens at `lsn` (default: the highest that the nodes know to be durable). 3 of 6 copies suffice.
 
-        Raises OutOfRangeError for an LSN that is not durable, QuorumLostError if too few copies answer.
+        `abroad`: how the nodes' fleet is reached, if it is not ours. Raises OutOfRangeError for an LSN that is not
+        durable, QuorumLostError if too few copies answer.
         """
-        fleet = Nodes(nodes, spec.volume_id.bytes)
+        fleet = Nodes(nodes, spec.volume_id.bytes, abroad)
         try:
             copies = await ask_copies(spec, fleet.clients, timeout_s)
             point = copies.vdl if lsn is None else lsn
@@ -88,6 +93,12 @@ class VolumeReader:
         for group, tail in tails.items():
             self._tails[group] = max(tail, self._tails.get(group, 0))
         self._lsn = lsn
+
+    async def hold(self, holder: str, *, lsn: int | None = None, lease_s: float = LEASE_S) -> ReadLease:
+        """A lease on history from `lsn` (default: `read_lsn`) on, to be released before this is closed; see
+        ReadLease.take."""
+        point = self._lsn if lsn is None else lsn
+        return await ReadLease.take(self._shape, self._nodes, holder=holder, lsn=point, lease_s=lease_s)
 
     async def update_nodes(self, nodes: Iterable[NodeAddress]) -> None:
         """Takes in where the nodes answer now, new nodes among them."""
@@ -148,3 +159,32 @@ class VolumeReader:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self._nodes.close()
+
+
+class AsOf:
+    """A `PageSource` that stays at one LSN of a reader which moves on."""
+
+    def __init__(self, reader: VolumeReader) -> None:
+        self._reader = reader
+        self.read_lsn: int = reader.read_lsn
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """The volume's shape as far as it is known."""
+        return self._reader.spec
+
+    async def read_pages(
+        self, ranges: Sequence[PageRange], lsn: int | None = None, timeout_s: float = READ_TIMEOUT_S
+    ) -> list[PageRun]:
+        """See VolumeReader."""
+        return await self._reader.read_pages(ranges, self._point(lsn), timeout_s)
+
+    async def read_file_table(self, lsn: int | None = None, timeout_s: float = READ_TIMEOUT_S) -> FileTable:
+        """See VolumeReader."""
+        return await self._reader.read_file_table(self._point(lsn), timeout_s)
+
+    def _point(self, lsn: int | None) -> int:
+        if lsn is None:
+            return self.read_lsn
+        check_durable(lsn, self.read_lsn)
+        return lsn

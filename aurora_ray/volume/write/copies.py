@@ -24,10 +24,8 @@ async def create_segments(
     """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
 
     Nobody creates a missing segment later (an empty one in the place of a lost one would make redo vanish), so nodes
-    that are slow get a while longer when the quorum is there already. Raises UnsupportedLineageError for a volume
-    with a parent, without asking any node.
+    that are slow get a while longer when the quorum is there already.
     """
-    spec.lineage.require_root("to create it")
 
     async def create(client: NodeClient) -> None:
         for placement in placements:

@@ -74,7 +74,6 @@ class Members:
         await asyncio.gather(
             *(self.prepare(self._nodes[node]) for node in created), return_exceptions=True
         )  # a node that misses it calls itself stale at the first batch
-        self._redo.end.begin(placement.group, spec.lineage.origin_lsn)
         self._held.add(placement)
         return self._go_by(placement)
 

@@ -47,6 +47,7 @@ class RedoWriter:
         self._in_flight: deque[InFlight] = deque()
         self._append_lock = asyncio.Lock()
         self._last_submit_s = 0.0
+        self._last_time_us = recovered.last_time_us
         self._told_vdl = recovered.end_lsn  # the newest that a batch on its way to the nodes says
 
     # ---- in
@@ -91,12 +92,17 @@ class RedoWriter:
         await self.durable.wait_for(flush.end, timeout_s)
         return flush.end
 
-    def encode(self, records: Sequence[Record]) -> Flush:
-        """The next flush, of these records; it is not submitted."""
+    def encode(self, records: Sequence[Record], end_lsn: int | None = None) -> Flush:
+        """The next flush, of these records; it is not submitted. `end_lsn`: where it ends, if not with the last one.
+
+        Raises UsageError for one that lies before that.
+        """
         builder = RecordBuilder(self.end.lsn)
         for record in records:
             builder.add(record)
-        start, end = builder.start_lsn, builder.end_lsn
+        start, end = builder.start_lsn, builder.end_lsn if end_lsn is None else end_lsn
+        if end < builder.end_lsn:
+            raise UsageError(f"the records end at LSN {builder.end_lsn}: a flush of them cannot end at {end}")
         parts = builder.take()
         groups = tuple(part.group for part in parts)
         batches = {
@@ -107,7 +113,7 @@ class RedoWriter:
                 prev_lsn=self.end.tail(part.group),
                 flush_start=start,
                 flush_end=end,
-                time_us=time.time_ns() // 1000,
+                time_us=self._now_us(),
                 vdl=self.durable.lsn,
                 record_count=part.record_count,
                 groups=groups,
@@ -116,6 +122,12 @@ class RedoWriter:
             for part in parts
         }
         return Flush(start, end, batches)
+
+    def _now_us(self) -> int:
+        """The log's own clock: this machine's, but later with each flush, whatever writers' clocks do. So a time stands
+        for one place in the log."""
+        self._last_time_us = max(self._last_time_us + 1, time.time_ns() // 1000)
+        return self._last_time_us
 
     # ---- what the streams and the shape tell
 
@@ -177,7 +189,7 @@ class RedoWriter:
             prev_lsn=0,
             flush_start=vdl,
             flush_end=vdl,
-            time_us=time.time_ns() // 1000,
+            time_us=self._last_time_us,
             vdl=vdl,
             record_count=0,
             groups=(group,),

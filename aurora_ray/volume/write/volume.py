@@ -20,13 +20,13 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING
 
-from aurora_ray.errors import FencedError, StorageError
+from aurora_ray.errors import FencedError, StorageError, UsageError
 from aurora_ray.volume.durable import DurableLsn
 from aurora_ray.volume.nodes import Nodes
 from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, check_durable
 from aurora_ray.volume.recovery import placement_of
 from aurora_ray.volume.shape import Shape
-from aurora_ray.volume.takeover import CALL_TIMEOUT_S, take_over
+from aurora_ray.volume.takeover import ANY_EPOCH, CALL_TIMEOUT_S, take_over
 from aurora_ray.volume.write.copies import create_segments
 from aurora_ray.volume.write.fanout import Fanout
 from aurora_ray.volume.write.fence import Fence
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
+    from aurora_ray.rpc.link import Abroad
     from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.read.pages import PageRange, PageRun
     from aurora_ray.volume.recovery import Recovered
@@ -50,7 +51,10 @@ class Volume:
 
     @classmethod
     async def create(cls, spec: VolumeSpec, nodes: Sequence[NodeAddress], timeout_s: float) -> None:
-        """Creates the segments of a new volume. Raises QuorumLostError if a group gets fewer than 4 of 6."""
+        """Creates the segments of a new volume. Raises QuorumLostError if a group gets fewer than 4 of 6, UsageError if
+        it has a parent."""
+        if spec.lineage.parent:
+            raise UsageError("a volume with a parent is forked (volume/fork.py), never made empty")
         fleet = Nodes(nodes, spec.volume_id.bytes)
         try:
             await create_segments(spec, spec.groups, fleet.clients, timeout_s)
@@ -66,17 +70,20 @@ class Volume:
         timeout_s: float,
         on_fenced: Callable[[], object] | None = None,
         az: str | None = None,
+        epochs: range = ANY_EPOCH,
+        abroad: Abroad | None = None,
     ) -> Volume:
         """Seals out whoever has the volume now, finds the durable end, and opens there.
 
-        `on_fenced` listens to the fence. `az` is where the caller is: reads prefer copies there. Raises
-        QuorumLostError, UsageError for a `spec` that lacks groups.
+        `on_fenced` listens to the fence. `az` is where the caller is: reads prefer copies there. `epochs`: of which one
+        is taken. `abroad`: how the nodes' fleet is reached, if it is not ours. Raises QuorumLostError, FencedError if
+        the volume has gone beyond `epochs`, UsageError for a `spec` that lacks groups.
         """
-        fleet = Nodes(nodes, spec.volume_id.bytes)
+        fleet = Nodes(nodes, spec.volume_id.bytes, abroad)
         owner = uuid.uuid4().bytes
         fleet.tell_each_other()
         try:
-            recovered = await take_over(spec, fleet.clients, owner, timeout_s)
+            recovered = await take_over(spec, fleet.clients, owner, timeout_s, epochs)
         except BaseException:
             await fleet.close()
             raise
