@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aurora_ray.engine.image import import_records
-from aurora_ray.log.sizes import NO_GROUP
+from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount.evictor import default_cache_bytes
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.volume.read.pages import PageRange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from aurora_ray.compute.engines import PreparedEngine
-    from aurora_ray.engine.base import Engine
+    from aurora_ray.engine.base import Engine, FilePart, StandbyFeed
+    from aurora_ray.volume.read.pages import PageRun
+    from aurora_ray.volume.read.source import PageSource
     from aurora_ray.volume.write.volume import Volume
 
 
@@ -36,24 +39,66 @@ async def is_complete(prepared: PreparedEngine, volume: Volume) -> bool:
 
 
 async def mount_for(
-    prepared: PreparedEngine, engine: Engine, volume: Volume, mount_dir: Path, *, cache_bytes: int = 0
+    prepared: PreparedEngine,
+    engine: Engine,
+    source: PageSource,
+    mount_dir: Path,
+    *,
+    writer: Volume | None,
+    cache_bytes: int = 0,
+    told: Callable[[str], None] = lambda _: None,
+    groups_max: int = GROUPS_MAX,
 ) -> MountedVolume:
-    """A mount of the volume, as the engine's data directory. `cache_bytes` 0: by what is free on its disk."""
+    """A mount of what `source` reads, as the engine's data directory; see MountedVolume.open, also for `told`.
+
+    An engine without a writer follows. `cache_bytes` 0: by what is free on its disk.
+    """
     account = prepared.account
+    patterns = engine.volatile_patterns(follows=writer is None)
     return await MountedVolume.open(
-        volume,
+        source,
         mount_dir,
-        writer=volume,
+        writer=writer,
         owner_uid=account.uid if account.switch else None,
         owner_gid=account.gid if account.switch else None,
         cache_bytes=cache_bytes or default_cache_bytes(mount_dir),
-        volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in engine.volatile_patterns()],
+        volatile_patterns=[(pattern.kind.value, pattern.pattern) for pattern in patterns],
         eager=prepared.adapter.eager,
         soon=prepared.adapter.soon,
+        told=told,
+        groups_max=groups_max,
     )
 
 
-async def start_on(mounted: MountedVolume, engine: Engine, *, timeout_s: float) -> None:
+async def read_file(source: PageSource, part: FilePart, lsn: int) -> list[bytes | None]:
+    """Pages of a file as of `lsn`, fewer at the end of its extents; None: never written. Raises what reading does."""
+    file_id, extents, first_page, page_count = part
+    end = min(first_page + page_count, len(extents) * EXTENT_PAGES)
+    ranges, answers = [], []
+    for number in range(first_page // EXTENT_PAGES, -(-end // EXTENT_PAGES)):
+        at, until = max(first_page, number * EXTENT_PAGES), min(end, (number + 1) * EXTENT_PAGES)
+        placed = extents[number] != NO_GROUP
+        answers.append((until - at, placed))
+        if placed:
+            ranges.append(PageRange(extents[number], file_id, at, until - at))
+    runs = iter(await source.read_pages(ranges, lsn) if ranges else ())
+    pages: list[bytes | None] = []
+    for count, placed in answers:
+        pages += _pages_of(next(runs), source.spec.page_size) if placed else [None] * count
+    return pages
+
+
+def _pages_of(run: PageRun, page_bytes: int) -> list[bytes | None]:
+    pages, at = [], 0
+    for kind in run.kinds:
+        pages.append(run.pages[at : at + page_bytes] if kind else None)
+        at += page_bytes if kind else 0
+    return pages
+
+
+async def start_on(
+    mounted: MountedVolume, engine: Engine, *, timeout_s: float, follow: StandbyFeed | None = None
+) -> None:
     """Starts the engine on its mount, and makes sure that it speaks to it. `timeout_s`: how long nothing may move."""
     await engine.start(
         mounted.mount_dir,
@@ -61,5 +106,6 @@ async def start_on(mounted: MountedVolume, engine: Engine, *, timeout_s: float) 
         pass_fds=mounted.pass_fds,
         timeout_s=timeout_s,
         moved=lambda: mounted.stats().get("pages_fetched"),
+        follow=follow,
     )
     mounted.check_attached()

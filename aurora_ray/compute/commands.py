@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from aurora_ray.compute.config import CapacityOrder
+    from aurora_ray.engine.base import Horizon, RegionRow, ReplicaRow
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
 T_co = TypeVar("T_co", covariant=True)
@@ -44,6 +46,14 @@ class UpdateNodes(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateSource(Command[None]):
+    """For a replicator: new addresses of the storage nodes of the primary region."""
+
+    needless: ClassVar[bool] = True
+    nodes: Sequence[NodeAddress]
+
+
+@dataclass(frozen=True, slots=True)
 class AddGroup(Command[None]):
     """Another protection group for the volume."""
 
@@ -71,3 +81,43 @@ class FirstWrite(Command["tuple[int, int] | None"]):
     def limit_s(self) -> float:
         """Its own time, and some for the way."""
         return self.timeout_s + 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Command[float]):
+    """Another capacity; the one that is in force then, in ACUs. None: the instance has its size again, and 0 is in
+    force."""
+
+    order: CapacityOrder | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBack(Command[None]):
+    """For a writer that is going to end in order: whatever of that takes time and can be done while it serves. Returns
+    when that is done, or after `timeout_s` at the latest."""
+
+    timeout_s: float
+
+    @property
+    def limit_s(self) -> float:
+        """Its own time, and some for the way."""
+        return self.timeout_s + 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus(Command[None]):
+    """All instances of the cluster, for the engine's users, and the regions of a global one. To be told anew while
+    anything of it changes."""
+
+    needless: ClassVar[bool] = True
+    rows: Sequence[ReplicaRow]
+    regions: Sequence[RegionRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldHorizon(Command[None]):
+    """For a writer: the readers' horizons (each the oldest of one reader), to be held for `lease_s` from now on."""
+
+    needless: ClassVar[bool] = True
+    horizons: Sequence[Horizon]
+    lease_s: float

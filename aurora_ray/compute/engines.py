@@ -39,10 +39,11 @@ class PreparedEngine:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
+        name: str = "",
     ) -> Engine:
         """The engine for one incarnation; port 0 takes a free one."""
         return self.adapter.make(
-            self.install, self.account, run_dir, host=host, port=port, size=size, parameters=parameters
+            self.install, self.account, run_dir, host=host, port=port, size=size, parameters=parameters, name=name
         )
 
 

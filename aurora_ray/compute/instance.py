@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from aurora_ray import telemetry
-from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterPhase, WriterStatus
+from aurora_ray.compute import capacity
+from aurora_ray.compute.config import EngineChoice, IncarnationPhase, InstanceConfig, InstanceStatus, Opened, Outcome
 from aurora_ray.compute.kinds import incarnation_of
+from aurora_ray.compute.usage import LOOK_EVERY_S, Usage
 from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.registry import adapter
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,20 +29,27 @@ class Instance:
 
     def __init__(self) -> None:
         self._open: Incarnation | None = None
+        self._usage: Usage | None = None
+        self._volume_id = ""
 
     async def get_ready(self, choice: EngineChoice) -> None:
         """Does what opening will need before it is asked for; `open` reports what goes wrong with it."""
-        from aurora_ray.compute import writer  # noqa: F401  (its imports take a while)
+        from aurora_ray.compute import reader, writer  # noqa: F401  (their imports take a while)
         from aurora_ray.compute.engines import prepare_engine
 
         with contextlib.suppress(Exception):
             await prepare_engine(choice)
 
-    async def open(self, config: WriterConfig, trace: Mapping[str, str]) -> Opened:
+    async def open(self, config: InstanceConfig, trace: Mapping[str, str]) -> Opened:
         """Opens a new incarnation. Raises UsageError while there is one, and what Incarnation.start raises."""
-        if self._open is not None and self._open.status().phase is not WriterPhase.ENDED:
+        from aurora_ray.compute.incarnation import Opening  # its imports take a while
+
+        if self._open is not None and self._open.status().phase is not IncarnationPhase.ENDED:
             raise UsageError(f"{config.instance_id} is open already")
         self._open = incarnation_of(config)
+        self._volume_id = str(config.volume.volume_id)
+        counters = self._open.counters if isinstance(self._open, Opening) else dict
+        self._usage = Usage(adapter(config.engine.engine).sessions, counters=counters)
         with telemetry.attached(telemetry.extract_dict(trace)):
             return await self._open.start()
 
@@ -46,9 +57,14 @@ class Instance:
         """Returns when the incarnation that is open now has ended."""
         return await self._open.wait_ended() if self._open is not None else Outcome(asked=False, reason="not open")
 
-    async def status(self) -> WriterStatus | None:
-        """The latest incarnation; None if there was none."""
-        return self._open.status() if self._open is not None else None
+    async def status(self) -> InstanceStatus | None:
+        """The latest incarnation, with what its engine uses among its `stats`; None if there was none."""
+        if self._open is None or self._usage is None:
+            return None
+        status = self._open.status()
+        self._usage.every_s = capacity.LOOK_EVERY_S if "acu" in status.stats else LOOK_EVERY_S
+        stats = {**status.stats, **self._usage.of(status.pid)}
+        return replace(status, stats=stats, volume_id=self._volume_id)
 
     async def do(self, command: Command[T]) -> T | None:
         """Has the open incarnation carry out a command; see Command for what happens when there is none."""
@@ -58,8 +74,8 @@ class Instance:
             raise UsageError(f"nothing is open that could do {type(command).__name__}")
         return await self._open.do(command)
 
-    async def stop(self, *, fast: bool) -> Outcome | None:
-        """Ends the incarnation, in order if `fast`, else at once."""
+    async def stop(self, *, fast: bool, reopens: bool = False) -> Outcome | None:
+        """Ends the incarnation, in order if `fast`, else at once. `reopens`: see Opening.stop."""
         if self._open is None:
             return None
-        return await self._open.stop(StopMode.FAST if fast else StopMode.KILL)
+        return await self._open.stop(StopMode.FAST if fast else StopMode.KILL, reopens=reopens)

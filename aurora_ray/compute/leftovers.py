@@ -113,7 +113,8 @@ async def end_leftovers(pid_file: Path, mount_dir: Path, programs: Sequence[str]
     killed: set[int] = set()
     while True:
         noted = read_pid_file(pid_file)
-        pids = {*of_engine(mount_dir, programs), *([noted] if noted is not None else [])}
+        found = await asyncio.to_thread(of_engine, mount_dir, programs)  # tens of milliseconds, and others have work
+        pids = {*found, *([noted] if noted is not None else [])}
         pids = {pid for pid in pids if start_ticks(pid) is not None}
         if not pids:
             break

@@ -120,9 +120,22 @@ class Watch:
         )
 
 
-def engine_watch(engine: Engine, volume: Volume, rules: HealthRules, name: str) -> Watch:
-    """A writer's look at its engine, which shall open a session and answer. A refusal is an answer."""
+def writer_watch(engine: Engine, volume: Volume, rules: HealthRules, name: str) -> Watch:
+    """A writer's look at its engine."""
     before = [volume.vdl]
+
+    async def storage() -> tuple[int, bool]:
+        vdl, before[0] = before[0], volume.vdl
+        return volume.vdl, volume.redo.inflight_bytes > 0 and volume.vdl == vdl
+
+    return engine_watch(engine, storage, rules, name)
+
+
+def engine_watch(
+    engine: Engine, storage: Callable[[], Awaitable[tuple[int, bool]]], rules: HealthRules, name: str
+) -> Watch:
+    """An instance's look at its engine, which shall open a session and answer. A refusal is an answer. `storage`: see
+    Watched."""
 
     async def ask(timeout_s: float) -> bool:
         try:
@@ -130,9 +143,5 @@ def engine_watch(engine: Engine, volume: Volume, rules: HealthRules, name: str) 
         except EngineError as error:
             return not isinstance(error.__context__, TimeoutError)
         return True
-
-    async def storage() -> tuple[int, bool]:
-        vdl, before[0] = before[0], volume.vdl
-        return volume.vdl, volume.redo.inflight_bytes > 0 and volume.vdl == vdl
 
     return Watch(Watched(name, ask, lambda: engine.pid, storage), rules)

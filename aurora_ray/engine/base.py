@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.sizes import InstanceSize
+    from aurora_ray.errors import AuroraError
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.log.flush import Flush
     from aurora_ray.log.record import Record
     from aurora_ray.troubles import TroubleCode
 
@@ -34,13 +37,20 @@ class EngineInstall:
     """One installed version of an engine.
 
     `parts` are the directories that make up the installation if it works from wherever it is copied to; empty if it
-    only works where it is (a distribution's package).
+    only works where it is (a distribution's package). `series`: the versions that open each other's data directories,
+    by the numbers (`series_numbers`) that they share; what a cluster is declared with.
     """
 
     kind: str
     version: str
     bin_dir: Path
     parts: tuple[TreePart, ...] = ()
+    series_numbers: int = 1
+
+    @property
+    def series(self) -> str:
+        """As "18", or "10.11"."""
+        return ".".join(self.version.split(".")[: self.series_numbers])
 
     @property
     def major(self) -> int:
@@ -95,6 +105,92 @@ class EngineExit:
         return self.returncode == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """The oldest transactions of which a reader's sessions still need rows, as the engine counts; 0: none.
+
+    The writer must not remove those rows for as long as the horizon is told anew, and a little longer."""
+
+    xmin: int
+    catalog_xmin: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """What an engine's users are told of one instance of their cluster; times in Unix seconds, `cpu` in percent."""
+
+    server_id: str
+    session_id: str  # MASTER_SESSION_ID for the writer, else anything that is the incarnation's own
+    cpu: float
+    replica_lag_ms: float
+    last_update_s: float
+    host_id: str = ""  # its identifier for who came by an address of the cluster's own (control/model/addresses.py)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRow:
+    """What an engine's users are told of one region of their global cluster: up to where it has redo, how far it is
+    behind the primary (-1: it is that), when that was true, and what serves there, with the LSN that it shows."""
+
+    region: str
+    lsn: int
+    lag_ms: float
+    at_s: float
+    instances: tuple[tuple[ReplicaRow, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Up to which LSN of the volume an engine that follows shows it. `waits_since_s`: since when (monotonic clock) the
+    oldest flush that it was given and does not show is known; None if there is none."""
+
+    lsn: int
+    waits_since_s: float | None
+
+
+class FilePart(NamedTuple):
+    """`page_count` pages of a file of the volume from `first_page` on; `extents`: see log.filetable.Entry."""
+
+    file_id: int
+    extents: Sequence[int]
+    first_page: int
+    page_count: int
+
+
+class ReadFile(Protocol):
+    """How a feed reads what it did not see being written."""
+
+    async def __call__(self, part: FilePart, lsn: int, /) -> list[bytes | None]:
+        """The pages as of an LSN, fewer than asked for at the file's end; None: never written."""
+
+
+class StandbyFeed(Protocol):
+    """What an engine is fed with that follows its writer: the volume's durable log, cut to what the engine replays."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What the engine must be started with to follow this."""
+
+    @property
+    def horizon(self) -> Horizon | None:
+        """What the engine's sessions need; None if it has not said so lately."""
+
+    async def open(self) -> None:
+        """Before the engine's start."""
+
+    async def take(self, flush: Flush) -> None:
+        """The next flush of the log. Returns when there is room for another one."""
+
+    def replayed(self) -> Replayed:
+        """How far the engine is."""
+
+    async def wait_failed(self) -> AuroraError:
+        """Returns why it can follow no further, and is to be opened anew; else never."""
+
+    async def close(self) -> None:
+        """After the engine's end."""
+
+
 class Engine(Protocol):
     """One engine on one data directory. Methods that wait take a timeout and raise EngineError when it passes."""
 
@@ -113,6 +209,11 @@ class Engine(Protocol):
     @property
     def socket_dir(self) -> Path:
         """Where sessions on the same machine find it."""
+
+    @property
+    def hand_over(self) -> Path | None:
+        """The Unix socket on which it takes clients' sockets (interposer/src/intercept_accept.c); None: it takes
+        none."""
 
     @property
     def first_start(self) -> bool:
@@ -134,8 +235,9 @@ class Engine(Protocol):
         pass_fds: Sequence[int],
         timeout_s: float,
         moved: Callable[[], object] = ...,
+        follow: StandbyFeed | None = None,
     ) -> None:
-        """Starts as writer and returns when it accepts statements. On failure nothing is left running.
+        """Starts as writer, or to follow one, and returns when it accepts statements. After a failure nothing runs.
 
         A start may take as long as it must: it fails when nothing has moved for `timeout_s`. `moved` is asked what the
         caller knows of: another value than before is a move.
@@ -146,8 +248,25 @@ class Engine(Protocol):
     ) -> None:
         """Mends what users did to the data directory, before a start. Each of `kinds` can be done again."""
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
-        """Other parameters of the cluster: in force at once where that can be, else at the next start."""
+    async def configure(self, parameters: Mapping[str, str], size: InstanceSize | None = None) -> None:
+        """Other parameters of the cluster, and another size if one is given: in force at once where that can be, else
+        at the next start."""
+
+    async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
+        """Of a writer: keeps what these readers need, for `lease_s` from now on. Raises EngineError."""
+
+    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
+        """What sessions are told of their cluster from now on; of a global one, of its regions too."""
+
+    async def write_back(self, *, timeout_s: float) -> None:
+        """Of a writer that serves: writes what its caches hold and its files do not, so that an end in order, or a
+        recovery, has little left to do. Raises EngineError if it does not get to the end of it in time."""
+
+    async def complete_databases(self) -> None:
+        """Of a writer: puts what sessions are promised into databases of earlier versions.
+
+        After a start, and not in its way. Raises EngineError.
+        """
 
     async def note_good_start(self) -> None:
         """Keeps what this run was configured with, as the last that worked. After a start, and not in its way."""
@@ -167,8 +286,12 @@ class Engine(Protocol):
     async def give_password(self, password: str, *, timeout_s: float) -> None:
         """Makes `password` the superuser's if it has none yet; one that its owner set stays."""
 
-    def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
-        """What may stay out of the volume."""
+    def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:
+        """What may stay out of the volume; `follows`: on the mount of an engine that follows its writer."""
+
+    async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
+        """What this engine is fed with when it is started to follow, on `data_dir`, a mount of the volume as of `lsn`,
+        where its file table was `table`. Raises EngineError, or UsageError if the engine cannot follow."""
 
     def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
         """The connection string for clients, without a secret in it."""
@@ -191,6 +314,14 @@ class Rows:
     count: int
 
 
+class Difference(NamedTuple):
+    """A row that `came`, `went` or `changed` (which is `kind`) between two moments; rows are JSON objects."""
+
+    kind: str
+    before: str | None
+    after: str | None
+
+
 class Client(Protocol):
     """How people and programs on this machine speak to an engine."""
 
@@ -205,15 +336,20 @@ class Client(Protocol):
     def query(self, dsn: str, statement: str) -> Rows:
         """Runs a statement in a session of its own. Raises AuroraError, in a sentence."""
 
+    def differences(self, before: str, after: str, table: str, database: str) -> Iterator[Difference]:
+        """What a table's rows on the server behind one connection string have that those behind another do not: by the
+        primary key if both have the same, else as a multiset. Where there is no such table, it has no rows. It takes
+        bounded memory. Raises UsageError, AuroraError, in a sentence."""
+
     def parameters(self, dsn: str, declared: Mapping[str, str], *, everything: bool) -> list[dict[str, str]]:
         """What the server runs with: name, value, default, unit, source ("cluster" for what is `declared` and in force,
         "aurora" for ours) and when a change counts; only what was set, or all."""
 
     def command_line(
-        self, dsn: str, version: str, bin_dir: Path | None, statement: str | None, arguments: Sequence[str]
+        self, dsn: str, version: str, bin_dir: Path | None, statements: Sequence[str], arguments: Sequence[str]
     ) -> list[str]:
-        """The client program for people, one that suits the server's version: path and arguments. With a statement, it
-        runs that and ends. Raises ConfigurationError if there is none on this machine."""
+        """The client program for people, one that suits the server's version: path and arguments. With statements, it
+        runs them one after the other and ends. Raises ConfigurationError if there is none on this machine."""
 
 
 class Adapter(Protocol):
@@ -222,7 +358,9 @@ class Adapter(Protocol):
     `page_bytes`: of its volumes. `eager`: files (patterns) that a mount should have before the start, `soon` those
     that the first sessions will want. `programs`: names of what its processes run. `last_file`: of a new cluster's
     import, so a volume that has it is complete. `version_file`: says in a volume which major version it is of; the path
-    is no other engine's. `repairs`: kinds of `Engine.repair`.
+    is no other engine's. `repairs`: kinds of `Engine.repair`. `read_only_parameters`: with them, nothing is changed.
+    `cancel_code`, `refusal`: as in endpoint.relay.ClientProtocol. `has_readers`: whether its servers can follow a
+    writer. `passfile_suffix`: of the files in which a program of its clients finds a password.
     """
 
     name: str
@@ -234,7 +372,12 @@ class Adapter(Protocol):
     last_file: bytes
     version_file: bytes
     repairs: tuple[str, ...]
+    read_only_parameters: Mapping[str, str]
     client: Client
+    cancel_code: int
+    refusal: bytes
+    has_readers: bool
+    passfile_suffix: str
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:
         """The installation to use, see the engine's own. Raises ConfigurationError, which says what there is."""
@@ -255,8 +398,10 @@ class Adapter(Protocol):
         port: int,
         size: InstanceSize,
         parameters: Mapping[str, str],
+        name: str = "",
     ) -> Engine:
-        """An engine that can be started once on a data directory. `run_dir`: for its sockets and log."""
+        """An engine that can be started once on a data directory. `run_dir`: for its sockets and log. `name`: that its
+        sessions know it by."""
 
     def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
         """What each change of a cluster's parameters needs, "dynamic" or "pending-reboot", by canonical name (None is a
@@ -270,6 +415,9 @@ class Adapter(Protocol):
 
     def write_passfile(self, path: Path, password: str) -> None:
         """Puts a pass file with this password in the place of what is there. Raises OSError."""
+
+    def sessions(self, pid: int, below: Sequence[int]) -> int:
+        """How many clients an engine serves. `pid`: its main process, `below`: those that this has started."""
 
     def forget_run(self, run_dir: Path) -> None:
         """Gives the kernel back what a run held whose end nobody saw to. All of it is gone."""

@@ -61,12 +61,9 @@ def tree_records(
     postponed = {path: position for position, path in enumerate(last)}
     files.sort(key=lambda item: (postponed.get(item[0], -1), item[0]))
     for file_id, (path, entry) in enumerate(files, first_file_id):
-        content = bytearray(entry.read_bytes())
-        for patch in patches:
-            if patch.path == path:
-                content[patch.offset : patch.offset + len(patch.data)] = patch.data
         yield record.create(file_id, path, stat.S_IMODE(entry.stat().st_mode))
-        yield from _content_records(file_id, content, page_size, assign_extent)
+        own = [patch for patch in patches if patch.path == path]
+        yield from _content_records(file_id, entry, own, page_size, assign_extent)
 
 
 def _walk(root: Path) -> tuple[list[Record], list[tuple[bytes, Path]]]:
@@ -88,24 +85,35 @@ def _walk(root: Path) -> tuple[list[Record], list[tuple[bytes, Path]]]:
 
 
 def _content_records(
-    file_id: int, content: bytearray, page_size: int, assign_extent: Callable[[], int]
+    file_id: int, entry: Path, patches: Sequence[Patch], page_size: int, assign_extent: Callable[[], int]
 ) -> Iterator[Record]:
-    if not content:
-        return
-    yield record.size(file_id, len(content))
-    view = memoryview(content)
-    zeros = bytes(page_size)
-    assigned: tuple[int, int] | None = None
-    for offset in range(0, len(content), page_size):
-        image = view[offset : offset + page_size]
-        if image == zeros[: len(image)]:
-            continue
-        page = offset // page_size
-        extent_no = page // EXTENT_PAGES
-        if assigned is None or assigned[0] != extent_no:
-            assigned = (extent_no, assign_extent())
-            yield record.extent(file_id, extent_no, assigned[1])
-        yield record.page_full(file_id, page, image, group=assigned[1])
+    """Page by page: an engine's log may be large, and is zeros for the most part."""
+    with entry.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return
+        yield record.size(file_id, size)
+        zeros = bytes(page_size)
+        assigned: tuple[int, int] | None = None
+        for page, offset in enumerate(range(0, size, page_size)):
+            image = _patched(file.read(page_size), offset, patches)
+            if image == zeros[: len(image)]:
+                continue
+            extent_no = page // EXTENT_PAGES
+            if assigned is None or assigned[0] != extent_no:
+                assigned = (extent_no, assign_extent())
+                yield record.extent(file_id, extent_no, assigned[1])
+            yield record.page_full(file_id, page, image, group=assigned[1])
+
+
+def _patched(image: bytes, offset: int, patches: Sequence[Patch]) -> bytes:
+    """The part of a file from `offset` on, with what the patches change of it."""
+    for patch in patches:
+        begin, end = max(patch.offset, offset), min(patch.offset + len(patch.data), offset + len(image))
+        if begin < end:
+            new = patch.data[begin - patch.offset : end - patch.offset]
+            image = image[: begin - offset] + new + image[end - offset :]
+    return image
 
 
 async def import_records(records: Iterable[Record], sink: RecordSink, *, chunk_bytes: int = IMPORT_CHUNK_BYTES) -> int:

@@ -10,7 +10,8 @@ from aurora_ray.errors import UsageError
 if TYPE_CHECKING:
     from aurora_ray.engine.base import Adapter
 
-_MODULES: Final = {"postgres": "aurora_ray.engine.postgres.adapter"}  # each has an ADAPTER
+# Each has an ADAPTER.
+_MODULES: Final = {"postgres": "aurora_ray.engine.postgres.adapter", "mysql": "aurora_ray.engine.mariadb.adapter"}
 ENGINES: Final = tuple(_MODULES)
 DEFAULT_ENGINE: Final = ENGINES[0]
 

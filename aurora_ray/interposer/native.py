@@ -129,7 +129,7 @@ assert ctypes.sizeof(TakenBatch) == 24  # noqa: S101
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_region_create": (c_int, [POINTER(RegionOptions), POINTER(c_void_p)]),
     "ar_region_destroy": (c_int, [c_void_p, c_int]),
-    "ar_mount_file": (c_uint32, [c_void_p, c_uint64, c_uint64, c_uint64, c_uint32]),
+    "ar_mount_files": (None, [c_void_p, c_uint32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
     "ar_tell_extents": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "ar_add_group": (c_int, [c_void_p, c_uint32, c_uint32]),
     "ar_free_extents": (c_uint64, [c_void_p]),

@@ -9,6 +9,7 @@ import ctypes
 import os
 import tempfile
 import time
+from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aurora_ray.errors import ConfigurationError, MalformedError, RegionClosedError
@@ -17,8 +18,7 @@ from aurora_ray.log.flush import Flush, LogEnd
 from aurora_ray.log.sizes import NO_GROUP
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -119,9 +119,14 @@ class Region:
 
     # ---- files
 
-    def mount_file(self, ino: int, file_id: int, size: int, extents: int) -> int:
-        """Registers a file of the volume; returns its slot."""
-        return int(self._lib.ar_mount_file(self._address, ino, file_id, size, extents))
+    def mount_files(self, files: Sequence[tuple[int, int, int, int]]) -> array[int]:
+        """Registers files of the volume, each (inode, file id, size in bytes, extents); returns their slots."""
+        slots = array("I", bytes(4 * len(files)))
+        columns = [array(kind, values) for kind, values in zip("QQQI", zip(*files, strict=True), strict=False)]
+        if columns:
+            addresses = [column.buffer_info()[0] for column in (*columns, slots)]
+            self._lib.ar_mount_files(self._address, len(files), *addresses)
+        return slots
 
     def tell_extents(self, slot: int, first: int, groups: array[int]) -> int:
         """Tells the groups of extents [first, first + len(groups)). Returns 0 or an errno; EBUSY: try again soon."""

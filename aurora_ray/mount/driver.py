@@ -13,9 +13,9 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from aurora_ray.errors import AuroraError, EngineError, FencedError
+from aurora_ray.errors import AuroraError, EngineError, FencedError, StorageError
 from aurora_ray.interposer import native
-from aurora_ray.log.sizes import EXTENT_PAGES
+from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX
 from aurora_ray.mount.evictor import Evictor
 from aurora_ray.mount.fetcher import Fetcher
 from aurora_ray.mount.localfiles import LocalFiles
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.interposer.region import Region
+    from aurora_ray.mount.localtree import MountedFile
     from aurora_ray.mount.redo import RedoOut
     from aurora_ray.volume.read.source import PageSource
     from aurora_ray.volume.spec import GroupPlacement
@@ -52,10 +53,12 @@ class Driver:
         writer: Volume | None,
         cache_bytes: int,
         grow: Callable[[], Awaitable[GroupPlacement]] | None,
+        groups_max: int = GROUPS_MAX,
     ) -> None:
         self._source = source
         self._region = region
         self._grow = grow
+        self._groups_max = groups_max
         self._redo: RedoOut
         if writer is not None:
             self._redo = VolumeRedo(writer, region, self._fail)
@@ -75,11 +78,13 @@ class Driver:
 
     # ---- life
 
-    def register(self, path: str, ino: int, file_id: int, size: int, extents: array[int]) -> None:
-        """A regular file of the mounted tree."""
-        slot = self._region.mount_file(ino, file_id, size, len(extents))
-        self._local.know(slot, path)
-        self._fetcher.know(slot, extents)
+    def register(self, files: Sequence[MountedFile]) -> array[int]:
+        """The regular files of the mounted tree; returns their slots."""
+        slots = self._region.mount_files([(ino, entry.file_id, entry.size, len(entry.extents)) for ino, entry in files])
+        for slot, file in zip(slots, files, strict=True):
+            self._local.know(slot, file.entry.paths[0])
+            self._fetcher.know(slot, file.entry.extents)
+        return slots
 
     def start(self) -> None:
         """Begins to listen to the bell, and to the volume."""
@@ -187,10 +192,12 @@ class Driver:
             self._region.answer(index, error)
 
     async def _serve_growth(self, index: int) -> None:
-        """Answers when there is room again; ENOSPC when nobody gave any in time."""
+        """Answers when there is room again; ENOSPC when nobody gave any in time, or the volume may not grow."""
         error = 0
         try:
             async with asyncio.timeout(_GROW_TIMEOUT_S):
+                if not self._region.free_extents() and len(self._source.spec.groups) >= self._groups_max:
+                    raise StorageError(f"its limit is {self._groups_max} protection groups")
                 if self._grow is not None and not self._region.free_extents():
                     placement = await self._grow()
                     self.add_group(placement.group)
@@ -233,4 +240,9 @@ class Driver:
             "used_bytes": (total - free) * extent_bytes,
             "free_bytes": free * extent_bytes,
             "pages_fetched": self._fetcher.pages_fetched,
+            "cache_budget_bytes": self._evictor.budget_bytes,
         }
+
+    def set_cache_bytes(self, cache_bytes: int) -> None:
+        """Another budget for the local cache, from now on."""
+        self._evictor.set_budget(cache_bytes)

@@ -59,6 +59,16 @@ class Evictor:
         self._pages_max = cache_bytes // source.spec.page_size
         self._hand = native.Candidate()
 
+    def set_budget(self, cache_bytes: int) -> None:
+        """From now on; what is above it goes soon."""
+        self._cache_bytes = cache_bytes
+        self._fit_disk()
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the cache may have at the moment."""
+        return self._pages_max * self._source.spec.page_size
+
     async def run(self) -> None:
         """Looks at the cache for ever."""
         looks = 0

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora_ray.errors import AuroraError
+from aurora_ray.errors import AuroraError, OutOfRangeError
 from aurora_ray.interposer import native
 from aurora_ray.log.sizes import EXTENT_PAGES
 from aurora_ray.mount.readahead import Stream
@@ -35,6 +35,7 @@ _READS_HURRIED = 2  # with fewer reads than these on their way, whatever is want
 _PAGES_WORTH_IT = 32  # with more, only so many together
 _BUSY_S = 0.01  # until the next try, while an engine process is at a long local write
 _ROOM_TRIES = 50  # how often room is made on a full disk before a read fails
+_TOO_LATE_TRIES = 5  # how often a read is made anew that waited until what it asks for was no longer kept
 _QUIET_PAGES = 4096  # fetched on suspicion after a mount
 _NO_EXTENTS: array[int] = array("I")
 
@@ -217,7 +218,7 @@ class Fetcher:
 
     async def _read(self, together: list[_Wanted]) -> None:
         try:
-            await self._read_now(together)
+            await self._read_in_time(together)
         except BaseException as error:
             for wanted in together:
                 wanted.failure = error
@@ -231,9 +232,20 @@ class Fetcher:
                 wanted.arrived.set_result(None)
             self._start()
 
-    async def _read_now(self, together: list[_Wanted]) -> None:
+    async def _read_in_time(self, together: list[_Wanted]) -> None:
+        """Storage nodes may let go of history while a read waits for them. Pages as of a newer LSN do as well: what was
+        changed since then is here already."""
+        for left in reversed(range(_TOO_LATE_TRIES)):
+            newest = self._source.read_lsn
+            try:
+                return await self._read_now(together, newest)
+            except OutOfRangeError:
+                if not left or self._source.read_lsn == newest:
+                    raise
+        return None
+
+    async def _read_now(self, together: list[_Wanted], newest: int) -> None:
         by_lsn: dict[int, list[tuple[_Wanted, PageRange]]] = {}
-        newest = self._source.read_lsn
         for wanted in together:
             view = self._region.slot(wanted.slot)
             # An unlinked file that is still open is read as it was before its DROP, once that is durable itself. One

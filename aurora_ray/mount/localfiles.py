@@ -31,15 +31,15 @@ class LocalFiles:
     def __init__(self, region: Region, root: Path) -> None:
         self._region = region
         self._root = root
-        self._paths: dict[int, str] = {}
+        self._paths: dict[int, str | bytes] = {}  # below the root, if it is bytes
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()  # slot -> (inode, descriptor)
         self._seen: dict[int, str] = {}  # inode -> path, at the last look through the tree
         self._look: asyncio.Future[None] | None = None
         self._next_look_s = 0.0
         self._missed = False
 
-    def know(self, slot: int, path: str) -> None:
-        """Where a file was mounted."""
+    def know(self, slot: int, path: bytes) -> None:
+        """Where below the root a file was mounted."""
         self._paths[slot] = path
 
     def close(self) -> None:
@@ -91,7 +91,10 @@ class LocalFiles:
                 with contextlib.suppress(OSError):
                     self._paths[slot] = os.readlink(link)
                 return found
-        for path in (self._paths.get(slot), self._seen.get(ino)):
+        mounted = self._paths.get(slot)
+        if isinstance(mounted, bytes):
+            mounted = os.path.join(self._root, os.fsdecode(mounted))
+        for path in (mounted, self._seen.get(ino)):
             found = None if path is None else _open_if(path, ino)
             if found is not None:
                 return found

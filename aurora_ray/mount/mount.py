@@ -14,6 +14,7 @@ import fnmatch
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
-from aurora_ray.log.sizes import EXTENT_PAGES, NO_GROUP
+from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
 from aurora_ray.mount.localtree import make_tree
@@ -64,6 +65,8 @@ class MountedVolume:
         eager: Sequence[str] = (),
         soon: Sequence[str] = (),
         grow: Callable[[], Awaitable[GroupPlacement]] | None = None,
+        told: Callable[[str], None] = lambda _: None,
+        groups_max: int = GROUPS_MAX,
     ) -> MountedVolume:
         """Mounts the newest state that `source` can read; what is changed here goes to `writer`.
 
@@ -72,14 +75,20 @@ class MountedVolume:
         `mount_dir` is made anew. `eager` and `soon` are patterns (fnmatch, on paths relative to the mount) of files
         whose pages are fetched before this returns, and in the background afterwards. `grow`, when given, is asked for
         another protection group when the last one is full; without it the engine waits until `add_group` is called.
+        With `groups_max` of them, the engine is told at once that there is no space left.
+        `told` hears how far it is, in words, from any thread.
         Raises ConfigurationError if the directory cannot be made, QuorumLostError if the file table cannot be read.
         """
         mount_dir = await asyncio.to_thread(lambda: Path(os.path.realpath(mount_dir)))
+        told("reading the table of files")
         with telemetry.span("mount.file_table"):
             base_lsn = source.read_lsn if writer is None else writer.tail_lsn
             table = await source.read_file_table(base_lsn)
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
-            files = await asyncio.to_thread(make_tree, table, mount_dir, owner_uid, owner_gid)
+            of = f"of {len(table):,} files are made"
+            files = await asyncio.to_thread(
+                make_tree, table, mount_dir, owner_uid, owner_gid, made=lambda count: told(f"{count:,} {of}")
+            )
         region = Region(
             page_bytes=source.spec.page_size,
             base_lsn=base_lsn,
@@ -91,23 +100,18 @@ class MountedVolume:
         )
         driver: Driver | None = None
         try:
-            driver = Driver(source, region, mount_dir, writer=writer, cache_bytes=cache_bytes, grow=grow)
-            for file in files:
-                driver.register(
-                    os.path.join(mount_dir, os.fsdecode(file.entry.paths[0])),
-                    file.ino,
-                    file.entry.file_id,
-                    file.entry.size,
-                    file.entry.extents,
-                )
+            driver = Driver(
+                source, region, mount_dir, writer=writer, cache_bytes=cache_bytes, grow=grow, groups_max=groups_max
+            )
+            slots = driver.register(files)
             for group, free in _free_extents(source.spec, table).items():
                 region.add_group(group, free)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
             mounted = cls(mount_dir, region, driver)
             with telemetry.span("mount.eager"):
-                await driver.prefetch(_matching_slots(region, files, eager))
-            driver.prefetch_soon(_matching_slots(region, files, soon))
+                await driver.prefetch(_matching_slots(files, slots, eager))
+            driver.prefetch_soon(_matching_slots(files, slots, soon))
         except BaseException:
             if driver is not None:
                 await driver.stop()
@@ -154,6 +158,11 @@ class MountedVolume:
             return
         self._driver.add_group(placement.group)
 
+    def set_cache_bytes(self, cache_bytes: int) -> None:
+        """Another budget for the local cache, from now on."""
+        if not self._closed:
+            self._driver.set_cache_bytes(cache_bytes)
+
     def stats(self) -> Mapping[str, int | float]:
         """Counters since mounting, and how full the volume and the local cache are; empty once it is being closed."""
         return {} if self._closed else self._driver.stats()  # the region's memory goes before the directory does
@@ -192,20 +201,18 @@ def _copy_library(mount_dir: Path) -> None:
 
 def _free_extents(spec: VolumeSpec, table: FileTable) -> dict[int, int]:
     extent_bytes = EXTENT_PAGES * spec.page_size
+    taken: Counter[int] = Counter()
+    for extents in table.extents():
+        taken.update(extents)
+    del taken[NO_GROUP]
     free = {placement.group: spec.group_bytes // extent_bytes for placement in spec.groups}
-    for entry in table.entries():
-        for group in entry.extents:
-            if group != NO_GROUP:
-                free[group] = free.get(group, 0) - 1
-    return {group: max(0, left) for group, left in free.items()}
+    return {group: max(0, free.get(group, 0) - taken[group]) for group in {*free, *taken}}
 
 
-def _matching_slots(region: Region, files: Sequence[MountedFile], patterns: Sequence[str]) -> list[int]:
+def _matching_slots(files: Sequence[MountedFile], slots: Sequence[int], patterns: Sequence[str]) -> list[int]:
     wanted = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
-    slots = []
-    for file in files:
-        if file.entry.size and wanted.match(os.fsdecode(file.entry.paths[0])):
-            slot = region.find_slot(file.ino)
-            if slot is not None:
-                slots.append(slot)
-    return slots
+    return [
+        slot
+        for slot, file in zip(slots, files, strict=True)
+        if file.entry.size and wanted.match(os.fsdecode(file.entry.paths[0]))
+    ]

@@ -37,6 +37,7 @@ FLUSH_BYTES = 4 << 20  # what is taken at once, at most
 FLUSHES_IN_FLIGHT_MAX = 4
 FLUSH_BYTES_URGENT = 256 << 10  # so much goes at once, whatever else is on its way or may still come
 UNDER_WAY_BYTES_MAX = 32 << 20  # not durable yet; the rest waits in the ring
+_EVER = 1 << 62  # more log than any mount sees
 _TRACE_EVERY = 256  # flushes
 _NO_TRACE = telemetry.extract_dict(None)  # flushes are not part of whatever opened the volume
 
@@ -176,7 +177,8 @@ class LocalRedo:
         self._bytes = 0
 
     def start(self) -> None:
-        """Nothing to listen to."""
+        """Nobody shall wait for what nobody makes durable."""
+        self._region.publish(self._region.base_lsn + _EVER)
 
     def stop(self) -> None:
         """Nothing to end."""
@@ -186,13 +188,11 @@ class LocalRedo:
         self.send()
 
     def send(self) -> None:
-        """Takes all that was logged and lets those go on who wait for it."""
+        """Takes all that was logged, so that the ring has room."""
         before = self._end.lsn
         while (taken := self._taker.take(0)) is not None:
             self._end.advance(taken.flush)
-        if self._end.lsn > before:
-            self._bytes += self._end.lsn - before
-            self._region.publish(self._end.lsn)
+        self._bytes += self._end.lsn - before
 
     async def wait_durable(self, lsn: int, timeout_s: float) -> None:  # noqa: ARG002 - there is nothing to wait for
         """What is local is as safe as it gets."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -50,19 +52,50 @@ def archive(data_dir: Path, account: EngineAccount) -> Path:
     return directory
 
 
+WAYS = (".cat", ".cp", ".gzip", ".rsync", ".static")  # of archiving, by the suffix of what each leaves
+
+
+def command_for(archive: Path) -> str:
+    to = f"{archive}/%f"
+    rsync = f"rsync -a %p {to}.rsync" if shutil.which("rsync") else f"dd if=%p of={to}.rsync status=none"
+    each = (f"{archive}/copy %p {to}.static", f"cp %p {to}.cp", f"gzip < %p | gzip -dc > {to}.gzip", rsync)
+    return " && ".join((*each, f"cat %p > {to}.cat", f"touch {to}"))
+
+
+async def make_wal(dsn: str, name: str) -> dict[str, str]:
+    """Segments of WAL that are complete and that nobody has archived, with the sums of their content."""
+    await ask(dsn, f"select g, md5(g::text) m into {name} from generate_series(1, 30000) g")  # noqa: S608
+    await ask(dsn, "select pg_switch_wal()")
+    segments = [segment for (segment,) in await ask(dsn, SEGMENTS)]
+    assert segments
+    return dict(await ask(dsn, SUMS, [f"pg_wal/{segment}" for segment in segments]))
+
+
+async def check_archived(archive: Path, sums: dict[str, str]) -> None:
+    wanted = {os.path.basename(path): md5 for path, md5 in sums.items()}
+
+    async def archived() -> bool:
+        return all((archive / segment).exists() for segment in wanted)
+
+    await poll_until(archived, timeout_s=60)
+    for segment, md5 in wanted.items():
+        copies = {way: (archive / f"{segment}{way}").read_bytes() for way in WAYS}
+        found = {way: hashlib.md5(copy, usedforsecurity=False).hexdigest() for way, copy in copies.items()}
+        assert found == dict.fromkeys(WAYS, md5)
+        assert any(copies[".cat"])
+
+
 async def test_edited_files_stay_and_archived_wal_is_right(
     data_dir: Path, archive: Path, account: EngineAccount, install: EngineInstall, image_cache: Path
 ) -> None:
-    to = f"{archive}/%f"
-    command = f"{archive}/copy %p {to}.static && cp %p {to}.cp && gzip < %p | gzip -dc > {to}.gzip && cat %p > {to}"
+    """After a kill, and then after a planned failover."""
     common = {"account": account, "install": install, "image_cache": image_cache}
     settings = {"archive_mode": "on", "autovacuum": "off"}
     async with running(data_dir / "nodes") as nodes:
         root = data_dir / "writer"
         parameters = {**settings, "archive_command": "false"}
         async with engine_on(nodes, root, parameters=parameters, **common) as (_, dsn):
-            await ask(dsn, "create table t as select g, md5(g::text) m from generate_series(1, 30000) g")
-            await ask(dsn, "select pg_switch_wal()")
+            sums = await make_wal(dsn, "t")
             await ask(dsn, f"copy (select generate_series(1, 3000)) to program $${EDITS}$$")
             before = dict(await ask(dsn, SUMS, FILES))
             for name in ("outside", "again"):
@@ -70,19 +103,16 @@ async def test_edited_files_stay_and_archived_wal_is_right(
                     await ask(dsn, f"create tablespace {name} location '{archive}'")
                 assert "allow_in_place_tablespaces" in (refused.value.diag.message_hint or "")
             assert not any(name.startswith("PG_") for name in os.listdir(archive))
-        parameters = {**settings, "archive_command": command}
-        async with engine_on(nodes, root, parameters=parameters, create=False, **common) as (_, dsn):
+        parameters = {**settings, "archive_command": command_for(archive)}
+        async with engine_on(nodes, root, parameters=parameters, create=False, **common) as (stack, dsn):
             assert dict(await ask(dsn, SUMS, FILES)) == before
-            segments = [name for (name,) in await ask(dsn, SEGMENTS)]
-            assert segments
-
-            async def archived() -> bool:
-                return all((archive / name).exists() for name in segments)
-
-            await poll_until(archived, timeout_s=60)
-            sums = dict(await ask(dsn, SUMS, [f"pg_wal/{name}" for name in segments]))
-            for name in segments:
-                copies = {(archive / f"{name}{how}").read_bytes() for how in ("", ".cp", ".gzip", ".static")}
-                assert len(copies) == 1
-                assert any(copies.pop())
-            assert len(sums) == len(segments)
+            await check_archived(archive, sums)
+            await ask(dsn, "alter system set archive_command = 'false'")
+            await ask(dsn, "select pg_reload_conf()")
+            sums = {path: md5 for path, md5 in (await make_wal(dsn, "u")).items() if path not in sums}
+            await stack.stop_in_order()
+        async with engine_on(nodes, root, parameters=parameters, create=False, **common) as (_, dsn):
+            await ask(dsn, "alter system reset archive_command")
+            await ask(dsn, "select pg_reload_conf()")
+            await check_archived(archive, sums)
+            assert dict(await ask(dsn, SUMS, FILES)) == before

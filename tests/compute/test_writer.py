@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from aurora_ray.compute.assemble import is_complete
-from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig, WriterPhase
+from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, IncarnationPhase, InstanceConfig
 from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
@@ -61,8 +61,8 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 @pytest.fixture
-def config(cluster: Cluster, shared_dir: Path, free_port: int) -> WriterConfig:
-    return WriterConfig(
+def config(cluster: Cluster, shared_dir: Path, free_port: int) -> InstanceConfig:
+    return InstanceConfig(
         cluster="demo",
         instance_id=f"demo-{free_port}",
         az="a",
@@ -77,7 +77,7 @@ def config(cluster: Cluster, shared_dir: Path, free_port: int) -> WriterConfig:
     )
 
 
-async def connect(config: WriterConfig) -> psycopg.AsyncConnection[tuple[object, ...]]:
+async def connect(config: InstanceConfig) -> psycopg.AsyncConnection[tuple[object, ...]]:
     return await psycopg.AsyncConnection.connect(
         host="127.0.0.1",
         port=config.port,
@@ -88,13 +88,13 @@ async def connect(config: WriterConfig) -> psycopg.AsyncConnection[tuple[object,
     )
 
 
-async def execute(config: WriterConfig, statement: str) -> list[tuple[object, ...]]:
+async def execute(config: InstanceConfig, statement: str) -> list[tuple[object, ...]]:
     async with await connect(config) as session:
         cursor = await session.execute(statement.encode())
         return await cursor.fetchall() if cursor.description else []
 
 
-async def test_what_the_storage_rests_on_cannot_be_set_and_the_server_says_how_it_is(config: WriterConfig) -> None:
+async def test_what_the_storage_rests_on_cannot_be_set_and_the_server_says_how_it_is(config: InstanceConfig) -> None:
     writer = Writer(replace(config, parameters=(("jit", "on"),)))
     await writer.start()
     for name, value in (("fsync", "off"), ("port", "1"), ("wal_level", "minimal")):
@@ -118,14 +118,14 @@ async def test_what_the_storage_rests_on_cannot_be_set_and_the_server_says_how_i
     await again.stop()
 
 
-async def test_everything_survives_an_orderly_end_and_a_kill(config: WriterConfig) -> None:
+async def test_everything_survives_an_orderly_end_and_a_kill(config: InstanceConfig) -> None:
     writer = Writer(config)
     opened = await writer.start()
     assert set(opened.stages_s) >= {"seal", "initialise", "mount", "engine"}
     await execute(config, "create table t as select generate_series(1, 1000) i")
     outcome = await writer.stop()
     assert outcome.asked
-    assert writer.status().phase is WriterPhase.ENDED
+    assert writer.status().phase is IncarnationPhase.ENDED
     assert not config.dirs.mount.exists()
     again = Writer(replace(config, initialise=False))
     assert (await again.start()).epoch == opened.epoch + 1
@@ -134,7 +134,7 @@ async def test_everything_survives_an_orderly_end_and_a_kill(config: WriterConfi
 
 
 @ENDS
-async def test_a_killed_engine_ends_the_incarnation_and_the_next_one_has_all_commits(config: WriterConfig) -> None:
+async def test_a_killed_engine_ends_the_incarnation_and_the_next_one_has_all_commits(config: InstanceConfig) -> None:
     writer = Writer(config)
     opened = await writer.start()
     await execute(config, "create table t (i int)")
@@ -152,7 +152,7 @@ async def test_a_killed_engine_ends_the_incarnation_and_the_next_one_has_all_com
 
 @ENDS
 async def test_a_writer_that_was_sealed_out_ends_and_its_sessions_are_cut(
-    config: WriterConfig, cluster: Cluster
+    config: InstanceConfig, cluster: Cluster
 ) -> None:
     writer = Writer(config)
     opened = await writer.start()
@@ -166,14 +166,14 @@ async def test_a_writer_that_was_sealed_out_ends_and_its_sessions_are_cut(
         await connect(config)
 
 
-async def test_a_half_made_volume_is_not_used(config: WriterConfig, cluster: Cluster) -> None:
+async def test_a_half_made_volume_is_not_used(config: InstanceConfig, cluster: Cluster) -> None:
     volume = await cluster.open()
     await volume.append(pages((0, b"something")))
     with pytest.raises(HalfMadeVolumeError):
         await Writer(config).start()
 
 
-async def test_a_complete_volume_is_used_though_nobody_noted_that_it_is(config: WriterConfig) -> None:
+async def test_a_complete_volume_is_used_though_nobody_noted_that_it_is(config: InstanceConfig) -> None:
     writer = Writer(config)
     await writer.start()
     await execute(config, "create table t (i int)")
@@ -186,7 +186,7 @@ async def test_a_complete_volume_is_used_though_nobody_noted_that_it_is(config: 
 
 @pytest.mark.parametrize("left_out", [1, 5])
 async def test_an_import_that_lacks_its_last_records_is_half_made(
-    config: WriterConfig, cluster: Cluster, left_out: int
+    config: InstanceConfig, cluster: Cluster, left_out: int
 ) -> None:
     prepared = await prepare_engine(config.engine)
     records = list(prepared.image.new_cluster())
@@ -197,12 +197,12 @@ async def test_an_import_that_lacks_its_last_records_is_half_made(
     assert await is_complete(prepared, volume)
 
 
-async def test_a_volume_that_held_a_data_directory_is_not_filled_again(config: WriterConfig) -> None:
+async def test_a_volume_that_held_a_data_directory_is_not_filled_again(config: InstanceConfig) -> None:
     with pytest.raises(EngineError, match="is empty, though it held a data directory"):
         await Writer(replace(config, initialise=False)).start()
 
 
-async def test_a_failed_start_leaves_nothing_behind(config: WriterConfig, cluster: Cluster) -> None:
+async def test_a_failed_start_leaves_nothing_behind(config: InstanceConfig, cluster: Cluster) -> None:
     await cluster.stop("a1", "a2", "b1", "b2")
     with pytest.raises(AuroraError) as caught:
         await Writer(replace(config, open_timeout_s=2)).start()
@@ -210,7 +210,7 @@ async def test_a_failed_start_leaves_nothing_behind(config: WriterConfig, cluste
     assert not any(config.dirs.mount.iterdir())
 
 
-async def test_a_port_in_use_is_said(config: WriterConfig) -> None:
+async def test_a_port_in_use_is_said(config: InstanceConfig) -> None:
     with (
         socket.create_server(("127.0.0.1", config.port)),
         pytest.raises(ConfigurationError, match=f"port {config.port} on 127.0.0.1 is in use"),
@@ -218,7 +218,7 @@ async def test_a_port_in_use_is_said(config: WriterConfig) -> None:
         await Writer(config).start()
 
 
-async def test_an_engine_of_an_earlier_incarnation_is_ended_first(config: WriterConfig) -> None:
+async def test_an_engine_of_an_earlier_incarnation_is_ended_first(config: InstanceConfig) -> None:
     writer = Writer(config)
     await writer.start()
     await writer.stop()
@@ -235,7 +235,7 @@ async def test_an_engine_of_an_earlier_incarnation_is_ended_first(config: Writer
 
 
 @ENDS
-async def test_a_stopped_engine_is_found_hung_and_killed(config: WriterConfig) -> None:
+async def test_a_stopped_engine_is_found_hung_and_killed(config: InstanceConfig) -> None:
     writer = Writer(config)
     opened = await writer.start()
     await execute(config, "create table t (i int)")

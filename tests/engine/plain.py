@@ -11,13 +11,15 @@ from aurora_ray.log.record import Record, apply_page
 PAGE_BYTES = 8192
 
 
-def build_tree(records: Iterable[Record], root: Path, account: EngineAccount | None = None) -> FileTable:
+def build_tree(
+    records: Iterable[Record], root: Path, account: EngineAccount | None = None, page_bytes: int = PAGE_BYTES
+) -> FileTable:
     """Builds the tree that `records` describe below `root`, owned by `account`."""
     table = FileTable()
     pages: dict[int, dict[int, bytearray]] = {}
     for lsn, record in enumerate(records, 1):
         if record.type is RecordType.PAGE:
-            page = pages.setdefault(record.file_id, {}).setdefault(record.page, bytearray(PAGE_BYTES))
+            page = pages.setdefault(record.file_id, {}).setdefault(record.page, bytearray(page_bytes))
             apply_page(record, page)
         else:
             table.apply(
@@ -33,7 +35,7 @@ def build_tree(records: Iterable[Record], root: Path, account: EngineAccount | N
         else:
             with path.open("wb") as file:
                 for number, page in sorted(pages.get(entry.file_id, {}).items()):
-                    file.seek(number * PAGE_BYTES)
+                    file.seek(number * page_bytes)
                     file.write(page)
                 file.truncate(entry.size)
         if account is None:

@@ -1,6 +1,8 @@
 import base64
+import errno
 import hashlib
 import hmac
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +34,18 @@ def test_a_foreign_file_is_left_alone(data_dir: Path) -> None:
     with pytest.raises(ConfigurationError, match="has no line"):
         ensure_passfile(path, "postgres")
     assert path.read_text() == "db:5432:*:someone:secret\n"
+
+
+def test_one_that_cannot_be_made_is_said_in_a_sentence(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `create` says on a full disk."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigurationError, match="pgpass cannot be had: No space left on device"):
+        ensure_passfile(data_dir / "pgpass", "postgres")
+    assert list(data_dir.iterdir()) == []
 
 
 def test_a_verifier_knows_its_password() -> None:

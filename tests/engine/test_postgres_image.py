@@ -9,7 +9,7 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
 from aurora_ray.engine.postgres import image as postgres_image
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity, system_identifier
-from aurora_ray.engine.postgres.image import PreparedImage, prepare_image
+from aurora_ray.engine.postgres.image import FORMAT, PreparedImage, prepare_image
 from aurora_ray.engine.postgres.install import find_install
 from aurora_ray.errors import ConfigurationError, EngineError
 from aurora_ray.log.layout import RecordType
@@ -64,7 +64,7 @@ def test_it_is_made_once_for_any_number_of_callers(
 
     monkeypatch.setattr(postgres_image, "_build", counting)
     install = find_install()
-    left_behind = data_dir / f"postgres-{install.version}-1.tmp-dead" / "tree"
+    left_behind = data_dir / f"postgres-{install.version}-{FORMAT}.tmp-dead" / "tree"
     left_behind.mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:
         images = list(pool.map(lambda _: prepare_image(install, account, data_dir), range(4)))
@@ -83,7 +83,7 @@ def test_a_failed_initdb_leaves_nothing_and_says_why(
 
 
 def test_a_damaged_manifest_is_named(account: EngineAccount, data_dir: Path) -> None:
-    target = data_dir / f"postgres-{find_install().version}-1"
+    target = data_dir / f"postgres-{find_install().version}-{FORMAT}"
     target.mkdir()
     (target / "manifest.json").write_text("{}")
     with pytest.raises(EngineError, match="damaged, remove that directory"):

@@ -12,7 +12,7 @@ import pytest
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall, StopMode
 from aurora_ray.engine.postgres.server import PostgresEngine
-from aurora_ray.errors import ConfigurationError, EngineError
+from aurora_ray.errors import ConfigurationError, EngineError, PortInUseError
 
 pytestmark = pytest.mark.postgres
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.postgres
 async def test_a_port_in_use(make_engine: Callable[..., PostgresEngine], cluster: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         engine = make_engine(port=server.getsockname()[1])
-        with pytest.raises(ConfigurationError, match="is in use: stop what listens there"):
+        with pytest.raises(PortInUseError, match="is in use: stop what listens there"):
             await engine.start(cluster)
     await engine.start(cluster)
 
@@ -30,7 +30,7 @@ async def test_a_port_taken_at_the_last_moment(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr("aurora_ray.engine.postgres.server.claim_port", lambda *_: server.getsockname()[1])
-        with pytest.raises(ConfigurationError, match="is in use: stop what listens there"):
+        with pytest.raises(PortInUseError, match="is in use: stop what listens there"):
             await engine.start(cluster)
     assert engine.pid is None
 

@@ -17,7 +17,7 @@ def defaults(major: int) -> dict[str, str]:
 
 
 def forced(major: int) -> dict[str, str]:
-    return forced_settings(major=major, host="127.0.0.1", port=5433, socket_dir=Path("run/so,cket"))
+    return forced_settings(major=major, host="127.0.0.1", port=5433, socket_dirs=[Path("run/so,cket")])
 
 
 def test_names_are_taken_as_postgresql_takes_them() -> None:

@@ -43,8 +43,8 @@ def test_what_a_server_that_is_not_there_says_is_a_sentence(tmp_path: Path) -> N
 @pytest.mark.postgres
 def test_people_get_a_psql_of_the_servers_version_that_edits_lines() -> None:
     """The default wheel's does not; another wheel brings one of the same version."""
-    command = PostgresClient().command_line("dsn", "18", None, "select 1", ["--csv"])
-    assert command[1:] == ["dsn", "-X", "-c", "select 1", "--csv"]
+    command = PostgresClient().command_line("dsn", "18", None, ["select 1", "select 2"], ["--csv"])
+    assert command[1:] == ["dsn", "-X", "-c", "select 1", "-c", "select 2", "--csv"]
     psql = Path(command[0])
     assert client_module._edits_lines(psql)
     found = [install for install in client_module.discover() if install.bin_dir == psql.parent]

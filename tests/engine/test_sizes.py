@@ -61,7 +61,7 @@ def test_the_table() -> None:
         "maintenance_work_mem": "262144kB",
         "max_connections": "512",
         "max_wal_size": "524288kB",
-        "max_worker_processes": "9",
+        "max_worker_processes": "10",
         "max_parallel_workers": "8",
         "max_parallel_workers_per_gather": "4",
         "io_workers": "16",

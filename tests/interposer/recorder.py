@@ -122,7 +122,8 @@ class Recorder:
     def mounted(self, path: Path, file_id: int, extents: array[int]) -> None:
         """Makes a file that is there one of the volume's, with its extents in these groups."""
         found = path.stat()
-        self.extents[self.region.mount_file(found.st_ino, file_id, found.st_size, len(extents))] = extents
+        (slot,) = self.region.mount_files([(found.st_ino, file_id, found.st_size, len(extents))])
+        self.extents[slot] = extents
         self.replay.apply(record.create(file_id, os.fsencode(path.relative_to(self.mount))))
         self.replay.apply(record.size(file_id, found.st_size))
         for number, group in enumerate(extents):

@@ -53,6 +53,7 @@ def test_a_closed_region_refuses_every_call(tmp_path: Path) -> None:
     it.close()
     it.region.close()  # again is no error
     arguments: dict[str, object] = {
+        "files": [(1, 1, 0, 0)],
         "groups": array("I", [0]),
         "hand": native.Candidate(),
         "kinds": b"",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from aurora_ray.engine.mariadb.install import SERVER, find_install
 from aurora_ray.engine.postgres.wheels import WHEELS
 from aurora_ray.interposer import native
 from tests.interposer.ways import FILE_CALLS, NOT_INTERPOSED, interposed, unaccounted
+from tests.support.engines import missing_engine
 
 
 def imports(*binaries: Path) -> dict[Path, set[str]]:
@@ -26,10 +28,13 @@ def imports(*binaries: Path) -> dict[Path, set[str]]:
 
 
 def engines() -> list[Path]:
+    """Every one that a cluster may run on: others that a machine may have are no business of ours."""
     wheels = [root / "bin" / "postgres" for wheel in WHEELS for root in wheel.roots()]
-    found = sorted(wheels) + sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    mariadbd = shutil.which("mariadbd")
-    return found + ([Path(mariadbd)] if mariadbd else [])
+    return sorted(wheels) + sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) + mariadb()
+
+
+def mariadb() -> list[Path]:
+    return [] if missing_engine() else [find_install().bin_dir / SERVER]
 
 
 @pytest.mark.parametrize("binary", engines(), ids=lambda path: "-".join([*path.parts[-4:-2], path.name]))
@@ -89,7 +94,9 @@ def libraries_of(binary: Path) -> list[Path]:
 
 
 def extensions() -> list[Path]:
-    return sorted(path for binary in engines() for path in binary.parents[1].glob("lib/**/*.so"))
+    found = [path for binary in engines() if binary not in mariadb() for path in binary.parents[1].glob("lib/**/*.so")]
+    plugins = [path for binary in mariadb() for path in binary.parents[1].glob("lib*/mysql/plugin/*.so")]
+    return sorted(found + plugins)
 
 
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if shutil.which(name)])

@@ -84,6 +84,12 @@ how = (ctypes.c_uint64 * 3)(os.O_CREAT | os.O_RDWR, 0o600, 0)
 other = c.syscall(437, -100, b'g', how, ctypes.c_size_t(24)); os.write(other, data)
 assert c.syscall(82, b'g', b'h') == 0 and c.syscall(83, b'd', 0o700) == 0 and c.syscall(3, fd) == 0
 for number in (206, 425): assert c.syscall(number, 8, ctypes.create_string_buffer(200)) == -1""",
+    "rings and contexts of libraries that call the kernel themselves": """
+room = ctypes.create_string_buffer(4096)
+for begin in ('io_setup', 'io_queue_init', 'io_uring_setup', 'io_uring_queue_init', 'io_uring_queue_init_params'):
+    assert getattr(c, begin)(8, room, room) == -38, begin
+assert c.io_uring_queue_init_mem(8, room, room, room, ctypes.c_size_t(64)) == -38
+make('f')""",
     "copies in the kernel": """
 fd = make('f', os.urandom(300000)); other = make('g')
 os.lseek(fd, 0, 0)

@@ -172,6 +172,14 @@ NOT_INTERPOSED = {
     "shmat": "shared memory, not files",
     "process_vm_readv": "another process's memory: not seen",
     "process_vm_writev": "another process's memory: not seen",
+    "io_submit": "in a context, and none is made: io_setup is refused",
+    "io_getevents": "as io_submit",
+    "io_uring_submit": "in a ring, and none is made: io_uring_queue_init is refused",
+    "io_uring_queue_exit": "as io_uring_submit",
+    "io_uring_register_files_update": "as io_uring_submit",
+    "__io_uring_get_cqe": "as io_uring_submit",
+    "io_uring_mlock_size": "as io_uring_submit",
+    "io_uring_ring_dontfork": "as io_uring_submit",
     "ptrace": "another process's calls: not seen",
 }
 

@@ -70,7 +70,7 @@ async def test_a_renamed_file_is_found_again(tmp_path: Path, tree: tuple[LocalFi
     files, inodes = tree
     (tmp_path / "old").touch()
     inodes[1] = (tmp_path / "old").stat().st_ino
-    files.know(1, str(tmp_path / "old"))
+    files.know(1, b"old")
     (tmp_path / "old").rename(tmp_path / "new")
     assert files.get(1) is None
     assert await files.find(1) is not None

@@ -85,3 +85,10 @@ def test_trees_are_kept_apart_where_the_file_system_can(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     assert flags[0] & 0x20000
+
+
+def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[int] = []
+    table = table_of(*(record.create(number, b"%d" % number) for number in range(1, 1301)))
+    make_tree(table, tmp_path / "mount", None, None, made=told.append)
+    assert told == [512, 1024, 1300]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aurora_ray.errors import FencedError, QuorumLostError
+from aurora_ray.errors import FencedError, OutOfRangeError, QuorumLostError
+from aurora_ray.log.sizes import GROUPS_MAX
 from aurora_ray.mount.driver import Driver
 from aurora_ray.mount.mount import MountedVolume
 from aurora_ray.volume.read.reader import VolumeReader
@@ -25,7 +27,9 @@ from tests.volume.cluster import Cluster
 pytestmark = pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from aurora_ray.volume.read.pages import PageRange, PageRun
 
 REPOSITORY = os.fspath(Path(__file__).parents[2])
 VOLATILE = [("below", "tmp"), ("exact", "pid")]
@@ -45,7 +49,13 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def mount(
-    cluster: Cluster, volume: Volume, directory: Path, cache_bytes: int = 64 << 20, soon: tuple[str, ...] = ()
+    cluster: Cluster,
+    volume: Volume,
+    directory: Path,
+    cache_bytes: int = 64 << 20,
+    soon: tuple[str, ...] = (),
+    *,
+    groups_max: int = GROUPS_MAX,
 ) -> MountedVolume:
     async def grow():
         first = cluster.spec.groups[0]
@@ -62,10 +72,11 @@ async def mount(
         ring_bytes=1 << 20,
         volatile_patterns=VOLATILE,
         grow=grow,
+        groups_max=groups_max,
     )
 
 
-async def spawn(mounted: MountedVolume, *arguments: str) -> asyncio.subprocess.Process:
+async def spawn(mounted: MountedVolume, *arguments: str, stdout: Any = None) -> asyncio.subprocess.Process:
     environment = {**os.environ, **mounted.engine_environment(), "PYTHONPATH": REPOSITORY}
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -73,6 +84,7 @@ async def spawn(mounted: MountedVolume, *arguments: str) -> asyncio.subprocess.P
         cwd=mounted.mount_dir,
         env=environment,
         pass_fds=mounted.pass_fds,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -117,6 +129,44 @@ async def content(mounted: MountedVolume, tmp_path: Path) -> dict[str, int]:
 
 def crcs(tree: dict[str, bytes | None]) -> dict[str, int]:
     return {path: zlib.crc32(data) for path, data in tree.items() if data is not None}
+
+
+SPARSE = """
+import os, sys
+fd, extent, far, written = os.open("f", os.O_CREAT | os.O_RDWR), int(sys.argv[1]), 1 << 33, 0
+try:
+    while written < 100:
+        os.pwrite(fd, b"%d " % written, far + written * extent)
+        written += 1
+except OSError as error:
+    print(written, error.errno, flush=True)
+assert [os.pread(fd, 3, far + n * extent).split()[0] for n in range(written)] == [b"%d" % n for n in range(written)]
+os.pwrite(fd, b"again", far)
+os.close(fd)
+os.unlink("f")
+fd = os.open("g", os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, b"there is room", far)
+os.fsync(fd)
+"""
+
+
+@pytest.mark.allowed_logs("the volume cannot grow: its limit is 3 protection groups")
+async def test_a_volume_filled_sparsely_to_its_limit_says_so_and_has_room_again_when_something_goes(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    volume = await nodes.open()
+    mounted = await mount(nodes, volume, tmp_path / "one", groups_max=3)
+    out = tmp_path / "out"
+    with out.open("wb") as told:
+        await finish(await spawn(mounted, "-c", SPARSE, str(64 * PAGE_BYTES), stdout=told))
+    assert out.read_text().split() == [str(3 * 8), str(errno.ENOSPC)]
+    assert len(volume.spec.groups) == 3
+    assert mounted.stats()["used_bytes"] == 64 * PAGE_BYTES
+    await mounted.flush(timeout_s=30)
+    await mounted.close()
+    again = await mount(nodes, await nodes.open(), tmp_path / "two", groups_max=3)
+    assert again.stats()["used_bytes"] == 64 * PAGE_BYTES
+    await again.close()
 
 
 @pytest.mark.parametrize("cache_bytes", [64 << 20, 1 << 20], ids=["all cached", "small cache"])
@@ -165,11 +215,12 @@ elif how == "allocation":
 at = 64 * extent  # where the second leaf begins
 assert os.pread(fd, len(content) - at, at) == content[at:], "the second leaf"
 assert os.pread(fd, at, 0) == content[:at], "the first leaf"
+os.ftruncate(fd, len(content))
+os.fsync(fd)
 """
 
 
-@pytest.mark.parametrize("first", ["its end", "its beginning", "a new extent", "a new size", "allocation"])
-async def test_a_file_of_many_extents_whatever_is_touched_first(nodes: Cluster, tmp_path: Path, first: str) -> None:
+async def test_a_file_of_many_extents_whatever_is_touched_first(nodes: Cluster, tmp_path: Path) -> None:
     content = tmp_path / "content"
     content.write_bytes(os.urandom(70 * 64 * PAGE_BYTES))
     volume = await nodes.open()
@@ -177,11 +228,12 @@ async def test_a_file_of_many_extents_whatever_is_touched_first(nodes: Cluster, 
     await finish(await spawn(mounted, "-c", WRITE_LARGE, os.fspath(content)))
     await mounted.close()
     await volume.close()
-    volume = await nodes.open()
-    mounted = await mount(nodes, volume, tmp_path / "2")
-    await finish(await spawn(mounted, "-c", TOUCH_LARGE, os.fspath(content), first, str(PAGE_BYTES)))
-    await mounted.close()
-    await volume.close()
+    for first in ("its end", "its beginning", "a new extent", "a new size", "allocation"):
+        volume = await nodes.open()
+        mounted = await mount(nodes, volume, tmp_path / "2")
+        await finish(await spawn(mounted, "-c", TOUCH_LARGE, os.fspath(content), first, str(PAGE_BYTES)))
+        await mounted.close()
+        await volume.close()
 
 
 async def test_a_fenced_mount_ends_its_programs(nodes: Cluster, tmp_path: Path) -> None:
@@ -358,6 +410,35 @@ async def _written_unevenly(nodes: Cluster, tmp_path: Path) -> tuple[Volume, Mou
 async def test_runs_of_pages_come_into_the_gaps_between_newer_ones(nodes: Cluster, tmp_path: Path) -> None:
     volume, mounted = await _written_unevenly(nodes, tmp_path)
     await finish(await spawn(mounted, "-c", READ_PART_THEN_ALL))
+    await mounted.close()
+    await volume.close()
+
+
+WRITE_ELSEWHERE = """
+import os
+fd = os.open("g", os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, b"more", 0)
+os.fsync(fd)
+"""
+
+
+async def test_a_read_that_waited_until_its_history_was_gone_is_made_anew(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mounted = await _written_unevenly(nodes, tmp_path)
+    read_pages, asked = volume.read_pages, list[int | None]()
+
+    async def too_late(ranges: Sequence[PageRange], lsn: int | None = None) -> list[PageRun]:
+        asked.append(lsn)
+        if len(asked) == 1:
+            await finish(await spawn(mounted, "-c", WRITE_ELSEWHERE))
+            raise OutOfRangeError(f"LSN {lsn} is no longer kept")
+        return await read_pages(ranges, lsn)
+
+    monkeypatch.setattr(volume, "read_pages", too_late)
+    await finish(await spawn(mounted, "-c", READ_PART_THEN_ALL))
+    assert asked[0] is not None
+    assert all(lsn is not None and lsn > asked[0] for lsn in asked[1:])
     await mounted.close()
     await volume.close()
 

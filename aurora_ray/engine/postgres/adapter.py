@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.postgres import credentials, install
 from aurora_ray.engine.postgres.catalogue import check_changes
-from aurora_ray.engine.postgres.client import PostgresClient
+from aurora_ray.engine.postgres.client import CANCEL_CODE, REFUSAL, PostgresClient
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH
 from aurora_ray.engine.postgres.image import PAGE_BYTES, SUPERUSER, prepare_image
 from aurora_ray.engine.postgres.repair import Repair
 from aurora_ray.engine.postgres.server import PostgresEngine, forget_run
+from aurora_ray.engine.postgres.sessions import count_sessions
 from aurora_ray.engine.postgres.settings import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aurora_ray.engine.account import EngineAccount
@@ -45,7 +46,12 @@ class PostgresAdapter:
     last_file = CONTROL_PATH
     version_file = b"PG_VERSION"
     repairs: tuple[str, ...] = tuple(Repair)
+    read_only_parameters: Mapping[str, str] = {"default_transaction_read_only": "on"}
     client: Client = PostgresClient()
+    cancel_code = CANCEL_CODE
+    refusal = REFUSAL
+    has_readers = True
+    passfile_suffix = ".pgpass"
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:
         """See Adapter."""
@@ -69,9 +75,12 @@ class PostgresAdapter:
         port: int,
         size: InstanceSize,
         parameters: Mapping[str, str],
+        name: str = "",
     ) -> Engine:
         """See Adapter."""
-        return PostgresEngine(found, account, run_dir, host=host, port=port, size=size, parameters=parameters)
+        return PostgresEngine(
+            found, account, run_dir, host=host, port=port, size=size, parameters=parameters, name=name
+        )
 
     def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
         """See Adapter."""
@@ -88,6 +97,10 @@ class PostgresAdapter:
     def write_passfile(self, path: Path, password: str) -> None:
         """See Adapter."""
         credentials.write_passfile(path, SUPERUSER, password)
+
+    def sessions(self, pid: int, below: Sequence[int]) -> int:  # noqa: ARG002
+        """See Adapter."""
+        return count_sessions(below)
 
     def forget_run(self, run_dir: Path) -> None:
         """See Adapter."""

@@ -9,14 +9,25 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from aurora_ray.engine.base import Rows
+from aurora_ray.engine.base import Difference, Rows
+from aurora_ray.engine.postgres.differences import differences
 from aurora_ray.engine.postgres.image import SUPERUSER
 from aurora_ray.engine.postgres.install import discover, find_install
 from aurora_ray.errors import AuroraError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+
+def _error(code: str, message: str) -> bytes:
+    """An ErrorResponse of PostgreSQL's protocol."""
+    fields = "".join(f"{key}{value}\0" for key, value in (("S", "FATAL"), ("V", "FATAL"), ("C", code), ("M", message)))
+    return b"E" + (4 + len(fields) + 1).to_bytes(4, "big") + fields.encode() + b"\0"
+
+
+CANCEL_CODE: Final = 80877102  # of a CancelRequest
+REFUSAL: Final = _error("53300", "the endpoint has as many sessions as it may have: close some first")
 
 _SHOWN: Final = "setting <> coalesce(boot_val, '') OR pending_restart OR source NOT IN ('default', 'override')"
 _PARAMETERS: Final = """
@@ -68,6 +79,10 @@ class PostgresClient:
         except psycopg.Error as error:
             raise AuroraError(str(error).strip().replace("\n", " ")) from error
 
+    def differences(self, before: str, after: str, table: str, database: str) -> Iterator[Difference]:
+        """See Client."""
+        return differences(before, after, table, database or "postgres")
+
     def parameters(self, dsn: str, declared: Mapping[str, str], *, everything: bool) -> list[dict[str, str]]:
         """See Client; from pg_settings."""
         found = self.query(dsn, _PARAMETERS.format("true" if everything else _SHOWN)).rows
@@ -78,10 +93,10 @@ class PostgresClient:
         return rows
 
     def command_line(
-        self, dsn: str, version: str, bin_dir: Path | None, statement: str | None, arguments: Sequence[str]
+        self, dsn: str, version: str, bin_dir: Path | None, statements: Sequence[str], arguments: Sequence[str]
     ) -> list[str]:
         """A psql of the server's major version, one that edits lines if there is one; else any."""
-        command = ["-X", "-c", statement] if statement is not None else []
+        command = ["-X", *(word for statement in statements for word in ("-c", statement))] if statements else []
         return [str(_psql(bin_dir, version)), dsn, *command, *arguments]
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
+from aurora_ray.engine.postgres.configuration import AUTO, CONF, include_line
 from aurora_ray.engine.postgres.wheels import PACKAGES
+from aurora_ray.engine.tree_edit import read_text
 from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 PRELOAD: Final = "shared_preload_libraries"
 _ON_A_VOLUME: Final = "AURORA_REGION_FD"  # in a server's environment
 _ASK_TIMEOUT_S: Final = 30.0
+_MAY_PRELOAD: Final = re.compile(rf"\s*(include|{PRELOAD}\b)", re.IGNORECASE)  # include_dir and include_if_exists too
 
 
 def commit_module(install: EngineInstall, env: Mapping[str, str]) -> Path | None:
@@ -45,12 +49,21 @@ def stage_module(module: Path, run_dir: Path) -> Path:
 
 
 async def configured_preloads(
-    server: Sequence[str], account: EngineAccount, *, env: Mapping[str, str], pass_fds: Sequence[int]
+    server: Sequence[str],
+    account: EngineAccount,
+    *,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int],
+    conf: Path,
+    data_dir: Path,
 ) -> str:
-    """What the configuration of a server (its command line) has it load.
+    """What the configuration of a server (its command line, and the file `conf` that it names) has it load.
 
-    Empty if the server cannot read it: its start will say why. Raises EngineError if it does not answer in time.
+    The server itself is asked, which takes as long as a tenth of a failover; so not where nothing is set. Empty if the
+    server cannot read it: its start will say why. Raises EngineError if it does not answer in time.
     """
+    if not may_preload(conf, data_dir):
+        return ""
     command = [*server, "-C", PRELOAD]
     asked = await asyncio.create_subprocess_exec(
         *account.command(command, env=env),
@@ -70,6 +83,24 @@ async def configured_preloads(
             raise EngineError(f"PostgreSQL did not read its configuration within {_ASK_TIMEOUT_S:g} s") from error
         raise
     return output.decode().strip() if asked.returncode == 0 else ""
+
+
+def may_preload(conf: Path, data_dir: Path) -> bool:
+    """Whether the configuration of a server may name libraries to load: it does so, or takes in a file that may.
+
+    `conf`: ours, which has the user's `postgresql.conf` taken in; ALTER SYSTEM's file is read after it.
+    """
+    users = data_dir / CONF
+    for path in (conf, users, data_dir / AUTO):
+        content = read_text(path)
+        if content is None:  # not there, or on a mount that has not got it yet
+            if path.exists():
+                return True
+            continue
+        lines = (line for line in content.splitlines() if line != include_line(users))
+        if any(_MAY_PRELOAD.match(line) for line in lines):
+            return True
+    return False
 
 
 def with_module(module: Path, others: str) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AUTO: Final = "postgresql.auto.conf"
+CONF: Final = "postgresql.conf"
 HBA: Final = "pg_hba.conf"
 GOOD_AUTO: Final = "aurora.last-good.conf"
 GOOD_HBA: Final = "aurora.last-good-hba.conf"
@@ -138,13 +139,18 @@ def conf_text(
     """The configuration file for a start on this rung. `hba`: to be used instead of the user's pg_hba.conf."""
     lines = ["# Made at each start of the server: use ALTER SYSTEM or `aurora parameters`, not this file."]
     if rung in (Rung.ALL, Rung.LAST_GOOD):
-        lines.append(f"include_if_exists {_quoted(str(data_dir / 'postgresql.conf'))}")
+        lines.append(include_line(data_dir / CONF))
     lines += [f"{name} = {_quoted(value)}" for name, value in defaults.items()]
     if hba is not None:
         lines.append(f"hba_file = {_quoted(str(hba))}")
     if rung is not Rung.OURS:
         lines += [f"{name} = {_quoted(value)}" for name, value in parameters.items()]
     return "\n".join(lines) + "\n"
+
+
+def include_line(users: Path) -> str:
+    """How our configuration file takes in the user's."""
+    return f"include_if_exists {_quoted(str(users))}"
 
 
 def troubles_of(rung: Rung, files: Files, why: str, parameters: Mapping[str, str]) -> list[EngineTrouble]:

@@ -31,6 +31,12 @@ NONCE_BYTES: Final = 32
 CONTROL_BYTES_MAX: Final = 512  # PG_CONTROL_MAX_SAFE_SIZE: ControlFileData never exceeds a disk sector
 WAL_IDENTIFIER_OFFSET: Final = 24
 WAL_LONG_HEADER: Final = 0x0002  # XLP_LONG_HEADER in the page header's info
+_PARAMETERS = struct.Struct("<5i")
+_PARAMETERS_OFFSET: Final = 180
+_CONSTANTS = struct.Struct("<d4I")
+_CONSTANTS_OFFSET: Final = 208
+_FLOAT_FORMAT: Final = 1234567.0
+_PAGE_BYTES: Final = 8192
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
 
@@ -46,6 +52,30 @@ class ClusterIdentity:
     def new(cls, now_s: float) -> ClusterIdentity:
         """As initdb would: seconds since 1970 in the upper half, so that it tells when; the rest random."""
         return cls((int(now_s) & 0xFFFFFFFF) << 32 | secrets.randbits(32), secrets.token_bytes(NONCE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """What a standby must know of its writer's control file.
+
+    `parameters`: max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions and
+    max_locks_per_transaction that the writer runs with. The places are the same from 13 to 18, and are checked by the
+    two constants behind them: floatFormat, and the size of a page.
+    """
+
+    system_identifier: int
+    parameters: tuple[int, int, int, int, int]
+    wal_segment_bytes: int
+
+    @classmethod
+    def read(cls, control: bytes) -> ControlFile:
+        """Raises MalformedError if it is damaged, or of a version with other places."""
+        identifier = system_identifier(control)
+        parameters = _PARAMETERS.unpack_from(control, _PARAMETERS_OFFSET)
+        float_format, page_bytes, _, _, segment_bytes = _CONSTANTS.unpack_from(control, _CONSTANTS_OFFSET)
+        if (float_format, page_bytes) != (_FLOAT_FORMAT, _PAGE_BYTES):
+            raise MalformedError("the control file is of a version of PostgreSQL whose layout is not known")
+        return cls(identifier, parameters, segment_bytes)
 
 
 def system_identifier(control: bytes) -> int:

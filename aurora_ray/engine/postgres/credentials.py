@@ -28,12 +28,15 @@ def ensure_passfile(path: Path, user: str) -> str:
     """The password in the passfile at `path` for `user`; made, with mode 0600, if the file is not there yet.
 
     The entry holds for every host and port, since a cluster's endpoints move. Raises ConfigurationError for a file that
-    is not ours in form.
+    is not ours in form, or cannot be read or made (a full disk).
     """
     try:
-        return _password_in(path, user)
-    except FileNotFoundError:
-        pass
+        return _password_in(path, user) if path.exists() else _made(path, user)
+    except OSError as error:
+        raise ConfigurationError(f"the password file {path} cannot be had: {error.strerror}") from error
+
+
+def _made(path: Path, user: str) -> str:
     password = secrets.token_urlsafe(PASSWORD_BYTES)  # no character that the file format would want escaped
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     made = make_file(path, _line(user, password))

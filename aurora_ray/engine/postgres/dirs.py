@@ -1,23 +1,22 @@
-"""The directories of a PostgreSQL server: what is checked before a start, its sockets, its log."""
+"""The directories of a PostgreSQL server: what is checked before a start, its sockets."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import stat
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.engine.dirs import make_private, short_dir
 from aurora_ray.engine.process import processes_in
-from aurora_ray.errors import ConfigurationError, EngineError
+from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import EngineInstall
 
-SOCKET_DIR_BYTES_MAX: Final = 107 - len("/.s.PGSQL.65535")  # sockaddr_un
+HAND_OVER_NAME: Final = "hand-over"  # in the directory of sockets: where it gets clients' sockets from the endpoint
+_LONGEST: Final = f"{HAND_OVER_NAME}/.s.PGSQL.65535"
 
 
 def check_data_dir(data_dir: Path, account: EngineAccount, install: EngineInstall) -> None:
@@ -52,28 +51,20 @@ def clear_lock(data_dir: Path) -> None:
 
 
 def socket_dir(run_dir: Path) -> Path:
-    """Below `run_dir`, or, if that makes a name too long for a socket, one in the temporary directory."""
-    inside = run_dir / "socket"
-    if len(os.fsencode(inside)) <= SOCKET_DIR_BYTES_MAX:
-        return inside
-    name = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"aurora-ray-{name}"  # others may write there: see claim_shared_dir
+    """See short_dir."""
+    return short_dir(run_dir, "socket", _LONGEST)
 
 
-def claim_shared_dir(path: Path, account: EngineAccount) -> None:
-    """Makes a private directory where everyone may make some. Raises ConfigurationError if someone else's is there."""
-    try:
-        path.mkdir(mode=0o700)
-        account.own(path, 0o700)
-    except FileExistsError:
-        facts = path.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != account.uid or facts.st_mode & 0o077:
-            raise ConfigurationError(
-                f"{path} belongs to someone else: remove it, or use a data directory with a shorter name"
-            ) from None
+def feed_dir(run_dir: Path) -> Path:
+    """Where a standby finds what feeds it; as `socket_dir`."""
+    return short_dir(run_dir, "feed", _LONGEST)
 
 
-def rotate(log_path: Path) -> None:
-    """Moves the log's content aside. The server goes on writing: it appends, so it starts at the beginning again."""
-    shutil.copyfile(log_path, log_path.with_name(log_path.name + ".1"))
-    os.truncate(log_path, 0)
+def make_sockets(path: Path, run_dir: Path, account: EngineAccount) -> None:
+    """Makes the directories of sockets, without what an earlier run left. Raises ConfigurationError."""
+    make_private(path, run_dir, account)
+    hand_over = path / HAND_OVER_NAME
+    hand_over.mkdir(mode=0o700, exist_ok=True)
+    account.own(hand_over, 0o700)
+    for leftover in (*path.glob(".s.PGSQL.*"), *hand_over.glob(".s.PGSQL.*")):
+        leftover.unlink()

@@ -5,36 +5,34 @@ Each cluster gets an identity of its own on the way into its volume (see control
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.durable import move_tree, replace_file
-from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.image import tree_records
+from aurora_ray.engine.postgres import functions
 from aurora_ray.engine.postgres.configuration import PG_HBA
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ClusterIdentity, identity_patches
-from aurora_ray.errors import ConfigurationError, EngineError
+from aurora_ray.engine.prepared import make_once, run_program
+from aurora_ray.errors import UNDECODABLE, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import EngineInstall
     from aurora_ray.log.record import Record
 
-FORMAT: Final = 1  # of the directory and of how it is made; a change makes new images
+FORMAT: Final = 2  # of the directory and of how it is made; a change makes new images
 PAGE_BYTES: Final = 8192
 SUPERUSER: Final = "postgres"
 PREPARE_TIMEOUT_S: Final = 120.0
-LOCK_INTERVAL_S: Final = 0.02
 TREE: Final = "tree"
 MANIFEST: Final = "manifest.json"
 
@@ -71,21 +69,10 @@ def prepare_image(
 ) -> PreparedImage:
     """The image of `install`'s version in `cache_dir`, made if it is not there (half a second). Blocks: use a thread.
 
-    Any number of callers, in any number of processes, may ask at once: one makes it, the others wait. It is built
-    beside its place and renamed into it, so it is whole or not there; what an interrupted caller left is removed.
-    Raises ConfigurationError (the account cannot get at the directory) and EngineError (initdb fails, the lock takes
-    too long).
+    Raises what make_once raises, and EngineError if initdb fails.
     """
     target = cache_dir / f"{install.kind}-{install.version}-{FORMAT}"
-    if target.is_dir():
-        return _load(target)
-    cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    account.require_reachable(cache_dir)
-    with _locked(cache_dir / f".{target.name}.lock", timeout_s):
-        for leftover in cache_dir.glob(f"{target.name}.tmp-*"):
-            shutil.rmtree(leftover)
-        if not target.is_dir():
-            _build(install, account, target, timeout_s)
+    make_once(target, account, lambda: _build(install, account, target, timeout_s), timeout_s)
     return _load(target)
 
 
@@ -97,6 +84,8 @@ def _build(install: EngineInstall, account: EngineAccount, target: Path, timeout
         runner = _Runner(install, account, tree, timeout_s)
         runner.initdb()
         (tree / "pg_hba.conf").write_text(PG_HBA)
+        runner.add_functions()
+        (tree / functions.NOTE).write_text(functions.NOTED)
         runner.run("pg_resetwal", "-f", "-D", str(tree))  # one new, nearly empty WAL segment instead of initdb's
         _remove_volatile(tree)
         facts = runner.control_data()
@@ -124,21 +113,10 @@ class _Runner:
     def __init__(self, install: EngineInstall, account: EngineAccount, tree: Path, timeout_s: float) -> None:
         self._install, self._account, self._tree, self._timeout_s = install, account, tree, timeout_s
 
-    def run(self, program: str, *arguments: str) -> str:
-        """Standard output. Raises EngineError with what the program said."""
-        command = self._account.command([str(self._install.bin_dir / program), *arguments])
-        environment = {**BASE_ENVIRONMENT, "LC_ALL": "C"}  # what we parse is in English
-        try:
-            done = subprocess.run(
-                command, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=self._timeout_s
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EngineError(f"{program} did not end within {self._timeout_s:g} s") from error
-        except OSError as error:
-            raise ConfigurationError(f"cannot start {program}: {error}") from error
-        if done.returncode != 0:
-            raise EngineError(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout
+    def run(self, program: str, *arguments: str, given: str | None = None) -> str:
+        """See run_program."""
+        command = [str(self._install.bin_dir / program), *arguments]
+        return run_program(self._account, command, given=given, timeout_s=self._timeout_s)
 
     def initdb(self) -> None:
         """A data directory whose order of strings depends as little as possible on the machine's C library.
@@ -161,6 +139,13 @@ class _Runner:
             else:
                 return
 
+    def add_functions(self) -> None:
+        """Into every database that there is; those made later are copies of one of these."""
+        statements = "".join(f"{statement}\n" for statement in functions.STATEMENTS)
+        for database in ("template1", "template0", "postgres"):
+            options = ("--single", "-c", "exit_on_error=on", "-D", str(self._tree))
+            self.run("postgres", *options, database, given=statements)
+
     def control_data(self) -> dict[str, str]:
         """What pg_controldata prints, by label."""
         pairs = (line.partition(":") for line in self.run("pg_controldata", "-D", str(self._tree)).splitlines())
@@ -180,22 +165,5 @@ def _load(target: Path) -> PreparedImage:
         return PreparedImage(
             manifest["version"], target / TREE, manifest["system_identifier"], bytes.fromhex(manifest["nonce"])
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, *UNDECODABLE) as error:
         raise EngineError(f"the prepared image in {target} is damaged, remove that directory: {error}") from error
-
-
-@contextmanager
-def _locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Holds the lock file; the kernel lets go of it when a holder dies. Raises EngineError after the timeout."""
-    deadline = time.monotonic() + timeout_s
-    with path.open("w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise EngineError(f"another process has held {path} for {timeout_s:g} s: is it stuck?") from None
-                time.sleep(LOCK_INTERVAL_S)
-        yield

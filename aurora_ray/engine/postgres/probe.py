@@ -33,7 +33,7 @@ class ProbeAnswer:
 
 async def postmaster_answers(socket_dir: Path, port: int) -> None:
     """Returns when it has answered anything. Raises OSError if it is not there; the caller sets the time limit."""
-    answer = await _ask(socket_dir / f".s.PGSQL.{port}", _SSL_REQUEST, 1)
+    answer = await ask(socket_dir / f".s.PGSQL.{port}", _SSL_REQUEST, 1)
     if not answer:
         raise ConnectionResetError("the server closed the connection without a word")
 
@@ -41,14 +41,15 @@ async def postmaster_answers(socket_dir: Path, port: int) -> None:
 async def module_answers(socket_dir: Path) -> ProbeAnswer | None:
     """The module's answer; None if it does not serve. The caller sets the time limit."""
     try:
-        answer = await _ask(socket_dir / PROBE_NAME, b"", _ANSWER_BYTES_MAX)
+        answer = await ask(socket_dir / PROBE_NAME, b"", _ANSWER_BYTES_MAX)
     except (FileNotFoundError, ConnectionError):
         return None
     match = _ANSWER.fullmatch(answer)
     return ProbeAnswer(int(match[1]), match[2] == b"1") if match else None
 
 
-async def _ask(path: Path, question: bytes, answer_bytes: int) -> bytes:
+async def ask(path: Path, question: bytes, answer_bytes: int) -> bytes:
+    """What who listens there answers, up to so many bytes. The caller sets the time limit. Raises OSError."""
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         if question:

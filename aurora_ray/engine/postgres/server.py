@@ -17,17 +17,19 @@ import shutil
 import signal
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import sql
 
 from aurora_ray import telemetry
 from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
+from aurora_ray.engine.dirs import rotate
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.postgres import functions, password_once, told
 from aurora_ray.engine.postgres.client import PostgresClient
 from aurora_ray.engine.postgres.commit import (
     PRELOAD,
@@ -46,23 +48,14 @@ from aurora_ray.engine.postgres.configuration import (
     conf_text,
     troubles_of,
 )
-from aurora_ray.engine.postgres.dirs import check_data_dir, claim_shared_dir, clear_lock, rotate, socket_dir
+from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME, check_data_dir, clear_lock, make_sockets, socket_dir
 from aurora_ray.engine.postgres.image import SUPERUSER
-from aurora_ray.engine.postgres.probe import (
-    PROBE_NAME,
-    PROBE_VARIABLE,
-    ProbeAnswer,
-    module_answers,
-    postmaster_answers,
-)
+from aurora_ray.engine.postgres.probe import ProbeAnswer, module_answers, postmaster_answers
 from aurora_ray.engine.postgres.repair import Workshop
-from aurora_ray.engine.postgres.settings import (
-    VOLATILE_PATTERNS,
-    check_parameters,
-    default_settings,
-    forced_settings,
-)
+from aurora_ray.engine.postgres.settings import VOLATILE_PATTERNS, check_parameters, default_settings, forced_settings
 from aurora_ray.engine.postgres.shared_memory import posix_segments, remove_segments
+from aurora_ray.engine.postgres.standby import begin
+from aurora_ray.engine.postgres.standby.takeover import Takeover
 from aurora_ray.engine.postgres.start import StartProgress, StartRefusedError, first_complaint, wait_ready
 from aurora_ray.engine.process import EngineProcess
 from aurora_ray.engine.sizes import LEAST_SIZE
@@ -73,11 +66,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.base import Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
     from aurora_ray.engine.sizes import InstanceSize
+    from aurora_ray.log.filetable import FileTable
 
 logger = logging.getLogger(__name__)
 
 _PID_NOTE: Final = "postgres.pid"
+PRELOADED: Final = "LD_PRELOAD"  # in a server's environment: the library that takes sockets which are handed over
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followed after 5 s
@@ -89,12 +85,6 @@ POSTMASTER_EVERY: Final = 5  # checks that the module answers; all of them while
 
 _SIGNALS: Final = {StopMode.FAST: signal.SIGINT, StopMode.IMMEDIATE: signal.SIGQUIT, StopMode.KILL: signal.SIGKILL}
 _ROUGHER: Final = {StopMode.FAST: StopMode.IMMEDIATE, StopMode.IMMEDIATE: StopMode.KILL}
-
-# No statement of a session that changes a password may reach the server's log, not even in an error.
-_SILENT: Final = (
-    "-c log_statement=none -c log_min_duration_statement=-1 -c log_min_duration_sample=-1 "
-    "-c log_transaction_sample_rate=0 -c log_min_error_statement=panic -c track_activities=off"
-)
 
 
 class PostgresEngine:
@@ -115,6 +105,7 @@ class PostgresEngine:
         port: int = 0,
         size: InstanceSize = LEAST_SIZE,
         parameters: Mapping[str, str] | None = None,
+        name: str = "",
     ) -> None:
         self._install = install
         self._account = account
@@ -124,6 +115,7 @@ class PostgresEngine:
         self._port = port
         self._size = size
         self._parameters = dict(parameters or {})
+        self._name = name
         self._socket_dir = socket_dir(run_dir)
         self._process: EngineProcess | None = None
         self._watcher: asyncio.Task[EngineExit] | None = None
@@ -137,6 +129,7 @@ class PostgresEngine:
         self._first_start = False
         self._files = Files(None, None, None, None, None, ())
         self._checks = 0  # that succeeded one after the other
+        self._follow: StandbyFeed | None = None
 
     @property
     def install(self) -> EngineInstall:
@@ -152,6 +145,13 @@ class PostgresEngine:
     def port(self) -> int:
         """The TCP port; 0 before the start if it is to be chosen."""
         return self._port
+
+    @property
+    def hand_over(self) -> Path | None:
+        """Where the endpoint hands it clients' sockets; None without the library that takes them."""
+        if PRELOADED not in self._env:
+            return None
+        return self._socket_dir / HAND_OVER_NAME / f".s.PGSQL.{self._port}"
 
     @property
     def first_start(self) -> bool:
@@ -183,9 +183,17 @@ class PostgresEngine:
         """Holds the main process's id from the start to the end of a run."""
         return self._run_dir / _PID_NOTE
 
-    def volatile_patterns(self) -> tuple[VolatilePattern, ...]:
-        """What may stay out of the volume."""
-        return VOLATILE_PATTERNS
+    def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:
+        """What may stay out of the volume; of a standby, what makes it one as well."""
+        return (*VOLATILE_PATTERNS, begin.PATTERN) if follows else VOLATILE_PATTERNS
+
+    async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
+        """See Engine. The control file must be whole in `data_dir`. Raises EngineError."""
+        major = self._install.major
+        settings = {**default_settings(major=major, size=self._size), **check_parameters(self._parameters, major)}
+        takeover = Takeover(self._edit, lambda: self._process)
+        of_volume = begin.Mounted(data_dir, table, lsn, read)
+        return begin.make_feed(self._run_dir, self._account, (major, settings), of_volume, takeover)
 
     def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
         """The connection string for clients; `host` and `port` for one that goes through an endpoint."""
@@ -201,8 +209,10 @@ class PostgresEngine:
         pass_fds: Sequence[int] = (),
         timeout_s: float = START_TIMEOUT_S,
         moved: Callable[[], object] = lambda: None,
+        follow: StandbyFeed | None = None,
     ) -> None:
-        """Starts as writer and returns when it is ready; crash recovery, if needed, is part of it.
+        """Starts as writer and returns when it is ready; crash recovery, if needed, is part of it. With `follow`, which
+        is open, it starts as a hot standby that this feeds.
 
         `env` and `pass_fds` go to the server, and to what looks at its files before. It may take as long as anything
         moves: `timeout_s` is how long nothing may, `moved` what the caller knows of. Settings with which it does not
@@ -219,6 +229,10 @@ class PostgresEngine:
         self._prepare_run_dir()
         self._data_dir, self._env, self._pass_fds = data_dir, dict(env or {}), tuple(pass_fds)
         files, refused = Files.read(data_dir), None
+        self._follow = follow
+        if follow is not None:
+            files = replace(files, signals=())
+            begin.mark(data_dir, self._account)
         for rung in files.rungs():
             try:
                 if refused is not None:
@@ -254,7 +268,7 @@ class PostgresEngine:
             process = EngineProcess.spawn(
                 command,
                 account=self._account,
-                env={**self._env, PROBE_VARIABLE: str(self._socket_dir / PROBE_NAME)},
+                env={**self._env, **told.environment(self._socket_dir, self._name, self.hand_over)},
                 pass_fds=self._pass_fds,
                 work_dir=self._socket_dir,
                 log_path=self.log_path,
@@ -291,12 +305,26 @@ class PostgresEngine:
         workshop = Workshop(data_dir, server, self._account, env, pass_fds)
         await workshop.repair(kinds, password)
 
-    async def configure(self, parameters: Mapping[str, str]) -> None:
-        """Other parameters of the cluster: the server reads them at once. Raises ConfigurationError."""
-        self._parameters = check_parameters(parameters, self._install.major)
+    async def configure(self, parameters: Mapping[str, str], size: InstanceSize | None = None) -> None:
+        """Other parameters of the cluster, or another size, read at once. Raises ConfigurationError."""
+        self._parameters, self._size = check_parameters(parameters, self._install.major), size or self._size
         if self._process is not None and self._rung in (Rung.ALL, Rung.LAST_GOOD):
             self._write_conf(self._rung, self._files, self._parameters)
             self._process.send(signal.SIGHUP)
+
+    async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
+        """See Engine."""
+        await told.hold_horizon(self._socket_dir, horizons, lease_s)
+
+    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
+        """See Engine."""
+        told.tell_replicas(self._socket_dir, self._account, rows, regions)
+
+    async def complete_databases(self) -> None:
+        """See Engine and functions."""
+        if told.has_module(self._install, self._env) and (edit := functions.missing(self._data_dir)) is not None:
+            await functions.complete(self._session)
+            await self._edit([edit])
 
     async def note_good_start(self) -> None:
         """Keeps the configuration of this run in the data directory, as the last that worked, if it is all in force.
@@ -322,7 +350,7 @@ class PostgresEngine:
         limit_s = timeout_s
         while process is not None and current is not None and not watcher.done():
             if current is StopMode.KILL:
-                self._segments |= posix_segments(process.members())
+                self._segments |= posix_segments(process.members(fast=True))
                 await process.kill(KILL_TIMEOUT_S)
                 break
             process.send(_SIGNALS[current])
@@ -365,17 +393,18 @@ class PostgresEngine:
     async def give_password(self, password: str, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Makes `password` the superuser's if it has none: one that somebody set stays. Only a verifier is sent, and
         nothing of it is logged."""
-        async with self._session(timeout_s, options=_SILENT) as session:
-            cursor = await session.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [SUPERUSER])
-            row = await cursor.fetchone()
-            if row is not None and row[0] is not None:
-                return
-            verifier = session.pgconn.encrypt_password(password.encode(), SUPERUSER.encode(), b"scram-sha-256")
-            statement = sql.SQL("ALTER ROLE {} PASSWORD {}")
-            await session.execute(statement.format(sql.Identifier(SUPERUSER), sql.Literal(verifier.decode())))
+        async with self._session(timeout_s, options=password_once.SILENT) as session:
+            await password_once.give(session, SUPERUSER, password)
+
+    async def write_back(self, *, timeout_s: float) -> None:
+        """See Engine: a checkpoint."""
+        async with self._session(timeout_s, options=f"-c statement_timeout={int(timeout_s * 1000)}") as session:
+            await session.execute("CHECKPOINT")
 
     @asynccontextmanager
-    async def _session(self, timeout_s: float, *, options: str = "") -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _session(
+        self, timeout_s: float, *, options: str = "", database: str = "postgres"
+    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """An administrator's session; everything in it must happen within the timeout. Raises EngineError."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -383,7 +412,7 @@ class PostgresEngine:
                     host=str(self._socket_dir),
                     port=self._port,
                     user=SUPERUSER,
-                    dbname="postgres",
+                    dbname=database,
                     options=options,
                     application_name="aurora-ray",
                     autocommit=True,
@@ -412,16 +441,25 @@ class PostgresEngine:
     async def _command(self) -> list[str]:
         module, preloads = commit_module(self._install, self._env), {}
         if module is not None:
-            others = await configured_preloads(self._server({}), self._account, env=self._env, pass_fds=self._pass_fds)
+            others = await configured_preloads(
+                self._server({}),
+                self._account,
+                env=self._env,
+                pass_fds=self._pass_fds,
+                conf=self._run_dir / OUR_CONF,
+                data_dir=self._data_dir,
+            )
             preloads[PRELOAD] = with_module(stage_module(module, self._run_dir), others)
         return list(self._server(preloads))
 
     def _server(self, more: Mapping[str, str]) -> tuple[str, ...]:
         """The command line of a server on the data directory, with `more` settings."""
-        forced = forced_settings(
-            major=self._install.major, host=self._host, port=self._port, socket_dir=self._socket_dir
-        )
-        settings = {"config_file": str(self._run_dir / OUR_CONF), **forced, **more}
+        socket_dirs = [self._socket_dir]
+        if self.hand_over is not None:
+            socket_dirs.append(self.hand_over.parent)
+        forced = forced_settings(major=self._install.major, host=self._host, port=self._port, socket_dirs=socket_dirs)
+        standby = self._follow.settings if self._follow is not None else {}
+        settings = {"config_file": str(self._run_dir / OUR_CONF), **forced, **standby, **more}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return (str(self._install.bin_dir / "postgres"), "-D", str(self._data_dir), *options)
 
@@ -429,13 +467,7 @@ class PostgresEngine:
         """Makes what the server needs outside its data directory. Raises ConfigurationError."""
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._account.require_reachable(self._run_dir)
-        if self._socket_dir.parent == self._run_dir:
-            self._socket_dir.mkdir(mode=0o700, exist_ok=True)
-            self._account.own(self._socket_dir, 0o700)
-        else:
-            claim_shared_dir(self._socket_dir, self._account)
-        for leftover in self._socket_dir.glob(".s.PGSQL.*"):
-            leftover.unlink()
+        make_sockets(self._socket_dir, self._run_dir, self._account)
         forget_run(self._run_dir)
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
             rotate(self.log_path)
@@ -448,7 +480,7 @@ class PostgresEngine:
         grace_s = ORPHAN_GRACE_S if returncode == 0 else 0.0
         try:
             if not await process.wait_gone(grace_s):
-                self._segments |= posix_segments(process.members())
+                self._segments |= posix_segments(process.members(fast=True))
                 await process.kill(KILL_TIMEOUT_S)
             remove_segments(process.pid, self._segments)
             self._pid_note.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from aurora_ray.engine.postgres.sizes import size_settings
 from aurora_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aurora_ray.engine.sizes import InstanceSize
@@ -110,6 +110,35 @@ _TUNING_18: Final[Mapping[str, str]] = {
 _OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
 _WAL_LEVELS: Final = ("replica", "logical")
 
+# Of a server that follows its writer. What it follows, and that it does so for ever, is ours to say.
+_STANDBY: Final[Mapping[str, str]] = {
+    "hot_standby": "on",
+    # Long queries here shall not be cancelled by the writer's vacuum: what they need is told to the writer.
+    "hot_standby_feedback": "on",
+    "wal_receiver_status_interval": "1s",
+    "wal_retrieve_retry_interval": "100ms",
+    "primary_slot_name": "",
+    "restore_command": "",
+    "archive_cleanup_command": "",
+    "recovery_end_command": "",
+    "recovery_target": "",
+    "recovery_target_lsn": "",
+    "recovery_target_name": "",
+    "recovery_target_time": "",
+    "recovery_target_xid": "",
+    "recovery_min_apply_delay": "0",
+    # Archiving is the writer's.
+    "archive_mode": "off",
+}
+_STANDBY_17: Final[Mapping[str, str]] = {"summarize_wal": "off", "sync_replication_slots": "off"}
+AT_LEAST_THE_WRITERS: Final = (
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+)  # in the order of the control file, and of the WAL record that changes them
+
 # Never in the volume. Each is either rebuilt, or emptied by the server itself at its next start. No pattern may match
 # what a user can name: a replication slot is a directory pg_replslot/<name> of letters, digits and underscores, and may
 # be called "pgsql_tmp" or, as temporary tables' files are, "t3_16384" (so those do go into the volume).
@@ -156,15 +185,21 @@ def check_parameters(parameters: Mapping[str, str], major: int) -> dict[str, str
     return chosen
 
 
-def forced_settings(*, major: int, host: str, port: int, socket_dir: Path) -> dict[str, str]:
+def forced_settings(*, major: int, host: str, port: int, socket_dirs: Sequence[Path]) -> dict[str, str]:
     """What stands on the command line, where nobody can change it."""
     return {
         **_FIXED,
         **(_FIXED_18 if major >= 18 else {}),
         "listen_addresses": host,
         "port": str(port),
-        "unix_socket_directories": '"{}"'.format(str(socket_dir).replace('"', '""')),
+        "unix_socket_directories": ", ".join('"{}"'.format(str(each).replace('"', '""')) for each in socket_dirs),
     }
+
+
+def standby_settings(*, major: int, parameters: Sequence[int]) -> dict[str, str]:
+    """What stands there besides for a server that follows its writer; `parameters`: of AT_LEAST_THE_WRITERS."""
+    least = dict(zip(AT_LEAST_THE_WRITERS, map(str, parameters), strict=True))
+    return {**_STANDBY, **(_STANDBY_17 if major >= 17 else {}), **least}
 
 
 def default_settings(*, major: int, size: InstanceSize) -> dict[str, str]:

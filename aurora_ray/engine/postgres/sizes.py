@@ -8,10 +8,13 @@
 | maintenance_work_mem | M/16 | 64 MiB | 1 GiB | one index build, and each autovacuum worker |
 | max_connections | M/8 MiB | 100 | 5000 | a session takes a few MiB |
 | max_wal_size | M/4 | 256 MiB | 512 MiB | at most what a failover should have to replay |
-| max_worker_processes | C+1 | 9 | 65 | 8, and the one that tells how the server is (src/probe.c) |
+| max_worker_processes | C+2 | 10 | 66 | 8, and our module's two (src/workers.c) |
 | max_parallel_workers | C | 2 | 64 | |
 | max_parallel_workers_per_gather | C/2 | 1 | 4 | |
 | io_workers (18 on) | 2·C | 8 | 32 | what scans of absent pages have in flight |
+
+Of an instance whose capacity changes while it runs, shared_buffers follow the least M that it may have and
+max_connections the most (engine/sizes.py says why), so neither changes; the others do.
 
 C are the machine's CPUs: idle ones are there for whoever wants them. The mount's local cache is on disk and follows
 what is free there (mount/evictor.py). Any of these that a user sets, by `aurora parameters` or ALTER SYSTEM, counts
@@ -40,13 +43,13 @@ def size_settings(size: InstanceSize, *, major: int) -> dict[str, str]:
     """Names and values for a size, by the table above."""
     memory, cpus = size.memory_bytes, math.ceil(size.machine_cpus)
     settings = {
-        "shared_buffers": _kib(memory // 4, 32 * MIB),
+        "shared_buffers": _kib((size.least_bytes or memory) // 4, 32 * MIB),
         "effective_cache_size": _kib(memory * 3 // 4, 96 * MIB),
         "work_mem": _kib(memory // 512, 4 * MIB, 64 * MIB),
         "maintenance_work_mem": _kib(memory // 16, 64 * MIB, GIB),
-        "max_connections": _count(memory // (8 * MIB), CONNECTIONS_MIN, CONNECTIONS_MAX),
+        "max_connections": _count((size.most_bytes or memory) // (8 * MIB), CONNECTIONS_MIN, CONNECTIONS_MAX),
         "max_wal_size": _kib(memory // 4, 256 * MIB, 512 * MIB),
-        "max_worker_processes": _count(cpus + 1, 9, 65),
+        "max_worker_processes": _count(cpus + 2, 10, 66),
         "max_parallel_workers": _count(cpus, 2, 64),
         "max_parallel_workers_per_gather": _count(cpus // 2, 1, 4),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.postgres.probe import module_answers
-from aurora_ray.errors import AuroraError, ConfigurationError, EngineError
+from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, PortInUseError
 
 if TYPE_CHECKING:
     from aurora_ray.engine.process import EngineProcess
@@ -98,7 +98,9 @@ def start_error(process: EngineProcess, host: str, port: int) -> AuroraError:
     """Why a server ended during its start, from its log."""
     tail = process.log_tail()
     if "could not bind" in tail or "could not create any TCP/IP sockets" in tail:
-        return ConfigurationError(f"port {port} on {host} is in use: stop what listens there or choose another port")
+        if "Address already in use" in tail:  # taken between our look at the port and the server's own
+            return PortInUseError(f"port {port} on {host} is in use: stop what listens there or choose another port")
+        return ConfigurationError(f"cannot listen on {host}, port {port}; the server's log ends:\n{tail}")
     kind = StartRefusedError if (process.returncode or 0) > 0 else EngineError
     return kind(f"PostgreSQL ended during its start with code {process.returncode}; its log ends:\n{tail}")
 

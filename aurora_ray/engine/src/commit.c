@@ -36,6 +36,8 @@
 #include "utils/guc_hooks.h"
 
 #include "../../interposer/src/commit_hooks.h"
+#include "facts.h"
+#include "horizon.h"
 #include "probe.h"
 
 #include <dlfcn.h>
@@ -259,6 +261,8 @@ void _PG_init(void)
     if (!process_shared_preload_libraries_in_progress)
         ereport(ERROR, (errmsg("this module can only be loaded through shared_preload_libraries")));
     probe_register();
+    horizon_register();
+    facts_register();
     next_check = ProcessUtility_hook;
     ProcessUtility_hook = check_settings;
     if (why != NULL) {

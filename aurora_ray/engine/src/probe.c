@@ -9,56 +9,25 @@
  * And the other way round: ALTER SYSTEM on what the fleet has put onto the command line would have no effect, so it is
  * refused with the reason.
  */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "postgres.h"
 
 #include "access/transam.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
-#include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
-#include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "utils/guc_tables.h"
-#include "utils/wait_event.h"
 
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "probe.h"
+#include "workers.h"
 
 #define SOCKET_VARIABLE "AURORA_PROBE_SOCKET"
-#define BACKLOG 8
-#define RESTART_S 5
 
 PGDLLEXPORT void aurora_probe_main(Datum unused);
 
 /* ---- the worker */
-
-static int listen_at(const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (strlen(path) >= sizeof address.sun_path)
-        ereport(FATAL, (errmsg("%s is too long a name for a socket", path)));
-    strcpy(address.sun_path, path);
-    unlink(path);
-    if (fd < 0 || bind(fd, (struct sockaddr *) &address, sizeof address) != 0 || chmod(path, 0600) != 0
-        || listen(fd, BACKLOG) != 0)
-        ereport(FATAL, (errmsg("cannot listen on %s: %m", path)));
-    return fd;
-}
 
 static void answer(int fd)
 {
@@ -82,24 +51,15 @@ static void answer(int fd)
 
 void aurora_probe_main(Datum unused)
 {
-    int fd;
+    int fd = worker_listen(SOCKET_VARIABLE);
 
     (void) unused;
-    pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-    pqsignal(SIGPIPE, SIG_IGN);
-    BackgroundWorkerUnblockSignals();
-    fd = listen_at(getenv(SOCKET_VARIABLE));
     for (;;)
     {
         int peer;
 
-        (void) WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH, fd, -1,
-                                 PG_WAIT_EXTENSION);
-        ResetLatch(MyLatch);
-        CHECK_FOR_INTERRUPTS();
-        if (ShutdownRequestPending)
-            proc_exit(1); /* not 0: after a pg_terminate_backend it is started again */
-        while ((peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0)
+        worker_wait(fd, -1);
+        while ((peer = worker_accept(fd)) >= 0)
         {
             answer(peer);
             close(peer);
@@ -109,26 +69,7 @@ void aurora_probe_main(Datum unused)
 
 void probe_register(void)
 {
-    BackgroundWorker worker = {
-        .bgw_flags = BGWORKER_SHMEM_ACCESS,
-        .bgw_start_time = BgWorkerStart_PostmasterStart,
-        .bgw_restart_time = RESTART_S,
-    };
-
-    Dl_info self;
-
-    if (getenv(SOCKET_VARIABLE) == NULL || !dladdr((void *) probe_register, &self))
-        return;
-    if (strlen(self.dli_fname) >= sizeof worker.bgw_library_name)
-    {
-        ereport(LOG, (errmsg("no worker answers how this server is: %s is too long a name", self.dli_fname)));
-        return;
-    }
-    strlcpy(worker.bgw_name, "aurora probe", sizeof worker.bgw_name);
-    strlcpy(worker.bgw_type, "aurora probe", sizeof worker.bgw_type);
-    strlcpy(worker.bgw_library_name, self.dli_fname, sizeof worker.bgw_library_name);
-    strlcpy(worker.bgw_function_name, "aurora_probe_main", sizeof worker.bgw_function_name);
-    RegisterBackgroundWorker(&worker);
+    worker_register("aurora probe", "aurora_probe_main", SOCKET_VARIABLE, 0, BgWorkerStart_PostmasterStart);
 }
 
 /* ---- settings */

@@ -118,13 +118,15 @@ int ar_lock_for_driver(void)
     return EIO;
 }
 
-AR_EXPORT uint32_t ar_mount_file(struct region *region, uint64_t ino, uint64_t file_id, uint64_t size, uint32_t extents)
+/* Registers the files of a mounted tree; their slots go to `indexes`. One call, since there are thousands. */
+AR_EXPORT void ar_mount_files(struct region *region, uint32_t n, const uint64_t *inos, const uint64_t *file_ids,
+                              const uint64_t *sizes, const uint32_t *extents, uint32_t *indexes)
 {
     ar_attach(region);
     ar_lock();
-    uint32_t index = ar_slot_index(ar_add(ino, file_id, size, extents));
+    for (uint32_t i = 0; i < n; i++)
+        indexes[i] = ar_slot_index(ar_add(inos[i], file_ids[i], sizes[i], extents[i]));
     ar_unlock();
-    return index;
 }
 
 /* Tells where `n` extents of a mounted file lie, from chunk `first` on; what is known already stays. 0, EBUSY or EIO. */

@@ -67,7 +67,10 @@ void ar_restart_streams(int fd);
 /* intercept_exec.c */
 void ar_own_environment(void);
 
+/* intercept_accept.c */
+void ar_session_given(int fd);
+
 /* intercept_commit.c */
-bool ar_order_only(struct slot *slot);
+bool ar_order_only(int fd, struct slot *slot, bool data_only);
 void ar_wait_if_ordered(struct slot *slot);
 #endif

@@ -5,10 +5,16 @@
  *   - a file that was ordered so is read, by whoever, only when all of it is durable;
  *   - a process of which the module says so sends nothing before that;
  *   - a command is run (an archiver's) only when all that was ordered before is durable.
+ *
+ * An engine with two logs, which promises a commit by a sync of one file after a sync of another, names the first one
+ * (AURORA_ORDERED_FILE, its path in the mount): a sync of that only orders too. The volume has what was written before in
+ * front of what was written after, so the second sync makes both durable in one wait.
  */
 #include "commit_hooks.h"
 #include "intercept.h"
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 static struct ar_commit_hooks hooks; /* empty: fdatasync waits */
 
@@ -21,10 +27,18 @@ AR_EXPORT void ar_wait_for_ordered(void)
         ar_wait_ordered();
 }
 
-/* What fdatasync is for `slot`: true if it is done. */
-bool ar_order_only(struct slot *slot)
+/* Looked at anew for each sync: a log is replaced by renaming another one. */
+static bool is_ordered_file(int fd)
 {
-    if (!hooks.before_sleep)
+    char out[PATH_MAX];
+    const char *wanted = getenv("AURORA_ORDERED_FILE"), *path = wanted ? ar_path_of(fd, out) : NULL;
+    return path && strcmp(path, wanted) == 0;
+}
+
+/* What a sync of `fd`, a file with that slot, is: true if it is done. */
+bool ar_order_only(int fd, struct slot *slot, bool data_only)
+{
+    if (!(data_only && hooks.before_sleep) && !is_ordered_file(fd))
         return false;
     atomic_store_explicit(&slot->ordered, 1, memory_order_relaxed);
     ar_order(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));

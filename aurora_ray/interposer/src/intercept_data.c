@@ -281,6 +281,9 @@ AR_EXPORT int fsync(int fd)
 {
     if (ar_capture_streams(fd) < 0)
         return -1;
+    struct slot *slot = ar_slot_of(fd);
+    if (slot && ar_order_only(fd, slot, false))
+        return 0;
     return wait_for_fd(fd) ? 0 : real_fsync(fd);
 }
 AR_EXPORT int fdatasync(int fd)
@@ -288,7 +291,7 @@ AR_EXPORT int fdatasync(int fd)
     if (ar_capture_streams(fd) < 0)
         return -1;
     struct slot *slot = ar_slot_of(fd);
-    if (slot && ar_order_only(slot))
+    if (slot && ar_order_only(fd, slot, true))
         return 0;
     return wait_for_fd(fd) ? 0 : real_fdatasync(fd);
 }

@@ -221,6 +221,7 @@ AR_EXPORT int close(int fd)
     if (ar_is_private(fd))
         return refuse(EBADF); /* somebody closes all descriptors he does not know; ours must stay */
     ar_forget(fd);
+    ar_session_given(fd);
     return real_close(fd);
 }
 

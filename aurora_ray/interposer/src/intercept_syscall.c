@@ -187,3 +187,19 @@ AR_EXPORT int lio_listio64(int mode, struct aiocb64 *const list[], int n, struct
 {
     return any_ours((struct aiocb *const *)list, n) ? (int)refuse(ENOSYS) : real_lio_listio64(mode, list, n, event);
 }
+
+/* libaio and liburing call the kernel past the libc, so what begins there is refused here: no context, no ring. They
+ * return errors as the kernel does. A library that was loaded later for its user alone is not found, and is refused too. */
+#define REFUSE_BEGINNING(name, parameters, arguments)                                                                  \
+    AR_EXPORT int name parameters                                                                                      \
+    {                                                                                                                  \
+        ar_resolve_libc();                                                                                             \
+        return ar_active || !real_##name ? -ENOSYS : real_##name arguments;                                            \
+    }
+REFUSE_BEGINNING(io_setup, (int n, void *context), (n, context))
+REFUSE_BEGINNING(io_queue_init, (int n, void *context), (n, context))
+REFUSE_BEGINNING(io_uring_setup, (unsigned n, void *parameters), (n, parameters))
+REFUSE_BEGINNING(io_uring_queue_init, (unsigned n, void *ring, unsigned flags), (n, ring, flags))
+REFUSE_BEGINNING(io_uring_queue_init_params, (unsigned n, void *ring, void *parameters), (n, ring, parameters))
+REFUSE_BEGINNING(io_uring_queue_init_mem, (unsigned n, void *ring, void *parameters, void *memory, size_t bytes),
+                 (n, ring, parameters, memory, bytes))

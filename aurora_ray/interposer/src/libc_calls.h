@@ -95,6 +95,8 @@
     X(FILE *, freopen, (const char *path, const char *mode, FILE *stream))                                             \
     X(FILE *, freopen64, (const char *path, const char *mode, FILE *stream))                                           \
     X(int, epoll_wait, (int fd, struct epoll_event *events, int n, int timeout_ms))                                    \
+    X(int, accept, (int listener, struct sockaddr * address, socklen_t *bytes))                                        \
+    X(ssize_t, recv, (int fd, void *to, size_t n, int flags))                                                          \
     X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
     X(int, system, (const char *command))                                                                              \
     X(int, fflush, (FILE * stream))                                                                                    \
@@ -148,6 +150,12 @@
     X(int, aio_write64, (struct aiocb64 * request))                                                                    \
     X(int, lio_listio, (int mode, struct aiocb *const list[], int n, struct sigevent *event))                          \
     X(int, lio_listio64, (int mode, struct aiocb64 *const list[], int n, struct sigevent *event))                      \
+    X(int, io_setup, (int n, void *context))                                                                           \
+    X(int, io_queue_init, (int n, void *context))                                                                      \
+    X(int, io_uring_setup, (unsigned n, void *parameters))                                                             \
+    X(int, io_uring_queue_init, (unsigned n, void *ring, unsigned flags))                                              \
+    X(int, io_uring_queue_init_params, (unsigned n, void *ring, void *parameters))                                     \
+    X(int, io_uring_queue_init_mem, (unsigned n, void *ring, void *parameters, void *memory, size_t bytes))            \
     X(int, setxattr, (const char *path, const char *name, const void *value, size_t bytes, int flags))                 \
     X(int, fsetxattr, (int fd, const char *name, const void *value, size_t bytes, int flags))                          \
     X(int, stat, (const char *path, struct stat *st))                                                                  \

@@ -1,0 +1,312 @@
+"""What a hot standby of PostgreSQL is fed with: WAL, cut out of the durable log of the volume that its writer writes.
+
+The writer's WAL segments are files of the volume like all others, so what is written to them stands in the volume's
+log. The feed knows which files they are (`segments`), keeps the stretch of WAL whose records are not all here yet
+(`window`), and gives whole records to the standby's WAL receiver (`connection`), which connects to a socket that only
+the engine's account can reach. A standby begins at the start of a segment: what comes before the log that is being
+followed is read from the volume. While nobody is connected, only names are followed.
+
+A call of `take` returns when the standby has room for more, so that nothing piles up here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aurora_ray.engine.base import FilePart, Horizon, Replayed
+from aurora_ray.engine.dirs import make_private
+from aurora_ray.engine.postgres.dirs import feed_dir
+from aurora_ray.engine.postgres.settings import standby_settings
+from aurora_ray.engine.postgres.standby.connection import Connection
+from aurora_ray.engine.postgres.standby.files import FILE_PAGES_MAX, ConfigFiles
+from aurora_ray.engine.postgres.standby.progress import Progress
+from aurora_ray.engine.postgres.standby.segments import WalFiles
+from aurora_ray.engine.postgres.standby.window import PAGE_BYTES, WalWindow
+from aurora_ray.errors import AuroraError, EngineError
+from aurora_ray.log.batch import inflate, payload
+from aurora_ray.log.pages import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from aurora_ray.engine.account import EngineAccount
+    from aurora_ray.engine.base import ReadFile
+    from aurora_ray.engine.postgres.control_file import ControlFile
+    from aurora_ray.engine.postgres.standby.protocol import Feedback, StatusUpdate
+    from aurora_ray.engine.postgres.standby.segments import WalFile
+    from aurora_ray.engine.postgres.standby.takeover import Takeover
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.log.flush import Flush
+
+PORT: Final = 1  # in the name of the socket; no server has it
+CATCH_UP_PAGES: Final = 128
+HISTORY_PAGES_MAX: Final = 16
+ASK_AFTER_S: Final = (0.005, 0.02, 0.1, 0.5)  # since the last WAL was given out; then again and again after the last
+FEEDBACK_S: Final = 10.0  # what a standby said of its sessions counts for so long
+_PAGE_BITS: Final = 32
+
+_log = logging.getLogger(__name__)
+
+
+class PostgresFeed:
+    """See StandbyFeed. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        account: EngineAccount,
+        *,
+        major: int,
+        control: ControlFile,
+        own: Sequence[int],
+        table: FileTable,
+        lsn: int,
+        read: ReadFile,
+        takeover: Takeover,
+    ) -> None:
+        """`table` is the volume's as of `lsn`; `own`, what the server would have by itself of the settings that must be
+        at least its writer's (AT_LEAST_THE_WRITERS). `takeover` gets what users have changed of its configuration."""
+        self._run_dir, self._dir = run_dir, feed_dir(run_dir)
+        self._account = account
+        self._major, self._control = major, control
+        self._parameters = tuple(map(max, own, control.parameters))
+        self._files = WalFiles(table, control.wal_segment_bytes)
+        self._timeline = self._files.timeline
+        self._config = ConfigFiles(table)
+        self._takeover = takeover
+        self._lsn = lsn
+        self._read = read
+        self._turn = asyncio.Lock()  # who holds it moves the window
+        self._window: WalWindow | None = None
+        self._stale_read: set[int] = set()  # pages of segments used again whose old content is in the window
+        self._given = 0
+        self._progress = Progress(lsn)
+        self._connection: Connection | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._asking: asyncio.TimerHandle | None = None
+        self._horizon: tuple[Horizon, float] | None = None
+        self.failed: asyncio.Future[AuroraError] = asyncio.get_running_loop().create_future()
+
+    # ---- as a StandbyFeed
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What the server's command line says of where its WAL comes from."""
+        address = f"host={_quoted(str(self._dir))} port={PORT} user=aurora application_name=aurora"
+        return {**standby_settings(major=self._major, parameters=self._parameters), "primary_conninfo": address}
+
+    async def open(self) -> None:
+        """Listens. Raises OSError, ConfigurationError."""
+        make_private(self._dir, self._run_dir, self._account)
+        path = self._dir / f".s.PGSQL.{PORT}"
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._on_connected, path=path)
+        self._account.own(path, 0o600)
+
+    async def take(self, flush: Flush) -> None:
+        """The next flush of the log. Raises MalformedError, and what reading the volume raises."""
+        came_s = time.monotonic()
+        async with self._turn:
+            self._lsn = flush.end
+            await self._apply(flush)
+            if self._files.timeline != self._timeline:
+                self._fail(EngineError(f"the writer is on timeline {self._files.timeline} now"))
+            if self._window is None:
+                self._progress.missed(came_s)
+                return
+            self._window.look()
+            await self._give(self._window)
+            self._progress.given(self._given, flush.end, came_s)
+
+    def replayed(self) -> Replayed:
+        """How far the standby is."""
+        return Replayed(self._progress.replayed_lsn, self._progress.waits_since())
+
+    @property
+    def horizon(self) -> Horizon | None:
+        """What its sessions need; None if it has not said so lately."""
+        if self._horizon is None or time.monotonic() - self._horizon[1] > FEEDBACK_S:
+            return None
+        return self._horizon[0]
+
+    async def wait_failed(self) -> AuroraError:
+        """Returns why this standby can follow no further and is to be opened anew."""
+        return await asyncio.shield(self.failed)
+
+    async def close(self) -> None:
+        """Listens no more, and ends what there is."""
+        if self._server is not None:
+            self._server.close()
+        if self._asking is not None:
+            self._asking.cancel()
+        for task in tuple(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, self._takeover.close(), return_exceptions=True)
+        self.failed.cancel()
+        await asyncio.to_thread(_remove, self._dir)
+
+    def _fail(self, error: AuroraError) -> None:
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    # ---- WAL out of the log
+
+    async def _apply(self, flush: Flush) -> None:
+        """Names first: a file that is made in a flush is written to afterwards, and ids are never used again."""
+        pages: dict[int, list[tuple[int, bytes, int]]] = {}
+        changed: set[int] = set()
+        for group, batch in flush.batches.items():
+            plain = inflate(batch)
+            others = scan(plain, len(plain) - len(payload(plain)), pages)
+            if group == 0:
+                self._files.apply(plain, others)
+                changed |= self._config.apply(plain, others)
+        changed |= {key >> _PAGE_BITS for key in pages if key >> _PAGE_BITS in self._config}
+        if changed:
+            await self._tell_files(changed, flush.end)
+        if self._window is None:
+            return
+        files = self._files
+        for key in sorted(key for key in pages if key >> _PAGE_BITS in files):
+            file = files.segment(key >> _PAGE_BITS)
+            if file is not None:
+                await self._change(self._window, file, key & (1 << _PAGE_BITS) - 1, pages[key], flush.start)
+
+    async def _tell_files(self, changed: Iterable[int], lsn: int) -> None:
+        contents = {}
+        for file in filter(None, map(self._config.of, changed)):
+            pages = await self._read(FilePart(file.file_id, file.extents, 0, FILE_PAGES_MAX + 1), lsn)
+            content = b"".join(page or bytes(PAGE_BYTES) for page in pages).rstrip(b"\0")
+            if content and len(content) <= FILE_PAGES_MAX * PAGE_BYTES:  # an editor may empty it before it writes
+                contents[os.fsdecode(file.name)] = os.fsdecode(content)
+        if contents:
+            self._takeover.take(contents)
+
+    async def _change(
+        self, window: WalWindow, file: WalFile, page: int, changes: list[tuple[int, bytes, int]], before_lsn: int
+    ) -> None:
+        assert file.start is not None, "it is a segment"  # noqa: S101
+        position = file.start + page * PAGE_BYTES
+        if file.stale and position >= window.base and position not in self._stale_read:
+            self._stale_read = {known for known in self._stale_read if known >= window.base} | {position}
+            (old,) = await self._read(FilePart(file.file_id, file.extents, page, 1), before_lsn)
+            window.put(position, old or bytes(PAGE_BYTES))
+        for _, batch, offset in changes:
+            window.change(position, batch, offset)
+
+    async def _give(self, window: WalWindow) -> None:
+        """Sends what is whole."""
+        if window.parameters is not None and any(
+            ours < theirs for ours, theirs in zip(self._parameters, window.parameters, strict=True)
+        ):
+            self._fail(EngineError("the writer has larger settings now than this standby was started with"))
+        position = self._given
+        if window.end <= position:
+            return
+        wal = window.take(position)
+        self._given = window.end
+        if self._connection is not None:
+            try:
+                await self._connection.send(position, wal)
+            except OSError:
+                self.detach(self._connection)
+        self._ask_soon()
+
+    # ---- as a Source
+
+    def identity(self) -> tuple[int, int, int]:
+        """System identifier, timeline, and up to where WAL was given out."""
+        return self._control.system_identifier, self._timeline, self._given
+
+    async def history(self, timeline: int) -> bytes | None:
+        """The history file of a timeline, as of now."""
+        file = self._files.named(b"pg_wal/%08X.history" % timeline)
+        if file is None:
+            return None
+        pages = await self._read(FilePart(file.file_id, file.extents, 0, HISTORY_PAGES_MAX), self._lsn)
+        return b"".join(page or b"" for page in pages).rstrip(b"\0")
+
+    async def attach(self, connection: Connection, position: int) -> None:
+        """Brings a standby from `position` up to where the log is followed; goes on with the log from there."""
+        async with self._turn:
+            if self._connection is not None:
+                self._connection.close()
+            start = position - position % self._control.wal_segment_bytes
+            self._connection, self._given, self._stale_read = connection, start, set()
+            window = self._window = WalWindow(start, self._control.wal_segment_bytes)
+            await self._catch_up(window)
+            self._progress.given(self._given, self._lsn, time.monotonic())
+
+    async def _catch_up(self, window: WalWindow) -> None:
+        at = window.base
+        more = True
+        while more and (file := self._files.at(at)) is not None and self._window is window:
+            first = (at - (file.start or 0)) // PAGE_BYTES
+            pages = await self._read(FilePart(file.file_id, file.extents, first, CATCH_UP_PAGES), self._lsn)
+            window.put(at, b"".join(page or bytes(PAGE_BYTES) for page in pages))
+            if file.stale:
+                self._stale_read.update(range(at, at + len(pages) * PAGE_BYTES, PAGE_BYTES))
+            at += len(pages) * PAGE_BYTES
+            more = window.look() and any(pages)
+            await self._give(window)
+
+    def detach(self, connection: Connection) -> None:
+        """Nothing is given to it any more."""
+        if self._connection is connection:
+            self._connection = self._window = None
+
+    def on_update(self, update: StatusUpdate) -> None:
+        """The standby says how far it is."""
+        self._progress.applied(update.applied)
+
+    def on_feedback(self, feedback: Feedback) -> None:
+        """The standby says what its sessions need."""
+        self._horizon = Horizon(feedback.xmin, feedback.catalog_xmin), time.monotonic()
+
+    # ---- how far it has replayed
+
+    def _ask_soon(self, turn: int = 0) -> None:
+        """A standby says by itself what it has written, not what it has replayed: so it is asked, soon after."""
+        if self._asking is not None:
+            self._asking.cancel()
+        wait_s = ASK_AFTER_S[min(turn, len(ASK_AFTER_S) - 1)]
+        self._asking = asyncio.get_running_loop().call_later(wait_s, self._ask, turn)
+
+    def _ask(self, turn: int) -> None:
+        self._asking = None
+        if self._connection is not None and self._progress.waits_since() is not None:
+            self._connection.ask(self._given)
+            self._ask_soon(turn + 1)
+
+    # ---- connections
+
+    async def _on_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a server's callback is a task"  # noqa: S101
+        self._serving.add(task)
+        try:
+            await Connection(self, f"{self._major}.0", reader, writer).serve()
+        except AuroraError as error:
+            _log.warning("a standby cannot be served: %s", error)
+            writer.close()
+        except asyncio.CancelledError:  # `close`; a server's callback that ends so, asyncio reports as a fault
+            writer.close()
+        finally:
+            self._serving.discard(task)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _remove(directory: Path) -> None:
+    for path in directory.glob(".s.PGSQL.*"):
+        path.unlink(missing_ok=True)
+    if directory.is_dir():
+        directory.rmdir()
