@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
-from aurora_ray.control.decide import graveyard, reconcile, replacement, sizing
+from aurora_ray.compute.role import Role
+from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, sizing
 from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.replacement import ReplaceRules
+from aurora_ray.control.decide.scaling import Scaling
+from aurora_ray.control.decide.serverless import EndpointUse, Serverless
 from aurora_ray.control.faults.chaos import Chaos
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.attempt import Attempt
@@ -27,13 +30,19 @@ from aurora_ray.control.model.changes import Changes
 from aurora_ray.control.model.declared import Declared, passed_over
 from aurora_ray.control.model.journal import Journal
 from aurora_ray.control.model.keys import Key, Kind, key
-from aurora_ray.control.model.observed import InstancePhase, Observed
+from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, Observed
 from aurora_ray.control.model.runtime import SupersededError
+from aurora_ray.control.observe import replicas
 from aurora_ray.control.observe.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.observe.heartbeats import Heartbeats, KillInstance
 from aurora_ray.control.observe.processes import Processes
-from aurora_ray.control.observe.space import space_troubles
-from aurora_ray.control.perform.steps import END_TIMEOUT_S, Means, perform
+from aurora_ray.control.observe.refusals import Refusals
+from aurora_ray.control.observe.regions import Regions
+from aurora_ray.control.observe.space import limit_troubles, space_troubles
+from aurora_ray.control.perform import passfiles
+from aurora_ray.control.perform.means import END_TIMEOUT_S, Means
+from aurora_ray.control.perform.regions import Volumes
+from aurora_ray.control.perform.steps import perform
 from aurora_ray.control.report.events import EventKind, EventLog
 from aurora_ray.control.report.failovers import Failovers
 from aurora_ray.control.report.metrics import fleet_metrics
@@ -52,6 +61,7 @@ _log = logging.getLogger(__name__)
 TICK_S: Final = 0.25
 STATUS_EVERY_S: Final = 1.0
 LOOK_AT_NODES_EVERY_S: Final = 2.0
+CAPACITY_EVERY_S: Final = 0.4
 SETTLED_AFTER_S: Final = 5.0  # an instance that ends sooner counts as a failed attempt, so that it cannot spin
 
 
@@ -85,7 +95,18 @@ class ControlPlane:
         self.events = EventLog(config.data_dir)
         self.heartbeats = Heartbeats(self.declared, self.processes, self.changes, config.health_rules, self.hung)
         self.failovers = Failovers(config.data_dir, self.declared, self.processes, self.endpoints, say=self.say)
+        self.replicas = replicas.Replicas()
+        self.refusals = Refusals(clock)
         self.metrics_port = MetricsPort(self.metrics, self.say)
+        self.regions = Regions(
+            config,
+            self.declared,
+            self.processes,
+            volumes=Volumes,
+            clock=clock,
+            on_change=self.notify,
+            serving=lambda cluster: self.replicas.serving(cluster, self.processes.instances, clock()),
+        )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
         self.means = Means(
             config,
@@ -97,14 +118,21 @@ class ControlPlane:
             self.chaos.cut_off,
             self.open_store,
             lambda: self.runs_for_s,
+            lambda cluster: self.endpoints.withdrawn(cluster, self.declared.epoch),
+            lambda what: self.attempts.pop(what, None),
+            self.regions,
         )
+        self.serverless = Serverless()
+        self._used: dict[str, EndpointUse] = {}
         self._rules = ReplaceRules(config.replace_after_s, config.replace_empty_after_s)
         self._ailing = AilingNodes()
+        self._scaling = Scaling()
         self._clock = clock
         self._busy: dict[Key, asyncio.Task[None]] = {}
         self._stopping = False
         self._began_s = clock()
         self._looked_at_s = 0.0
+        self._looked_at_capacity_s = 0.0
         self._looked_at_nodes_s = 0.0
 
     # ---- what it knows
@@ -133,12 +161,20 @@ class ControlPlane:
         """What the control plane, writers and storage nodes say of themselves, as last looked at."""
         nodes = self.processes.nodes.items()
         states = {node_id: node.state for node_id, node in nodes if node.state is not None and not node.seen.silent}
+        for node_id, state in states.items():
+            self.refusals.saw(node_id, state.counters.get("refused_unauthenticated", 0))
         statuses = [instance.status for instance in self.processes.instances.values()]
         return [
-            *self.declared.troubles(),
+            *self.own_troubles(),
             *space_troubles(states),
             *(trouble for s in statuses if s is not None for trouble in s.troubles),
         ]
+
+    def own_troubles(self) -> list[Trouble]:
+        """What the control plane finds itself."""
+        seen = {instance_id: instance.seen for instance_id, instance in self.processes.instances.items()}
+        full = limit_troubles(self.fleet, seen, self.config.volume_limit_bytes)
+        return [*self.declared.troubles(), *self.refusals.troubles(), *full]
 
     def observe(self) -> Observed:
         """A consistent picture for one decision."""
@@ -146,17 +182,20 @@ class ControlPlane:
         return Observed(
             nodes=nodes,
             instances={instance_id: instance.seen for instance_id, instance in self.processes.instances.items()},
+            unsure=frozenset(self.processes.unsure),
             control_open=self.is_open,
             busy=frozenset(self._busy),
             held=self.chaos.held(),
             attempts=dict(self.attempts),
             control_placements=self.declared.store.placements if self.declared.store is not None else (),
+            volume_limit_bytes=self.config.volume_limit_bytes,
             ailing=self._ailing.look(self.fleet, nodes, self._clock()),
+            abroad=self.regions.observe(),
         )
 
     async def metrics(self) -> bytes:
         """All metrics of the fleet, as Prometheus text."""
-        return await fleet_metrics(self.fleet, self.processes, self.endpoints, self.declared.troubles())
+        return await fleet_metrics(self.fleet, self.processes, self.endpoints, self.own_troubles())
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """The running storage nodes, for a volume client."""
@@ -186,7 +225,12 @@ class ControlPlane:
         further = chain(
             replacement.wanted(self.fleet, observed, now_s, self._rules),
             graveyard.wanted(self.fleet, time.time()) if self.is_open else (),
+            forks.wanted(self.fleet, observed, time.time()),
+            backups.wanted(self.fleet, observed),
+            regional.wanted(self.fleet, observed),
             sizing.wanted(self.fleet, observed.instances) if self.is_open else (),
+            self._scaling.wanted(self.fleet, observed.instances, now_s, time.time()) if self.is_open else (),
+            self._capacity(observed.instances, now_s) if self.is_open else (),
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )
@@ -200,7 +244,28 @@ class ControlPlane:
             self._start(action.key, self._carry_out(action))
         self._look_around(now_s)
 
+    def _capacity(self, seen: Mapping[str, InstanceSeen], now_s: float) -> Iterator[reconcile.Action]:
+        return self.serverless.wanted(self.fleet, seen, self._used, self.endpoints.held, now_s, time.time())
+
+    async def _look_at_endpoints(self) -> None:
+        """How much each cluster is used that could be paused."""
+        self._used = await self.endpoints.use(STATUS_EVERY_S)
+
+    def _look_at_capacity(self, now_s: float) -> None:
+        """More often, as what is wanted shall be in force within a second."""
+        if now_s - self._looked_at_capacity_s < CAPACITY_EVERY_S:
+            return
+        self._looked_at_capacity_s = now_s
+        for instance_id, instance in self.processes.instances.items():
+            look = key(Kind.LOOK_AT_INSTANCE, instance_id)
+            if instance.seen.capacity is not None and look not in self._busy:
+                self._start(look, self.processes.refresh(instance_id))
+        look, running = key(Kind.LOOK_AT_ENDPOINTS), (c for c in self.fleet.clusters if not c.paused_since_s)
+        if any(c.capacity is not None and c.capacity.pauses for c in running) and look not in self._busy:
+            self._start(look, self._look_at_endpoints())
+
     def _look_around(self, now_s: float) -> None:
+        self._look_at_capacity(now_s)
         if now_s - self._looked_at_s >= STATUS_EVERY_S:
             self._looked_at_s = now_s
             self.events.compare(self.troubles())
@@ -208,6 +273,14 @@ class ControlPlane:
                 look = key(Kind.LOOK_AT_INSTANCE, instance_id)
                 if instance.seen.phase is InstancePhase.AVAILABLE and look not in self._busy:
                     self._start(look, self.processes.refresh(instance_id))
+            for instance_id, commands in self.replicas.orders(
+                self.fleet, self.processes.instances, now_s, self.regions.rows(time.time())
+            ):
+                if (what := key(Kind.REPLICAS, instance_id)) not in self._busy:
+                    self._start(what, replicas.tell(self.processes.instances[instance_id], commands))
+        for cluster, peer in self.regions.due(now_s) if self.is_open else ():
+            if (look := key(Kind.LOOK_AT_REGION, f"{cluster.name}/{peer.region}")) not in self._busy:
+                self._start(look, self.regions.exchange(cluster, peer))
         if now_s - self._looked_at_nodes_s >= LOOK_AT_NODES_EVERY_S:
             self._looked_at_nodes_s = now_s
             for node_id in self.processes.nodes:
@@ -255,12 +328,11 @@ class ControlPlane:
         self.say(f"{what} failed: {text}")
 
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
-        self.events.note(EventKind.FAILOVER, instance_id, why, self._cluster_of(instance_id))
+        cluster = self.fleet.cluster_of(instance_id)
+        follows = cluster is not None and cluster.instance(instance_id).role is not Role.WRITER
+        kind = EventKind.READER if follows else EventKind.FAILOVER
+        self.events.note(kind, instance_id, why, cluster.name if cluster is not None else None)
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)
-
-    def _cluster_of(self, instance_id: str) -> str | None:
-        clusters = self.fleet.clusters
-        return next((c.name for c in clusters if any(i.instance_id == instance_id for i in c.instances)), None)
 
     def hung(self, instance_id: str, why: str, good_at_ns: int) -> None:
         """Its process is going to be killed. `good_at_ns`: 0 for the last heartbeat's."""
@@ -291,6 +363,7 @@ class ControlPlane:
         """See Declared.open; what is found is told."""
         store = await self.declared.open(self.addresses(), choice=choice, rebuilt=rebuilt)
         self.failovers.take_over()
+        passfiles.follow(self.config.data_dir, self.fleet, self.say)
         for version in store.damaged:
             self.say(passed_over(version))
             self.events.note(EventKind.STATE, "control", passed_over(version))
@@ -318,6 +391,7 @@ class ControlPlane:
         )
         if self.declared.store is not None:
             await _all([self.declared.store.close()])
+        await self.regions.close()
         await processes.clients.close()
         nodes, processes.nodes = processes.nodes, {}
         await _all(n.process.stop(destroy=destroy, timeout_s=END_TIMEOUT_S) for n in nodes.values())

@@ -10,28 +10,31 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aurora_ray import telemetry
-from aurora_ray.endpoint.relay import HOLD_S, Relay, RelayStats, Target
+from aurora_ray.endpoint.relay import ANY_PROTOCOL, HOLD_S, ClientProtocol, Relay, RelayStats, Target
 from aurora_ray.errors import AuroraError, FencedError, PortInUseError, UsageError
 
 _log = logging.getLogger(__name__)
 
-_SESSIONS: Final = telemetry.gauge("aurora_endpoint_open_sessions", "Sessions that are relayed.", ("endpoint",))
+_SESSIONS: Final = telemetry.gauge("aurora_endpoint_open_sessions", "Sessions, relayed or handed over.", ("endpoint",))
 _HELD: Final = telemetry.gauge("aurora_endpoint_held_sessions", "Connections that wait for a target.", ("endpoint",))
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointOrder:
-    """One endpoint: where it listens and, in order of no importance, where its sessions go."""
+    """One endpoint: where it listens and, in order of no importance, where its sessions go. `hold_s`: for how long new
+    ones wait for a target (None: as at all)."""
 
     name: str
     host: str
     port: int
     targets: tuple[Target, ...] = ()
     fallback: tuple[Target, ...] = ()
+    protocol: ClientProtocol = ANY_PROTOCOL
+    hold_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class EndpointHost:
     def _apply_one(self, order: EndpointOrder, generation: int) -> EndpointState:
         existing = self._endpoints.get(order.name)
         try:
-            if existing is not None and (existing.order.host, existing.order.port) != (order.host, order.port):
+            if existing is not None and _made_of(existing.order) != _made_of(order):
                 self._close(order.name)
                 existing = None
             if existing is None:
@@ -94,6 +97,31 @@ class EndpointHost:
         except AuroraError as error:
             return EndpointState(order.name, order.port, str(error), isinstance(error, PortInUseError))
         return EndpointState(order.name, existing.relay.port, stats=existing.relay.stats())
+
+    def withdraw(self, names: Sequence[str], generation: int) -> tuple[str, ...]:
+        """From now on these endpoints lead nowhere, and whoever comes is held: all of them, unless one is in use. The
+        names of those that are; then all is as before. No session is cut. Raises FencedError for an old generation."""
+        with self._lock:
+            if generation < self._generation:
+                raise FencedError(f"endpoint orders of generation {generation} are refused: there were later ones")
+            there = {name: self._endpoints[name] for name in names if name in self._endpoints}
+            used: tuple[str, ...] = ()
+            for name, endpoint in there.items():
+                if not endpoint.relay.set_targets((), generation, unless_used=True):
+                    used = (name,)
+                    break
+            for endpoint in there.values():
+                if not used:
+                    endpoint.order = replace(endpoint.order, targets=(), fallback=())
+                else:
+                    endpoint.relay.set_targets(endpoint.order.targets, generation, endpoint.order.fallback)
+            return used
+
+    def held(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of these endpoints at which somebody waits."""
+        with self._lock:
+            there = {name: self._endpoints[name] for name in names if name in self._endpoints}
+        return tuple(name for name, endpoint in there.items() if endpoint.relay.stats().held)
 
     def states(self) -> tuple[EndpointState, ...]:
         """The endpoints that listen, with their counters."""
@@ -107,7 +135,7 @@ class EndpointHost:
                 self._close(name)
 
     def _open(self, order: EndpointOrder) -> _Endpoint:
-        relay = Relay(hold_s=self._hold_s)
+        relay = Relay(hold_s=self._hold_s if order.hold_s is None else order.hold_s, protocol=order.protocol)
         port = relay.start(order.host, order.port)
         _SESSIONS.labels(order.name).set_function(lambda: relay.stats().open)
         _HELD.labels(order.name).set_function(lambda: relay.stats().held)
@@ -119,6 +147,11 @@ class EndpointHost:
         _HELD.remove(name)
         self._endpoints.pop(name).relay.close()
         _log.info("%s is closed", name)
+
+
+def _made_of(order: EndpointOrder) -> tuple[object, ...]:
+    """What cannot be changed while it listens."""
+    return order.host, order.port, order.protocol, order.hold_s
 
 
 def _words(order: EndpointOrder) -> str:

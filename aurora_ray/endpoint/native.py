@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from ctypes import POINTER, Structure, c_char, c_int, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char, c_int, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from functools import cache
 from typing import Any, ClassVar
 
@@ -12,12 +12,21 @@ from aurora_ray.errors import ConfigurationError
 
 TARGETS_MAX = 64
 HOST_BYTES = 46
+HAND_OVER_BYTES = 108
+REFUSAL_BYTES_MAX = 128
 
 
 class RelayOptions(Structure):
-    """The bounds of a relay."""
+    """The bounds of a relay, and what it knows of its clients' protocol."""
 
-    _fields_: ClassVar = [("held_max", c_uint32), ("sessions_max", c_uint32), ("hold_ms", c_uint64)]
+    _fields_: ClassVar = [
+        ("held_max", c_uint32),
+        ("sessions_max", c_uint32),
+        ("hold_ms", c_uint64),
+        ("cancel_code", c_uint32),
+        ("refusal_bytes", c_uint32),
+        ("refusal", c_uint8 * REFUSAL_BYTES_MAX),
+    ]
 
 
 class TargetOrder(Structure):
@@ -28,6 +37,7 @@ class TargetOrder(Structure):
         ("port", c_uint16),
         ("fallback", c_uint32),
         ("incarnation", c_uint64),
+        ("hand_over", c_char * HAND_OVER_BYTES),
     ]
 
 
@@ -42,16 +52,19 @@ COUNTERS = (
     "bytes_up",
     "bytes_down",
     "messages",
+    "handed",
+    "cancels",
     "cpu_ns",
 )
 Counters = c_uint64 * len(COUNTERS)
 
-assert ctypes.sizeof(RelayOptions) == 16  # noqa: S101 - a relation between constants, checked at import
-assert ctypes.sizeof(TargetOrder) == 64  # noqa: S101
+assert ctypes.sizeof(RelayOptions) == 152  # noqa: S101 - a relation between constants, checked at import
+assert ctypes.sizeof(TargetOrder) == 176  # noqa: S101
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_relay_start": (c_int, [c_int, POINTER(RelayOptions), POINTER(c_void_p)]),
-    "ar_relay_set_targets": (c_int, [c_void_p, POINTER(TargetOrder), c_uint32, c_uint64, c_uint32]),
+    "ar_relay_set_targets": (c_int, [c_void_p, POINTER(TargetOrder), c_uint32, c_uint64, c_uint32, c_uint32]),
+    "ar_relay_ring_when_held": (None, [c_int]),
     "ar_relay_stats": (None, [c_void_p, POINTER(c_uint64)]),
     "ar_relay_close": (None, [c_void_p]),
 }

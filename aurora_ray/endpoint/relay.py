@@ -1,7 +1,9 @@
-"""One stable TCP address: it accepts sessions and relays each to one of the targets in force.
+"""One stable TCP address: it accepts sessions and brings each to one of the targets in force.
 
-The relay knows nothing of what it carries. An engine behind it sees every client come from the relay's own address (on
-one machine 127.0.0.1): rules that tell clients apart by address, as in `pg_hba.conf`, see that one and no other.
+To a target on this machine that takes them (`Target.hand_over`) a client's socket itself is given: no byte of the
+session passes here, and the engine sees the client's own address. To any other target the bytes are relayed, and the
+engine sees every client come from the relay's address: rules that tell clients apart by address, as in `pg_hba.conf`,
+see that one and no other. What is said below holds for both.
 
 What clients see when roles change:
 
@@ -10,7 +12,12 @@ What clients see when roles change:
 - A new connection goes to the listed target with the fewest sessions, in turn among equals; to a fallback target only
   when there is no other or none of them accepts.
 - While there is no target, or none accepts, new connections are held unread, at most `held_max` of them and each for
-  `hold_s`; then they are closed. A client that closes its side meanwhile has given up.
+  `hold_s`; then they are closed. A client that closes its side meanwhile has given up. A socket that an engine was
+  offered and has not taken, since it hangs, is held like them when that engine's time is over.
+- A request to cancel reaches the session's engine, whichever target that is, unless it comes under TLS and there are
+  several.
+- There are at most `sessions_max` at an endpoint, and in a process half as many as it may have files. One too many is
+  refused in the clients' protocol.
 """
 
 from __future__ import annotations
@@ -42,21 +49,37 @@ class RelayError(AuroraError):
     retryable = True
 
 
+class ClientProtocol(NamedTuple):
+    """What an endpoint knows of how clients speak to an engine. `cancel_code`: bytes 4 to 8, big-endian, of a
+    connection's first message that asks to cancel what another session does; 0: there is no such thing. `refusal`: an
+    error message of at most 128 bytes, for a client that cannot be served since there are too many."""
+
+    cancel_code: int = 0
+    refusal: bytes = b""
+
+
+ANY_PROTOCOL: Final = ClientProtocol()
+
+
 class Target(NamedTuple):
     """Where sessions may go. `host` is numeric. Two incarnations at one address are two targets: an engine that was
-    started anew is not the one that the old sessions belong to. An empty one stands for the order's generation."""
+    started anew is not the one that the old sessions belong to. An empty one stands for the order's generation.
+    `hand_over`: the Unix socket on this machine where it takes clients' sockets; empty: it takes none."""
 
     host: str
     port: int
     incarnation: str = ""
+    hand_over: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayStats:
     """`held` and `open` are of now (`held`: no target yet, or being connected), all else counts from the start.
 
-    `refused`: there were too many; `expired`: held too long; `cut`: their target was withdrawn; `messages`: chunks that
-    were read; `up` is from clients to targets; `cpu_ns`: what the relay's thread used.
+    `refused`: there were too many; `expired`: held too long; `cut`: their target was withdrawn; `handed`: their
+    sockets were taken by targets on this machine, and count for neither bytes nor messages; `messages`: chunks that
+    were read; `cancels`: requests that were sent to all targets; `up` is from clients to targets; `cpu_ns`: what the
+    relay's thread used.
     """
 
     open: int = 0
@@ -69,14 +92,26 @@ class RelayStats:
     bytes_up: int = 0
     bytes_down: int = 0
     messages: int = 0
+    handed: int = 0
+    cancels: int = 0
     cpu_ns: int = 0
 
 
 class Relay:
     """Any thread may call; no call takes longer than a few milliseconds. Not to be used across a fork."""
 
-    def __init__(self, *, hold_s: float = HOLD_S, held_max: int = HELD_MAX, sessions_max: int = SESSIONS_MAX) -> None:
-        self._options = native.RelayOptions(held_max, sessions_max, round(hold_s * 1000))
+    def __init__(
+        self,
+        *,
+        hold_s: float = HOLD_S,
+        held_max: int = HELD_MAX,
+        sessions_max: int = SESSIONS_MAX,
+        protocol: ClientProtocol = ANY_PROTOCOL,
+    ) -> None:
+        refusal = protocol.refusal[: native.REFUSAL_BYTES_MAX]
+        self._options = native.RelayOptions(
+            held_max, sessions_max, round(hold_s * 1000), protocol.cancel_code, len(refusal), tuple(refusal)
+        )
         self._lock = threading.Lock()
         self._handle: c_void_p | None = None
         self._port = 0
@@ -108,8 +143,11 @@ class Relay:
         targets: Sequence[Target | tuple[str, int]],
         generation: int,
         fallback: Sequence[Target | tuple[str, int]] = (),
-    ) -> None:
-        """From now on these are the targets. When it returns, sessions of all others have been reset.
+        *,
+        unless_used: bool = False,
+    ) -> bool:
+        """From now on these are the targets. When it returns, sessions of all others have been reset. Whether it is so:
+        with `unless_used`, nothing changes if there is any session, or anybody waits for one.
 
         `generation` tells the orders of successive owners apart: one below the last is refused with FencedError. Raises
         UsageError if a host is not numeric or there are too many.
@@ -123,12 +161,15 @@ class Relay:
             if self._handle is None:
                 raise UsageError("This relay does not listen.")
             result = native.library().ar_relay_set_targets(
-                self._handle, array, len(orders), generation, round(OBEY_TIMEOUT_S * 1000)
+                self._handle, array, len(orders), generation, round(OBEY_TIMEOUT_S * 1000), unless_used
             )
+        if result == -errno.EBUSY:
+            return False
         if result == -errno.ESTALE:
             raise FencedError(f"Endpoint orders of generation {generation} are refused: there were later ones.")
         if result < 0:
             raise RelayError(f"The relay on port {self._port} did not obey: {os.strerror(-result)}.")
+        return True
 
     def stats(self) -> RelayStats:
         """The counters; after `close` those at its time."""
@@ -154,8 +195,11 @@ def _order(target: Target, generation: int, *, fallback: bool) -> native.TargetO
         host = str(ipaddress.ip_address(target.host))
     except ValueError:
         raise UsageError(f"The target {target.host}:{target.port} must be given by its numeric address.") from None
+    path = os.fsencode(target.hand_over)
+    if len(path) >= native.HAND_OVER_BYTES:
+        raise UsageError(f"{target.hand_over} is too long a name for a socket.")
     incarnation = hashlib.blake2b((target.incarnation or str(generation)).encode(), digest_size=8).digest()
-    return native.TargetOrder(host.encode(), target.port, fallback, int.from_bytes(incarnation, "little"))
+    return native.TargetOrder(host.encode(), target.port, fallback, int.from_bytes(incarnation, "little"), path)
 
 
 def _listen(host: str, port: int) -> socket.socket:

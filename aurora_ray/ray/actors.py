@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aurora_ray.compute.commands import Command
-    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.compute.config import EngineChoice, InstanceConfig, InstanceStatus, Opened, Outcome
     from aurora_ray.storage.config import StorageConfig
 
 CONCURRENCY: Final = 1000
@@ -113,7 +113,7 @@ class InstanceActor:
         """A watch: raises at the caller when the process has gone; returns when it is time to ask again."""
         await asyncio.sleep(HOLD_S)
 
-    async def open(self, config: WriterConfig, trace: Mapping[str, str]) -> Opened:
+    async def open(self, config: InstanceConfig, trace: Mapping[str, str]) -> Opened:
         """See Instance.open, which ends by itself when nothing moves."""
         return await self._loop.ask(self._instance.open(config, trace), None)
 
@@ -124,7 +124,7 @@ class InstanceActor:
         except TimeoutError:
             return None
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         """See Instance.status."""
         return await self._loop.ask(self._instance.status(), START_TIMEOUT_S)
 
@@ -135,6 +135,10 @@ class InstanceActor:
     async def do(self, command: Command[Any]) -> Any:
         """See Instance.do."""
         return await self._loop.ask(self._instance.do(command), command.limit_s)
+
+    async def close(self) -> None:
+        """Ends the incarnation in order; the process stays, and opens again."""
+        await self._loop.ask(self._instance.stop(fast=True, reopens=True), STOP_TIMEOUT_MAX_S)
 
     async def stop(self, fast: bool, destroy: bool) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""

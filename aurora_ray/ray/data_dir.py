@@ -23,6 +23,7 @@ from aurora_ray.rpc import secret_file
 
 LOCK_NAME: Final = "lock"
 JOINED_NAME: Final = "ray-address"
+REGIONS_NAME: Final = "regions"  # other regions' fleets, or links to them: see ray/regions.py
 UNSERVED_TIMEOUT_S: Final = 5.0
 OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
 OUR_FILES: Final = (
@@ -107,5 +108,10 @@ def remove(data_dir: Path) -> None:
         (data_dir / name).unlink(missing_ok=True)
     for kept in (*data_dir.glob(f"{bootstrap.FILE_NAME}.damaged-*"), *data_dir.glob(".*.new")):
         kept.unlink()
+    for link in (data_dir / REGIONS_NAME).glob("*"):
+        if link.is_symlink() and not bootstrap.exists(link):  # that one is no more
+            link.unlink()
+    with contextlib.suppress(OSError):  # other regions, or somebody else's files, are still there
+        (data_dir / REGIONS_NAME).rmdir()
     with contextlib.suppress(OSError):
         data_dir.rmdir()

@@ -7,6 +7,7 @@ It belongs to no AZ. Its relays are threads of their own that need neither Pytho
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import ray.util
 from aurora_ray import telemetry
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
+from aurora_ray.endpoint.bell import HeldBell
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, remote_class
 from aurora_ray.ray.calls import result_of
@@ -39,6 +41,7 @@ class EndpointActor:
     def __init__(self, fleet_dir: str) -> None:
         configure_process("endpoint", NAME, Path(fleet_dir))
         self._host = EndpointHost()
+        self._bell: HeldBell | None = None
 
     async def info(self) -> ActorInfo:
         """Where it is."""
@@ -58,6 +61,15 @@ class EndpointActor:
     async def states(self) -> tuple[EndpointState, ...]:
         """See EndpointHost.states."""
         return await asyncio.to_thread(self._host.states)
+
+    async def withdraw(self, names: Sequence[str], generation: int) -> tuple[str, ...]:
+        """See EndpointHost.withdraw."""
+        return await asyncio.to_thread(self._host.withdraw, names, generation)
+
+    async def wait_held(self, names: Sequence[str]) -> tuple[str, ...]:
+        """A watch, see EndpointHost.held; empty when it is time to ask again."""
+        self._bell = self._bell or HeldBell()
+        return await self._bell.wait(lambda: self._host.held(names), HOLD_S)
 
 
 class RayEndpoints:
@@ -85,6 +97,19 @@ class RayEndpoints:
         """See EndpointHost.states."""
         states: Sequence[EndpointState] = await result_of(self._handle.states.remote(), timeout_s)
         return states
+
+    async def withdraw(self, names: Sequence[str], generation: int, timeout_s: float) -> Sequence[str]:
+        """See EndpointHost.withdraw."""
+        used: Sequence[str] = await result_of(self._handle.withdraw.remote(names, generation), timeout_s)
+        return used
+
+    async def wait_held(self, names: Sequence[str]) -> Sequence[str]:
+        """See EndpointProcess."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                held: Sequence[str] = await result_of(self._handle.wait_held.remote(names), HOLD_S + CALL_TIMEOUT_S)
+                if held:
+                    return held
 
     async def end(self) -> None:
         """Ends it at once."""

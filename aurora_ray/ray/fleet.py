@@ -27,6 +27,7 @@ from aurora_ray.durable import replace_file
 from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
+from aurora_ray.ray.probe import require_answer
 from aurora_ray.rpc import secret_file
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         region=name,
         azs=tuple(azs),
         group_bytes=int(settings.group_bytes),
+        volume_limit_bytes=int(settings.volume_limit_bytes),
         cache_bytes=int(settings.cache_bytes or 0),
         retention_s=settings.retention_s,
         retention_bytes=int(settings.retention_bytes),
@@ -247,6 +249,8 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         replace_after_s=settings.replace_after_s,
         replace_empty_after_s=settings.replace_empty_after_s,
         graveyard_s=settings.graveyard_s,
+        cpus_per_acu=settings.cpus_per_acu,
+        regions_dir=str(settings.regions_dir or ""),
     )
 
 
@@ -346,6 +350,8 @@ def _connect(address: str, data_dir: Path, *, own: bool) -> None:
     if own:
         os.environ.update(local_ray.environment(data_dir))
         atexit.register(local_ray.forget_command_logs, data_dir)
+    else:
+        require_answer(address)
     import logging
 
     import ray

@@ -32,7 +32,7 @@ from typing import Final
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.progress import children_of
 from aurora_ray.durable import make_file, replace_file
-from aurora_ray.errors import AuroraError, ConfigurationError
+from aurora_ray.errors import UNDECODABLE, AuroraError, ConfigurationError
 
 FILE_NAME: Final = "ray.json"
 TOKEN_NAME: Final = "ray.token"  # noqa: S105  (the name of a file)
@@ -110,7 +110,7 @@ def find(data_dir: Path) -> LocalRay | None:
         daemons = {str(name): (int(pid), int(ticks)) for name, (pid, ticks) in document["daemons"].items()}
         running = LocalRay(str(document["address"]), int(document["pid"]), daemons)
         return running if start_ticks(running.pid) == int(document["ticks"]) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *UNDECODABLE):
         return None
 
 
@@ -195,16 +195,18 @@ def stop(data_dir: Path) -> bool:
             _signal(running.pid, signal.SIGKILL)
             if not _gone(running.pid, STOP_TIMEOUT_S):
                 raise LocalRayError(f"process {running.pid}, which holds the Ray cluster, does not end: kill it")
-    ended = end_processes(data_dir, known)
+    ended = end_processes(data_dir, known, session=running.pid if running is not None else None)
     (data_dir / FILE_NAME).unlink(missing_ok=True)
     shutil.rmtree(_private_dir(data_dir), ignore_errors=True)
     return running is not None or ended > 0
 
 
-def processes(data_dir: Path) -> dict[int, int]:
+def processes(data_dir: Path, session: int | None = None) -> dict[int, int]:
     """Every process of this data directory's cluster on this machine except the caller: start times by process id.
 
     They carry the mark, or are in a session with one that does: the title of a process may be written over its mark.
+    Of a host process that ended a moment ago, `session` is the process id: what it started last may have no mark any
+    more, and nobody beside it who has one.
     """
     mark = os.fsencode(f"{MARK_NAME}={data_dir}")
     alive, sessions, marked = {}, {}, set()
@@ -215,21 +217,21 @@ def processes(data_dir: Path) -> dict[int, int]:
                 alive[pid], sessions[pid] = ticks, os.getsid(pid)
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     marked.add(pid)
-    ours = {sessions[pid] for pid in marked}
+    ours = {sessions[pid] for pid in marked} | ({session} if session is not None else set())
     if os.getsid(0) != os.getpid():
         ours.discard(os.getsid(0))  # the host process leads a session of its own; this is somebody's terminal
-    found = marked | {pid for pid, session in sessions.items() if session in ours}
+    found = marked | {pid for pid, of in sessions.items() if of in ours}
     return {pid: alive[pid] for pid in found - {os.getpid()}}
 
 
-def end_processes(data_dir: Path, known: Mapping[int, int] | None = None) -> int:
+def end_processes(data_dir: Path, known: Mapping[int, int] | None = None, *, session: int | None = None) -> int:
     """Kills them, and those `known` from before, and waits until they are gone; how many. Raises LocalRayError."""
     deadline_s = time.monotonic() + END_TIMEOUT_S
     killed = {pid: ticks for pid, ticks in (known or {}).items() if start_ticks(pid) == ticks}
     while True:
         # One that is ending has no environment any more, but may still hold files.
         ending = {pid: ticks for pid, ticks in killed.items() if start_ticks(pid) == ticks}
-        left = {**processes(data_dir), **ending}
+        left = {**processes(data_dir, session), **ending}
         if not left:
             return len(killed)
         if time.monotonic() > deadline_s:

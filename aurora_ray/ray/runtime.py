@@ -20,7 +20,7 @@ import ray.util
 
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
-from aurora_ray.compute.config import WriterPhase
+from aurora_ray.compute.config import IncarnationPhase
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.model.runtime import NodeInfo, NoPlaceError, ProcessGoneError
 from aurora_ray.errors import UsageError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.compute.commands import Command
-    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.compute.config import EngineChoice, InstanceConfig, InstanceStatus, Opened, Outcome
     from aurora_ray.control.model.runtime import ControlConfig, InstanceProcess, NodeProcess
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
@@ -108,7 +108,7 @@ class RayInstance:
         """Why it ended."""
         return await wait_gone(self._handle)
 
-    async def open(self, config: WriterConfig) -> Opened:
+    async def open(self, config: InstanceConfig) -> Opened:
         """Opens a new incarnation. A recovery may take long: then the caller finds out later what became of it."""
         trace = telemetry.inject_dict()
         opened: Opened = await result_of(self._handle.open.remote(config, trace), config.open_timeout_s + 60.0)
@@ -122,9 +122,9 @@ class RayInstance:
                 if outcome is not None:
                     return outcome
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         """The latest incarnation."""
-        status: WriterStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
+        status: InstanceStatus | None = await result_of(self._handle.status.remote(), CALL_TIMEOUT_S)
         return status
 
     async def do(self, command: Command[T]) -> T:
@@ -148,6 +148,10 @@ class RayInstance:
         except (ProcessGoneError, TimeoutError):
             return False
         return True
+
+    async def close(self, timeout_s: float) -> None:
+        """See InstanceProcess."""
+        await result_of(self._handle.close.remote(), timeout_s)
 
     async def abort(self) -> None:
         """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
@@ -222,19 +226,25 @@ class RayRuntime:
         """An idle instance actor: one that is in waiting, or a new one."""
 
         async def otherwise() -> RayInstance:
-            return await self._existing(instance_id) or await self._new_instance(instance_id, az, choice)
+            return await self.find_instance(instance_id) or await self._new_instance(instance_id, az, choice)
 
         instance = await self._spares.take(instance_id, az, choice, otherwise)
         assert instance is not None, "there is another way to get one"  # noqa: S101
-        self._spares.make_later(instance_id, az, choice)
         return instance
+
+    async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
+        """See Runtime."""
+        if wanted:
+            self._spares.make_later(instance_id, az, choice)
+        else:
+            await self._spares.drop(instance_id)
 
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         """Has a process in waiting there."""
         await self._spares.ready(instance_id, az, choice)
 
-    async def _existing(self, instance_id: str) -> RayInstance | None:
-        """What someone started who did not live to note it."""
+    async def find_instance(self, instance_id: str) -> RayInstance | None:
+        """What someone started who had no answer, or did not live to note it."""
         for name in names(INSTANCE_PREFIX, instance_id):
             found = await self._find_instance(name)
             if found is not None:
@@ -298,9 +308,9 @@ async def _standing(instance: RayInstance) -> int:
         return 0
     except TimeoutError:
         return 2
-    if status is None or status.phase is WriterPhase.ENDED:
+    if status is None or status.phase is IncarnationPhase.ENDED:
         return 1
-    return 4 if status.phase is WriterPhase.AVAILABLE else 3
+    return 4 if status.phase is IncarnationPhase.AVAILABLE else 3
 
 
 def _node_dir(node: StorageNode, config: ControlConfig) -> Path:

@@ -1,10 +1,10 @@
-"""A process in waiting for each instance: when the one in use dies, the next need not be started first.
+"""A process in waiting for each writer: when the one in use dies, the next need not be started first.
 
 Starting a Ray worker and importing everything takes about a second of a core, which would be a good part of an outage
 that needs a new process. A spare is an instance actor like any other, idle, in the AZ where the instance runs; it has
-prepared the engine and holds nothing: about 100 MB of memory is its price. It is made a while after its instance was
-started, when that has settled, and nothing depends on it: one that is not there, is elsewhere, or does not answer at
-once is passed over.
+prepared the engine and holds nothing: about 100 MB of memory is its price, which readers are not worth, as others take
+their sessions. It is made a while after its instance was opened, when that has settled, and nothing depends on it: one
+that is not there, is elsewhere, or does not answer at once is passed over.
 
 The two processes of an instance have two names in turn (`names`), so that a spare that takes over keeps its own.
 """

@@ -11,16 +11,20 @@ from typing import Any
 from aurora_ray.compute import commands
 from aurora_ray.compute.commands import Command
 from aurora_ray.compute.config import (
+    CapacityOrder,
     EngineChoice,
     HalfMadeVolumeError,
+    IncarnationPhase,
+    InstanceConfig,
+    InstanceStatus,
     Opened,
     Outcome,
-    WriterConfig,
-    WriterPhase,
-    WriterStatus,
 )
+from aurora_ray.compute.copier import Copier
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.runtime import ControlConfig, NodeInfo, ProcessGoneError
 from aurora_ray.control.model.state import StorageNode
+from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError
 from aurora_ray.rpc.partition import Cut
 from aurora_ray.storage.config import StorageConfig
@@ -28,6 +32,20 @@ from aurora_ray.storage.server.server import StorageServer
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 from aurora_ray.volume.write.volume import Volume
 from tests.support.secret import given_secret
+
+
+def stats_of(capacity: CapacityOrder | None) -> dict[str, int | float]:
+    """What an idle instance tells that has it, on a machine with room for 64 ACU."""
+    stats: dict[str, int | float] = {"connections": 0, "cpu_percent": 0.0}
+    if capacity is None:
+        return stats
+    return stats | {
+        "acu": capacity.acu,
+        "acu_room": 64.0,
+        "cpus_per_acu": capacity.cpus_per_acu,
+        "cpus": 0.0,
+        "looked_at_s": asyncio.get_running_loop().time(),
+    }
 
 
 class LocalNode:
@@ -71,44 +89,65 @@ class LocalInstance:
         self.host = "here"
         self.local_pid: int | None = None
         self.pid = 1
-        self.configs: list[WriterConfig] = []
+        self.configs: list[InstanceConfig] = []
         self.groups: tuple[int, ...] = (0,)
         self.free_bytes: int | None = None
         self.addresses: tuple[NodeAddress, ...] = ()
         self.parameters: dict[str, str] = {}
+        self.heard: dict[str, Command[Any]] = {}  # the newest of each of some kinds of commands
         self.volume: Volume | None = None  # if the runtime opens volumes
+        self.copier: Copier | None = None  # the last one
         self._runtime = runtime
         self._gone = asyncio.Event()
         self._ended: asyncio.Future[Outcome] | None = None
+        self.capacity: CapacityOrder | None = None
 
     async def wait_gone(self) -> str:
         await self._gone.wait()
         return "it was killed"
 
-    async def open(self, config: WriterConfig) -> Opened:
+    async def open(self, config: InstanceConfig) -> Opened:
         self._check()
         self.configs.append(config)
         if self._runtime.errors:
             raise self._runtime.errors.pop(0)
         self.groups = tuple(placement.group for placement in config.volume.groups)
+        if config.role is Role.REPLICATOR:
+            return await self._replicate(config)
         if self._runtime.opens_volumes:
             await self._close_volume()
-            self.volume = await Volume.open(config.volume, config.nodes, timeout_s=20)
+            self.volume = await Volume.open(config.volume, config.nodes, timeout_s=20, epochs=config.epochs)
             self._runtime.volumes.append(self.volume)
         self._ended = asyncio.get_running_loop().create_future()
+        self.capacity = config.capacity
         return Opened(len(self.configs), 0, 1, config.port, {})
+
+    async def _replicate(self, config: InstanceConfig) -> Opened:
+        self.copier = Copier(config)
+        opened = await self.copier.start()
+        ended = self._ended = asyncio.get_running_loop().create_future()
+
+        async def watch(copier: Copier) -> None:
+            outcome = await copier.wait_ended()
+            if not ended.done():
+                ended.set_result(outcome)
+
+        self._watch = asyncio.create_task(watch(self.copier))
+        return opened
 
     async def wait_ended(self) -> Outcome:
         assert self._ended is not None
         return await asyncio.shield(self._ended)
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         self._check()
         if self._ended is None:
             return None
-        phase = WriterPhase.ENDED if self._ended.done() else WriterPhase.AVAILABLE
+        if self.configs[-1].role is Role.REPLICATOR and self.copier is not None:
+            return self.copier.status()
+        phase = IncarnationPhase.ENDED if self._ended.done() else IncarnationPhase.AVAILABLE
         volume = self.volume
-        return WriterStatus(
+        return InstanceStatus(
             phase,
             epoch=volume.epoch if volume is not None else 0,
             vdl=volume.vdl if volume is not None else 0,
@@ -118,6 +157,8 @@ class LocalInstance:
             placements=volume.spec.groups if volume is not None else (),
             repaired=self.configs[-1].repairs if self.configs else (),
             declared_memory_bytes=self.configs[-1].memory_bytes if self.configs else 0,
+            role=self.configs[-1].role if self.configs else Role.WRITER,
+            stats=stats_of(self.capacity),
         )
 
     async def _update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
@@ -134,6 +175,8 @@ class LocalInstance:
         return placements
 
     async def _close_volume(self) -> None:
+        if self.copier is not None:
+            await self.copier.stop(StopMode.FAST, reopens=False)
         if self.volume is not None:
             await self.volume.close()
 
@@ -147,7 +190,9 @@ class LocalInstance:
     async def metrics(self, timeout_s: float) -> bytes:
         return b""
 
-    async def do(self, command: Command[Any]) -> Any:
+    async def do(self, command: Command[Any]) -> Any:  # noqa: PLR0911 - a table of commands
+        if self.copier is not None and self.configs[-1].role is Role.REPLICATOR:
+            return await self.copier.do(command)
         match command:
             case commands.UpdateNodes(nodes):
                 return await self._update_nodes(nodes)
@@ -157,6 +202,13 @@ class LocalInstance:
                 return await self._configure(parameters)
             case commands.AddGroup(placement):
                 return await self._add_group(placement)
+            case commands.Scale(order):
+                self._check()
+                self.capacity = order
+                return order.acu if order is not None else 0.0
+            case commands.ReplicaStatus() | commands.HoldHorizon() | commands.WriteBack():
+                self.heard[type(command).__name__] = command
+                return None
             case commands.FirstWrite(after_ns):
                 return after_ns, 1
         raise AssertionError(command)
@@ -164,6 +216,12 @@ class LocalInstance:
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         self.kill()
         return [1]
+
+    async def close(self, timeout_s: float) -> None:
+        self._check()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(Outcome(asked=True, reason="it was asked to stop"))
+        await self._close_volume()
 
     async def abort(self) -> None:
         self.kill()
@@ -197,6 +255,7 @@ class LocalRuntime:
     errors: list[AuroraError] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     made_ready: list[tuple[str, str]] = field(default_factory=list)
+    spares: set[str] = field(default_factory=set)
     opens_volumes: bool = False
     volumes: list[Volume] = field(default_factory=list)
     answers_to_changes: asyncio.Event | None = None  # a change of members is answered only after this, if it is given
@@ -236,13 +295,22 @@ class LocalRuntime:
         self.instances[instance_id] = LocalInstance(self)
         return self.instances[instance_id]
 
+    async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
+        (self.spares.add if wanted else self.spares.discard)(instance_id)
+
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         self.made_ready.append((instance_id, az))
+
+    async def find_instance(self, instance_id: str) -> LocalInstance | None:
+        return (await self.find_instances()).get(instance_id)
 
     async def find_instances(self) -> dict[str, LocalInstance]:
         return {instance_id: instance for instance_id, instance in self.instances.items() if instance.alive}
 
     async def close(self) -> None:
+        for instance in self.instances.values():
+            if instance.copier is not None:
+                await instance.copier.stop(StopMode.KILL, reopens=False)
         for volume in self.volumes:
             await volume.close()
         for node in self.nodes.values():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.control.faults.chaos import Victims, cut_for
 from aurora_ray.control.faults.record import FILE_NAME, Faults, Island
 from aurora_ray.control.model.placement import az_to_start
@@ -16,7 +16,7 @@ from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import Running, new_plane, started
 from tests.support.polling import poll_until
 
-REFUSED = (("reader:1", "no readers yet"), ("az:x", "no AZ"), ("node:x", "no storage"), ("x", "no target"))
+REFUSED = (("reader:1", "no instance"), ("az:x", "no AZ"), ("node:x", "no storage"), ("x", "no target"))
 
 pytestmark = pytest.mark.allowed_logs(r".*")
 
@@ -160,8 +160,8 @@ async def test_for_good_is_for_one_storage_node(runtime: LocalRuntime) -> None:
                 await running.plane.chaos.strike(verb, target, "demo", None, for_good=True)
 
 
-def status(vdl: int, tail: int) -> WriterStatus:
-    return WriterStatus(WriterPhase.AVAILABLE, vdl=vdl, tail_lsn=tail)
+def status(vdl: int, tail: int) -> InstanceStatus:
+    return InstanceStatus(IncarnationPhase.AVAILABLE, vdl=vdl, tail_lsn=tail)
 
 
 def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:

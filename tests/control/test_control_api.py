@@ -14,15 +14,19 @@ import pytest
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.api.client import ControlClient, NotRunningError
 from aurora_ray.control.api.server import ControlServer
+from aurora_ray.control.model.custom_endpoints import CustomKind
 from aurora_ray.control.model.runtime import ADDRESS_FILE
+from aurora_ray.control.model.scaling import ReaderScaling, ScalingMetric
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.errors import ConfigurationError, QuorumLostError, UsageError
 from aurora_ray.rpc.admission import OURS, ImpostorError, Secret
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.secret_file import FILE_NAME
 from aurora_ray.rpc.status import CONTROL
+from aurora_ray.troubles import TroubleCode
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import Running, started
+from tests.support.polling import poll_until
 
 pytestmark = pytest.mark.allowed_logs(r".*")
 
@@ -61,6 +65,35 @@ async def test_a_client_asks_all_that_people_ask(runtime: LocalRuntime) -> None:
         assert (await ask(client.info))["fleet_id"] == str(running.plane.fleet.fleet_id)
         assert "aurora_cluster_up" in await ask(client.metrics)
         assert any("control state is open" in sentence for _, sentence in await ask(client.trail))
+        added = await ask(client.add_readers, "demo", 2, tier=3, timeout_s=20.0)
+        assert added == {"cluster": "demo", "instances": ["demo-2", "demo-3"]}
+        instances = (await ask(client.status, "demo"))["instances"]
+        assert [(i["id"], i["role"], i["tier"]) for i in instances][1:] == [
+            ("demo-2", "reader", 3),
+            ("demo-3", "reader", 3),
+        ]
+        assert [cluster["readers"] for cluster in await ask(client.clusters)] == [2]
+        made = await ask(client.create_endpoint, "demo", "reports", CustomKind.READER, members=["demo-3"])
+        assert (made["name"], made["members"]) == ("reports", ["demo-3"])
+        assert (await ask(client.status, "demo"))["endpoints"]["custom"][0]["port"] == made["port"]
+        with pytest.raises(UsageError, match="has no instance 'demo-9'"):
+            await ask(client.create_endpoint, "demo", "more", CustomKind.ANY, excluded=["demo-9"])
+        with pytest.raises(UsageError, match="has no custom endpoint 'more'"):
+            await ask(client.delete_endpoint, "demo", "more")
+        assert (await ask(client.delete_endpoint, "demo", "reports"))["deleted"]
+        with pytest.raises(UsageError, match="demo-1 is the writer of demo"):
+            await ask(client.remove_reader, "demo-1", timeout_s=20.0)
+        assert (await ask(client.remove_reader, "demo-2", timeout_s=20.0))["removed"]
+        await poll_until(lambda: "HoldHorizon" in runtime.instances["demo-1"].heard, what="readers' horizons are told")
+        assert "ReplicaStatus" in runtime.instances["demo-3"].heard
+        done = await ask(client.failover, "demo", "demo-3", timeout_s=20.0)
+        assert [(i["id"], i["role"]) for i in done["instances"]] == [("demo-1", "reader"), ("demo-3", "writer")]
+        assert "WriteBack" in runtime.instances["demo-1"].heard, "what its end would have to write"
+        assert "WriteBack" not in runtime.instances["demo-3"].heard
+        rule = ReaderScaling(1, 3, ScalingMetric.CONNECTIONS, 100.0)
+        assert (await ask(client.autoscale_readers, "demo", rule))["scaling"]["metric"] == "connections"
+        assert (await ask(client.status, "demo"))["scaling"] == rule.report()
+        assert (await ask(client.autoscale_readers, "demo", None))["scaling"] is None
         struck = await ask(client.chaos, "kill", "node:a-1", "demo", 30.0)
         assert struck[0]["target"] == "node:a-1"
         await ask(client.chaos, "resume", "node:a-1", "demo", None)
@@ -105,6 +138,7 @@ async def test_nobody_is_answered_without_the_secret(runtime: LocalRuntime) -> N
             "it tried again, for the challenge"
         )
         assert running.plane.fleet.revision == revision
+        assert [t.subject for t in running.plane.troubles() if t.code is TroubleCode.CALLER_REFUSED] == [CONTROL]
 
 
 async def test_a_copy_of_a_data_directory_leads_to_no_fleet(runtime: LocalRuntime, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.control.test_takeover import left_behind
 from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
-    from aurora_ray.compute.config import Opened, WriterConfig, WriterStatus
+    from aurora_ray.compute.config import InstanceConfig, InstanceStatus, Opened
 
 pytestmark = pytest.mark.allowed_logs(r".*")
 
@@ -30,7 +30,7 @@ def unheard(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """The first opening succeeds, and its answer reaches nobody; set once it has."""
     opened, heard = asyncio.Event(), LocalInstance.open
 
-    async def opens(instance: LocalInstance, config: WriterConfig) -> Opened:
+    async def opens(instance: LocalInstance, config: InstanceConfig) -> Opened:
         answer = await heard(instance, config)
         if not opened.is_set():
             opened.set()
@@ -87,12 +87,12 @@ async def test_an_opening_that_succeeded_is_noticed_though_the_look_after_it_fai
 ) -> None:
     opens, says, failures = LocalInstance.open, LocalInstance.status, [error] * 2
 
-    async def open_(instance: LocalInstance, config: WriterConfig) -> Opened:
+    async def open_(instance: LocalInstance, config: InstanceConfig) -> Opened:
         answer = await opens(instance, config)
         monkeypatch.setattr(LocalInstance, "status", status)
         return answer
 
-    async def status(instance: LocalInstance) -> WriterStatus | None:
+    async def status(instance: LocalInstance) -> InstanceStatus | None:
         if failures:
             raise failures.pop()
         return await says(instance)
@@ -111,7 +111,7 @@ async def test_an_opening_whose_answer_is_an_error_counts_if_the_instance_serves
 ) -> None:
     opens = LocalInstance.open
 
-    async def open_(instance: LocalInstance, config: WriterConfig) -> Opened:
+    async def open_(instance: LocalInstance, config: InstanceConfig) -> Opened:
         await opens(instance, config)
         raise error
 
@@ -122,19 +122,19 @@ async def test_an_opening_whose_answer_is_an_error_counts_if_the_instance_serves
         assert len(runtime.instances["demo-1"].configs) == 1
 
 
-async def test_a_declared_reader_keeps_nobody_from_writing(runtime: LocalRuntime) -> None:
+async def test_a_declared_instance_that_nothing_can_run_keeps_nobody_from_writing(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)
         await running.api.wait_available("demo", 20)
         cluster = running.plane.fleet.cluster("demo")
-        reader = DBInstance("demo-2", Role.READER, "b", 15999)
+        reader = DBInstance("demo-2", Role.STATIC, "b", 15999)
         await running.plane.commit(
             lambda fleet: fleet.with_cluster(replace(cluster, instances=(*cluster.instances, reader)))
         )
-        await poll_until(lambda: any("nothing can run a reader yet" in note for note in running.plane.notes))
+        await poll_until(lambda: any("nothing can run a static yet" in note for note in running.plane.notes))
         for action in (StartInstance("", "demo", "demo-2"), OpenInstance("", "demo", "demo-2", initialise=False)):
             running.plane.processes.instances["demo-2"] = running.plane.processes.instances["demo-1"]
-            with pytest.raises(UnsupportedRoleError, match="demo-2 is a reader"):
+            with pytest.raises(UnsupportedRoleError, match="demo-2 is a static"):
                 await perform.perform(running.plane.means, action)
             del running.plane.processes.instances["demo-2"]
         running.plane.failovers.lost("demo-2", "it ended", 0, 0)

@@ -9,24 +9,30 @@ from typing import Any
 
 import pytest
 
-from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action
+from aurora_ray.control.model.codec import pack, unpack
+from aurora_ray.control.model.custom_endpoints import CustomEndpoint, CustomKind, with_endpoint
 from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet
 from aurora_ray.control.observe.endpoints import (
+    INSTANCE_HOLD_S,
     MOVE_AFTER_S,
     Endpoints,
     MoveEndpoint,
     PointEndpoints,
     StartEndpoints,
     address_of,
+    driver_orders,
     orders_for,
 )
 from aurora_ray.control.observe.known import Instance
 from aurora_ray.control.observe.processes import Tasks
+from aurora_ray.control.perform.regions import with_owner
+from aurora_ray.control.report.status import report_endpoints
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
-from aurora_ray.errors import FencedError
+from aurora_ray.errors import FencedError, UsageError
 from tests.control.fleets import AZS, running_fleet
 from tests.endpoint.backends import Backend, backend, client
 from tests.support.polling import poll_until
@@ -110,7 +116,10 @@ class World:
         self.fleet = self.fleet.with_cluster(replace(cluster, instances=(*others, declared)))
 
     def available(self, name: str, epoch: int) -> None:
-        status = WriterStatus(WriterPhase.AVAILABLE, epoch=epoch, pid=epoch * 100)
+        """Its engine accepts statements, in the role that is declared now."""
+        declared = self.fleet.cluster("demo").instances
+        role = next(one.role for one in declared if one.instance_id == name)
+        status = InstanceStatus(IncarnationPhase.AVAILABLE, epoch=epoch, pid=epoch * 100, role=role)
         process: Any = HostProcess()  # only its host is looked at
         self.instances[name] = Instance(process)
         self.instances[name].became_available(status, 0.0)
@@ -162,6 +171,10 @@ async def test_a_failover_moves_the_cluster_endpoint_and_cuts_the_demoted_writer
             async with client(world.cluster_port) as early:
                 world.declare(Role.READER, one)
                 world.declare(Role.WRITER, two)
+                await world.settle()
+                with pytest.raises(ConnectionResetError):
+                    await reading.read_to_end()  # it is a reader no more, and not yet a writer
+                world.available("demo-2", epoch=4)
                 await world.settle()
                 assert await early.greeting() == "demo-2"
         assert await world.settle() == 0
@@ -283,8 +296,8 @@ async def test_without_a_runtime_the_writers_own_address_is_the_endpoint(world: 
         cluster = world.fleet.cluster("demo")
         assert list(plane.wanted(world.fleet, {}, control_open=True, now_s=0.0)) == []
         assert plane.serves(cluster)
-        assert plane.address(cluster, Role.READER, {}) == ("127.0.0.1", one.address[1])
-        assert world.plane.address(cluster, Role.READER, {}) == ("127.0.0.1", world.reader_port)
+        assert plane.address(cluster, "reader", {}) == ("127.0.0.1", one.address[1])
+        assert world.plane.address(cluster, "reader", {}) == ("127.0.0.1", world.reader_port)
 
 
 def test_addresses_are_numeric() -> None:
@@ -296,8 +309,15 @@ def test_addresses_are_numeric() -> None:
 
 def test_a_cluster_without_available_instances_is_listened_for() -> None:
     fleet = running_fleet()
-    (order,) = orders_for(fleet, {}, "127.0.0.1")
+    (order,) = orders_for(fleet, {}, "127.0.0.1", "127.0.0.1")
     assert (order.name, order.targets, order.fallback) == ("demo/cluster", (), ())
+
+
+def test_in_a_secondary_region_nobody_waits_for_a_writer() -> None:
+    fleet = running_fleet()
+    there = fleet.with_cluster(with_owner(fleet.cluster("demo"), Role.REPLICATOR))
+    (here,), (order,) = (orders_for(each, {}, "127.0.0.1", "127.0.0.1") for each in (fleet, there))
+    assert (here.hold_s, order.hold_s, order.targets) == (None, INSTANCE_HOLD_S, ())
 
 
 async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(world: World) -> None:
@@ -309,8 +329,8 @@ async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(wor
         await world.settle()
         world.now_s += MOVE_AFTER_S / 2
         (move,) = _moves(world)
-        assert (move.cluster, move.role) == ("demo", Role.WRITER)
-        elsewhere = world.fleet.cluster("demo").with_endpoint_port(Role.WRITER, world.ports.allocate())
+        assert (move.cluster, move.endpoint) == ("demo", "cluster")
+        elsewhere = world.fleet.cluster("demo").with_endpoint_port("cluster", world.ports.allocate())
         world.fleet = world.fleet.with_cluster(elsewhere)
         assert world.plane.problem(elsewhere) == "", "that was of the port which it had"
         assert not world.plane.serves(elsewhere)
@@ -321,3 +341,132 @@ async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(wor
 
 def _moves(world: World) -> list[MoveEndpoint]:
     return [action for action in world.wanted() if isinstance(action, MoveEndpoint)]
+
+
+def roles(*instances: tuple[str, Role]) -> Fleet:
+    """A fleet whose cluster has instances on ports 1, 2, ..., each on a machine of its own but the first two."""
+    declared = tuple(DBInstance(name, role, "a", port) for port, (name, role) in enumerate(instances, 1))
+    return running_fleet().with_cluster(replace(running_fleet().cluster("demo"), reader_port=9, instances=declared))
+
+
+def seen(fleet: Fleet, machines: dict[str, str]) -> dict[str, Instance]:
+    found = {}
+    for declared in fleet.cluster("demo").instances:
+        process: Any = type("Process", (), {"host": machines.get(declared.instance_id, "127.0.0.1")})
+        found[declared.instance_id] = Instance(process)
+        status = InstanceStatus(
+            IncarnationPhase.AVAILABLE, pid=declared.port, role=declared.role, hand_over=f"{declared.instance_id}.sock"
+        )
+        found[declared.instance_id].became_available(status, 0.0)
+    return found
+
+
+THREE = (("w", Role.WRITER), ("r1", Role.READER), ("r2", Role.READER))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ports"),
+    [
+        (CustomEndpoint("e", 20), {2, 3}),
+        (CustomEndpoint("e", 20, CustomKind.ANY), {1, 2, 3}),
+        (CustomEndpoint("e", 20, members=("r1",)), {2}),
+        (CustomEndpoint("e", 20, members=("w", "r1")), {2}),
+        (CustomEndpoint("e", 20, CustomKind.ANY, members=("w", "r1")), {1, 2}),
+        (CustomEndpoint("e", 20, excluded=("r1",)), {3}),
+        (CustomEndpoint("e", 20, CustomKind.ANY, excluded=("r1",)), {1, 3}),
+        (CustomEndpoint("e", 20, members=("w",)), set()),
+        (CustomEndpoint("e", 20, excluded=("r1", "r2")), set()),
+    ],
+)
+def test_a_custom_endpoint_leads_to_whom_it_names_in_the_role_that_it_wants(
+    endpoint: CustomEndpoint, ports: set[int]
+) -> None:
+    fleet = roles(*THREE)
+    fleet = fleet.with_cluster(replace(fleet.cluster("demo"), custom_endpoints=(endpoint,)))
+    orders = {order.name: order for order in orders_for(fleet, seen(fleet, {}), "127.0.0.1", "127.0.0.1")}
+    assert {target.port for target in orders["demo/e"].targets} == ports
+    assert orders["demo/e"].fallback == ()
+    assert orders["demo/e"].port == 20
+
+
+def test_a_list_keeps_the_name_of_an_instance_that_was_removed_and_says_so() -> None:
+    endpoint = CustomEndpoint("e", 20, members=("r1", "r2"))
+    fleet = roles(*THREE)
+    cluster = replace(fleet.cluster("demo"), custom_endpoints=(endpoint,))
+    cluster = replace(cluster, instances=tuple(i for i in cluster.instances if i.instance_id != "r2"))
+    fleet = fleet.with_cluster(cluster)
+    orders = {order.name: order for order in orders_for(fleet, seen(fleet, {}), "127.0.0.1", "127.0.0.1")}
+    assert {target.port for target in orders["demo/e"].targets} == {2}
+    told = report_endpoints(cluster, Path("unused"), dict.fromkeys(cluster.endpoint_ports(), ("127.0.0.1", 1)), {})
+    assert (told["custom"][0]["members"], told["custom"][0]["gone"]) == (["r1", "r2"], ["r2"])
+
+
+def test_a_socket_is_for_who_is_on_its_machine() -> None:
+    fleet = roles(*THREE)
+    orders = {o.name: o for o in orders_for(fleet, seen(fleet, {"r2": "192.0.2.7"}), "127.0.0.1", "127.0.0.1")}
+    found = {target.port: target.hand_over for target in orders["demo/reader"].targets}
+    assert found == {2: "r1.sock", 3: ""}
+
+
+def test_the_only_reader_that_becomes_the_writer_in_place_keeps_the_reader_endpoints_sessions() -> None:
+    """With another reader it is no target of that endpoint any more, and they are cut."""
+    before = roles(("w", Role.WRITER), ("r1", Role.READER))
+    promoted = replace(before.cluster("demo").instance("r1"), role=Role.WRITER)
+    after = before.with_cluster(replace(before.cluster("demo"), instances=(promoted,)))
+    _, reader = orders_for(before, seen(before, {}), "127.0.0.1", "127.0.0.1")
+    cluster, later = orders_for(after, seen(after, {}), "127.0.0.1", "127.0.0.1")
+    assert reader.targets == later.fallback == cluster.targets
+    assert later.targets == ()
+
+
+def test_drivers_find_each_instance_at_its_own_address_and_one_port() -> None:
+    fleet = roles(*THREE)
+    cluster = replace(fleet.cluster("demo"), port=15432, reader_port=15433)
+    at = tuple(replace(each, port=15433 + each.port) for each in cluster.instances)
+    fleet = fleet.with_cluster(replace(cluster, instances=at))
+    instances = seen(fleet, {})
+    instances["r2"].ended("it was killed")
+    orders = {o.name: o for o in driver_orders(fleet, instances, "127.0.0.1", "127.0.0.1")}
+    plain = {o.name: o for o in orders_for(fleet, instances, "127.0.0.1", "127.0.0.1")}
+    assert {name: order.host for name, order in orders.items()} == {
+        "demo/driver/cluster": "127.0.60.72",
+        "demo/driver/reader": "127.0.60.73",
+        "demo/driver/w": "127.0.60.74",
+        "demo/driver/r1": "127.0.60.75",
+        "demo/driver/r2": "127.0.60.76",
+    }
+    assert {order.port for order in orders.values()} == {15432}
+    for name in ("cluster", "reader"):
+        assert orders[f"demo/driver/{name}"].targets == plain[f"demo/{name}"].targets
+        assert orders[f"demo/driver/{name}"].fallback == plain[f"demo/{name}"].fallback
+    assert [t.port for t in orders["demo/driver/w"].targets] == [15434]
+    assert [t.port for t in orders["demo/driver/r1"].targets] == [15435]
+    assert orders["demo/driver/r2"].targets == orders["demo/driver/r2"].fallback == ()
+    assert (orders["demo/driver/r2"].hold_s or 99) < 5, "a driver looks elsewhere"
+
+
+@pytest.mark.parametrize("listen_host", ["0.0.0.0", "192.0.2.7", "::1"])  # noqa: S104
+def test_a_fleet_that_others_reach_has_no_addresses_of_this_machine_alone(listen_host: str) -> None:
+    fleet = roles(*THREE)
+    assert driver_orders(fleet, seen(fleet, {}), listen_host, "127.0.0.1") == ()
+
+
+@pytest.mark.parametrize("name", ["cluster", "reader", "instances", "", "Upper", "1st", "a/b", "a" * 64])
+def test_names_that_no_custom_endpoint_can_have(name: str) -> None:
+    with pytest.raises(UsageError, match="no name for an endpoint"):
+        CustomEndpoint(name, 20)
+
+
+def test_a_cluster_has_five_custom_endpoints_of_different_names() -> None:
+    known: tuple[CustomEndpoint, ...] = ()
+    for number in range(5):
+        known = with_endpoint(known, CustomEndpoint(f"e{number}", 20 + number, members=("r1",)))
+        with pytest.raises(UsageError, match="already"):
+            with_endpoint(known, CustomEndpoint(f"e{number}", 30))
+    with pytest.raises(UsageError, match="can have 5"):
+        with_endpoint(known, CustomEndpoint("e5", 30))
+    fleet = running_fleet()
+    fleet = fleet.with_cluster(replace(fleet.cluster("demo"), custom_endpoints=known))
+    assert unpack(pack(fleet)) == fleet
+    with pytest.raises(UsageError, match="never both"):
+        CustomEndpoint("e", 20, members=("r1",), excluded=("r2",))

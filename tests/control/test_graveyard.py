@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from aurora_ray.control.decide import graveyard
-from aurora_ray.control.model.state import Fleet, pack, unpack
+from aurora_ray.control.model.codec import pack, unpack
+from aurora_ray.control.model.state import Fleet
 from aurora_ray.errors import UsageError
 from tests.control.fleets import running_fleet, with_cluster
 from tests.control.local_runtime import LocalRuntime

@@ -1,18 +1,22 @@
 """A process that is there and does nothing is found, killed and replaced; one without storage is left alone."""
 
 import asyncio
+import itertools
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aurora_ray import telemetry
-from aurora_ray.compute.config import WriterStatus
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.control.observe import processes
-from aurora_ray.control.observe.heartbeats import Heartbeats
+from aurora_ray.compute.role import Role
+from aurora_ray.control.observe import heartbeats, processes
+from aurora_ray.control.observe.heartbeats import UNHEARD_S, Heartbeats, Isolation
 from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
 from aurora_ray.control.plane import ControlPlane
+from aurora_ray.control.report import events
 from aurora_ray.telemetry.spanreader import read_traces
 from tests.control.local_runtime import LocalInstance, LocalRuntime
 from tests.control.test_plane import started
@@ -24,7 +28,7 @@ pytestmark = pytest.mark.allowed_logs(r".*")
 
 
 def hang(instance: LocalInstance) -> None:
-    async def never() -> WriterStatus | None:
+    async def never() -> InstanceStatus | None:
         await asyncio.Event().wait()
         return None
 
@@ -67,7 +71,7 @@ async def test_heartbeats_go_on_whatever_a_look_ended_with(
         instance = runtime.instances["demo-1"]
         status, ends = instance.status, [asyncio.CancelledError(), RuntimeError("what nobody expects")]
 
-        async def says() -> WriterStatus | None:
+        async def says() -> InstanceStatus | None:
             asking = asyncio.current_task()
             if ends and asking is not None and asking.get_name().startswith("heartbeat "):
                 raise ends.pop()
@@ -126,6 +130,76 @@ async def test_nobody_is_replaced_while_storage_has_no_write_quorum(runtime: Loc
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
                 await instance.wait_gone()
+
+
+async def test_a_reader_that_hangs_is_not_excused_by_what_the_writer_writes(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vdls = itertools.count(1)
+
+    async def moves(*_: object) -> int:
+        return next(vdls)
+
+    monkeypatch.setattr(Heartbeats, "_vdl", moves)
+    async with started(runtime) as running:
+        running.plane.heartbeats = quick_heartbeats(running.plane)
+        await running.api.create("demo", reader_count=1, timeout_s=20)
+        await running.api.wait_available("demo", 20, all_readers=True)
+        writer, reader = runtime.instances["demo-1"], runtime.instances["demo-2"]
+        hang(reader)
+        await poll_until(lambda: runtime.instances["demo-2"] is not reader, what="a new process")
+        assert runtime.instances["demo-1"] is writer
+        assert writer.alive
+    told = [event for event in events.read(runtime.directory) if "is hung" in event["sentence"]]
+    assert [(event["kind"], event["subject"], event["cluster"]) for event in told] == [("reader", "demo-2", "demo")]
+
+
+def test_a_reader_that_hears_nothing_is_isolated_and_one_that_hears_is_not() -> None:
+    reader = InstanceStatus(IncarnationPhase.AVAILABLE, vdl=5, role=Role.READER)
+    deaf, slow, opening = Isolation(), Isolation(), Isolation()
+    for second in range(20):
+        waits_s = deaf.waits(replace(reader, unheard_s=float(second)), second)
+        assert waits_s == max(0, second - UNHEARD_S), "from the first look that found it so"
+        assert slow.waits(replace(reader, unheard_s=second % UNHEARD_S), second) == 0
+        assert opening.waits(replace(reader, phase=IncarnationPhase.STARTING, unheard_s=99.0), second) == 0
+    deaf.storage_is_down()
+    assert deaf.waits(replace(reader, unheard_s=21.0), 21.0) == 0, "storage has been back for no time at all"
+
+
+async def test_a_reader_that_storage_does_not_reach_gets_a_new_process(
+    runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "ISOLATED_AFTER_S", 1.0)
+
+    async def answers(*_: object) -> int:
+        return 1
+
+    monkeypatch.setattr(Heartbeats, "_vdl", answers)
+    async with started(runtime) as running:
+        running.plane.heartbeats = quick_heartbeats(running.plane)
+        await running.api.create("demo", reader_count=1, timeout_s=20)
+        await running.api.wait_available("demo", 20, all_readers=True)
+        writer, reader = runtime.instances["demo-1"], runtime.instances["demo-2"]
+        plain = reader.status
+
+        async def unheard() -> InstanceStatus | None:
+            status = await plain()
+            return None if status is None else replace(status, unheard_s=UNHEARD_S)
+
+        monkeypatch.setattr(reader, "status", unheard)
+        await poll_until(lambda: runtime.instances["demo-2"] is not reader, what="a new process")
+        assert runtime.instances["demo-1"] is writer
+    told = [event["sentence"] for event in events.read(runtime.directory) if "heard nothing" in event["sentence"]]
+    assert len(told) == 1
+
+
+def test_only_a_writer_can_be_isolated_from_what_makes_redo_durable() -> None:
+    waiting = InstanceStatus(IncarnationPhase.AVAILABLE, vdl=5, tail_lsn=9)
+    for status, waits_s in ((waiting, 7.0), (replace(waiting, role=Role.READER), 0.0)):
+        isolation = Isolation()
+        isolation.waits(status, 0.0)
+        isolation.waits(status, 1.0)
+        assert isolation.waits(status, 8.0) == waits_s
 
 
 def quick_heartbeats(plane: ControlPlane) -> Heartbeats:

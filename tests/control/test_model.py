@@ -2,14 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import msgpack  # type: ignore[import-untyped]
 import pytest
 
 from aurora_ray.control.model import bootstrap
+from aurora_ray.control.model.backups import BackupPlan, RestorePlan
+from aurora_ray.control.model.capacity import Capacity
+from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.placement import default_nodes, place_group, place_instance
-from aurora_ray.control.model.state import Fleet, StorageNode, pack, unpack
+from aurora_ray.control.model.regional import LostTail, Membership, Peer
+from aurora_ray.control.model.state import Fleet, StorageNode
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+from aurora_ray.replication.turnover import Turnover, Way
 from tests.control.fleets import AZS, NODES, created, running_fleet, volume_id
 
 
@@ -23,6 +29,29 @@ def test_parameters_and_repairs_are_kept() -> None:
     fleet = running_fleet()
     cluster = replace(fleet.clusters[0], parameters=(("jit", "on"),), repairs=("roles:1",))
     assert unpack(pack(fleet.with_cluster(cluster))).clusters[0] == cluster
+
+
+@pytest.mark.allowed_logs("sealed with another secret")
+def test_backups_and_restores_are_kept_and_a_state_of_format_3_has_none() -> None:
+    fleet = running_fleet()
+    demo = fleet.clusters[0]
+    restoring = replace(demo.volume, initialised=False, restore=RestorePlan("s3://b", "fleet/volume", 8, "/key"))
+    changed = fleet.with_cluster(replace(demo, volume=restoring, backup=BackupPlan("/backups", "/key", 86400)))
+    assert unpack(pack(changed)) == changed
+    assert changed.clusters[0].is_restored_now()
+    old = unpack((Path(__file__).parent / "data" / "state-format-3.msgpack").read_bytes())
+    assert (old.clusters[0].name, old.clusters[0].backup, old.clusters[0].volume.restore) == ("demo", None, None)
+    assert unpack(pack(old)) == old
+
+
+@pytest.mark.allowed_logs("sealed with another secret")
+def test_capacities_and_pauses_are_kept_and_a_state_of_format_4_has_none() -> None:
+    fleet = running_fleet()
+    changed = fleet.with_cluster(replace(fleet.clusters[0], capacity=Capacity(0, 4, 30), paused_since_s=1.5))
+    assert unpack(pack(changed)) == changed
+    old = unpack((Path(__file__).parent / "data" / "state-format-4.msgpack").read_bytes())
+    assert (old.clusters[0].name, old.clusters[0].capacity, old.clusters[0].paused_since_s) == ("demo", None, 0)
+    assert unpack(pack(old)) == old
 
 
 def test_a_newer_format_is_refused_with_advice() -> None:
@@ -116,6 +145,15 @@ def test_bootstrap_file_knows_a_change_of_members_that_is_under_way(tmp_path: Pa
     assert unpack(pack(fleet)) == fleet
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "8192.5", "true", "0", "-1", '"8192"'])
+def test_bootstrap_file_with_a_count_that_is_none(tmp_path: Path, value: str) -> None:
+    bootstrap.save(tmp_path, _fleet())
+    path = tmp_path / bootstrap.FILE_NAME
+    path.write_text(path.read_text().replace("page_size = 8192", f"page_size = {value}"))
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        bootstrap.load(tmp_path)
+
+
 def test_bootstrap_file_is_absent_or_whole(tmp_path: Path) -> None:
     assert bootstrap.load(tmp_path) is None
     assert not bootstrap.exists(tmp_path)
@@ -133,3 +171,46 @@ def test_bootstrap_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 def _fleet() -> Fleet:
     return running_fleet()
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+@pytest.mark.allowed_logs("was sealed with another secret")
+def test_a_state_of_before_there_were_global_clusters_is_of_one_region_and_of_the_first_generation(number: int) -> None:
+    """5 was saved by 183be49."""
+    fleet = unpack((Path(__file__).parent / "data" / f"state-format-{number}.msgpack").read_bytes())
+    cluster = fleet.cluster("demo")
+    assert (cluster.succession, cluster.generation, cluster.membership) == (((0, 0),), 0, None)
+    assert not cluster.is_secondary
+    assert unpack(pack(fleet)) == fleet
+    assert msgpack.unpackb(pack(fleet))["format"] == 6
+
+
+@pytest.mark.allowed_logs("was sealed with another secret")
+def test_a_state_of_format_5_is_read_whole() -> None:
+    fleet = unpack((Path(__file__).parent / "data" / "state-format-5.msgpack").read_bytes())
+    demo, again = fleet.cluster("demo"), fleet.cluster("again")
+    assert [instance.role for instance in demo.instances] == ["writer", "reader", "backup"]
+    assert (demo.backup, len(demo.past), demo.marks[0].label) == (BackupPlan("/backups", "/key", 86400), 1, "m")
+    assert demo.volume.origin is not None
+    assert again.volume.restore == RestorePlan("s3://b", "fleet/volume", 8, "/key")
+
+
+def test_a_global_cluster_is_kept_and_the_secrets_of_its_regions_are_sealed() -> None:
+    peer = Peer("eu-west-1", 1, str(UUID(int=1)), "127.0.0.1:1", "/there", "ab" * 32)
+    turnover = Turnover(Way.SWITCHOVER, "somewhere", "eu-west-1", 17, 5)
+    tail = LostTail(UUID(int=2), 3, 9, 0, 1.0)
+    known = Membership("g", 0, "somewhere", (peer,), 4, turnover, 17, 9, (tail,), {"rpo_ms": 1.0})
+    fleet = running_fleet()
+    cluster = replace(fleet.cluster("demo"), membership=known, succession=((0, 0), (9, 17)))
+    packed = pack(fleet.with_cluster(cluster))
+    assert unpack(packed).cluster("demo") == cluster
+    assert peer.secret.encode() not in packed
+    assert peer.secret not in repr(cluster)
+
+
+@pytest.mark.parametrize("turns", [[], [[0, 5], [1, 5]], [[5, 0], [1, 1]]])
+def test_turns_that_do_not_ascend_are_refused(turns: list[list[int]]) -> None:
+    document = msgpack.unpackb(pack(running_fleet()))
+    document["fleet"]["clusters"][0]["succession"] = turns
+    with pytest.raises(MalformedError):
+        unpack(msgpack.packb(document))

@@ -18,7 +18,7 @@ from tests.control.local_runtime import LocalInstance, LocalRuntime
 from tests.control.test_plane import started
 
 if TYPE_CHECKING:
-    from aurora_ray.compute.config import Opened, WriterConfig
+    from aurora_ray.compute.config import InstanceConfig, Opened
 
 
 @pytest.mark.allowed_logs(r".*")
@@ -27,7 +27,7 @@ async def test_an_instance_whose_port_was_taken_gets_another(
 ) -> None:
     opens = LocalInstance.open
 
-    async def open_(instance: LocalInstance, config: WriterConfig) -> Opened:
+    async def open_(instance: LocalInstance, config: InstanceConfig) -> Opened:
         await asyncio.to_thread(claim_port, config.host, config.port)
         return await opens(instance, config)
 

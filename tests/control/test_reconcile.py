@@ -23,9 +23,13 @@ from aurora_ray.control.decide.reconcile import (
 )
 from aurora_ray.control.model.attempt import RETRY_FIRST_S, RETRY_MAX_S, RETRY_PERMANENT_S, Attempt
 from aurora_ray.control.model.bootstrap import new_fleet
+from aurora_ray.control.model.codec import pack
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen, Observed
 from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet
+from aurora_ray.control.observe.space import limit_troubles
 from aurora_ray.errors import UsageError
+from aurora_ray.log.sizes import VOLUME_BYTES_MAX
+from aurora_ray.troubles import TroubleCode
 from tests.control.fleets import (
     AZS,
     GROUP_BYTES,
@@ -186,6 +190,29 @@ def test_a_volume_grows_before_it_is_full() -> None:
     assert allocate.group == 1
 
 
+def test_a_volume_grows_up_to_its_limit_which_is_told() -> None:
+    fleet = running_fleet()
+    full = InstanceSeen(InstancePhase.AVAILABLE, "", addresses(), frozenset({0}), free_bytes=GROUP_BYTES // 8)
+    seen = observed(fleet, instance=full)
+    for limit_bytes, kinds_ in ((2 * GROUP_BYTES, [AllocateGroup]), (2 * GROUP_BYTES - 1, []), (1, [])):
+        plan = decide(fleet, replace(seen, volume_limit_bytes=limit_bytes), NOW_S)
+        assert [type(action) for action in plan.actions] == kinds_
+        troubles = [trouble.code for trouble in limit_troubles(fleet, {"demo-1": full}, limit_bytes)]
+        assert troubles == ([] if kinds_ else [TroubleCode.VOLUME_FULL])
+        assert any("as far as it may" in note for note in plan.notes) is not bool(kinds_)
+
+
+def test_a_volume_at_the_limit_of_all_has_a_small_declaration() -> None:
+    fleet = running_fleet()
+    volume = fleet.cluster("demo").volume
+    count = VOLUME_BYTES_MAX // (10 << 30)
+    groups = tuple(replace(volume.groups[0], group=group, created_on=NODES) for group in range(count))
+    large = replace(volume, group_bytes=10 << 30, groups=groups)
+    assert not large.may_grow(VOLUME_BYTES_MAX)
+    more_bytes = len(pack(fleet.with_volume(large))) - len(pack(fleet))
+    assert more_bytes / 128 < 16 << 10, "state bytes per TiB"
+
+
 def test_a_group_is_given_to_the_writer_once_four_nodes_have_it() -> None:
     fleet = running_fleet()
     volume = fleet.cluster("demo").volume
@@ -226,9 +253,9 @@ def with_another(fleet: Fleet, role: Role) -> Fleet:
     return fleet.with_cluster(replace(cluster, instances=(*cluster.instances, DBInstance("demo-2", role, "b", 15440))))
 
 
-@pytest.mark.parametrize("role", [role for role in Role if role is not Role.WRITER])
+@pytest.mark.parametrize("role", [Role.STATIC, Role.REPLICA])
 @pytest.mark.parametrize("phase", [None, InstancePhase.IDLE, InstancePhase.ENDED])
-def test_what_is_no_writer_is_never_opened_like_one(role: Role, phase: InstancePhase | None) -> None:
+def test_what_nothing_can_run_is_not_opened(role: Role, phase: InstancePhase | None) -> None:
     fleet = with_another(running_fleet(), role)
     state = observed(fleet)
     if phase is not None:

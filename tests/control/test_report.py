@@ -6,11 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.control.faults.chaos import Chaos, in_force
 from aurora_ray.control.faults.record import Faults, Island, Pause
-from aurora_ray.control.model.observed import NodeSeen
+from aurora_ray.control.model.observed import InstancePhase, NodeSeen
 from aurora_ray.control.model.state import DBCluster
-from aurora_ray.control.observe.known import Node
+from aurora_ray.control.observe.known import Instance, Node
 from aurora_ray.control.report.status import report_cluster
 from aurora_ray.errors import UsageError
 from tests.control.fleets import running_fleet
@@ -59,6 +60,28 @@ async def test_what_comes_back_by_itself_is_not_killed_for_a_time(target: str, t
     with pytest.raises(UsageError, match=f"pause {target} --for 5"):
         await chaos.strike("kill", target, "demo", 5.0)
     say.assert_not_called()
+
+
+def test_how_far_an_opening_is_is_told(tmp_path: Path) -> None:
+    fleet = running_fleet()
+    cluster: DBCluster = fleet.cluster("demo")
+    writer = cluster.writer().instance_id
+    instance = Instance(Mock(host="127.0.0.1"))
+    instance.is_at(InstancePhase.OPENING, "it was lost")
+    status = InstanceStatus(IncarnationPhase.MOUNTING, reason="512 of 21,000 files are made")
+    told = report_cluster(
+        cluster,
+        fleet,
+        data_dir=tmp_path,
+        listen_host="127.0.0.1",
+        nodes={},
+        instances={writer: instance},
+        statuses={writer: status},
+        node_states={},
+        attempts={},
+        endpoints={},
+    )
+    assert (told["instances"][0]["state"], told["instances"][0]["reason"]) == ("mounting", status.reason)
 
 
 def test_a_node_whose_copies_are_gone_is_going_to_be_replaced(tmp_path: Path) -> None:

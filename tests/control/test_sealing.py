@@ -5,8 +5,9 @@ from dataclasses import replace
 import msgpack
 import pytest
 
+from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.sealing import seal, secret_fields, unseal
-from aurora_ray.control.model.state import DBCluster, pack, unpack
+from aurora_ray.control.model.state import DBCluster
 from aurora_ray.rpc.admission import OURS, Secret
 from tests.control.fleets import created, running_fleet
 

@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 
 from aurora_ray.control.model import state_file
-from aurora_ray.control.model.state import Fleet, pack
+from aurora_ray.control.model.codec import pack
+from aurora_ray.control.model.state import Fleet
 from aurora_ray.control.model.state_file import HEADER, STATE_BYTES_MAX, VERSIONS_KEPT, frame, unframe
 from aurora_ray.control.model.store import ControlStore
 from aurora_ray.errors import MalformedError, QuorumLostError

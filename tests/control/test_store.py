@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from aurora_ray.control.model import state_file
-from aurora_ray.control.model.state import DBCluster, Fleet, Group, VolumeState, pack
+from aurora_ray.control.model.codec import pack
+from aurora_ray.control.model.state import DBCluster, Fleet, Group, VolumeState
 from aurora_ray.control.model.state_file import VERSIONS_KEPT
 from aurora_ray.control.model.store import ControlStore, StateDamagedError, volume_spec
 from aurora_ray.errors import FencedError, QuorumLostError

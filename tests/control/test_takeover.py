@@ -115,6 +115,7 @@ async def test_before_a_writer_moves_its_new_process_is_there(runtime: LocalRunt
         await running.api.failover("demo", None, 20)
         (declared,) = running.plane.fleet.cluster("demo").instances
         assert was_there == [("demo-1", declared.az)]
+        assert "WriteBack" in before.heard
         assert runtime.instances["demo-1"] is not before
 
 

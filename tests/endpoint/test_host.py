@@ -1,15 +1,18 @@
 """All endpoints of a fleet in one process."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
 from aurora_ray import telemetry
+from aurora_ray.endpoint.bell import HeldBell
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder
 from aurora_ray.endpoint.relay import Target
 from aurora_ray.errors import FencedError, UsageError
 from tests.endpoint.backends import Backend, backend, client
+from tests.support.polling import poll_until
 from tests.support.ports import PortAllocator
 
 HOST = "127.0.0.1"
@@ -104,3 +107,56 @@ async def test_sessions_are_counted_as_metrics(host: EndpointHost, free_port: in
 def test_an_endpoint_cannot_be_ordered_twice(host: EndpointHost) -> None:
     with pytest.raises(UsageError, match="twice"):
         host.apply([EndpointOrder("x", HOST, 1), EndpointOrder("x", HOST, 2)], 1)
+
+
+async def test_nothing_is_withdrawn_while_anything_is_in_use(host: EndpointHost, ports: PortAllocator) -> None:
+    one, two = ports.allocate(), ports.allocate()
+    async with backend("a") as a, backend("b") as b:
+        host.apply([order("x/cluster", one, a), order("x/reader", two, b, fallback=(a,))], 4)
+        async with client(two) as session:
+            assert await session.greeting() == "b"
+            assert host.withdraw(["x/cluster", "x/reader"], 4) == ("x/reader",)
+            async with client(one) as other:
+                assert await other.greeting() == "a", "all is as before"
+            assert await session.echo(b"still") == b"still"
+        await poll_until(lambda: not any(state.stats.open for state in host.states()), what="both are gone")
+        assert host.withdraw(["x/cluster", "x/reader", "unknown"], 4) == ()
+        async with client(one) as waiting:
+            await poll_until(lambda: host.held(["x/cluster", "x/reader"]) == ("x/cluster",), what="it is held")
+            host.apply([order("x/cluster", one, a), order("x/reader", two, b)], 4)
+            assert await waiting.greeting() == "a"
+        with pytest.raises(FencedError):
+            host.withdraw(["x/cluster"], 3)
+
+
+async def test_sessions_that_come_while_it_is_withdrawn_are_held_or_refuse_it(
+    host: EndpointHost, free_port: int
+) -> None:
+    """Whatever comes first: nobody is cut."""
+    async with backend("a") as a:
+        host.apply([order("x", free_port, a)], 1)
+        withdrawn = 0
+        for _ in range(40):
+            async with client(free_port) as session:
+                done = not host.withdraw(["x"], 1)
+                withdrawn += done
+                if done:
+                    host.apply([order("x", free_port, a)], 1)
+                assert await session.greeting() == "a"
+        assert sum(state.stats.cut for state in host.states()) == 0
+
+
+async def test_a_bell_rings_when_somebody_is_held(host: EndpointHost, free_port: int) -> None:
+    bell = HeldBell()
+    try:
+        async with backend("a") as a:
+            host.apply([order("x", free_port)], 1)
+            assert await bell.wait(lambda: host.held(["x"]), 0.05) == ()
+            waiting = asyncio.create_task(bell.wait(lambda: host.held(["x"]), 20))
+            async with client(free_port) as session:
+                assert await waiting == ("x",)
+                assert await bell.wait(lambda: host.held(["x"]), 0) == ("x",), "who waits already is seen too"
+                host.apply([order("x", free_port, a)], 1)
+                assert await session.greeting() == "a"
+    finally:
+        bell.close()

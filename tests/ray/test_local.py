@@ -60,6 +60,26 @@ def test_a_process_whose_title_hides_the_mark_is_found_by_its_session(tmp_path: 
     assert start_ticks(child) is None
 
 
+def test_what_a_host_process_started_last_is_found_after_it_was_killed(tmp_path: Path) -> None:
+    program = "import os, subprocess, sys\n"
+    program += "print(subprocess.Popen(['sleep', '600'], env={}).pid, flush=True)\n"
+    program += "sys.stdin.read()"
+    environ = {**os.environ, local_ray.MARK_NAME: str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as host:
+        assert host.stdout is not None
+        child = int(host.stdout.readline())
+        host.kill()
+    assert local_ray.processes(tmp_path) == {}
+    assert local_ray.end_processes(tmp_path, session=host.pid) == 1
+    assert start_ticks(child) is None
+
+
 def test_a_process_does_not_find_itself(tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from aurora_ray.ray import local as local_ray\n"
     program += "sys.exit(local_ray.end_processes(Path(sys.argv[1])))"

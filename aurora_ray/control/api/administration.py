@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray.compute.commands import Configure
+from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.perform.ending import end_in_order
@@ -57,8 +58,12 @@ async def set_parameters(plane: ControlPlane, name: str, changes: Mapping[str, s
 
 
 async def _tell(plane: ControlPlane, cluster: DBCluster) -> bool:
-    """Whether the engine has heard of its parameters; if not, it will at its next start."""
-    instance = plane.processes.instances.get(cluster.writer().instance_id)
+    """Whether all engines have heard of their parameters; who has not will at its next start."""
+    return all(await asyncio.gather(*(_tell_one(plane, cluster, i.instance_id) for i in cluster.instances)))
+
+
+async def _tell_one(plane: ControlPlane, cluster: DBCluster, instance_id: str) -> bool:
+    instance = plane.processes.instances.get(instance_id)
     if instance is None or instance.seen.phase is not InstancePhase.AVAILABLE:
         return False
     try:
@@ -96,9 +101,7 @@ async def repair(plane: ControlPlane, name: str, kinds: Sequence[str], timeout_s
     plane.notify()
 
     def made() -> bool:
-        attempt = plane.attempts.get(key(Kind.INSTANCE, declared.instance_id))
-        if attempt is not None and attempt.permanent:
-            raise AuroraError(attempt.error)
+        check_hope(plane.attempts, key(Kind.INSTANCE, declared.instance_id))
         return not set(plane.fleet.cluster(name).repairs) & set(wanted)
 
     await plane.wait_until(made, timeout_s, f"repairing {name}")

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from aurora_ray.control.model.custom_endpoints import CustomKind
+from aurora_ray.control.model.regional import SEALED
 from aurora_ray.control.model.runtime import ADDRESS_FILE
+from aurora_ray.control.model.scaling import ReaderScaling
+from aurora_ray.control.model.sealing import seal
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.control.v1.control_pb2_grpc import ControlStub
 from aurora_ray.engine.registry import DEFAULT_ENGINE
-from aurora_ray.errors import AuroraError, NodeUnreachableError
+from aurora_ray.errors import UNDECODABLE, AuroraError, NodeUnreachableError
 from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.admission import ImpostorError
 from aurora_ray.rpc.channel import open_channel
@@ -117,10 +121,11 @@ class ControlClient:
         bin_dir: str | None = None,
         cache_bytes: int = 0,
         memory_bytes: int = 0,
+        readers: int = 0,
         exist_ok: bool = False,
         timeout_s: float = LONG_TIMEOUT_S,
     ) -> bool:
-        """Declares a cluster; whether it is new."""
+        """Declares a cluster; whether it is new. One that is there gets as many readers as are lacking to `readers`."""
         request = pb.CreateClusterRequest(
             name=name,
             engine=engine,
@@ -128,26 +133,33 @@ class ControlClient:
             bin_dir=bin_dir,
             cache_bytes=cache_bytes,
             memory_bytes=memory_bytes,
+            readers=readers,
             exist_ok=exist_ok,
             timeout_s=timeout_s,
         )
         return bool(self._call("CreateCluster", request, timeout_s + SLACK_S).created)
 
     def wait_available(
-        self, name: str, *, timeout_s: float = LONG_TIMEOUT_S, progress: Progress = lambda _: None
+        self,
+        name: str,
+        *,
+        all_readers: bool = False,
+        timeout_s: float = LONG_TIMEOUT_S,
+        progress: Progress = lambda _: None,
     ) -> dict[str, Any]:
-        """Waits until a cluster accepts statements; its status."""
-        self._run(self._wait_available(name, timeout_s, progress))
+        """Waits until a cluster accepts statements, and so do all of its readers if that is asked for; its status."""
+        request = pb.WaitAvailableRequest(name=name, timeout_s=timeout_s, all_readers=all_readers)
+        self._run(self._watched("WaitAvailable", request, 3 * timeout_s + SLACK_S, progress))
         return self.status(name)
 
-    async def _wait_available(self, name: str, timeout_s: float, progress: Progress) -> None:
-        request = pb.WaitAvailableRequest(name=name, timeout_s=timeout_s)
-        waiting = asyncio.ensure_future(self._ask("WaitAvailable", request, 2 * timeout_s + SLACK_S))
+    async def _watched(self, method: str, request: Any, timeout_s: float, progress: Progress) -> Any:
+        """A long call; meanwhile `progress` is told what is decided."""
+        waiting = asyncio.ensure_future(self._ask(method, request, timeout_s))
         while not (await asyncio.wait({waiting}, timeout=PROGRESS_EVERY_S))[0]:
             trail = json.loads((await self._ask("Trail", pb.TrailRequest(), CALL_TIMEOUT_S)).json)
             if trail:
                 progress(trail[-1][1])
-        await waiting
+        return await waiting
 
     def status(self, name: str) -> dict[str, Any]:
         """The cluster, its instances and the storage nodes."""
@@ -157,9 +169,9 @@ class ControlClient:
         """All clusters, a few words each."""
         return list(self._report("ListClusters", pb.ListClustersRequest()))
 
-    def delete(self, name: str, *, timeout_s: float = LONG_TIMEOUT_S) -> None:
-        """Takes a cluster away; what it takes to restore it is kept."""
-        request = pb.DeleteClusterRequest(name=name, timeout_s=timeout_s)
+    def delete(self, name: str, *, declare_only: bool = False, timeout_s: float = LONG_TIMEOUT_S) -> None:
+        """Takes a cluster away; what it takes to restore it is kept. `declare_only`: its end is not waited for."""
+        request = pb.DeleteClusterRequest(name=name, timeout_s=timeout_s, declare_only=declare_only)
         self._call("DeleteCluster", request, 2 * timeout_s + SLACK_S)
 
     def look_at_state(self) -> dict[str, Any]:
@@ -194,6 +206,125 @@ class ControlClient:
         self._call("FailoverCluster", request, 2 * timeout_s + SLACK_S)
         return self.status(name)
 
+    def add_readers(
+        self,
+        name: str,
+        count: int,
+        *,
+        tier: int,
+        memory_bytes: int = 0,
+        timeout_s: float = LONG_TIMEOUT_S,
+        progress: Progress = lambda _: None,
+    ) -> dict[str, Any]:
+        """Adds readers and waits until they accept statements; which they are."""
+        request = pb.AddReadersRequest(
+            name=name, count=count, tier=tier, memory_bytes=memory_bytes, timeout_s=timeout_s
+        )
+        done = self._run(self._watched("AddReaders", request, 2 * timeout_s + SLACK_S, progress))
+        return dict(json.loads(done.json))
+
+    def clone(
+        self,
+        source: str,
+        name: str,
+        at: str = "",
+        *,
+        memory_bytes: int = 0,
+        temporary_s: float = 0.0,
+        timeout_s: float = LONG_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Declares a clone, for good or for a while (then the name may be empty); what is to be made."""
+        request = pb.CloneClusterRequest(
+            source=source, name=name, at=at, memory_bytes=memory_bytes, temporary_s=temporary_s, timeout_s=timeout_s
+        )
+        return dict(self._report("CloneCluster", request, 2 * timeout_s + SLACK_S))
+
+    def backtrack(self, name: str, to: str, *, timeout_s: float = LONG_TIMEOUT_S) -> dict[str, Any]:
+        """Rewinds a cluster; what was done."""
+        request = pb.BacktrackClusterRequest(name=name, to=to, timeout_s=timeout_s)
+        return dict(self._report("BacktrackCluster", request, 3 * timeout_s + SLACK_S))
+
+    def mark(self, name: str, label: str, *, timeout_s: float = LONG_TIMEOUT_S) -> dict[str, Any]:
+        """Gives the present a name; what it means."""
+        request = pb.MarkClusterRequest(name=name, label=label, timeout_s=timeout_s)
+        return dict(self._report("MarkCluster", request, 2 * timeout_s + SLACK_S))
+
+    def set_window(self, name: str, window_s: int, log_bytes: int) -> dict[str, Any]:
+        """For how long history is kept (0: as it is); what is in force."""
+        request = pb.SetBacktrackWindowRequest(name=name, window_s=window_s, log_bytes=log_bytes)
+        return dict(self._report("SetBacktrackWindow", request))
+
+    def set_backup(self, name: str, url: str, key_file: str, retention_s: int) -> dict[str, Any]:
+        """Declares where a cluster is backed up (no URL: nowhere); what is in force."""
+        request = pb.SetBackupRequest(name=name, url=url, key_file=key_file, retention_s=retention_s)
+        return dict(self._report("SetBackup", request))
+
+    def restore_backup(
+        self, url: str, name: str, cluster: str, at: str, key_file: str, *, timeout_s: float = LONG_TIMEOUT_S
+    ) -> dict[str, Any]:
+        """Declares a cluster that is made out of a backup; what is to be made."""
+        request = pb.RestoreBackupRequest(
+            url=url, name=name, cluster=cluster, at=at, key_file=key_file, timeout_s=timeout_s
+        )
+        return dict(self._report("RestoreBackup", request, 2 * timeout_s + SLACK_S))
+
+    def remove_reader(self, instance: str, *, timeout_s: float = LONG_TIMEOUT_S) -> dict[str, Any]:
+        """Ends a reader and forgets it; what was done."""
+        request = pb.RemoveReaderRequest(instance=instance, timeout_s=timeout_s)
+        return dict(self._report("RemoveReader", request, 2 * timeout_s + SLACK_S))
+
+    def autoscale_readers(self, name: str, rule: ReaderScaling | None) -> dict[str, Any]:
+        """Declares by what rule the number of readers follows their load, or None; what is in force."""
+        request = pb.AutoscaleReadersRequest(name=name, off=True)
+        if rule is not None:
+            request = pb.AutoscaleReadersRequest(
+                name=name,
+                min=rule.min_readers,
+                max=rule.max_readers,
+                metric=str(rule.metric),
+                target=rule.target,
+                cooldown_out_s=rule.cooldown_out_s,
+                cooldown_in_s=rule.cooldown_in_s,
+            )
+        return dict(self._report("AutoscaleReaders", request))
+
+    def scale(
+        self,
+        name: str,
+        *,
+        off: bool = False,
+        min_acu: float | None = None,
+        max_acu: float | None = None,
+        pause_after_s: float | None = None,
+        timeout_s: float = LONG_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Declares between which capacities a cluster scales; what is None stays as it is."""
+        request = pb.ScaleClusterRequest(
+            name=name, off=off, min_acu=min_acu, max_acu=max_acu, pause_after_s=pause_after_s, timeout_s=timeout_s
+        )
+        return dict(self._report("ScaleCluster", request, timeout_s + SLACK_S))
+
+    def create_endpoint(
+        self,
+        name: str,
+        endpoint: str,
+        kind: CustomKind,
+        *,
+        members: Sequence[str] = (),
+        excluded: Sequence[str] = (),
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Creates a custom endpoint and waits until it listens; what it is."""
+        request = pb.CreateEndpointRequest(
+            name=name, endpoint=endpoint, kind=str(kind), members=members, excluded=excluded, timeout_s=timeout_s
+        )
+        return dict(self._report("CreateEndpoint", request, 2 * timeout_s + SLACK_S))
+
+    def delete_endpoint(self, name: str, endpoint: str, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+        """Deletes a custom endpoint and waits until it is closed; what was done."""
+        request = pb.DeleteEndpointRequest(name=name, endpoint=endpoint, timeout_s=timeout_s)
+        return dict(self._report("DeleteEndpoint", request, 2 * timeout_s + SLACK_S))
+
     def set_parameters(self, name: str, changes: dict[str, str | None]) -> list[dict[str, Any]]:
         """Sets parameters of a cluster (None: resets them); what was done, by parameter."""
         wanted = {key: value for key, value in changes.items() if value is not None}
@@ -212,6 +343,63 @@ class ControlClient:
         """Declares repairs and waits until they are made."""
         request = pb.RepairClusterRequest(name=name, kinds=kinds, timeout_s=timeout_s)
         self._call("RepairCluster", request, 2 * timeout_s + SLACK_S)
+
+    # ---- global clusters
+
+    def create_global(self, name: str, cluster: str) -> dict[str, Any]:
+        """Declares a cluster to be the primary of a new global cluster."""
+        request = pb.CreateGlobalClusterRequest(global_cluster=name, cluster=cluster)
+        return dict(self._report("CreateGlobalCluster", request))
+
+    def invite_region(self, name: str, guest: ControlClient) -> dict[str, Any]:
+        """Declares that the guest's fleet is a region of the global cluster; what it is to be told."""
+        info = guest.info()
+        secret = seal(SEALED, guest._secret.to_text(), self._secret)
+        told = {each: info[each] for each in ("region", "fleet_id", "data_dir")}
+        document = json.dumps({**told, "address": guest.address, "secret": secret}).encode()
+        return dict(self._report("InviteRegion", pb.InviteRegionRequest(global_cluster=name, guest=document)))
+
+    def join_global(
+        self,
+        invitation: dict[str, Any],
+        *,
+        readers: int,
+        memory_bytes: int = 0,
+        timeout_s: float = LONG_TIMEOUT_S,
+        progress: Progress = lambda _: None,
+    ) -> dict[str, Any]:
+        """Declares this region's copy and waits until it can be read; the region as it is then."""
+        request = pb.JoinGlobalClusterRequest(
+            invitation=json.dumps(invitation).encode(), readers=readers, memory_bytes=memory_bytes, timeout_s=timeout_s
+        )
+        self._report("JoinGlobalCluster", request, timeout_s + SLACK_S)
+        waiting = pb.WaitCopiedRequest(global_cluster=str(invitation["global"]), timeout_s=timeout_s)
+        done = self._run(self._watched("WaitCopied", waiting, 3 * timeout_s + SLACK_S, progress))
+        return dict(json.loads(done.json))
+
+    def remove_region(self, name: str, region: str, *, keep: bool, force: bool, timeout_s: float) -> dict[str, Any]:
+        """Has a secondary region leave; with `keep`, as a cluster of its own."""
+        request = pb.RemoveRegionRequest(
+            global_cluster=name, region=region, keep=keep, force=force, timeout_s=timeout_s
+        )
+        return dict(self._report("RemoveRegion", request, 3 * timeout_s + SLACK_S))
+
+    def leave_global(self, name: str, *, timeout_s: float) -> dict[str, Any]:
+        """Has this region leave, with its data, as a cluster of its own."""
+        request = pb.LeaveGlobalClusterRequest(global_cluster=name, keep=True, timeout_s=timeout_s)
+        return dict(self._report("LeaveGlobalCluster", request, 2 * timeout_s + SLACK_S))
+
+    def turn_global(
+        self, name: str, to: str, way: str, *, timeout_s: float, progress: Progress = lambda _: None
+    ) -> dict[str, Any]:
+        """Another primary, by a switchover or a failover; what that came to."""
+        request = pb.TurnRequest(global_cluster=name, region=to, way=way, timeout_s=timeout_s)
+        done = self._run(self._watched("TurnGlobalCluster", request, 3 * timeout_s + SLACK_S, progress))
+        return dict(json.loads(done.json))
+
+    def global_status(self, name: str) -> dict[str, Any]:
+        """All regions of a global cluster."""
+        return dict(self._report("DescribeGlobalCluster", pb.DescribeRegionRequest(global_cluster=name)))
 
     def chaos(
         self, verb: str, target: str, name: str, for_s: float | None, *, for_good: bool = False
@@ -237,5 +425,5 @@ def _address_in(data_dir: Path) -> str:
             f"there is no {data_dir / ADDRESS_FILE}: it is still starting, or of an older version (`aurora down`, then "
             "`aurora up`)"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *UNDECODABLE) as error:
         raise NotRunningError(f"{data_dir / ADDRESS_FILE} does not say where it is ({type(error).__name__})") from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from aurora_ray.compute.role import Role
+from aurora_ray.compute.role import OWNERS, Role
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, VolumeState
 from aurora_ray.control.model.store import read_versions, volume_spec
@@ -18,6 +18,7 @@ from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.registry import adapters
 from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
+from aurora_ray.replication.succession import generation_of
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader
 
@@ -39,6 +40,7 @@ class _Held:
     holders: dict[int, set[str]] = field(default_factory=dict)
     members: dict[int, tuple[int, tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     vdl: int = 0
+    epoch: int = 0  # the highest that was promised
 
 
 async def look(plane: ControlPlane) -> dict[str, Any]:
@@ -104,13 +106,25 @@ def taken_back(now: Fleet, chosen: Fleet, kept_s: float) -> Fleet:
     """The clusters of `chosen`, with what must not go back: nodes, and who holds what. Clusters that it does not know
     are kept as deleted, those that were deleted or dropped since are no longer."""
     volumes = {c.volume.volume_id: c.volume for c in (*now.clusters, *(d.cluster for d in now.deleted))}
-    clusters = tuple(replace(c, volume=volumes.get(c.volume.volume_id, c.volume)) for c in chosen.clusters)
+    clusters = tuple(
+        _as_now(replace(c, volume=volumes.get(c.volume.volume_id, c.volume)), now) for c in chosen.clusters
+    )
     known = {c.volume.volume_id for c in clusters}
     now_s = time.time()
     unknown = tuple(DeletedCluster(c, now_s, now_s + kept_s) for c in now.clusters if c.volume.volume_id not in known)
     kept = tuple(d for d in now.deleted if d.cluster.volume.volume_id not in known)
     dropped = tuple(v for v in now.dropped_volumes if v.volume_id not in known)
     return replace(now, clusters=clusters, deleted=(*kept, *unknown), dropped_volumes=dropped)
+
+
+def _as_now(cluster: DBCluster, now: Fleet) -> DBCluster:
+    """Which region has the primary does not go back: who writes to the volume, and for which generation."""
+    found = next((c for c in now.clusters if c.volume.volume_id == cluster.volume.volume_id), None)
+    if found is None or (found.membership is None and cluster.membership is None):
+        return cluster
+    role = found.writer().role
+    instances = tuple(replace(i, role=role) if i.role in OWNERS else i for i in cluster.instances)
+    return replace(cluster, succession=found.succession, membership=found.membership, instances=instances)
 
 
 async def _versions(plane: ControlPlane) -> list[Version]:
@@ -138,6 +152,7 @@ async def _volumes(plane: ControlPlane) -> dict[UUID, _Held]:
                 told = (segment.members_number, tuple(segment.members), tuple(segment.next_members))
                 held.members[segment.group] = max(held.members.get(segment.group, told), told)
                 held.vdl = max(held.vdl, segment.vdl)
+                held.epoch = max(held.epoch, segment.promised_epoch)
     return found
 
 
@@ -170,9 +185,9 @@ async def _cluster(
         version = run.pages[: entry.size].decode("ascii", "replace").strip()
     finally:
         await reader.close()
-    known = sorted(path.stem for path in (plane.config.data_dir / "passfiles").glob("*.pgpass"))
+    known = sorted(path.stem for path in (plane.config.data_dir / "passfiles").glob(f"*{engine.passfile_suffix}"))
     name = known[0] if len(known) == 1 and not fleet.clusters else f"recovered-{len(fleet.clusters) + 1}"
-    path = report.passfile(plane.config.data_dir, name)
+    path = report.passfile(plane.config.data_dir, name, engine.name)
     password = await asyncio.to_thread(engine.ensure_passfile, path)
     port, reader_port, writer_port = free_ports(fleet, 3)
     writer = DBInstance(f"{name}-1", Role.WRITER, fleet.azs[0], writer_port)
@@ -187,4 +202,6 @@ async def _cluster(
         (writer,),
         created_at_s=time.time(),
         reader_port=reader_port,
+        # Of a global cluster's volume the nodes know the newest generation alone; other regions are known to none.
+        succession=((0, generation_of(held.epoch)),),
     )

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from aurora_ray.control.api.regional_server import regional_methods
+from aurora_ray.control.model.custom_endpoints import CustomEndpoint, custom_kind
 from aurora_ray.control.model.runtime import ADDRESS_FILE
+from aurora_ray.control.model.scaling import ReaderScaling, scaling_metric
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import AuroraError
@@ -48,6 +51,7 @@ class ControlServer:
 
         Raises ConfigurationError, OSError.
         """
+        self._plane.refusals.saw(CONTROL, self.refused)
         server, guard = make_server(Doorkeeper(CONTROL, self._refuse))
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -60,7 +64,7 @@ class ControlServer:
         guard.door = str(port)
         await server.start()
         self._server = server
-        address = f"{HOST}:{port}"
+        address = self._plane.regions.own_address = f"{HOST}:{port}"
         text = json.dumps({"address": address, "pid": os.getpid()})
         replace_file(self._plane.config.data_dir / ADDRESS_FILE, text, durable=False)  # made anew at each start
         return address
@@ -72,6 +76,7 @@ class ControlServer:
 
     def _refuse(self) -> None:
         self.refused += 1
+        self._plane.refusals.saw(CONTROL, self.refused)
         if self.refused & (self.refused - 1) == 0:  # the first, and then ever more seldom
             _log.warning("%d calls of the control API came without the fleet's secret", self.refused)
 
@@ -84,7 +89,19 @@ class ControlServer:
             "DescribeCluster": (self._describe, pb.DescribeClusterRequest),
             "DeleteCluster": (self._delete, pb.DeleteClusterRequest),
             "FailoverCluster": (self._failover, pb.FailoverClusterRequest),
+            "CloneCluster": (self._clone, pb.CloneClusterRequest),
+            "BacktrackCluster": (self._backtrack, pb.BacktrackClusterRequest),
+            "MarkCluster": (self._mark, pb.MarkClusterRequest),
+            "SetBacktrackWindow": (self._set_window, pb.SetBacktrackWindowRequest),
+            "SetBackup": (self._set_backup, pb.SetBackupRequest),
+            "RestoreBackup": (self._restore_backup, pb.RestoreBackupRequest),
+            "AddReaders": (self._add_readers, pb.AddReadersRequest),
+            "RemoveReader": (self._remove_reader, pb.RemoveReaderRequest),
+            "AutoscaleReaders": (self._autoscale_readers, pb.AutoscaleReadersRequest),
+            "CreateEndpoint": (self._create_endpoint, pb.CreateEndpointRequest),
+            "DeleteEndpoint": (self._delete_endpoint, pb.DeleteEndpointRequest),
             "ModifyCluster": (self._modify, pb.ModifyClusterRequest),
+            "ScaleCluster": (self._scale, pb.ScaleClusterRequest),
             "ModifyParameters": (self._modify_parameters, pb.ModifyParametersRequest),
             "RepairCluster": (self._repair, pb.RepairClusterRequest),
             "ListDeleted": (self._list_deleted, pb.ListDeletedRequest),
@@ -92,6 +109,7 @@ class ControlServer:
             "PurgeCluster": (self._purge, pb.PurgeClusterRequest),
             "DescribeState": (self._describe_state, pb.DescribeStateRequest),
             "RepairState": (self._repair_state, pb.RepairStateRequest),
+            **regional_methods(self._api),
             "InjectFault": (self._inject_fault, pb.InjectFaultRequest),
             "Metrics": (self._metrics, pb.MetricsRequest),
             "Trail": (self._trail, pb.TrailRequest),
@@ -116,13 +134,14 @@ class ControlServer:
             bin_dir=request.bin_dir if request.HasField("bin_dir") else None,
             cache_bytes=request.cache_bytes,
             memory_bytes=request.memory_bytes,
+            reader_count=request.readers,
             exist_ok=request.exist_ok,
             timeout_s=request.timeout_s,
         )
         return pb.CreateClusterReply(created=created)
 
     async def _wait_available(self, request: pb.WaitAvailableRequest) -> pb.WaitAvailableReply:
-        await self._api.wait_available(request.name, request.timeout_s)
+        await self._api.wait_available(request.name, request.timeout_s, all_readers=request.all_readers)
         return pb.WaitAvailableReply()
 
     async def _list(self, _: pb.ListClustersRequest) -> pb.Report:
@@ -132,13 +151,88 @@ class ControlServer:
         return _report(await self._api.status(request.name))
 
     async def _delete(self, request: pb.DeleteClusterRequest) -> pb.DeleteClusterReply:
-        await self._api.delete(request.name, request.timeout_s)
+        await self._api.delete(request.name, request.timeout_s, declare_only=request.declare_only)
         return pb.DeleteClusterReply()
 
     async def _failover(self, request: pb.FailoverClusterRequest) -> pb.FailoverClusterReply:
         target = request.target if request.HasField("target") else None
         await self._api.failover(request.name, target, request.timeout_s)
         return pb.FailoverClusterReply()
+
+    async def _clone(self, request: pb.CloneClusterRequest) -> pb.Report:
+        done = await self._api.clone(
+            request.source,
+            request.name,
+            request.at,
+            memory_bytes=request.memory_bytes,
+            temporary_s=request.temporary_s,
+            timeout_s=request.timeout_s,
+        )
+        return _report(done)
+
+    async def _backtrack(self, request: pb.BacktrackClusterRequest) -> pb.Report:
+        return _report(await self._api.backtrack(request.name, request.to, request.timeout_s))
+
+    async def _mark(self, request: pb.MarkClusterRequest) -> pb.Report:
+        return _report(await self._api.mark(request.name, request.label, request.timeout_s))
+
+    async def _set_window(self, request: pb.SetBacktrackWindowRequest) -> pb.Report:
+        return _report(await self._api.set_window(request.name, request.window_s, request.log_bytes))
+
+    async def _set_backup(self, request: pb.SetBackupRequest) -> pb.Report:
+        done = await self._api.set_backup(request.name, request.url, request.key_file, request.retention_s)
+        return _report(done)
+
+    async def _restore_backup(self, request: pb.RestoreBackupRequest) -> pb.Report:
+        done = await self._api.restore_backup(
+            request.url,
+            request.name,
+            cluster=request.cluster,
+            at=request.at,
+            key_file=request.key_file,
+            timeout_s=request.timeout_s,
+        )
+        return _report(done)
+
+    async def _add_readers(self, request: pb.AddReadersRequest) -> pb.Report:
+        done = await self._api.add_readers(
+            request.name,
+            request.count,
+            tier=request.tier,
+            memory_bytes=request.memory_bytes,
+            timeout_s=request.timeout_s,
+        )
+        return _report(done)
+
+    async def _remove_reader(self, request: pb.RemoveReaderRequest) -> pb.Report:
+        return _report(await self._api.remove_reader(request.instance, request.timeout_s))
+
+    async def _autoscale_readers(self, request: pb.AutoscaleReadersRequest) -> pb.Report:
+        rule = None
+        if not request.off:
+            rule = ReaderScaling(
+                request.min,
+                request.max,
+                scaling_metric(request.metric),
+                request.target,
+                request.cooldown_out_s,
+                request.cooldown_in_s,
+            )
+        return _report(await self._api.autoscale_readers(request.name, rule))
+
+    async def _scale(self, request: pb.ScaleClusterRequest) -> pb.Report:
+        said = {name: getattr(request, name) for name in ("min_acu", "max_acu", "pause_after_s")}
+        given = {name: value if request.HasField(name) else None for name, value in said.items()}
+        return _report(await self._api.scale(request.name, off=request.off, **given, timeout_s=request.timeout_s))
+
+    async def _create_endpoint(self, request: pb.CreateEndpointRequest) -> pb.Report:
+        wanted = CustomEndpoint(
+            request.endpoint, 0, custom_kind(request.kind), tuple(request.members), tuple(request.excluded)
+        )
+        return _report(await self._api.create_endpoint(request.name, wanted, request.timeout_s))
+
+    async def _delete_endpoint(self, request: pb.DeleteEndpointRequest) -> pb.Report:
+        return _report(await self._api.delete_endpoint(request.name, request.endpoint, request.timeout_s))
 
     async def _modify(self, request: pb.ModifyClusterRequest) -> pb.Report:
         done = await self._api.modify(request.name, request.memory_bytes, request.at_next_start, request.timeout_s)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.sizing import check_memory, given, mib, wanted
+from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.sizes import default_memory
-from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
     from aurora_ray.control.model.state import Fleet
@@ -34,7 +35,7 @@ async def modify(
         cluster = fleet.cluster(name)
         others = given(fleet) - given(fleet, cluster)
         memory = memory_bytes or default_memory(machine, others)
-        for instance in cluster.instances:
+        for instance in (each for each in cluster.instances if each.role is not Role.BACKUP):
             later = replace(instance, next_memory_bytes=memory if memory != instance.memory_bytes else 0)
             now = replace(instance, memory_bytes=memory, next_memory_bytes=0)
             fleet = fleet.with_instance(name, later if at_next_start else now)
@@ -56,9 +57,7 @@ async def modify(
 
 def _in_force(plane: ControlPlane, name: str) -> bool:
     cluster = plane.fleet.cluster(name)
-    attempt = plane.attempts.get(key(Kind.INSTANCE, cluster.writer().instance_id))
-    if attempt is not None and attempt.permanent:
-        raise AuroraError(attempt.error)
+    check_hope(plane.attempts, key(Kind.INSTANCE, cluster.writer().instance_id))
     seen = {i: instance.seen for i, instance in plane.processes.instances.items()}
     there = [seen.get(instance.instance_id) for instance in cluster.instances]
     opened = all(s is not None and s.phase is InstancePhase.AVAILABLE for s in there)

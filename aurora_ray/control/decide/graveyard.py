@@ -43,7 +43,8 @@ def wanted(fleet: Fleet, wall_s: float) -> Iterator[reconcile.Action]:
 def with_deleted(fleet: Fleet, name: str, kept_s: float) -> Fleet:
     """Takes a cluster out of the declaration, to be kept for `kept_s`."""
     now_s = time.time()
-    record = DeletedCluster(fleet.cluster(name), now_s, now_s + kept_s)
+    cluster = fleet.cluster(name)
+    record = DeletedCluster(cluster, now_s, now_s + (0.0 if cluster.until_s else kept_s))
     rest = tuple(cluster for cluster in fleet.clusters if cluster.name != name)
     return replace(fleet, clusters=rest, deleted=(*fleet.deleted, record))
 
@@ -52,6 +53,17 @@ def require_room(fleet: Fleet) -> None:
     """Raises UsageError if no more may be deleted before something is purged."""
     if len(fleet.deleted) >= DELETED_MAX:
         raise UsageError(f"{DELETED_MAX} deleted clusters are kept already: `aurora graveyard purge` some first")
+
+
+def source(fleet: Fleet, name: str) -> DBCluster:
+    """The cluster of that name; if none is declared, the newest deleted one that is still kept, or the one with that
+    volume id. Raises UsageError."""
+    declared = next((cluster for cluster in fleet.clusters if cluster.name == name), None)
+    if declared is not None:
+        return declared
+    if any(name in (d.cluster.name, str(d.cluster.volume.volume_id)) for d in fleet.deleted):
+        return find(fleet, name).cluster
+    return fleet.cluster(name)
 
 
 def find(fleet: Fleet, entry: str) -> DeletedCluster:
@@ -72,9 +84,9 @@ def with_restored(fleet: Fleet, entry: str, new_name: str, free_ports: Callable[
     name = new_name or record.cluster.name
     if any(cluster.name == name for cluster in fleet.clusters):
         raise UsageError(f"there is a cluster {name!r} again: restore the deleted one with --as and another name")
-    taken = {port for c in fleet.clusters for port in (c.port, c.reader_port, *(i.port for i in c.instances))}
+    taken = {port for c in fleet.clusters for port in (*c.endpoint_ports().values(), *(i.port for i in c.instances))}
     cluster = replace(_renamed(record.cluster, name), phase=ClusterPhase.AVAILABLE)
-    wanted_ports = [cluster.port, cluster.reader_port, *(i.port for i in cluster.instances)]
+    wanted_ports = [*cluster.endpoint_ports().values(), *(i.port for i in cluster.instances)]
     if taken.intersection(wanted_ports):
         cluster = _with_ports(cluster, free_ports(fleet, len(wanted_ports)))
     rest = tuple(each for each in fleet.deleted if each is not record)
@@ -90,15 +102,23 @@ def _gone_meanwhile(fleet: Fleet, cluster: DBCluster) -> tuple[StorageNode, ...]
 
 
 def _renamed(cluster: DBCluster, name: str) -> DBCluster:
-    instances = tuple(
-        replace(i, instance_id=name + i.instance_id.removeprefix(cluster.name)) for i in cluster.instances
+    def renamed(instance_id: str) -> str:
+        return name + instance_id.removeprefix(cluster.name)
+
+    instances = tuple(replace(i, instance_id=renamed(i.instance_id)) for i in cluster.instances)
+    endpoints = tuple(
+        replace(e, members=tuple(map(renamed, e.members)), excluded=tuple(map(renamed, e.excluded)))
+        for e in cluster.custom_endpoints
     )
-    return replace(cluster, name=name, instances=instances)
+    return replace(cluster, name=name, instances=instances, custom_endpoints=endpoints)
 
 
 def _with_ports(cluster: DBCluster, ports: list[int]) -> DBCluster:
-    instances = tuple(replace(i, port=port) for i, port in zip(cluster.instances, ports[2:], strict=True))
-    return replace(cluster, port=ports[0], reader_port=ports[1], instances=instances)
+    endpoints = cluster.endpoint_ports()
+    instances = tuple(replace(i, port=port) for i, port in zip(cluster.instances, ports[len(endpoints) :], strict=True))
+    for endpoint, port in zip(endpoints, ports, strict=False):
+        cluster = cluster.with_endpoint_port(endpoint, port)
+    return replace(cluster, instances=instances)
 
 
 def report(deleted: Iterable[DeletedCluster]) -> list[dict[str, Any]]:

@@ -12,12 +12,16 @@ The order of things is given by preconditions alone:
 - the control volume is opened once a write quorum of it runs; until then the fleet is the one of the local file, which
   has nodes but no clusters (`OpenControl`);
 - an instance's process is started at any time, because starting processes is slow, but the instance is opened only
-  when a write quorum of every group of its volume runs (`StartInstance`, `OpenInstance`). An instance whose engine or
-  mount ended is opened again in the same process; nothing of the old incarnation is used again;
+  when a write quorum of every group of its volume runs (`StartInstance`, `OpenInstance`), a reader when a read quorum
+  runs and a writer has served. An instance whose engine or mount ended is opened again in the same process; nothing of
+  the old incarnation is used again;
+- an instance that is of another kind than declared is ended, and opened as what it shall be in the same process; the
+  next writer waits for the one before as long as that ends in order (`ChangeRole`);
 - a volume on which an engine serves is noted to be complete, whoever had it opened (`NoteInitialised`);
+- a cluster that is paused has no engines: those that run end in order, and nobody starts others (`PauseInstance`);
 - repairs that an engine's opening made are not asked for again, whoever had it opened (`NoteRepaired`);
 - a volume that fills up gets another group before it is full (`AllocateGroup`), which is given to the writer once a
-  write quorum of nodes has the segments (`AddGroup`);
+  write quorum of nodes has the segments, and then to readers (`AddGroup`); who holds a group, readers ask the nodes;
 - a cluster that shall go loses its instances first, then its declaration, then its segments (`StopInstance`,
   `ForgetCluster`, `DropVolumes`).
 """
@@ -30,24 +34,29 @@ from itertools import chain
 from typing import ClassVar, assert_never
 from uuid import UUID
 
-from aurora_ray.compute.role import Role
+from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.control.decide.abroad import waits_for_regions
 from aurora_ray.control.model.keys import Key, Kind, key
-from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen, Observed
+from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
+from aurora_ray.control.model.origins import Origin
 from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, VolumeState
-from aurora_ray.log.sizes import WRITE_QUORUM
+from aurora_ray.log.sizes import READ_QUORUM, WRITE_QUORUM, write_quorum
 
 GROW_BELOW_FREE = 0.25  # of one group's bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentOrder:
-    """Segments that a node shall have of one volume."""
+    """Segments that a node shall have of one volume. `origin`: it is a fork, and they are made out of its parent's,
+    unless they are to be `empty`, for the others to fill."""
 
     volume_id: UUID
     page_size: int
     groups: tuple[int, ...]
     members: tuple[str, ...]
+    origin: Origin | None = None
+    empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +121,26 @@ class StartInstance(Action):
 
 @dataclass(frozen=True, slots=True)
 class OpenInstance(Action):
-    """Seal the volume, mount it, start the engine. `initialise`: nobody has noted yet that it holds a data directory;
-    if it is empty, it gets one."""
+    """Open an instance as what it is declared to be: a writer seals the volume first, a reader never does.
+
+    `initialise`: nobody has noted yet that the volume holds a data directory; if it is empty, it gets one.
+    """
 
     kind: ClassVar = Kind.INSTANCE
     of: ClassVar = ("instance_id",)
     cluster: str
     instance_id: str
     initialise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRole(Action):
+    """End the incarnation of an instance that is of another kind than declared; the process stays, and opens anew."""
+
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
+    instance_id: str
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +173,17 @@ class StopInstance(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class PauseInstance(Action):
+    """End the incarnation of an instance of a cluster that is paused; the process stays, to open again soon."""
+
+    kind: ClassVar = Kind.INSTANCE
+    of: ClassVar = ("instance_id",)
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TellInstance(Action):
-    """Give a writer the new addresses of the storage nodes."""
+    """Give an instance the new addresses of the storage nodes."""
 
     kind: ClassVar = Kind.TELL
     of: ClassVar = ("instance_id",)
@@ -173,11 +203,10 @@ class AllocateGroup(Action):
 
 @dataclass(frozen=True, slots=True)
 class AddGroup(Action):
-    """Give a declared group to the writer."""
+    """Give a declared group to an instance."""
 
-    kind: ClassVar = Kind.GROW
-    of: ClassVar = ("cluster",)
-    cluster: str
+    kind: ClassVar = Kind.ADD_GROUP
+    of: ClassVar = ("instance_id",)
     instance_id: str
     group: Group
 
@@ -255,7 +284,7 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
             if not fleet.is_done_with(node):
                 yield StartNode(f"storage node {node.node_id} does not run", node.node_id)
             continue
-        orders, lost = _segments(fleet, node.node_id, seen)
+        orders, lost = _segments(fleet, node.node_id, seen, observed)
         if lost:
             yield f"storage node {node.node_id} lacks its copies of {lost} protection group{'' if lost == 1 else 's'}"
         if orders:
@@ -267,17 +296,21 @@ def _nodes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
         yield TellNodes(why, ignorant, addresses)
 
 
-def _segments(fleet: Fleet, node_id: str, seen: NodeSeen) -> tuple[tuple[SegmentOrder, ...], int]:
+def _segments(fleet: Fleet, node_id: str, seen: NodeSeen, observed: Observed) -> tuple[tuple[SegmentOrder, ...], int]:
     """The segments to create on a node, and how many it had once and has no longer."""
     orders: list[SegmentOrder] = []
+    has_failed = key(Kind.SEGMENTS, node_id) in observed.attempts
     for volume in fleet.volumes():
-        by_members: dict[tuple[str, ...], list[int]] = {}
+        alike: dict[tuple[tuple[str, ...], bool], list[int]] = {}
         for group in volume.groups:
             if node_id in group.node_ids and node_id not in group.created_on:
-                by_members.setdefault(group.node_ids, []).append(group.group)
+                forked = len(set(group.created_on).intersection(group.node_ids)) >= write_quorum(len(group.node_ids))
+                # A group that the parent did not have at the origin begins empty everywhere.
+                new = volume.origin is None or group.group not in dict(volume.origin.tails)
+                alike.setdefault((group.node_ids, new or (has_failed and forked)), []).append(group.group)
         orders.extend(
-            SegmentOrder(volume.volume_id, volume.page_size, tuple(groups), members)
-            for members, groups in by_members.items()
+            SegmentOrder(volume.volume_id, volume.page_size, tuple(groups), members, volume.origin, empty)
+            for (members, empty), groups in alike.items()
         )
     return tuple(orders), len(lacking(fleet, node_id, seen))
 
@@ -293,14 +326,14 @@ def _control(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
     yield waits or OpenControl("a write quorum of the control volume runs and its state is not loaded")
 
 
-def _waits_for(volume: VolumeState, observed: Observed) -> str:
+def _waits_for(volume: VolumeState, observed: Observed, quorum: int = WRITE_QUORUM) -> str:
     """Why the volume cannot be opened yet, or an empty string."""
     for group in volume.groups:
         ready = observed.holders(volume, group)
-        if not quorum_up(group, ready):
+        if not quorum_up(group, ready, quorum):
             return (
                 f"volume {volume.volume_id} waits: {len(ready)} of the {len(group.placement.all_node_ids)} copies "
-                f"of group {group.group} run, {WRITE_QUORUM} are needed"
+                f"of group {group.group} run, {quorum} are needed"
             )
     return ""
 
@@ -310,17 +343,21 @@ def _waits_for(volume: VolumeState, observed: Observed) -> str:
 
 def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
     match instance.role:
-        case Role.WRITER:
-            yield from _writer(cluster, instance, observed)
-        case Role.READER | Role.STATIC | Role.REPLICA:
+        case Role.WRITER | Role.READER | Role.BACKUP | Role.REPLICATOR:
+            yield from _engine(cluster, instance, observed)
+        case Role.STATIC | Role.REPLICA:
             # Opened as a writer it would seal out the real one.
             yield f"{instance.instance_id} of {cluster.name} is not started: nothing can run a {instance.role} yet"
         case _:
             assert_never(instance.role)
 
 
-def _writer(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
+def _engine(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
     seen = observed.instances.get(instance.instance_id)
+    if cluster.paused_since_s and instance.role is not Role.BACKUP:
+        if seen is not None and seen.phase is InstancePhase.AVAILABLE and observed.control_open:
+            yield PauseInstance(f"{cluster.name} is paused and {instance.instance_id} serves", instance.instance_id)
+        return
     if seen is None:
         why = f"{instance.role} {instance.instance_id} of {cluster.name} has no process"
         yield StartInstance(why, cluster.name, instance.instance_id)
@@ -328,45 +365,92 @@ def _writer(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Ite
     if seen.phase in (InstancePhase.OPENING, InstancePhase.STOPPING):
         return
     if seen.phase is InstancePhase.AVAILABLE:
-        if not cluster.volume.initialised and observed.control_open:
-            why = f"{instance.instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
-            yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
-        made = seen.repaired.intersection(cluster.repairs)
-        if made and observed.control_open:
-            yield NoteRepaired(f"{instance.instance_id} serves and was repaired", cluster.name, made)
-        if seen.told != observed.addresses():
-            why = f"{instance.instance_id} does not know where all running storage nodes answer"
-            yield TellInstance(why, instance.instance_id, observed.addresses())
+        yield from _serving(cluster, instance, seen, observed)
         return
-    waits = _waits_for(cluster.volume, observed)
-    if waits or not observed.control_open:
-        yield f"{instance.instance_id} is not opened: {waits or 'the control state is not loaded'}"
+    if not observed.control_open:
+        waits = "the control state is not loaded"
+    elif instance.role in OWNERS:
+        waits = waits_for_regions(cluster, instance, observed)
+        waits = waits or _waits_for(cluster.volume, observed) or _former_writer(cluster, observed)
+    elif not cluster.volume.initialised:
+        waits = "no writer has served yet"
+    else:
+        waits = _waits_for(cluster.volume, observed, READ_QUORUM)
+    if waits:
+        yield f"{instance.instance_id} is not opened: {waits}"
         return
     why = f"{instance.instance_id} shall run and is {seen.phase}" + (f" ({seen.reason})" if seen.reason else "")
     yield OpenInstance(why, cluster.name, instance.instance_id, initialise=not cluster.volume.initialised)
 
 
+def _serving(
+    cluster: DBCluster, instance: DBInstance, seen: InstanceSeen, observed: Observed
+) -> Iterator[Action | str]:
+    instance_id = instance.instance_id
+    looks = cluster.is_restored_now() and (seen.role, instance.role) == (Role.STATIC, Role.WRITER)
+    if seen.role is not instance.role and not looks:
+        if observed.control_open:
+            why = f"{instance_id} is a {seen.role} and shall be the {instance.role} of {cluster.name}"
+            yield ChangeRole(why, instance_id, instance.role)
+        return
+    if seen.role is Role.WRITER and not cluster.volume.initialised and observed.control_open:
+        why = f"{instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
+        yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
+    made = seen.repaired.intersection(cluster.repairs)
+    if made and observed.control_open:
+        yield NoteRepaired(f"{instance_id} serves and was repaired", cluster.name, made)
+    if seen.told != observed.addresses():
+        why = f"{instance_id} does not know where all running storage nodes answer"
+        yield TellInstance(why, instance_id, observed.addresses())
+
+
+def _former_writer(cluster: DBCluster, observed: Observed) -> str:
+    """Why the next writer cannot be opened yet: one that ends in order has made all of its redo durable then, and no
+    commit of it has an unknown outcome. One that is killed, or opens something, is not waited for: the seal shuts it
+    out."""
+    for other in cluster.instances:
+        seen = observed.instances.get(other.instance_id)
+        if other.role in OWNERS or seen is None or seen.role not in OWNERS:
+            continue
+        ends_in_order = seen.phase is InstancePhase.STOPPING and key(Kind.INSTANCE, other.instance_id) in observed.busy
+        if ends_in_order or seen.phase is InstancePhase.AVAILABLE:
+            return f"{other.instance_id}, the writer before, has not ended yet"
+    return ""
+
+
+def nearly_out_of_room(volume: VolumeState, seen: InstanceSeen) -> bool:
+    """Whether a volume should grow, by what its writer says."""
+    return seen.free_bytes is not None and seen.free_bytes < volume.group_bytes * GROW_BELOW_FREE
+
+
 def _growth(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
     writer = cluster.writer()
     seen = observed.instances.get(writer.instance_id)
-    if seen is None or seen.phase is not InstancePhase.AVAILABLE:
+    if seen is None or not seen.serves(Role.WRITER) or seen.volume_id not in ("", str(cluster.volume.volume_id)):
         return
     for group in cluster.volume.groups:
-        if group.group in seen.groups:
-            continue
-        if not quorum_up(group, observed.holders(cluster.volume, group)):
-            yield f"group {group.group} of {cluster.name} waits for {WRITE_QUORUM} nodes that have its segments"
+        if group.group not in seen.groups:
+            if not quorum_up(group, observed.holders(cluster.volume, group)):
+                yield f"group {group.group} of {cluster.name} waits for {WRITE_QUORUM} nodes that have its segments"
+                return
+            yield AddGroup(f"{writer.instance_id} does not use group {group.group} yet", writer.instance_id, group)
             return
-        why = f"{writer.instance_id} does not use group {group.group} yet"
-        yield AddGroup(why, cluster.name, writer.instance_id, group)
-        return
-    if seen.free_bytes is not None and seen.free_bytes < cluster.volume.group_bytes * GROW_BELOW_FREE:
+        for reader in cluster.readers():
+            follows = observed.instances.get(reader.instance_id)
+            if follows is not None and follows.serves(Role.READER) and group.group not in follows.groups:
+                why = f"{reader.instance_id} does not know of group {group.group} yet"
+                yield AddGroup(why, reader.instance_id, group)
+    if nearly_out_of_room(cluster.volume, seen):
+        if not cluster.volume.may_grow(observed.volume_limit_bytes):
+            yield f"the volume of {cluster.name} has grown as far as it may: {observed.volume_limit_bytes} bytes"
+            return
         why = f"the volume of {cluster.name} has only {seen.free_bytes} bytes left"
         yield AllocateGroup(why, cluster.name, len(cluster.volume.groups))
 
 
 def _deletion(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
-    running = [i.instance_id for i in cluster.instances if i.instance_id in observed.instances]
+    maybe = observed.instances.keys() | observed.unsure
+    running = [i.instance_id for i in cluster.instances if i.instance_id in maybe]
     for instance_id in running:
         yield StopInstance(f"cluster {cluster.name} shall be deleted", instance_id)
     if not running:
@@ -377,13 +461,29 @@ def _orphans(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
     declared = {instance.instance_id for cluster in fleet.clusters for instance in cluster.instances}
     if not observed.control_open:
         return
-    for instance_id in observed.instances:
+    for instance_id in sorted(observed.instances.keys() | observed.unsure):
         if instance_id not in declared:
             yield StopInstance(f"instance {instance_id} is not declared", instance_id)
 
 
+def _is_forked(volume: VolumeState, origin: Origin) -> bool:
+    """Whether a write quorum has each group that the parent had."""
+    had = dict(origin.tails)
+    return all(
+        len(set(group.created_on).intersection(group.node_ids)) >= write_quorum(len(group.node_ids))
+        for group in volume.groups
+        if group.group in had
+    )
+
+
 def _dropped(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
+    needed = {v.origin.parent for v in fleet.volumes() if v.origin is not None and not _is_forked(v, v.origin)}
     for node_id in observed.nodes:
-        gone = tuple(v.volume_id for v in fleet.dropped_volumes if any(node_id in g.created_on for g in v.groups))
+        if key(Kind.SEGMENTS, node_id) in observed.busy:
+            continue  # it may be making what is to go
+        held = [v.volume_id for v in fleet.dropped_volumes if any(node_id in g.created_on for g in v.groups)]
+        gone = tuple(volume_id for volume_id in held if volume_id not in needed)
+        if len(gone) < len(held):
+            yield f"{node_id} keeps {len(held) - len(gone)} deleted volumes until what was forked of them is there"
         if gone:
             yield DropVolumes(f"{node_id} still has segments of {len(gone)} deleted volumes", node_id, gone)

@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
+from aurora_ray.compute.role import OWNERS
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Kind, key
-from aurora_ray.control.model.observed import Ailment, InstancePhase, NodeSeen, Observed
+from aurora_ray.control.model.observed import Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
 from aurora_ray.control.model.placement import quorum_up
 from aurora_ray.control.model.state import ClusterPhase, Fleet, Group, VolumeState
 from aurora_ray.volume.spec import GroupPlacement
@@ -181,11 +182,16 @@ def _changes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
 def _change_of_cluster(cluster: DBCluster, pairs: Mapping[str, str], observed: Observed) -> Iterator[Action | str]:
     writer = cluster.writer().instance_id
     seen = observed.instances.get(writer)
-    if seen is not None and seen.phase is InstancePhase.AVAILABLE and seen.placements:
+    on_its_volume = seen is not None and seen.volume_id in ("", str(cluster.volume.volume_id))
+    if seen is not None and _has_the_volume(seen) and seen.placements and on_its_volume:
         if seen.told == observed.addresses():  # before it knows a new node it can give it nothing
             yield from _change(cluster.volume, writer, seen.placements, pairs, observed)
     elif any(_next_step(group, pairs) for group in cluster.volume.groups):
         yield f"the copies of {cluster.name} cannot move before its writer is available"
+
+
+def _has_the_volume(seen: InstanceSeen) -> bool:
+    return seen.phase is InstancePhase.AVAILABLE and seen.role in OWNERS
 
 
 def _change(
@@ -281,6 +287,6 @@ def _in_force(fleet: Fleet, observed: Observed) -> dict[UUID, tuple[GroupPlaceme
     in_force = {fleet.control_volume.volume_id: observed.control_placements}
     for cluster in fleet.clusters:
         seen = observed.instances.get(cluster.writer().instance_id)
-        available = seen is not None and seen.phase is InstancePhase.AVAILABLE
+        available = seen is not None and _has_the_volume(seen)
         in_force[cluster.volume.volume_id] = seen.placements if seen is not None and available else ()
     return in_force

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute import signals
 from aurora_ray.compute.leftovers import start_ticks
+from aurora_ray.control.decide.readers import reader_of
 from aurora_ray.control.faults.record import Faults, Island, Pause
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.runtime import ProcessGoneError
@@ -44,7 +45,7 @@ PAUSE_S: Final = 10.0
 WIPE_S: Final = 30.0
 GONE_TIMEOUT_S: Final = 1.0
 SIGNALS: Final = {"kill": signals.KILL, "pause": signals.STOP, "resume": signals.CONTINUE}
-TARGETS: Final = "writer, node:ID, az:NAME, control"
+TARGETS: Final = "writer, reader:ID, node:ID, az:NAME, control"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,8 @@ class Chaos:
         """Raises UsageError for what there is not."""
         kind, _, name = target.partition(":")
         fleet = self._declared.fleet
-        if kind == "reader":
-            raise UsageError("there are no readers yet: the targets are " + TARGETS)
+        if kind == "reader" and name:
+            return Victims(instance_ids=(reader_of(fleet, name)[1].instance_id,))
         if target == "writer":
             return Victims(instance_ids=(fleet.cluster(cluster).writer().instance_id,))
         if target == "control":
@@ -149,7 +150,7 @@ class Chaos:
         self, verb: str, target: str, cluster: str, for_s: float | None, *, for_good: bool = False
     ) -> list[dict[str, Any]]:
         """Does it; what was struck, with process ids. Raises UsageError if nothing of the target runs."""
-        if verb == "kill" and for_s is not None and target in ("writer", "control"):
+        if verb == "kill" and for_s is not None and target.partition(":")[0] in ("writer", "reader", "control"):
             raise UsageError(
                 f"a killed {target} is started again at once, so --for means nothing: leave it out, "
                 f"or use `aurora chaos pause {target} --for {for_s:g}`"

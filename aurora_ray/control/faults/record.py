@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from aurora_ray.durable import replace_file
+from aurora_ray.errors import UNDECODABLE
 
 FILE_NAME: Final = "chaos.json"
 
@@ -65,7 +66,7 @@ class Faults:
                 str(target): Pause(int(pause["pid"]), float(pause["until_s"]))
                 for target, pause in document.get("paused", {}).items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, *UNDECODABLE):
             return cls(path)
         return cls(path, islands, away, paused)
 

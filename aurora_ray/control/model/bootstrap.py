@@ -21,7 +21,7 @@ from uuid import UUID, uuid4
 from aurora_ray.control.model.placement import default_nodes, place_group
 from aurora_ray.control.model.state import Fleet, Group, StorageNode, VolumeState, control_volume_id
 from aurora_ray.durable import replace_file
-from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.errors import UNDECODABLE, ConfigurationError, UsageError
 
 FILE_NAME = "fleet.toml"
 CONTROL_PAGE_SIZE = 8192
@@ -107,18 +107,25 @@ def load(data_dir: Path) -> Fleet | None:
         _ = group.placement  # raises UsageError for what cannot be
         control = VolumeState(
             UUID(volume["id"]),
-            int(volume["page_size"]),
-            int(volume["group_bytes"]),
+            _whole(volume["page_size"]),
+            _whole(volume["group_bytes"]),
             (group,),
             initialised=True,
         )
         azs = tuple(str(az) for az in document["azs"])
         revision = 1 if document.get("has_state", False) else 0  # the true one is in the control volume
         return Fleet(UUID(document["fleet_id"]), str(document["region"]), azs, nodes, control, revision=revision)
-    except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError, AttributeError, UsageError) as error:
+    except (*UNDECODABLE, UsageError) as error:
         raise ConfigurationError(
             f"{path} is damaged ({error}): restore it from a copy, or have it made anew with `aurora repair fleet`"
         ) from error
+
+
+def _whole(value: object) -> int:
+    """A number of the file as a count. Raises ValueError for all but a positive integer: `int` would take 1.5."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{value!r} is not a positive whole number")
+    return value
 
 
 def save(data_dir: Path, fleet: Fleet) -> None:

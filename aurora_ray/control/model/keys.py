@@ -29,14 +29,26 @@ class Kind(StrEnum):
     KILL = "kill"
     TELL = "tell"
     GROW = "grow"
+    ADD_GROUP = "add-group"
     INITIALISED = "initialised"
     REPAIRED = "repaired"
     CLUSTER = "cluster"
     GRAVEYARD = "graveyard"
+    RETENTION = "retention"
+    PAST = "past"
     ENDPOINTS = "endpoints"
     MOVE_ENDPOINT = "move-endpoint"
     LOOK_AT_NODE = "look-at-node"
     LOOK_AT_INSTANCE = "look-at-instance"
+    REPLICAS = "replicas"
+    SCALE = "scale"
+    DRAIN = "drain"
+    CAPACITY = "capacity"
+    PAUSE = "pause"
+    LOOK_AT_ENDPOINTS = "look-at-endpoints"
+    REGION = "region"  # what a cluster's region decides of its part of a global cluster
+    TELL_SOURCE = "tell-source"
+    LOOK_AT_REGION = "look-at-region"
 
 
 def key(kind: Kind, name: str | UUID = "") -> Key:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.attempt import Attempt
 from aurora_ray.control.model.keys import Key
 from aurora_ray.control.model.state import Group, VolumeState
+from aurora_ray.control.model.views import View
+from aurora_ray.log.sizes import VOLUME_BYTES_MAX
 from aurora_ray.volume.spec import GroupPlacement
 
 
@@ -30,7 +33,8 @@ Addresses = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, slots=True)
 class NodeSeen:
     """A storage node that runs. `told` are the addresses it was last given, `segments` the groups it has, `refilling`
-    those that it had lost and is getting back from its peers. `silent`: it does not answer."""
+    those that it had lost and is getting back from its peers. `retention`: (volume, seconds, bytes of log a segment) as
+    it keeps history, None until it has said so. `silent`: it does not answer."""
 
     address: str
     pid: int
@@ -39,6 +43,7 @@ class NodeSeen:
     segments: frozenset[tuple[UUID, int]] = frozenset()
     refilling: frozenset[tuple[UUID, int]] = frozenset()
     silent: bool = False
+    retention: frozenset[tuple[UUID, int, int]] | None = None
 
 
 class Ailment(StrEnum):
@@ -58,8 +63,23 @@ class Ailing:
 
 
 @dataclass(frozen=True, slots=True)
+class CapacityUse:
+    """What an instance does with its capacity of `acu` (it could have up to `room` where it is), as looked at at
+    `at_s` by its own clock. The rest: see decide.capacity.Sample."""
+
+    at_s: float
+    acu: float
+    room: float
+    cpus_per_acu: float
+    cpus: float
+    held_back: float
+    misses: float
+    cache_full: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceSeen:
-    """An instance whose process runs."""
+    """An instance whose process runs. `role`: as what it was opened, which need not be what is declared by now."""
 
     phase: InstancePhase
     reason: str = ""
@@ -69,6 +89,33 @@ class InstanceSeen:
     placements: tuple[GroupPlacement, ...] = ()  # who holds them, as the writer goes by it
     repaired: frozenset[str] = frozenset()  # the repairs that its opening made
     memory_bytes: int = 0  # the size that it was opened with; 0: not known
+    volume_id: str = ""  # that it was opened on; empty: not known
+    role: Role = Role.WRITER
+    lag_ms: float | None = None  # None: not known, or it follows nobody
+    cpu_percent: float | None = None  # of its machine's CPUs, by its engine; None: not known
+    connections: int | None = None  # sessions of its engine; None: not known
+    capacity: CapacityUse | None = None  # None: it has a size, and nothing else
+    described: str = ""  # of a backup: the digest of what it was told; empty: not known
+    copied: bool = False  # a replicator's copy has all pages ...
+    copy_lsn: int = 0  # ... and is durable up to here
+    source_told: Addresses = ()  # storage nodes of the primary region that it was told
+
+    def serves(self, role: Role) -> bool:
+        """Whether its engine accepts statements, as one of that role."""
+        return self.phase is InstancePhase.AVAILABLE and self.role is role
+
+
+@dataclass(frozen=True, slots=True)
+class Abroad:
+    """What is known of the other regions of a global cluster: what each said last, and which said it within seconds.
+    `asked_s`: for how long they have been asked."""
+
+    views: Mapping[str, View] = field(default_factory=dict)
+    reached: frozenset[str] = frozenset()
+    asked_s: float = 0.0
+
+
+NOTHING_ABROAD = Abroad()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +124,15 @@ class Observed:
 
     nodes: Mapping[str, NodeSeen] = field(default_factory=dict)
     instances: Mapping[str, InstanceSeen] = field(default_factory=dict)
+    unsure: frozenset[str] = frozenset()  # instances without a known process, of which one may run all the same
     control_open: bool = False
     busy: frozenset[Key] = frozenset()
     held: frozenset[Key] = frozenset()  # keys of what must not be done now, although nothing of the kind goes on
     attempts: Mapping[Key, Attempt] = field(default_factory=dict)
     control_placements: tuple[GroupPlacement, ...] = ()  # of the control volume, while it is open
+    volume_limit_bytes: int = VOLUME_BYTES_MAX  # how large a volume may grow
     ailing: Mapping[str, Ailing] = field(default_factory=dict)  # by storage node
+    abroad: Mapping[str, Abroad] = field(default_factory=dict)  # by cluster
 
     def addresses(self) -> Addresses:
         """Where the running storage nodes answer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from aurora_ray.control.model.state import Group, StorageNode, VolumeState
+from aurora_ray.control.model.state import Fleet, Group, StorageNode, VolumeState
 from aurora_ray.errors import ConfigurationError
 from aurora_ray.log.sizes import AZ_COUNT, COPIES_PER_AZ, WRITE_QUORUM
 
@@ -45,6 +45,12 @@ def place_instance(azs: Sequence[str], used_azs: Sequence[str]) -> str:
     """The AZ with the fewest instances, in the region's order."""
     load = Counter(used_azs)
     return min(azs, key=lambda az: (load[az], azs.index(az)))
+
+
+def place_next(fleet: Fleet) -> str:
+    """The AZ of the next cluster's writer. Temporary clusters do not count, so that one goes where the last one was."""
+    used = [instance.az for cluster in fleet.clusters if not cluster.until_s for instance in cluster.instances]
+    return place_instance(fleet.azs, used)
 
 
 def az_to_start(declared: str, azs: Sequence[str], running: Iterable[str], ran_before: Iterable[str]) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from aurora_ray.compute.health import HealthRules
+from aurora_ray.engine.sizes import CPUS_PER_ACU
 from aurora_ray.errors import AuroraError, FencedError
+from aurora_ray.log.sizes import VOLUME_BYTES_MAX
 
 if TYPE_CHECKING:
     from aurora_ray.compute.commands import Command
-    from aurora_ray.compute.config import EngineChoice, Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.compute.config import EngineChoice, InstanceConfig, InstanceStatus, Opened, Outcome
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
 
@@ -63,6 +65,9 @@ class ControlConfig:
     replace_after_s: float = 300.0
     replace_empty_after_s: float = 10.0
     graveyard_s: float = 24 * 3600.0
+    volume_limit_bytes: int = VOLUME_BYTES_MAX
+    cpus_per_acu: float = CPUS_PER_ACU
+    regions_dir: str = ""  # where regions are described; empty: as shipped
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
 
     @property
@@ -131,13 +136,13 @@ class InstanceProcess(Protocol):
     async def wait_gone(self) -> str:
         """Waits, without a limit, until the process has ended; why."""
 
-    async def open(self, config: WriterConfig) -> Opened:
+    async def open(self, config: InstanceConfig) -> Opened:
         """Opens a new incarnation. Raises what the writer raises."""
 
     async def wait_ended(self) -> Outcome:
         """Waits, without a limit, until the open incarnation has ended."""
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         """The current incarnation; None if there never was one."""
 
     async def do(self, command: Command[T]) -> T:
@@ -148,6 +153,9 @@ class InstanceProcess(Protocol):
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """Signals the process and what it started (see compute.signals.send); process ids."""
+
+    async def close(self, timeout_s: float) -> None:
+        """Ends the incarnation in order; the process stays, for the next one."""
 
     async def abort(self) -> None:
         """Kills the process, even if it is stopped; does not wait for its end."""
@@ -174,8 +182,14 @@ class Runtime(Protocol):
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """Starts an instance's empty process in an AZ; it answers, and gets its engine ready meanwhile."""
 
+    async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
+        """Whether a process shall be in waiting for an instance that has settled: made after a while, or ended now."""
+
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         """Has a process in waiting in an AZ, where the instance is going to be started soon."""
+
+    async def find_instance(self, instance_id: str) -> InstanceProcess | None:
+        """The process of that instance, if one runs: it may have been started without an answer."""
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """Instance processes that an earlier control plane started and that still run."""

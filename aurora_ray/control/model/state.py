@@ -4,31 +4,31 @@ All of it is immutable: a change makes a new `Fleet`, which is first saved (see 
 the reconciler sees is always what a restarted control plane would see. Nothing observed (process ids, addresses of
 storage nodes, roles that an engine reports) is in here.
 
-Serialised form: msgpack of `{"format": FORMAT, "fleet": {...}}`; dataclasses as maps by field name, UUIDs as 16 bytes,
-tuples as arrays. A reader refuses a format newer than its own and fills in defaults for fields that are missing, so an
-added field with a default needs no new format. Format 2 seals secrets (see sealing.py); format 1 had them in clear.
+How it is written: codec.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
 from uuid import UUID
 
-import msgpack  # type: ignore[import-untyped]
-
-from aurora_ray.compute.role import Role
-from aurora_ray.control.model.sealing import SECRET, seal, secret_fields, unseal
-from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
-from aurora_ray.log.sizes import COPIES_PER_AZ
+from aurora_ray.compute.role import OWNERS, WITHOUT_ENGINE, Role
+from aurora_ray.control.model.backups import BackupPlan, RestorePlan
+from aurora_ray.control.model.capacity import Capacity
+from aurora_ray.control.model.custom_endpoints import CLUSTER, READER, CustomEndpoint
+from aurora_ray.control.model.origins import WINDOW_LOG_BYTES, WINDOW_S, Mark, Origin
+from aurora_ray.control.model.regional import NO_TURNS, Membership, Turns, newest
+from aurora_ray.control.model.scaling import READERS_MAX, ReaderScaling
+from aurora_ray.control.model.sealing import SECRET
+from aurora_ray.errors import UsageError
+from aurora_ray.log.sizes import COPIES_PER_AZ, GROUPS_MAX
 from aurora_ray.volume.spec import GroupPlacement
 
-FORMAT = 2  # 2: sealed passwords; deleted clusters, which an older program would forget
 FIRST_NODES_PER_AZ = COPIES_PER_AZ
+TIER_MAX = 15  # of promotion: 0 comes first
 
 # The volume that holds this state. Its id is fixed so that a control plane that knows nothing yet can find it.
 CONTROL_VOLUME_ID = UUID("a0707aa0-0000-4000-8000-c0117701e000")  # of every fleet, before each got one of its own
@@ -94,7 +94,9 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class VolumeState:
     """A volume and where its groups live. `initialised` once it holds a complete data directory; `given_up` by a user's
-    word, or when the time after it was over: who drops it need not bury it."""
+    word, or when the time after it was over: who drops it need not bury it. `origin`: where it was forked, if it was.
+    `restore`: what it is made out of, until it is `initialised`.
+    """
 
     volume_id: UUID
     page_size: int
@@ -102,6 +104,16 @@ class VolumeState:
     groups: tuple[Group, ...]
     initialised: bool = False
     given_up: bool = False
+    origin: Origin | None = None
+    restore: RestorePlan | None = None
+
+    def groups_max(self, limit_bytes: int) -> int:
+        """How many groups it may have, one at least."""
+        return max(1, min(GROUPS_MAX, limit_bytes // self.group_bytes))
+
+    def may_grow(self, limit_bytes: int) -> bool:
+        """Whether it may have another group."""
+        return len(self.groups) < self.groups_max(limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,8 @@ class DBInstance:
     """One engine process, of one kind. `port` is where the engine listens.
 
     `memory_bytes` is its size (0: none yet), `next_memory_bytes` the one that it gets when it opens next (0: no other).
+    `promotion_tier`: 0 to TIER_MAX, see decide/readers.py. `scaled`: a rule of scaling added it, and may remove it; it
+    is drained since `leaving_since_s` (Unix time; 0: it stays).
     """
 
     instance_id: str
@@ -118,6 +132,18 @@ class DBInstance:
     promotion_tier: int = 1
     memory_bytes: int = 0
     next_memory_bytes: int = 0
+    scaled: bool = False
+    leaving_since_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PastVolume:
+    """A volume that was a cluster's until `until_s`, when it was rewound, and is kept until `kept_until_s` (Unix
+    times)."""
+
+    volume: VolumeState
+    until_s: float
+    kept_until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,23 +164,70 @@ class DBCluster:
     reader_port: int = 0
     parameters: tuple[tuple[str, str], ...] = ()  # of its parameter group: names and values
     repairs: tuple[str, ...] = ()  # to be made at the next opening
+    last_instance_number: int = 1  # in the name of an instance; none is used twice, as its process may be somewhere
+    scaling: ReaderScaling | None = None
+    window_s: int = WINDOW_S  # for which history is kept ...
+    window_log_bytes: int = WINDOW_LOG_BYTES  # ... as far as so much redo a copy reaches back
+    past: tuple[PastVolume, ...] = ()  # the newest first
+    marks: tuple[Mark, ...] = ()
+    until_s: float = 0.0  # a temporary one: deleted then, if nobody uses it (Unix time)
+    custom_endpoints: tuple[CustomEndpoint, ...] = ()
+    backup: BackupPlan | None = None
+    capacity: Capacity | None = None  # None: each instance has its size
+    paused_since_s: float = 0.0  # its engines are stopped since then, until somebody comes (Unix time; 0: it runs)
+    succession: Turns = NO_TURNS  # of its volume: from which LSN on its redo is of which generation
+    membership: Membership | None = None  # in a global cluster
 
-    def endpoint_port(self, role: Role) -> int:
-        """Of the endpoint that leads to instances of that role."""
-        return self.port if role is Role.WRITER else self.reader_port
+    @property
+    def generation(self) -> int:
+        """That whoever writes to the volume acts for, here."""
+        return newest(self.succession)
 
-    def with_endpoint_port(self, role: Role, port: int) -> DBCluster:
+    @property
+    def is_secondary(self) -> bool:
+        """Whether a replicator has its volume, and no engine may write to it."""
+        return any(instance.role is Role.REPLICATOR for instance in self.instances)
+
+    def endpoint_ports(self) -> dict[str, int]:
+        """Endpoints by their names, the two that every cluster has and its custom ones."""
+        return {CLUSTER: self.port, READER: self.reader_port} | {e.name: e.port for e in self.custom_endpoints}
+
+    def with_endpoint_port(self, endpoint: str, port: int) -> DBCluster:
         """The same cluster, with that endpoint elsewhere."""
-        return replace(self, port=port) if role is Role.WRITER else replace(self, reader_port=port)
+        at = {**self.endpoint_ports(), endpoint: port}
+        custom = tuple(replace(each, port=at[each.name]) for each in self.custom_endpoints)
+        return replace(self, port=at[CLUSTER], reader_port=at[READER], custom_endpoints=custom)
 
     def __post_init__(self) -> None:
-        writers = [i.instance_id for i in self.instances if i.role is Role.WRITER]
+        writers = [i.instance_id for i in self.instances if i.role in OWNERS]
         if len(writers) > 1:
             raise UsageError(f"cluster {self.name!r} cannot have more than one writer, not {', '.join(writers)}")
+        if (readers := len(self.readers())) > READERS_MAX:
+            raise UsageError(f"cluster {self.name!r} can have {READERS_MAX} readers, not {readers}")
 
     def writer(self) -> DBInstance:
-        """The instance that is declared to be the writer."""
-        return next(instance for instance in self.instances if instance.role is Role.WRITER)
+        """The instance that is declared to write to the volume: the writer; in a secondary region, the replicator."""
+        return next(instance for instance in self.instances if instance.role in OWNERS)
+
+    def readers(self) -> tuple[DBInstance, ...]:
+        """The instances that are declared to be readers."""
+        return tuple(instance for instance in self.instances if instance.role is Role.READER)
+
+    def engines(self) -> tuple[DBInstance, ...]:
+        """The instances that run an engine."""
+        return tuple(instance for instance in self.instances if instance.role not in WITHOUT_ENGINE)
+
+    def is_restored_now(self) -> bool:
+        """Whether its volume is being made out of a backup: until that is whole, nobody writes."""
+        return self.volume.restore is not None and not self.volume.initialised
+
+    def instance(self, instance_id: str) -> DBInstance:
+        """The instance of that id. Raises UsageError."""
+        for instance in self.instances:
+            if instance.instance_id == instance_id:
+                return instance
+        known = ", ".join(instance.instance_id for instance in self.instances) or "none"
+        raise UsageError(f"cluster {self.name!r} has no instance {instance_id!r} (there is: {known})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +332,11 @@ class Fleet:
         """The same node id with other properties."""
         return replace(self, nodes=tuple(node if n.node_id == node.node_id else n for n in self.nodes))
 
+    def cluster_of(self, instance_id: str) -> DBCluster | None:
+        """The cluster that an instance belongs to; None if it is not declared."""
+        declared = (c for c in self.clusters if any(i.instance_id == instance_id for i in c.instances))
+        return next(declared, None)
+
     def with_cluster(self, cluster: DBCluster) -> Fleet:
         """Adds the cluster, or replaces the one of the same name."""
         if any(c.name == cluster.name for c in self.clusters):
@@ -283,9 +361,17 @@ class Fleet:
     def without_deleted(self, volume_id: str) -> Fleet:
         """Gives a deleted cluster up: its volume goes to the list of those to drop, for good."""
         gone = [each for each in self.deleted if str(each.cluster.volume.volume_id) == volume_id]
-        volumes = tuple(replace(each.cluster.volume, given_up=True) for each in gone)
+        volumes = [v for each in gone for v in (each.cluster.volume, *(past.volume for past in each.cluster.past))]
         kept = tuple(each for each in self.deleted if each not in gone)
-        return replace(self, deleted=kept, dropped_volumes=(*self.dropped_volumes, *volumes))
+        return replace(self, deleted=kept).with_given_up(volumes)
+
+    def with_given_up(self, volumes: Iterable[VolumeState]) -> Fleet:
+        """Adds to the volumes to drop, for good. A member may have made its copy though nobody has noted that."""
+        nodes, dropped = {node.node_id for node in self.nodes}, list(self.dropped_volumes)
+        for volume in volumes:
+            groups = tuple(replace(g, created_on=(*{*g.created_on, *nodes & {*g.node_ids}},)) for g in volume.groups)
+            dropped.append(replace(volume, groups=groups, given_up=True))
+        return replace(self, dropped_volumes=tuple(dropped))
 
     def with_volume(self, volume: VolumeState) -> Fleet:
         """Replaces the volume of the same id, wherever it is."""
@@ -334,104 +420,4 @@ def _mark_created(volume: VolumeState, node_id: str, groups: tuple[int, ...]) ->
             replace(g, created_on=(*g.created_on, node_id)) if g.group in groups and node_id not in g.created_on else g
             for g in volume.groups
         ),
-    )
-
-
-# ---- serialisation
-
-
-def pack(fleet: Fleet) -> bytes:
-    """The state as bytes."""
-    packed: bytes = msgpack.packb({"format": FORMAT, "fleet": _plain(fleet)}, use_bin_type=True)
-    return packed
-
-
-def unpack(data: bytes) -> Fleet:
-    """The state from bytes. Raises MalformedError, or ConfigurationError if a newer version wrote it."""
-    try:
-        document = msgpack.unpackb(data, raw=False, use_list=True)
-        written_by = int(document["format"])
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        raise MalformedError(f"The control state does not parse: {error}.") from error
-    if written_by > FORMAT:
-        raise ConfigurationError(
-            f"The control state has format {written_by}, this aurora-ray knows up to {FORMAT}: use the newer version."
-        )
-    try:
-        return _fleet(document["fleet"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedError(f"The control state lacks something: {error!r}.") from error
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        sealed = {name: seal(f"{type(value).__name__}.{name}", plain[name]) for name in secret_fields(type(value))}
-        return plain | sealed
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if isinstance(value, UUID):
-        return value.bytes
-    return str(value) if isinstance(value, StrEnum) else value
-
-
-def _known(cls: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """Only the fields that this version knows: an older program may read what a newer one of the same format wrote."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    known = {key: value for key, value in plain.items() if key in names}
-    for name in secret_fields(cls):
-        if name in known:
-            known[name] = unseal(f"{cls.__name__}.{name}", known[name])
-    return known
-
-
-def _group(plain: dict[str, Any]) -> Group:
-    known = _known(Group, plain)
-    nodes = {name: tuple(known.get(name, ())) for name in ("created_on", "next_node_ids")}
-    return Group(**{**known, **nodes, "node_ids": tuple(known["node_ids"])})
-
-
-def _volume(plain: dict[str, Any]) -> VolumeState:
-    known = _known(VolumeState, plain)
-    groups = tuple(_group(group) for group in known["groups"])
-    return VolumeState(**{**known, "volume_id": UUID(bytes=known["volume_id"]), "groups": groups})
-
-
-def _instance(plain: dict[str, Any]) -> DBInstance:
-    known = _known(DBInstance, plain)
-    return DBInstance(**{**known, "role": Role(known["role"])})
-
-
-def _cluster(plain: dict[str, Any]) -> DBCluster:
-    known = _known(DBCluster, plain)
-    return DBCluster(
-        **{
-            **known,
-            "volume": _volume(known["volume"]),
-            "instances": tuple(_instance(instance) for instance in known["instances"]),
-            "phase": ClusterPhase(known["phase"]),
-            "parameters": tuple((str(name), str(value)) for name, value in known.get("parameters", ())),
-            "repairs": tuple(known.get("repairs", ())),
-        }
-    )
-
-
-def _deleted(plain: dict[str, Any]) -> DeletedCluster:
-    known = _known(DeletedCluster, plain)
-    return DeletedCluster(**{**known, "cluster": _cluster(known["cluster"])})
-
-
-def _fleet(plain: dict[str, Any]) -> Fleet:
-    known = _known(Fleet, plain)
-    return Fleet(
-        **{
-            **known,
-            "fleet_id": UUID(bytes=known["fleet_id"]),
-            "azs": tuple(known["azs"]),
-            "nodes": tuple(StorageNode(**_known(StorageNode, node)) for node in known["nodes"]),
-            "control_volume": _volume(known["control_volume"]),
-            "clusters": tuple(_cluster(cluster) for cluster in known["clusters"]),
-            "dropped_volumes": tuple(_volume(volume) for volume in known.get("dropped_volumes", ())),
-            "deleted": tuple(_deleted(deleted) for deleted in known.get("deleted", ())),
-        }
     )

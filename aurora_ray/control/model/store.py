@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from aurora_ray.control.model import state_file
-from aurora_ray.control.model.state import Fleet, VolumeState, pack, unpack
+from aurora_ray.control.model.codec import pack, unpack
+from aurora_ray.control.model.state import Fleet, VolumeState
 from aurora_ray.control.model.state_file import VERSIONS_KEPT, Content, Listing, Pages
 from aurora_ray.errors import MalformedError
+from aurora_ray.log.lineage import ROOT
 from aurora_ray.log.record import Record
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from aurora_ray.volume.write.volume import Volume
@@ -57,7 +59,8 @@ class Version:
 def volume_spec(volume: VolumeState) -> VolumeSpec:
     """The declared volume as the volume client takes it."""
     groups = tuple(group.placement for group in volume.groups)
-    return VolumeSpec(volume.volume_id, volume.page_size, volume.group_bytes, groups)
+    lineage = volume.origin.lineage if volume.origin is not None else ROOT
+    return VolumeSpec(volume.volume_id, volume.page_size, volume.group_bytes, groups, lineage)
 
 
 class ControlStore:

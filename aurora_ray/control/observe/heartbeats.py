@@ -4,7 +4,9 @@ An end is seen by the watches of `Processes`; a process that is there and does n
 is asked for its status now and then, and `compute.health` says what its silence means. If the control plane was itself
 delayed, the rule takes that off; if the volume has no write quorum, a new writer would not be better off, so nobody is
 replaced for that. A writer that has redo and cannot make it durable for `ISOLATED_AFTER_S`, while a write quorum of
-nodes answers *us*, is cut off from them and is replaced as well.
+nodes answers *us*, is cut off from them and is replaced as well. So is a reader that hears nothing from any copy for as
+long: who is connected to it would be shown the past for ever. What the volume does says nothing else of those that only
+read it: neither that they live, because it moves, nor that they are excused, because it stands.
 
 A process that hangs is killed, never asked: the volume's seal keeps it from writing whatever it does, and what takes
 its place starts in a process of its own.
@@ -18,8 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.health import HealthRules
+from aurora_ray.compute.role import Role
 from aurora_ray.compute.watch import Watch, Watched
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Kind
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.observe.processes import Processes
 
 STATE_TIMEOUT_S: Final = 0.4
+UNHEARD_S: Final = 3.0  # a copy that is followed says something every second
 ISOLATED_AFTER_S: Final = 8.0
 GONE_TIMEOUT_S: Final = 10.0
 
@@ -49,16 +53,20 @@ class KillInstance(Action):
 
 
 class Isolation:
-    """Pure: for how long a writer has been waiting for storage that answers others. `now_s` is any monotonic time."""
+    """Pure: for how long an instance has been waiting for storage that answers others. `now_s` is any monotonic
+    time."""
 
     def __init__(self) -> None:
         self.good_s = 0.0  # the last look that found all well
         self._vdl = -1
         self._since_s: float | None = None
 
-    def waits(self, status: WriterStatus, now_s: float) -> float:
-        """Seconds that redo has been waiting without any of it becoming durable; 0 while all is well."""
-        waiting = status.phase is WriterPhase.AVAILABLE and status.tail_lsn > status.vdl == self._vdl
+    def waits(self, status: InstanceStatus, now_s: float) -> float:
+        """Seconds that a writer's redo has been waiting without any of it becoming durable, or that a reader was found
+        to hear nothing; 0 while all is well."""
+        redo_waits = status.role is Role.WRITER and status.tail_lsn > status.vdl == self._vdl
+        deaf = status.role is Role.READER and status.unheard_s >= UNHEARD_S
+        waiting = status.phase is IncarnationPhase.AVAILABLE and (redo_waits or deaf)
         self._vdl = status.vdl
         if not waiting:
             self.good_s, self._since_s = now_s, None
@@ -131,7 +139,7 @@ class Heartbeats:
             raise ProcessGoneError(f"the process of {action.instance_id} was killed and is still there") from None
 
     def _begin(self, instance_id: str, instance: Instance) -> None:
-        asked: list[asyncio.Task[WriterStatus | None]] = []
+        asked: list[asyncio.Task[InstanceStatus | None]] = []
         isolation = Isolation()
 
         async def ask(timeout_s: float) -> bool:
@@ -172,7 +180,7 @@ class Heartbeats:
 
         self._processes.tasks.watch(watch, f"heartbeats {instance_id}")
 
-    async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: WriterStatus | None) -> None:
+    async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: InstanceStatus | None) -> None:
         if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:
             return
         heartbeat = self._heartbeats.get(instance_id)
@@ -185,21 +193,26 @@ class Heartbeats:
         if not all(quorum_up(group, answering) for group in volume.groups):
             isolation.storage_is_down()
             return
-        heartbeat.hung = f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
+        if status.role is Role.WRITER:
+            heartbeat.hung = (
+                f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
+            )
+        else:
+            heartbeat.hung = f"for {ISOLATED_AFTER_S:g} s it has heard nothing from storage nodes that answer others"
         good_ago_s = asyncio.get_running_loop().time() - isolation.good_s
         self._on_hung(instance_id, heartbeat.hung, time.time_ns() - int(good_ago_s * 1e9))
         self._changes.notify()
 
     def _volume_of(self, instance_id: str) -> VolumeState | None:
-        declared = ((c.volume, i) for c in self._declared.fleet.clusters for i in c.instances)
-        return next((volume for volume, instance in declared if instance.instance_id == instance_id), None)
+        cluster = self._declared.fleet.cluster_of(instance_id)
+        return cluster.volume if cluster is not None else None
 
     def _storage_of(self, instance_id: str) -> Callable[[], asyncio.Future[tuple[int, bool]]]:
         """The VDL as the nodes know it, and whether too few of them run for anyone to write."""
 
         async def look() -> tuple[int, bool]:
-            volume = self._volume_of(instance_id)
-            if volume is None:
+            volume, instance = self._volume_of(instance_id), self._processes.instances.get(instance_id)
+            if volume is None or instance is None or instance.seen.role is not Role.WRITER:
                 return 0, False
             nodes = dict(self._processes.nodes)
             vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))

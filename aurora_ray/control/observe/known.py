@@ -6,20 +6,24 @@ A verb says what happened (it was told, it answered, it ended), and how that cha
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
-from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen
+from aurora_ray.control.model.observed import Addresses, CapacityUse, InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.observe.nodes import lost_segments_of, segments_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from uuid import UUID
+    from collections.abc import Iterable, Mapping
 
-    from aurora_ray.compute.config import Opened, WriterStatus
+    from aurora_ray.compute.config import InstanceStatus, Opened
+    from aurora_ray.compute.role import Role
     from aurora_ray.control.model.runtime import NodeProcess
     from aurora_ray.control.observe.reach import Reachable
     from aurora_ray.storage.v1 import storage_pb2 as pb
     from aurora_ray.volume.spec import GroupPlacement
+
+
+FULL: Final = 0.85  # of its budget: a cache that had to give something up keeps 0.9 (mount/evictor.py)
 
 
 class Node:
@@ -50,9 +54,10 @@ class Node:
         """It told its state, when asked while it was known as `asked`; whether anything is new."""
         self._state = reply
         held, refilling = segments_of(reply), lost_segments_of(reply)
+        retention = frozenset((UUID(bytes=v.volume), v.retention.seconds, v.retention.log_bytes) for v in reply.volumes)
         if self._seen.segments != asked.segments:  # something was done meanwhile: the answer may be older
             held, refilling = self._seen.segments, self._seen.refilling
-        return self._becomes(replace(self._seen, silent=False, segments=held, refilling=refilling))
+        return self._becomes(replace(self._seen, silent=False, segments=held, refilling=refilling, retention=retention))
 
     def heard_addresses(self, addresses: Addresses) -> None:
         """It was told where the others are."""
@@ -80,7 +85,7 @@ class Instance:
     def __init__(self, process: Reachable) -> None:
         self.process = process
         self._seen = InstanceSeen(InstancePhase.IDLE)
-        self._status: WriterStatus | None = None
+        self._status: InstanceStatus | None = None
         self._opened: Opened | None = None
         self._available_since_s = 0.0
         self._unseen_end = False
@@ -91,7 +96,7 @@ class Instance:
         return self._seen
 
     @property
-    def status(self) -> WriterStatus | None:
+    def status(self) -> InstanceStatus | None:
         """What it told last; None before it was available."""
         return self._status
 
@@ -105,19 +110,21 @@ class Instance:
         """By the control plane's clock."""
         return self._available_since_s
 
-    def opening(self, told: Addresses) -> None:
-        """It was asked to open, with these storage nodes."""
-        self._seen = InstanceSeen(InstancePhase.OPENING, told=told)
+    def opening(self, told: Addresses, role: Role, source: Addresses = ()) -> None:
+        """It was asked to open in that role, with these storage nodes; a replicator, with those of the primary too."""
+        self._seen = InstanceSeen(InstancePhase.OPENING, told=told, role=role, source_told=source)
 
     def has_opened(self, opened: Opened) -> None:
         """The opening was answered."""
         self._opened = opened
 
-    def is_at(self, phase: InstancePhase, reason: str | None = None) -> None:
+    def is_at(self, phase: InstancePhase, reason: str | None = None, role: Role | None = None) -> None:
         """Where it stands, as it said itself."""
-        self._seen = replace(self._seen, phase=phase, reason=self._seen.reason if reason is None else reason)
+        before = self._seen
+        reason, role = before.reason if reason is None else reason, role or before.role
+        self._seen = replace(before, phase=phase, reason=reason, role=role)
 
-    def became_available(self, status: WriterStatus, since_s: float) -> None:
+    def became_available(self, status: InstanceStatus, since_s: float) -> None:
         """Its engine accepts statements; its end will be news."""
         self._unseen_end = True
         self._available_since_s = since_s
@@ -127,20 +134,48 @@ class Instance:
             reason="",
             repaired=frozenset(status.repaired),
             memory_bytes=status.declared_memory_bytes,
+            volume_id=status.volume_id,
+            role=status.role,
+            described=status.described,
         )
         self.told(status)
 
-    def told(self, status: WriterStatus) -> bool:
+    def told(self, status: InstanceStatus) -> bool:
         """It told its status while it was available; whether anything that is decided by is new."""
         before, self._status = self._seen, status
-        self._seen = replace(
-            before, groups=frozenset(status.groups), free_bytes=status.free_bytes, placements=status.placements
+        copy = status.copy
+        now = replace(
+            before,
+            groups=frozenset(status.groups),
+            free_bytes=status.free_bytes,
+            placements=status.placements,
+            copied=copy is not None and copy.following,
         )
-        return before != self._seen
+        # What is never the same, and nothing has to be done about at once, is no news.
+        connections, cpu = status.stats.get("connections"), status.stats.get("cpu_percent")
+        self._seen = replace(
+            now,
+            lag_ms=status.lag_ms,
+            copy_lsn=copy.lsn if copy is not None else 0,
+            cpu_percent=None if cpu is None else float(cpu),
+            connections=None if connections is None else int(connections),
+            capacity=_capacity_of(status.stats),
+        )
+        return before != now
+
+    def has_capacity(self, acu: float) -> None:
+        """It was given that; what it does with it is known at the next look."""
+        before = self._seen.capacity
+        if before is not None:
+            self._seen = replace(self._seen, capacity=replace(before, acu=acu) if acu else None)
 
     def heard_addresses(self, addresses: Addresses) -> None:
         """It was told where the storage nodes are."""
         self._seen = replace(self._seen, told=addresses)
+
+    def heard_source(self, addresses: Addresses) -> None:
+        """It was told where the storage nodes of the primary region are."""
+        self._seen = replace(self._seen, source_told=addresses)
 
     def got_group(self, group: int) -> None:
         """It has another group. How much is free is only known again at the next look; until then it must not cause
@@ -164,3 +199,23 @@ class Instance:
         """Its end is known, or going to be by whoever causes it; whether an available incarnation's end was unknown."""
         unseen, self._unseen_end = self._unseen_end, False
         return unseen
+
+
+def _capacity_of(stats: Mapping[str, int | float]) -> CapacityUse | None:
+    if "acu" not in stats:
+        return None
+
+    def number(name: str) -> float:
+        return float(stats.get(name, 0))
+
+    budget = number("cache_budget_bytes")
+    return CapacityUse(
+        at_s=number("looked_at_s"),
+        acu=number("acu"),
+        room=number("acu_room"),
+        cpus_per_acu=number("cpus_per_acu"),
+        cpus=number("cpus"),
+        held_back=min(1.0, number("held_back_rate")),
+        misses=number("misses_rate"),
+        cache_full=budget > 0 and number("cached_bytes") >= FULL * budget,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,12 +12,19 @@ from aurora_ray.errors import AuroraError, StorageError, UnknownVolumeError
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+from aurora_ray.volume.fork import LEASE_S
+from aurora_ray.volume.node_client import decode_places, fork_request
+from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
     from aurora_ray.control.decide.reconcile import SegmentOrder
     from aurora_ray.rpc.calls import Channel
+    from aurora_ray.volume.origin import GroupPlace, Target
 
 CALL_TIMEOUT_S = 10.0
+FORK_TIMEOUT_S = 20.0
+LOCATE_TIMEOUT_S = 2.0
 
 
 class NodeCallError(StorageError):
@@ -62,10 +69,58 @@ class NodeClients:
     async def create_segments(self, node_id: str, address: str, order: SegmentOrder) -> None:
         """Has a node make segments that it shall have; those it has stay as they are."""
         request = pb.CreateSegmentsRequest(
-            volume=order.volume_id.bytes, page_size=order.page_size, groups=order.groups, members=order.members
+            volume=order.volume_id.bytes,
+            page_size=order.page_size,
+            groups=order.groups,
+            members=order.members,
+            lineage=pb.Lineage(**order.origin.lineage._asdict()) if order.origin is not None else None,
         )
         async with _call(node_id, "create segments"):
             await (await self.stub(node_id, address)).CreateSegments(request, timeout=CALL_TIMEOUT_S)
+
+    async def fork(self, node_id: str, address: str, order: SegmentOrder) -> None:
+        """Has a node make segments of a fork out of its parent's; those it has stay as they are."""
+        assert order.origin is not None  # noqa: S101 - else there is nothing to fork
+        stub = await self.stub(node_id, address)
+        for group in order.groups:
+            placement = GroupPlacement(group, order.members)
+            request = fork_request(
+                order.volume_id.bytes, order.origin.parent.bytes, order.origin.point, placement, FORK_TIMEOUT_S
+            )
+            async with _call(node_id, "fork segments"):
+                await stub.Fork(request, timeout=FORK_TIMEOUT_S)
+
+    async def locate(self, node_id: str, address: str, volume_id: UUID, target: Target) -> list[GroupPlace]:
+        """Where a node's logs of a volume stand at a target."""
+        async with _call(node_id, "locate a moment"):
+            stub = await self.stub(node_id, address)
+            request = pb.LocateRequest(volume=volume_id.bytes, lsn=target.lsn, time_us=target.time_us)
+            return decode_places(await stub.Locate(request, timeout=LOCATE_TIMEOUT_S))
+
+    async def recover(self, volume: VolumeSpec, nodes: Sequence[NodeAddress], timeout_s: float) -> int:
+        """Opens a volume that nobody serves and closes it again, as its next writer would; its end. Raises
+        QuorumLostError."""
+        opened = await Volume.open(volume, nodes, timeout_s=timeout_s)
+        try:
+            return opened.vdl
+        finally:
+            await opened.close()
+
+    async def hold(self, node_id: str, address: str, volume_id: UUID, lsn: int) -> None:
+        """Has a node keep history from an LSN on until it was forked, for a minute at most."""
+        request = pb.SetReadPointRequest(
+            volume=volume_id.bytes, holder=f"fork at {lsn}", lsn=lsn, lease_ms=int(LEASE_S * 1000)
+        )
+        async with _call(node_id, "hold history"):
+            await (await self.stub(node_id, address)).SetReadPoint(request, timeout=LOCATE_TIMEOUT_S)
+
+    async def keep_history(self, node_id: str, address: str, volume_id: UUID, seconds: int, log_bytes: int) -> None:
+        """Tells a node for how long to keep history of a volume; one that it does not have is fine."""
+        request = pb.SetRetentionRequest(
+            volume=volume_id.bytes, retention=pb.Retention(seconds=seconds, log_bytes=log_bytes)
+        )
+        async with _call(node_id, "keep history", ignored=UnknownVolumeError):
+            await (await self.stub(node_id, address)).SetRetention(request, timeout=CALL_TIMEOUT_S)
 
     async def drop_volume(self, node_id: str, address: str, volume_id: UUID, reason: str = "") -> None:
         """Has a node put a volume into its graveyard; one it does not know is gone already."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.durable import replace_file
+from aurora_ray.errors import UNDECODABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ class Outages:
 
     def load(self) -> dict[str, Outage]:
         """What an earlier control plane has noted and not struck out."""
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, *UNDECODABLE):
             document = json.loads(self._path.read_text())
             self._noted = {
                 str(name): Outage(str(each["why"]), int(each["good_at_ns"]), int(each["noticed_ns"]))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from aurora_ray.compute.config import WriterPhase, WriterStatus
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen
 from aurora_ray.control.model.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
 from aurora_ray.control.observe.known import Instance, Node
@@ -97,6 +97,7 @@ class Processes:
         self.nodes: dict[str, Node] = {}
         self.nodes_seen: set[str] = set()  # that ran at some time
         self.instances: dict[str, Instance] = {}
+        self.unsure: set[str] = set()  # instances that were to be started, without an answer: a process may be there
         self.clients = NodeClients()
         self.tasks = Tasks()
         self._clock = clock
@@ -104,7 +105,7 @@ class Processes:
         self._on_change = on_change
         self._on_end = on_end
         self._on_lost = on_lost
-        self._last_statuses: dict[str, WriterStatus] = {}
+        self._last_statuses: dict[str, InstanceStatus] = {}
 
     async def adopt(self, nodes: Iterable[StorageNode]) -> None:
         """Takes over what an earlier control plane started."""
@@ -176,7 +177,7 @@ class Processes:
 
     # ---- instances
 
-    def last_status(self, instance_id: str) -> WriterStatus | None:
+    def last_status(self, instance_id: str) -> InstanceStatus | None:
         """Of the latest incarnation that was available, whether it still is or not."""
         return self._last_statuses.get(instance_id)
 
@@ -184,18 +185,19 @@ class Processes:
         """An instance's process: idle if it is new, else whatever it is at; its end is watched."""
         instance = Instance(Reachable(process))
         self.instances[instance_id] = instance
+        self.unsure.discard(instance_id)
         self.tasks.watch(lambda: self._watch_process(instance_id, instance), f"watch process {instance_id}")
         with contextlib.suppress(ProcessGoneError):
             status = await process.status()
-            if status is not None and status.phase is WriterPhase.AVAILABLE:
+            if status is not None and status.phase is IncarnationPhase.AVAILABLE:
                 self.set_available(instance_id, instance, status, since_s=-math.inf)
-            elif status is not None and status.phase is not WriterPhase.ENDED:
-                instance.is_at(InstancePhase.OPENING)
+            elif status is not None and status.phase is not IncarnationPhase.ENDED:
+                instance.is_at(InstancePhase.OPENING, role=status.role)
                 self._watch_open(instance_id, instance)
         return instance
 
     def set_available(
-        self, instance_id: str, instance: Instance, status: WriterStatus, *, since_s: float | None = None
+        self, instance_id: str, instance: Instance, status: InstanceStatus, *, since_s: float | None = None
     ) -> None:
         """Its engine accepts statements (since when: now by default); from now on its end is watched."""
         self._last_statuses[instance_id] = status
@@ -250,8 +252,10 @@ class Processes:
                 status = await instance.process.status()
             if status is None or instance.seen.phase is not InstancePhase.AVAILABLE:
                 return
-            if instance.status is not None and status.epoch < instance.status.epoch:
+            known = instance.status
+            if status.role is not instance.seen.role or (known is not None and status.epoch < known.epoch):
                 return  # of the incarnation before
+            self._last_statuses[instance_id] = status
             if instance.told(status):
                 self._on_change()
 
@@ -303,8 +307,8 @@ class Processes:
         self._on_change()
 
 
-def _phase_of(status: WriterStatus | None) -> InstancePhase:
+def _phase_of(status: InstanceStatus | None) -> InstancePhase:
     """What a process says it is at, after it was asked to open something: None if that never began."""
-    if status is None or status.phase is WriterPhase.ENDED:
+    if status is None or status.phase is IncarnationPhase.ENDED:
         return InstancePhase.ENDED
-    return InstancePhase.AVAILABLE if status.phase is WriterPhase.AVAILABLE else InstancePhase.OPENING
+    return InstancePhase.AVAILABLE if status.phase is IncarnationPhase.AVAILABLE else InstancePhase.OPENING

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from aurora_ray.compute.commands import Command
-    from aurora_ray.compute.config import Opened, Outcome, WriterConfig, WriterStatus
+    from aurora_ray.compute.config import InstanceConfig, InstanceStatus, Opened, Outcome
     from aurora_ray.control.model.runtime import InstanceProcess
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Reachable:
         """See InstanceProcess."""
         return await self._through(self._process.wait_gone)
 
-    async def open(self, config: WriterConfig) -> Opened:
+    async def open(self, config: InstanceConfig) -> Opened:
         """See InstanceProcess."""
         return await self._through(lambda: self._process.open(config))
 
@@ -72,7 +72,7 @@ class Reachable:
         """See InstanceProcess."""
         return await self._through(self._process.wait_ended)
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         """See InstanceProcess."""
         return await self._through(self._process.status)
 
@@ -87,6 +87,12 @@ class Reachable:
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """See InstanceProcess; partition or not."""
         return await self._process.signal(signo, resume_after_s)
+
+    async def close(self, timeout_s: float) -> None:
+        """See InstanceProcess."""
+        async with asyncio.timeout(timeout_s):
+            await self._open.wait()
+        await self._process.close(timeout_s)
 
     async def abort(self) -> None:
         """See InstanceProcess."""

@@ -1,4 +1,4 @@
-"""Ending an available instance in order, because its engine shall start anew in a fresh process."""
+"""Ending an available instance in order, as its engine shall start anew: in a fresh process, or as another kind."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ async def end_in_order(instance: Instance, notify: Callable[[], None], timeout_s
             await instance.process.end(fast=True, destroy=False, replaced=True, timeout_s=timeout_s)
         except TimeoutError:
             await instance.process.abort()
+
+
+async def end_incarnation(instance: Instance, notify: Callable[[], None], timeout_s: float, reason: str) -> None:
+    """Cuts its sessions and ends its incarnation in order; the process stays, and the loop opens it again. One that
+    cannot do so in `timeout_s` is killed. Its end is no failure: nobody is told of a failover."""
+    instance.end_is_seen()
+    instance.stopping()
+    notify()  # sessions are cut before the engine ends
+    try:
+        await instance.process.close(timeout_s)
+    except ProcessGoneError:
+        return
+    except Exception:
+        with contextlib.suppress(ProcessGoneError):
+            await instance.process.abort()
+        raise
+    instance.ended(reason)

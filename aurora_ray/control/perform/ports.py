@@ -21,7 +21,7 @@ def free_ports(fleet: Fleet, host: str, count: int, *, after: int = 0) -> list[i
 
     Raises ConfigurationError if there are too few.
     """
-    taken = {port for c in fleet.clusters for port in (c.port, c.reader_port, *(i.port for i in c.instances))}
+    taken = {port for c in fleet.clusters for port in (*c.endpoint_ports().values(), *(i.port for i in c.instances))}
     free: list[int] = []
     for port in _in_turn(after):
         if port not in taken:

@@ -5,66 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from aurora_ray import telemetry
 from aurora_ray.compute import signals
-from aurora_ray.compute.commands import AddGroup, ChangeMembers, UpdateNodes
-from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, WriterConfig
+from aurora_ray.compute.commands import ChangeMembers, UpdateNodes
+from aurora_ray.compute.config import HalfMadeVolumeError, InstanceConfig
 from aurora_ray.compute.kinds import require_runnable
-from aurora_ray.control.decide import graveyard, reconcile, replacement, sizing
+from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, scaling, sizing
+from aurora_ray.control.decide import serverless as decided
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.placement import az_to_start, place_group
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import StorageNode
 from aurora_ray.control.model.store import volume_spec
 from aurora_ray.control.observe import endpoints
-from aurora_ray.control.perform.ending import end_in_order
+from aurora_ray.control.perform import backing, growth, passfiles, past, reading, regions, serverless
+from aurora_ray.control.perform.ending import end_in_order, end_incarnation
+from aurora_ray.control.perform.means import END_TIMEOUT_S, Means, engine_choice
+from aurora_ray.control.perform.order import let_the_writer_go_first
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.errors import AuroraError, PortInUseError
-from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from aurora_ray.control.model.declared import Declared
-    from aurora_ray.control.model.runtime import ControlConfig, NodeProcess
-    from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet
-    from aurora_ray.control.observe.processes import Processes
-    from aurora_ray.control.report.events import EventLog
-    from aurora_ray.volume.spec import NodeAddress
+    from aurora_ray.control.model.state import DBInstance, Fleet
 
-END_TIMEOUT_S: Final = 90.0
 REMOVE_TIMEOUT_S: Final = 10.0
 AZ_GRACE_S: Final = 10.0
 
 _REPLACEMENTS: Final = telemetry.counter("aurora_control_replacements", "Storage nodes that others took the place of.")
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What actions are carried out with. `cut_off` tells a storage node of the partitions that are in force,
-    `notify` says that something changed,
-    `open_control` opens the control volume, `runs_for_s` says for how long this control plane has been looking."""
-
-    config: ControlConfig
-    declared: Declared
-    processes: Processes
-    events: EventLog
-    say: Callable[[str], None]
-    notify: Callable[[], None]
-    cut_off: Callable[[str, NodeProcess], Awaitable[None]]
-    open_control: Callable[[], Awaitable[None]]
-    runs_for_s: Callable[[], float]
-
-    def addresses(self) -> tuple[NodeAddress, ...]:
-        """The running storage nodes, for a volume client."""
-        return self.processes.addresses(self.declared.fleet.nodes)
 
 
 async def perform(means: Means, action: reconcile.Action) -> None:
@@ -81,7 +57,10 @@ async def _give_up_deleted(means: Means, action: graveyard.GiveUpDeleted) -> Non
 
 
 async def _forget_cluster(means: Means, action: reconcile.ForgetCluster) -> None:
-    await means.declared.commit(lambda fleet: graveyard.with_deleted(fleet, action.cluster, means.config.graveyard_s))
+    fleet = await means.declared.commit(
+        lambda fleet: graveyard.with_deleted(fleet, action.cluster, means.config.graveyard_s)
+    )
+    passfiles.follow(means.config.data_dir, fleet, means.say)
 
 
 # ---- storage nodes
@@ -119,14 +98,23 @@ async def _create_segments(means: Means, action: reconcile.CreateSegments) -> No
     node = means.processes.nodes.get(action.node_id)
     if node is None:
         raise ProcessGoneError(f"storage node {action.node_id} ended meanwhile")
-    for order in action.segments:
-        await means.processes.clients.create_segments(action.node_id, node.seen.address, order)
     # One volume may come in several orders, when its groups have different members.
     created: dict[UUID, tuple[int, ...]] = {}
+    failure: AuroraError | None = None
     for order in action.segments:
-        created[order.volume_id] = (*created.get(order.volume_id, ()), *order.groups)
+        try:
+            if order.origin is not None and not order.empty:
+                await means.processes.clients.fork(action.node_id, node.seen.address, order)
+            else:
+                await means.processes.clients.create_segments(action.node_id, node.seen.address, order)
+        except AuroraError as error:  # a fork that cannot be made is no reason to make nothing else
+            failure = error
+        else:
+            created[order.volume_id] = (*created.get(order.volume_id, ()), *order.groups)
     node.made_segments((volume_id, group) for volume_id, groups in created.items() for group in groups)
     await means.declared.commit(lambda fleet: fleet.with_created(action.node_id, created))
+    if failure is not None:
+        raise failure
 
 
 async def _drop_volumes(means: Means, action: reconcile.DropVolumes) -> None:
@@ -181,15 +169,17 @@ async def _note_placements(means: Means, action: replacement.NotePlacements) -> 
 
 async def _remove_node(means: Means, action: replacement.RemoveNode) -> None:
     node_id = action.node_id
-    running = means.processes.nodes.get(node_id)
+    known = means.processes.nodes.get(node_id)
     node = next((n for n in means.declared.fleet.nodes if n.node_id == node_id), StorageNode(node_id, ""))
+    # One whose start had no answer runs all the same.
+    running = known.process if known is not None else await means.processes.runtime.find_node(node_id)
     if running is not None:
-        node = replace(node, host=running.process.info.host)
+        node = replace(node, host=running.info.host)
         try:
-            await running.process.stop(destroy=True, timeout_s=REMOVE_TIMEOUT_S)
+            await running.stop(destroy=True, timeout_s=REMOVE_TIMEOUT_S)
         except (AuroraError, TimeoutError):
             with contextlib.suppress(AuroraError, TimeoutError):  # one that stands still has not heard of it
-                await running.process.signal(signals.KILL, None)
+                await running.signal(signals.KILL, None)
     with contextlib.suppress(AuroraError, TimeoutError):  # a machine that is gone has taken the directory along
         await means.processes.runtime.wipe_node(node, means.config)
     await means.declared.commit(lambda fleet: fleet.without_node(node_id))
@@ -199,10 +189,11 @@ async def _remove_node(means: Means, action: replacement.RemoveNode) -> None:
 
 
 async def _start_instance(means: Means, action: reconcile.StartInstance) -> None:
-    declared = _declared(means.declared.fleet, action.cluster, action.instance_id)
+    declared = means.declared.fleet.cluster(action.cluster).instance(action.instance_id)
     require_runnable(declared.role, declared.instance_id)
     declared = await _placed(means, action.cluster, declared)
     choice = engine_choice(means.config, means.declared.fleet.cluster(action.cluster))
+    means.processes.unsure.add(action.instance_id)  # until it answers: if it goes meanwhile, it is looked for
     process = await means.processes.runtime.start_instance(action.instance_id, declared.az, choice)
     await means.processes.add_instance(action.instance_id, process)
 
@@ -215,8 +206,12 @@ async def _placed(means: Means, cluster: str, declared: DBInstance) -> DBInstanc
     if az == declared.az:
         return declared
     means.say(f"AZ {declared.az} is gone: {declared.instance_id} moves to {az}")
-    fleet = await means.declared.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
-    return _declared(fleet, cluster, declared.instance_id)
+
+    def change(fleet: Fleet) -> Fleet:
+        return fleet.with_instance(cluster, replace(fleet.cluster(cluster).instance(declared.instance_id), az=az))
+
+    fleet = await means.declared.commit(change)
+    return fleet.cluster(cluster).instance(declared.instance_id)
 
 
 def _azs_that_ran(means: Means, azs: Mapping[str, str]) -> set[str]:
@@ -232,10 +227,15 @@ async def _open_instance(means: Means, action: reconcile.OpenInstance) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is None:
         raise ProcessGoneError(f"the process of {action.instance_id} ended meanwhile")
+    await let_the_writer_go_first(means.declared, means.processes, action.cluster, action.instance_id)
     machine = this_machine()
     await means.declared.commit(lambda fleet: sizing.to_open(fleet, action.cluster, action.instance_id, machine))
-    config = _writer_config(means, action)
-    instance.opening(means.processes.told_addresses())
+    config = _config_of(means, action)
+    await means.processes.runtime.have_spare(
+        action.instance_id, config.az, config.engine, wanted=config.role is Role.WRITER
+    )
+    source = tuple(sorted((n.node_id, n.address) for n in config.source.nodes)) if config.source is not None else ()
+    instance.opening(means.processes.told_addresses(), config.role, source)
     try:
         opened = await instance.process.open(config)
         instance.has_opened(opened)
@@ -251,7 +251,11 @@ async def _open_instance(means: Means, action: reconcile.OpenInstance) -> None:
     for trouble in opened.troubles:
         means.say(f"{action.instance_id}: {trouble.sentence}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
-    means.say(f"{action.instance_id} is available in epoch {opened.epoch} ({stages})")
+    where = f"in epoch {opened.epoch}" if config.role in OWNERS else f"from LSN {opened.vdl:,} on"
+    told = f"{config.role} {action.instance_id} is available {where} ({stages})"
+    means.say(told)
+    if config.role is Role.READER:
+        means.events.note(EventKind.READER, action.instance_id, told, action.cluster)
 
 
 async def _note_repaired(means: Means, action: reconcile.NoteRepaired) -> None:
@@ -272,11 +276,13 @@ async def _note_initialised(means: Means, action: reconcile.NoteInitialised) -> 
     await means.declared.commit(change)
 
 
-def _writer_config(means: Means, action: reconcile.OpenInstance) -> WriterConfig:
+def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
     cluster = means.declared.fleet.cluster(action.cluster)
-    declared = _declared(means.declared.fleet, action.cluster, action.instance_id)
+    declared = cluster.instance(action.instance_id)
     require_runnable(declared.role, declared.instance_id)
-    return WriterConfig(
+    writes, known = declared.role is Role.WRITER, cluster.membership
+    source = means.regions.source(cluster) if declared.role is Role.REPLICATOR else None
+    return InstanceConfig(
         cluster=cluster.name,
         instance_id=declared.instance_id,
         az=declared.az,
@@ -287,24 +293,20 @@ def _writer_config(means: Means, action: reconcile.OpenInstance) -> WriterConfig
         host=means.config.listen_host,
         port=declared.port,
         superuser_password=cluster.superuser_password,
-        initialise=action.initialise,
+        initialise=action.initialise and writes,
         cache_bytes=cluster.cache_bytes or means.config.cache_bytes,
         health=means.config.health_rules,
         open_timeout_s=means.config.stuck_after_s,
         parameters=cluster.parameters,
-        repairs=cluster.repairs,
+        repairs=cluster.repairs if writes else (),
+        groups_max=cluster.volume.groups_max(means.config.volume_limit_bytes),
         memory_bytes=declared.memory_bytes,
-    )
-
-
-def engine_choice(config: ControlConfig, cluster: DBCluster) -> EngineChoice:
-    """The engine of a cluster, as its instances are told."""
-    return EngineChoice(
-        engine=cluster.engine,
-        version=cluster.engine_version,
-        data_dir=config.data_dir,
-        engine_user=config.engine_user,
-        bin_dir=Path(cluster.bin_dir) if cluster.bin_dir else None,
+        backup=backups.order_of(means.declared.fleet, cluster) if declared.role is Role.BACKUP else None,
+        restore=backing.restore_order(cluster) if writes else None,
+        capacity=serverless.order_to_open(means, cluster, declared),
+        turns=cluster.succession,
+        first_lsn=known.first_lsn if known is not None else 0,
+        source=source,
     )
 
 
@@ -330,15 +332,17 @@ async def _replace_port(means: Means, action: reconcile.OpenInstance, taken: int
     """Somebody else took the port while no engine listened on it. Clients know the endpoint's, so another will do."""
 
     def change(fleet: Fleet) -> Fleet:
-        declared = _declared(fleet, action.cluster, action.instance_id)
+        declared = fleet.cluster(action.cluster).instance(action.instance_id)
         if declared.port != taken:
             return fleet
         (port,) = free_ports(fleet, means.config.listen_host, 1, after=taken)
         return fleet.with_instance(action.cluster, replace(declared, port=port))
 
     fleet = await means.declared.commit(change)
-    port = _declared(fleet, action.cluster, action.instance_id).port
-    means.say(f"port {taken} of {action.instance_id} is in use by something else; it listens on {port} from now on")
+    port = fleet.cluster(action.cluster).instance(action.instance_id).port
+    moved = f"port {taken} of {action.instance_id} is in use by something else; it listens on {port} from now on"
+    means.say(moved)
+    means.events.note(EventKind.CLUSTER, action.instance_id, moved, action.cluster)
 
 
 async def _tell_instance(means: Means, action: reconcile.TellInstance) -> None:
@@ -355,54 +359,43 @@ async def _resize(means: Means, action: sizing.ResizeInstance) -> None:
         await end_in_order(instance, means.notify, END_TIMEOUT_S)
 
 
+async def _change_role(means: Means, action: reconcile.ChangeRole) -> None:
+    """The loop opens it again."""
+    instance = means.processes.instances.get(action.instance_id)
+    if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
+        await end_incarnation(instance, means.notify, END_TIMEOUT_S, f"it is going to be a {action.role}")
+
+
 async def _stop_instance(means: Means, action: reconcile.StopInstance) -> None:
     instance = means.processes.instances.get(action.instance_id)
-    if instance is not None:
+    if instance is None:  # its start had no answer
+        process = await means.processes.runtime.find_instance(action.instance_id)
+    else:
         instance.stopping()
-        await instance.process.end(fast=False, destroy=True, timeout_s=END_TIMEOUT_S)
-        means.processes.instances.pop(action.instance_id, None)
+        process = instance.process
+    if process is not None:
+        await process.end(fast=False, destroy=True, timeout_s=END_TIMEOUT_S)
+    means.processes.instances.pop(action.instance_id, None)
+    means.processes.unsure.discard(action.instance_id)
 
 
 async def _move_endpoint(means: Means, action: endpoints.MoveEndpoint) -> None:
     """Somebody else took the port while the fleet was down. Clients find the new one in `aurora status`."""
-    before = means.declared.fleet.cluster(action.cluster).endpoint_port(action.role)
+    before = means.declared.fleet.cluster(action.cluster).endpoint_ports().get(action.endpoint, 0)
 
     def change(fleet: Fleet) -> Fleet:
         cluster = fleet.cluster(action.cluster)
         (port,) = free_ports(fleet, means.config.listen_host, 1, after=before)
-        if cluster.endpoint_port(action.role) != before:
+        if cluster.endpoint_ports().get(action.endpoint, 0) != before:
             return fleet
-        return fleet.with_cluster(cluster.with_endpoint_port(action.role, port))
+        return fleet.with_cluster(cluster.with_endpoint_port(action.endpoint, port))
 
-    after = (await means.declared.commit(change)).cluster(action.cluster).endpoint_port(action.role)
-    told = f"port {before} of its {action.role} endpoint is in use by something else: clients find it at {after} now"
+    after = (await means.declared.commit(change)).cluster(action.cluster).endpoint_ports().get(action.endpoint, 0)
+    told = (
+        f"port {before} of its {action.endpoint} endpoint is in use by something else: clients find it at {after} now"
+    )
     means.say(f"{action.cluster}: {told}")
     means.events.note(EventKind.CLUSTER, action.cluster, told, action.cluster)
-
-
-# ---- growth
-
-
-async def _allocate_group(means: Means, action: reconcile.AllocateGroup) -> None:
-    def change(fleet: Fleet) -> Fleet:
-        cluster = fleet.cluster(action.cluster)
-        if len(cluster.volume.groups) != action.group:
-            return fleet
-        group = place_group(action.group, fleet.azs, fleet.nodes, fleet.volumes())
-        return fleet.with_volume(replace(cluster.volume, groups=(*cluster.volume.groups, group)))
-
-    await means.declared.commit(change)
-
-
-async def _add_group(means: Means, action: reconcile.AddGroup) -> None:
-    instance = means.processes.instances.get(action.instance_id)
-    if instance is not None:
-        await instance.process.do(AddGroup(GroupPlacement(action.group.group, action.group.node_ids)))
-        instance.got_group(action.group.group)
-
-
-def _declared(fleet: Fleet, cluster: str, instance_id: str) -> DBInstance:
-    return next(i for i in fleet.cluster(cluster).instances if i.instance_id == instance_id)
 
 
 _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[None]]]] = {
@@ -417,12 +410,34 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     reconcile.NoteRepaired: _note_repaired,
     reconcile.TellInstance: _tell_instance,
     reconcile.StopInstance: _stop_instance,
-    reconcile.AllocateGroup: _allocate_group,
-    reconcile.AddGroup: _add_group,
+    reconcile.ChangeRole: _change_role,
+    reconcile.AllocateGroup: growth.allocate_group,
+    reconcile.AddGroup: growth.add_group,
     reconcile.ForgetCluster: _forget_cluster,
     endpoints.MoveEndpoint: _move_endpoint,
     graveyard.GiveUpDeleted: _give_up_deleted,
+    backups.ReopenBackup: backing.reopen_backup,
+    forks.FollowVolume: past.follow_volume,
+    forks.KeepHistory: past.keep_history,
+    forks.ForgetPast: past.forget_past,
+    forks.EndTemporary: past.end_temporary,
+    regional.StepDown: regions.step_down,
+    regional.Follow: regions.follow,
+    regional.Drain: regions.drain_primary,
+    regional.AskToMakeWay: regions.ask_to_make_way,
+    regional.NoteEnd: regions.note_end,
+    regional.Promote: regions.promote_copy,
+    regional.GiveUpTurn: regions.give_up_turn,
+    regional.NoteRegions: regions.note_regions,
+    regional.NoteCopied: regions.note_copied,
+    regional.TellSource: regions.tell_source,
     sizing.ResizeInstance: _resize,
+    scaling.ScaleReaders: reading.scale_readers,
+    scaling.RemoveDrained: reading.remove_drained,
+    reconcile.PauseInstance: serverless.pause_instance,
+    decided.ScaleInstance: serverless.scale_instance,
+    decided.PauseCluster: serverless.pause_cluster,
+    decided.ResumeCluster: serverless.resume_cluster,
     replacement.ReplaceNode: _replace_node,
     replacement.CancelReplacement: _cancel_replacement,
     replacement.ChangeMembers: _change_members,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aurora_ray.durable import replace_file
+from aurora_ray.errors import UNDECODABLE
 from aurora_ray.troubles import Trouble, TroubleCode
 
 FILE_NAME: Final = "events.jsonl"
@@ -34,6 +35,9 @@ class EventKind(StrEnum):
     FLEET = "fleet"  # the control plane opened its state, or the fleet is stopped
     CLUSTER = "cluster"  # declared, available, deleted, restored, given up
     FAILOVER = "failover"
+    READER = "reader"  # added, available, ended, removed
+    CAPACITY = "capacity"  # of an instance that is serverless; its cluster was paused or resumed
+    REGION = "region"  # of a global cluster: added, promoted, follows, left
     REPLACEMENT = "replacement"  # of a storage node
     STATE = "state"  # the control state fell back, or was repaired
     TROUBLE = "trouble"  # something is not as it shall be
@@ -107,7 +111,7 @@ def read(data_dir: Path, name: str | None = None, limit: int = EVENTS_MAX) -> li
         try:
             event = json.loads(line)
             about = (event["subject"], event["cluster"], str(event["subject"]).rpartition("-")[0])
-        except (ValueError, KeyError, TypeError):
+        except UNDECODABLE:
             continue
         if name is None or name in about:
             found.append(event)

@@ -3,6 +3,7 @@
     failover                          the outage as a client sees it
       failover.detect                 known to be good -> seen to be lost
       failover.decide                 seen -> the first action for it begins
+      control.ChangeRole              one that was asked for: who was the writer, and who shall be, end at the same time
       control.StartInstance           only when the process went too: a fresh one, maybe in another AZ
       control.OpenInstance            below it, in the writer's process: seal, durable end, mount, engine, recovery
       control.PointEndpoints          sessions are led to the new writer
@@ -29,8 +30,7 @@ from opentelemetry.trace import Span
 from aurora_ray import telemetry
 from aurora_ray.compute.commands import FirstWrite
 from aurora_ray.compute.role import Role
-from aurora_ray.control.decide.reconcile import Action, OpenInstance, StartInstance
-from aurora_ray.control.model.observed import InstancePhase
+from aurora_ray.control.decide.reconcile import Action, ChangeRole, OpenInstance, StartInstance
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase
 from aurora_ray.control.observe.endpoints import PointEndpoints, StartEndpoints
@@ -91,12 +91,11 @@ class Failovers:
     def take_over(self) -> None:
         """Goes on with what an earlier control plane had begun; for when the declared state is known."""
         for instance_id, outage in self._outages.load().items():
-            if self._find(instance_id) is None:
-                self._outages.strike(instance_id)
-                continue
             self.lost(instance_id, outage.why, outage.good_at_ns, outage.noticed_ns)
             failover = self._active.get(instance_id)
-            if failover is not None:
+            if failover is None:  # there is no such writer any more
+                self._outages.strike(instance_id)
+            else:
                 failover.taken_over = True
                 failover.span.add_event("a new control plane took over")
 
@@ -111,6 +110,7 @@ class Failovers:
         found = self._find(instance_id)
         if found is None or found[0].phase is ClusterPhase.DELETING or found[1].role is not Role.WRITER:
             return  # the cluster has its writer, or shall have none
+        self._goes_on_with(found[0].name, instance_id, why)
         if instance_id in self._active:  # it was lost again before anyone wrote: the outage goes on
             failover = self._active[instance_id]
             failover.span.add_event("lost again", {"aurora.why": why})
@@ -132,6 +132,14 @@ class Failovers:
         self._active[instance_id] = _Failover(span, context, cluster.name, good_at_ns, noticed_ns)
         self._outages.note(instance_id, Outage(why, good_at_ns, noticed_ns))
 
+    def _goes_on_with(self, cluster: str, instance_id: str, why: str) -> None:
+        """Another instance is to be the writer now: the outage that its cluster has is the same."""
+        for earlier, failover in list(self._active.items()):
+            if failover.cluster == cluster and earlier != instance_id:
+                self._active[instance_id] = self._active.pop(earlier)
+                self._outages.strike(earlier)
+                self._outages.note(instance_id, Outage(why, failover.good_at_ns, failover.noticed_ns))
+
     @contextmanager
     def around(self, action: Action) -> Iterator[None]:
         """The trace that an action belongs to, if it belongs to one."""
@@ -139,7 +147,7 @@ class Failovers:
         if failover is None:
             yield
             return
-        if not failover.decided and isinstance(action, KillInstance | StartInstance | OpenInstance):
+        if not failover.decided and isinstance(action, KillInstance | StartInstance | OpenInstance | ChangeRole):
             failover.decided = True
             telemetry.record_span(
                 "failover.decide",
@@ -170,7 +178,7 @@ class Failovers:
                     self._flipped(instance_id, failover)
 
     def asked(self, instance_id: str) -> None:
-        """Someone wants the writer to move: the outage begins now."""
+        """Someone wants the writer to move, or another instance to be it (`instance_id`): the outage begins now."""
         now_ns = self._clock_ns()
         self.lost(instance_id, "a failover was asked for", now_ns, now_ns)
 
@@ -213,6 +221,9 @@ class Failovers:
         self._say(f"{failover.cluster} was without a writer for {outage_s:.2f} s")
 
     def _of(self, action: Action) -> _Failover | None:
+        if isinstance(action, ChangeRole):  # of the writer before, too: its end is a part of the outage
+            cluster = self._declared.fleet.cluster_of(action.instance_id)
+            return next((f for f in self._active.values() if cluster is not None and f.cluster == cluster.name), None)
         if isinstance(action, StartInstance | OpenInstance | KillInstance):
             return self._active.get(action.instance_id)
         if isinstance(action, PointEndpoints | StartEndpoints):
@@ -221,7 +232,7 @@ class Failovers:
 
     def _is_available(self, instance_id: str) -> bool:
         instance = self._processes.instances.get(instance_id)
-        return instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
+        return instance is not None and instance.seen.serves(Role.WRITER)
 
     def _find(self, instance_id: str) -> tuple[DBCluster, DBInstance] | None:
         for cluster in self._declared.fleet.clusters:

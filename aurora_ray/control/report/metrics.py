@@ -9,13 +9,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
+from aurora_ray.compute.role import Role
+from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.observe.space import space_troubles
 from aurora_ray.errors import AuroraError
 from aurora_ray.telemetry.fleet_metrics import family, merge
 
 if TYPE_CHECKING:
-    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.compute.config import InstanceStatus
     from aurora_ray.control.model.state import Fleet
     from aurora_ray.control.observe.endpoints import Endpoints
     from aurora_ray.control.observe.known import Instance
@@ -29,13 +31,19 @@ REFUSED: Final = "refused_"  # how a storage node's counters of refusals begin
 
 Sample = tuple[Mapping[str, str], float]
 
+_BACKUP_FAMILIES: Final = (
+    ("lsn", "Up to where all is in the bucket"),
+    ("time_s", "When the last flush in the bucket was written, Unix time"),
+    ("lag_s", "For how long something durable is not in the bucket"),
+)
 _ENDPOINT_FAMILIES: Final = (
-    ("open", "gauge", "Sessions that are relayed"),
+    ("open", "gauge", "Sessions, relayed or handed over"),
     ("held", "gauge", "Connections that wait for a target"),
     ("accepted", "counter", "Connections accepted"),
     ("refused", "counter", "Connections refused, as there were too many"),
     ("expired", "counter", "Connections that waited too long for a target"),
     ("cut", "counter", "Sessions reset because their target was withdrawn"),
+    ("handed", "counter", "Sessions whose socket an engine on the same machine was given"),
 )
 _SEGMENT_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
     ("aurora_storage_scl_bytes", "Segment complete LSN", lambda segment: segment.scl),
@@ -95,23 +103,60 @@ def _clusters(
     vdls: list[Sample] = []
     epochs: list[Sample] = []
     up: list[Sample] = []
-    statuses: list[WriterStatus | None] = []
+    statuses: list[InstanceStatus | None] = []
     for cluster in fleet.clusters:
         labels = {"cluster": cluster.name}
         instance = processes.instances.get(cluster.writer().instance_id)
         status = processes.last_status(cluster.writer().instance_id)
         statuses.append(status)
-        up.append((labels, float(instance is not None and instance.seen.phase == "available")))
+        up.append((labels, float(instance is not None and instance.seen.serves(Role.WRITER))))
         if status is not None:
             vdls.append((labels, float(status.vdl)))
             epochs.append((labels, float(status.epoch)))
     yield family("aurora_cluster_up", "gauge", "1 while the writer accepts statements", up)
     yield family("aurora_cluster_vdl_bytes", "gauge", "Volume durable LSN, as last looked at", vdls)
+    lags = [
+        ({"cluster": cluster.name, "instance": reader.instance_id}, instance.seen.lag_ms / 1000)
+        for cluster in fleet.clusters
+        for reader in cluster.readers()
+        if (instance := processes.instances.get(reader.instance_id)) is not None
+        and instance.seen.serves(Role.READER)
+        and instance.seen.lag_ms is not None
+    ]
+    yield family("aurora_reader_lag_seconds", "gauge", "How old what a reader does not show yet is", lags)
+    capacities = [
+        ({"cluster": cluster.name, "instance": each.instance_id}, _acu(processes.instances.get(each.instance_id)))
+        for cluster in fleet.clusters
+        if cluster.capacity is not None
+        for each in cluster.engines()
+    ]
+    yield family("aurora_serverless_acu", "gauge", "Capacity units in force; 0 while it does not run", capacities)
+    paused = [({"cluster": c.name}, float(c.paused_since_s > 0)) for c in fleet.clusters if c.capacity is not None]
+    yield family("aurora_serverless_paused", "gauge", "1 while a cluster is paused", paused)
+    yield from _backups(fleet, processes)
     yield family("aurora_cluster_epoch", "gauge", "The writer's epoch", epochs)
     told = [*troubles, *space_troubles(states), *(t for s in statuses if s is not None for t in s.troubles)]
     counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
     counts = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
     yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", counts)
+
+
+def _acu(instance: Instance | None) -> float:
+    serves = instance is not None and instance.seen.phase is InstancePhase.AVAILABLE
+    return instance.seen.capacity.acu if serves and instance is not None and instance.seen.capacity is not None else 0.0
+
+
+def _backups(fleet: Fleet, processes: Processes) -> Iterable[bytes]:
+    """As last looked at."""
+    told = [
+        ({"cluster": cluster.name}, status.stats)
+        for cluster in fleet.clusters
+        for each in cluster.instances
+        if each.role is Role.BACKUP and (status := processes.last_status(each.instance_id)) is not None
+    ]
+    for name, words in _BACKUP_FAMILIES:
+        samples = [(labels, float(stats[f"backup_{name}"])) for labels, stats in told if f"backup_{name}" in stats]
+        yield family(f"aurora_backup_{name.replace('_s', '_seconds')}", "gauge", words, samples)
 
 
 def _endpoints(states: Mapping[str, EndpointState]) -> Iterable[bytes]:

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from aurora_ray.compute.config import IncarnationPhase
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import lacking
+from aurora_ray.control.model import addresses
+from aurora_ray.control.model.custom_endpoints import CLUSTER, READER
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, Group, StorageNode, VolumeState
-from aurora_ray.control.observe.endpoints import address_of, cluster_endpoint, reader_endpoint
+from aurora_ray.control.observe.endpoints import address_of, endpoint_name
 from aurora_ray.control.observe.space import REFUSING, space_troubles
 from aurora_ray.engine.registry import adapter
+from aurora_ray.log.sizes import VOLUME_BYTES_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aurora_ray.compute.config import WriterStatus
+    from aurora_ray.compute.config import InstanceStatus
     from aurora_ray.control.model.attempt import Attempt
     from aurora_ray.control.observe.known import Instance, Node
     from aurora_ray.endpoint.host import EndpointState
     from aurora_ray.storage.v1 import storage_pb2 as pb
     from aurora_ray.troubles import Trouble
 
-VOLUME_BYTES_MAX: Final = 128 << 40
 
-
-def passfile(data_dir: Path, cluster: str) -> Path:
+def passfile(data_dir: Path, name: str, engine: str) -> Path:
     """Where the password of a cluster's superuser lies, for clients on this machine."""
-    return data_dir / "passfiles" / f"{cluster}.pgpass"
+    return data_dir / "passfiles" / f"{name}{adapter(engine).passfile_suffix}"
 
 
 def dsn(cluster: DBCluster, host: str, port: int, data_dir: Path) -> str:
     """A connection string without a secret in it."""
-    return adapter(cluster.engine).client.dsn([(host, port)], passfile(data_dir, cluster.name))
+    return adapter(cluster.engine).client.dsn([(host, port)], passfile(data_dir, cluster.name, cluster.engine))
 
 
 def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: Path) -> str:
@@ -46,23 +48,53 @@ def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: 
     addresses = [
         (machine, instance.port)
         for instance in cluster.instances
+        if instance.role is not Role.BACKUP
         for machine in machines or [address_of(listen_host, "127.0.0.1")]
     ]
-    return adapter(cluster.engine).client.dsn(addresses, passfile(data_dir, cluster.name), writable=True)
+    return adapter(cluster.engine).client.dsn(
+        addresses, passfile(data_dir, cluster.name, cluster.engine), writable=True
+    )
+
+
+def driver(cluster: DBCluster, listen_host: str, data_dir: Path) -> dict[str, str] | None:
+    """What drivers need that tell instances apart by their host alone (README). None where there are no such addresses:
+    the fleet does not listen on this machine alone."""
+    if not addresses.are_there(listen_host):
+        return None
+    at = {name: addresses.own_address(port or cluster.port) for name, port in cluster.endpoint_ports().items()}
+    return {
+        "host_pattern": addresses.HOST_PATTERN,
+        "dsn": dsn(cluster, at[CLUSTER], cluster.port, data_dir),
+        "reader_dsn": dsn(cluster, at[READER], cluster.port, data_dir),
+    }
 
 
 def cluster_state(cluster: DBCluster, instances: Mapping[str, Instance], attempts: Mapping[Key, Attempt]) -> str:
-    """One word: creating, available, recovering (it was available and will be), failed (someone must act), deleting."""
+    """One word: creating, restoring (read from its backup), available, paused (whoever connects wakes it), recovering
+    (it was available and will be), failed (someone must act), deleting; in a secondary region copying (pages come),
+    following."""
     if cluster.phase is ClusterPhase.DELETING:
         return "deleting"
+    if cluster.paused_since_s:
+        return "paused"
     writer = cluster.writer().instance_id
     instance = instances.get(writer)
-    if instance is not None and instance.seen.phase is InstancePhase.AVAILABLE:
-        return "available"
+    if instance is not None and (word := _served(cluster, instance)):
+        return word
     attempt = attempts.get(key(Kind.INSTANCE, writer))
     if attempt is not None and attempt.permanent:
         return "failed"
     return "recovering" if cluster.volume.initialised else "creating"
+
+
+def _served(cluster: DBCluster, instance: Instance) -> str:
+    if instance.seen.serves(Role.WRITER):
+        return "available"
+    if cluster.is_restored_now() and instance.seen.serves(Role.STATIC):
+        return "restoring"  # it can be read
+    if instance.seen.serves(Role.REPLICATOR):
+        return "following" if instance.seen.copied else "copying"
+    return ""
 
 
 def report_cluster(
@@ -73,13 +105,14 @@ def report_cluster(
     listen_host: str,
     nodes: Mapping[str, Node],
     instances: Mapping[str, Instance],
-    statuses: Mapping[str, WriterStatus | None],
+    statuses: Mapping[str, InstanceStatus | None],
     node_states: Mapping[str, pb.StateReply],
     attempts: Mapping[Key, Attempt],
     endpoints: Mapping[str, Any],
     notes: tuple[str, ...] = (),
     faults: Sequence[Mapping[str, Any]] = (),
     troubles: Iterable[Trouble] = (),
+    limit_bytes: int = VOLUME_BYTES_MAX,
 ) -> dict[str, Any]:
     """The whole of `aurora status NAME --json`. `faults`: see chaos.in_force; `troubles`: of the fleet as a whole."""
     status = statuses.get(cluster.writer().instance_id)
@@ -95,11 +128,13 @@ def report_cluster(
         "engine": cluster.engine,
         "engine_version": cluster.engine_version,
         "parameters": dict(cluster.parameters),
+        "scaling": cluster.scaling.report() if cluster.scaling is not None else None,
         "state": cluster_state(cluster, instances, attempts),
         "region": fleet.region,
         "epoch": status.epoch if status is not None else 0,
         "vdl": max([status.vdl if status is not None else 0, *(node["vdl"] for node in storage)]),
         "endpoints": {**endpoints, "instances": {"dsn": instances_dsn(cluster, fleet, listen_host, data_dir)}},
+        "driver": driver(cluster, listen_host, data_dir),
         "instances": [
             _instance(i, instances, statuses, attempts)
             | {"dsn": dsn(cluster, _host(listen_host, instances.get(i.instance_id)), i.port, data_dir)}
@@ -110,7 +145,7 @@ def report_cluster(
             "id": str(volume_id),
             "bytes": status.used_bytes if status is not None else 0,
             "protection_groups": len(cluster.volume.groups),
-            "limit_bytes": VOLUME_BYTES_MAX,
+            "limit_bytes": limit_bytes,
         },
         "faults": [dict(fault) for fault in faults],
         "troubles": [
@@ -120,7 +155,7 @@ def report_cluster(
     }
 
 
-def _told(statuses: Iterable[WriterStatus | None]) -> Iterator[Trouble]:
+def _told(statuses: Iterable[InstanceStatus | None]) -> Iterator[Trouble]:
     for status in statuses:
         if status is not None:
             yield from status.troubles
@@ -140,20 +175,23 @@ def _to_be_replaced(fleet: Fleet, nodes: Mapping[str, Node]) -> Iterator[str]:
 def report_endpoints(
     cluster: DBCluster,
     data_dir: Path,
-    addresses: Mapping[Role, tuple[str, int]],
+    addresses: Mapping[str, tuple[str, int]],
     states: Mapping[str, EndpointState],
 ) -> dict[str, Any]:
-    """Where clients connect: addresses that stay. `sessions`: open and held ones, null if they are not known."""
-    reported: dict[str, Any] = {}
-    for which, role, name in (
-        ("cluster", Role.WRITER, cluster_endpoint(cluster.name)),
-        ("reader", Role.READER, reader_endpoint(cluster.name)),
-    ):
-        host, port = addresses[role]
+    """Where clients connect: addresses that stay. `sessions`: open and held ones now, those that were
+    cut or handed to an engine, null if they are not known."""
+
+    def one(endpoint: str) -> dict[str, Any]:
+        host, port = addresses[endpoint]
+        name = endpoint_name(cluster.name, endpoint)
         stats = states[name].stats if name in states else None
-        sessions = {"open": stats.open, "held": stats.held, "cut": stats.cut} if stats is not None else None
-        reported[which] = {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
-    return reported
+        names = ("open", "held", "cut", "handed")
+        sessions = {each: getattr(stats, each) for each in names} if stats is not None else None
+        return {"host": host, "port": port, "dsn": dsn(cluster, host, port, data_dir), "sessions": sessions}
+
+    known = [instance.instance_id for instance in cluster.instances]
+    custom = [each.report(known) | one(each.name) for each in cluster.custom_endpoints]
+    return {CLUSTER: one(CLUSTER), READER: one(READER), "custom": custom}
 
 
 def _host(listen_host: str, instance: Instance | None) -> str:
@@ -163,34 +201,44 @@ def _host(listen_host: str, instance: Instance | None) -> str:
 def _instance(
     declared: DBInstance,
     instances: Mapping[str, Instance],
-    statuses: Mapping[str, WriterStatus | None],
+    statuses: Mapping[str, InstanceStatus | None],
     attempts: Mapping[Key, Attempt],
 ) -> dict[str, Any]:
     instance_id = declared.instance_id
     instance, status = instances.get(instance_id), statuses.get(instance_id)
     attempt = attempts.get(key(Kind.INSTANCE, instance_id))
     state = str(instance.seen.phase) if instance is not None else "no process"
-    if instance is not None and instance.seen.phase is InstancePhase.OPENING and status is not None:
-        state = str(status.phase)
     reason = instance.seen.reason if instance is not None else ""
+    if instance is not None and instance.seen.phase is InstancePhase.OPENING and status is not None:
+        state, reason = str(status.phase), status.reason or reason  # how far it is says more than why it was opened
     return {
         "id": instance_id,
         "role": str(declared.role),
+        "tier": declared.promotion_tier,
+        "draining": declared.leaving_since_s > 0,
         "az": declared.az,
         "state": state,
         "pid": (status.pid or None) if status is not None else None,
         "port": declared.port,
+        "host_id": addresses.host_id(declared.port),
         "declared_memory_bytes": declared.memory_bytes or None,
         "next_memory_bytes": declared.next_memory_bytes or None,
         **_size(status),
         "stats": dict(status.stats) if status is not None else {},
         "socket_dir": (status.socket_dir or None) if status is not None else None,
-        "lag_ms": 0 if declared.role is Role.WRITER else None,
+        "volume": (status.volume_id or None) if status is not None else None,
+        "lag_ms": 0 if declared.role is Role.WRITER else _lag_ms(status),
         "reason": reason or (attempt.error if attempt is not None else ""),
     }
 
 
-def _size(status: WriterStatus | None) -> dict[str, Any]:
+def _lag_ms(status: InstanceStatus | None) -> float | None:
+    """Null while it does not follow: what it was is no news."""
+    follows = status is not None and status.phase is IncarnationPhase.AVAILABLE and status.role is not Role.WRITER
+    return round(status.lag_ms, 1) if status is not None and follows and status.lag_ms is not None else None
+
+
+def _size(status: InstanceStatus | None) -> dict[str, Any]:
     """Of a running instance: on a machine that is smaller than its size, less memory than it was declared with."""
     size = status.size if status is not None else None
     if size is None:

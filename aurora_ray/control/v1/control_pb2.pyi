@@ -33,7 +33,7 @@ class InfoReply(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., data_dir: _Optional[str] = ..., fleet_id: _Optional[str] = ..., region: _Optional[str] = ..., epoch: _Optional[int] = ..., open: _Optional[bool] = ...) -> None: ...
 
 class CreateClusterRequest(_message.Message):
-    __slots__ = ("name", "engine", "engine_version", "bin_dir", "cache_bytes", "exist_ok", "timeout_s", "memory_bytes")
+    __slots__ = ("name", "engine", "engine_version", "bin_dir", "cache_bytes", "exist_ok", "timeout_s", "memory_bytes", "readers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class CreateClusterRequest(_message.Message):
     EXIST_OK_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     engine: str
     engine_version: str
@@ -50,7 +51,8 @@ class CreateClusterRequest(_message.Message):
     exist_ok: bool
     timeout_s: float
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., bin_dir: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., exist_ok: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    readers: int
+    def __init__(self, name: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., bin_dir: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., exist_ok: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., readers: _Optional[int] = ...) -> None: ...
 
 class CreateClusterReply(_message.Message):
     __slots__ = ("created",)
@@ -59,12 +61,14 @@ class CreateClusterReply(_message.Message):
     def __init__(self, created: _Optional[bool] = ...) -> None: ...
 
 class WaitAvailableRequest(_message.Message):
-    __slots__ = ("name", "timeout_s")
+    __slots__ = ("name", "timeout_s", "all_readers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    ALL_READERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     timeout_s: float
-    def __init__(self, name: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    all_readers: bool
+    def __init__(self, name: _Optional[str] = ..., timeout_s: _Optional[float] = ..., all_readers: _Optional[bool] = ...) -> None: ...
 
 class WaitAvailableReply(_message.Message):
     __slots__ = ()
@@ -81,12 +85,14 @@ class DescribeClusterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class DeleteClusterRequest(_message.Message):
-    __slots__ = ("name", "timeout_s")
+    __slots__ = ("name", "timeout_s", "declare_only")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    DECLARE_ONLY_FIELD_NUMBER: _ClassVar[int]
     name: str
     timeout_s: float
-    def __init__(self, name: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    declare_only: bool
+    def __init__(self, name: _Optional[str] = ..., timeout_s: _Optional[float] = ..., declare_only: _Optional[bool] = ...) -> None: ...
 
 class DeleteClusterReply(_message.Message):
     __slots__ = ()
@@ -106,6 +112,74 @@ class FailoverClusterReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AddReadersRequest(_message.Message):
+    __slots__ = ("name", "count", "tier", "memory_bytes", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    count: int
+    tier: int
+    memory_bytes: int
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., count: _Optional[int] = ..., tier: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class RemoveReaderRequest(_message.Message):
+    __slots__ = ("instance", "timeout_s")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    timeout_s: float
+    def __init__(self, instance: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class AutoscaleReadersRequest(_message.Message):
+    __slots__ = ("name", "off", "min", "max", "metric", "target", "cooldown_out_s", "cooldown_in_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    COOLDOWN_OUT_S_FIELD_NUMBER: _ClassVar[int]
+    COOLDOWN_IN_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    off: bool
+    min: int
+    max: int
+    metric: str
+    target: float
+    cooldown_out_s: float
+    cooldown_in_s: float
+    def __init__(self, name: _Optional[str] = ..., off: _Optional[bool] = ..., min: _Optional[int] = ..., max: _Optional[int] = ..., metric: _Optional[str] = ..., target: _Optional[float] = ..., cooldown_out_s: _Optional[float] = ..., cooldown_in_s: _Optional[float] = ...) -> None: ...
+
+class CreateEndpointRequest(_message.Message):
+    __slots__ = ("name", "endpoint", "kind", "members", "excluded", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    endpoint: str
+    kind: str
+    members: _containers.RepeatedScalarFieldContainer[str]
+    excluded: _containers.RepeatedScalarFieldContainer[str]
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., endpoint: _Optional[str] = ..., kind: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., excluded: _Optional[_Iterable[str]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class DeleteEndpointRequest(_message.Message):
+    __slots__ = ("name", "endpoint", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    endpoint: str
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., endpoint: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
 class ModifyClusterRequest(_message.Message):
     __slots__ = ("name", "memory_bytes", "at_next_start", "timeout_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +191,22 @@ class ModifyClusterRequest(_message.Message):
     at_next_start: bool
     timeout_s: float
     def __init__(self, name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., at_next_start: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ScaleClusterRequest(_message.Message):
+    __slots__ = ("name", "off", "min_acu", "max_acu", "pause_after_s", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    MIN_ACU_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACU_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    off: bool
+    min_acu: float
+    max_acu: float
+    pause_after_s: float
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., off: _Optional[bool] = ..., min_acu: _Optional[float] = ..., max_acu: _Optional[float] = ..., pause_after_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ModifyParametersRequest(_message.Message):
     __slots__ = ("name", "set", "reset")
@@ -224,3 +314,171 @@ class MetricsReply(_message.Message):
 class TrailRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CloneClusterRequest(_message.Message):
+    __slots__ = ("source", "name", "at", "memory_bytes", "temporary_s", "timeout_s")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TEMPORARY_S_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    at: str
+    memory_bytes: int
+    temporary_s: float
+    timeout_s: float
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., temporary_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class BacktrackClusterRequest(_message.Message):
+    __slots__ = ("name", "to", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    to: str
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., to: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class MarkClusterRequest(_message.Message):
+    __slots__ = ("name", "label", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    label: str
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class SetBacktrackWindowRequest(_message.Message):
+    __slots__ = ("name", "window_s", "log_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_S_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    window_s: int
+    log_bytes: int
+    def __init__(self, name: _Optional[str] = ..., window_s: _Optional[int] = ..., log_bytes: _Optional[int] = ...) -> None: ...
+
+class SetBackupRequest(_message.Message):
+    __slots__ = ("name", "url", "key_file", "retention_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    KEY_FILE_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    url: str
+    key_file: str
+    retention_s: int
+    def __init__(self, name: _Optional[str] = ..., url: _Optional[str] = ..., key_file: _Optional[str] = ..., retention_s: _Optional[int] = ...) -> None: ...
+
+class RestoreBackupRequest(_message.Message):
+    __slots__ = ("url", "name", "cluster", "at", "key_file", "timeout_s")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FILE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    name: str
+    cluster: str
+    at: str
+    key_file: str
+    timeout_s: float
+    def __init__(self, url: _Optional[str] = ..., name: _Optional[str] = ..., cluster: _Optional[str] = ..., at: _Optional[str] = ..., key_file: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class CreateGlobalClusterRequest(_message.Message):
+    __slots__ = ("global_cluster", "cluster")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    cluster: str
+    def __init__(self, global_cluster: _Optional[str] = ..., cluster: _Optional[str] = ...) -> None: ...
+
+class InviteRegionRequest(_message.Message):
+    __slots__ = ("global_cluster", "guest")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    GUEST_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    guest: bytes
+    def __init__(self, global_cluster: _Optional[str] = ..., guest: _Optional[bytes] = ...) -> None: ...
+
+class JoinGlobalClusterRequest(_message.Message):
+    __slots__ = ("invitation", "readers", "memory_bytes", "timeout_s")
+    INVITATION_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    invitation: bytes
+    readers: int
+    memory_bytes: int
+    timeout_s: float
+    def __init__(self, invitation: _Optional[bytes] = ..., readers: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class WaitCopiedRequest(_message.Message):
+    __slots__ = ("global_cluster", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class RemoveRegionRequest(_message.Message):
+    __slots__ = ("global_cluster", "region", "keep", "force", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    region: str
+    keep: bool
+    force: bool
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., region: _Optional[str] = ..., keep: _Optional[bool] = ..., force: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class LeaveGlobalClusterRequest(_message.Message):
+    __slots__ = ("global_cluster", "keep", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    keep: bool
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., keep: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class TurnRequest(_message.Message):
+    __slots__ = ("global_cluster", "region", "way", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    region: str
+    way: str
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., region: _Optional[str] = ..., way: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class DescribeRegionRequest(_message.Message):
+    __slots__ = ("global_cluster",)
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    def __init__(self, global_cluster: _Optional[str] = ...) -> None: ...
+
+class ExchangeViewsRequest(_message.Message):
+    __slots__ = ("global_cluster", "view")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    view: bytes
+    def __init__(self, global_cluster: _Optional[str] = ..., view: _Optional[bytes] = ...) -> None: ...
+
+class MakeWayRequest(_message.Message):
+    __slots__ = ("global_cluster", "generation")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    generation: int
+    def __init__(self, global_cluster: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...

@@ -34,6 +34,36 @@ class ControlStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CloneCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/CloneCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CloneClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.BacktrackCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/BacktrackCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.BacktrackClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.MarkCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/MarkCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.MarkClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.SetBacktrackWindow = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/SetBacktrackWindow',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBacktrackWindowRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.SetBackup = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/SetBackup',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBackupRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.RestoreBackup = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/RestoreBackup',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RestoreBackupRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/Info',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InfoRequest.SerializeToString,
@@ -69,9 +99,39 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.FailoverClusterRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.FailoverClusterReply.FromString,
                 _registered_method=True)
+        self.AddReaders = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/AddReaders',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.AddReadersRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.RemoveReader = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/RemoveReader',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveReaderRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.AutoscaleReaders = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/AutoscaleReaders',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.AutoscaleReadersRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.CreateEndpoint = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/CreateEndpoint',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateEndpointRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.DeleteEndpoint = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/DeleteEndpoint',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DeleteEndpointRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.ModifyCluster = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/ModifyCluster',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ModifyClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.ScaleCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/ScaleCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
                 _registered_method=True)
         self.ModifyParameters = channel.unary_unary(
@@ -109,6 +169,61 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateReply.FromString,
                 _registered_method=True)
+        self.CreateGlobalCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/CreateGlobalCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateGlobalClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.InviteRegion = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/InviteRegion',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InviteRegionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.JoinGlobalCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/JoinGlobalCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.JoinGlobalClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.WaitCopied = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/WaitCopied',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.WaitCopiedRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.RemoveRegion = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/RemoveRegion',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveRegionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.LeaveGlobalCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/LeaveGlobalCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.LeaveGlobalClusterRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.TurnGlobalCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/TurnGlobalCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.DescribeGlobalCluster = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/DescribeGlobalCluster',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.DescribeRegion = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/DescribeRegion',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.ExchangeViews = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/ExchangeViews',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ExchangeViewsRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.MakeWay = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/MakeWay',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.MakeWayRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.InjectFault = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/InjectFault',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InjectFaultRequest.SerializeToString,
@@ -128,6 +243,48 @@ class ControlStub:
 
 class ControlServicer:
     """Missing associated documentation comment in .proto file."""
+
+    def CloneCluster(self, request, context):
+        """A new cluster with all that another one had at a moment, for good or for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BacktrackCluster(self, request, context):
+        """Has a cluster go on from what it was at a moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkCluster(self, request, context):
+        """Gives a cluster's present a name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBacktrackWindow(self, request, context):
+        """For how long a cluster's history is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBackup(self, request, context):
+        """Where a cluster is backed up all the time, or that it is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreBackup(self, request, context):
+        """A new cluster out of a backup alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
         """Who answers. The only call that is answered before the declared state is loaded, but for those of repairs.
@@ -173,8 +330,50 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddReaders(self, request, context):
+        """Answers when the new readers accept statements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveReader(self, request, context):
+        """Answers when its process is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AutoscaleReaders(self, request, context):
+        """Declares by what rule the number of readers follows their load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateEndpoint(self, request, context):
+        """Endpoints beside the two that every cluster has. Answers when it listens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEndpoint(self, request, context):
+        """Answers when it is closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ModifyCluster(self, request, context):
         """Another size for its instances; answers when it is in force, or declared if that is to wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleCluster(self, request, context):
+        """Between which capacities its instances scale by themselves, and when it is paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +423,79 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateGlobalCluster(self, request, context):
+        """Global clusters. Secrets in them are sealed by the secret of whoever reads them (control/model/sealing.py).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InviteRegion(self, request, context):
+        """Asked of the primary: another region belongs to it; the answer is what that region is to be told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JoinGlobalCluster(self, request, context):
+        """Asked of the region that was invited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitCopied(self, request, context):
+        """Answers when all pages of the region's copy are there, and its readers accept statements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRegion(self, request, context):
+        """Asked of the primary, which asks the region to leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveGlobalCluster(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TurnGlobalCluster(self, request, context):
+        """Another primary; asked of any region. Answers when it accepts statements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeGlobalCluster(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeRegion(self, request, context):
+        """Between regions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeViews(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeWay(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InjectFault(self, request, context):
         """Faults on purpose.
         """
@@ -248,6 +520,36 @@ class ControlServicer:
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CloneCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CloneClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'BacktrackCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.BacktrackCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.BacktrackClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'MarkCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.MarkClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'SetBacktrackWindow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBacktrackWindow,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBacktrackWindowRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'SetBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBackup,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBackupRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'RestoreBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreBackup,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RestoreBackupRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InfoRequest.FromString,
@@ -283,9 +585,39 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.FailoverClusterRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.FailoverClusterReply.SerializeToString,
             ),
+            'AddReaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddReaders,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.AddReadersRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'RemoveReader': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveReader,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveReaderRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'AutoscaleReaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.AutoscaleReaders,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.AutoscaleReadersRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'CreateEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEndpoint,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateEndpointRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'DeleteEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEndpoint,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DeleteEndpointRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
             'ModifyCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.ModifyCluster,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ModifyClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'ScaleCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
             ),
             'ModifyParameters': grpc.unary_unary_rpc_method_handler(
@@ -323,6 +655,61 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateReply.SerializeToString,
             ),
+            'CreateGlobalCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGlobalCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateGlobalClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'InviteRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.InviteRegion,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InviteRegionRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'JoinGlobalCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinGlobalCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.JoinGlobalClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'WaitCopied': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitCopied,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.WaitCopiedRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'RemoveRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRegion,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveRegionRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'LeaveGlobalCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveGlobalCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.LeaveGlobalClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'TurnGlobalCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.TurnGlobalCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'DescribeGlobalCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeGlobalCluster,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'DescribeRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeRegion,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'ExchangeViews': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeViews,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ExchangeViewsRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'MakeWay': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeWay,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.MakeWayRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
             'InjectFault': grpc.unary_unary_rpc_method_handler(
                     servicer.InjectFault,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.InjectFaultRequest.FromString,
@@ -348,6 +735,168 @@ def add_ControlServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Control:
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def CloneCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/CloneCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.CloneClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BacktrackCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/BacktrackCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.BacktrackClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/MarkCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.MarkClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBacktrackWindow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/SetBacktrackWindow',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBacktrackWindowRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/SetBackup',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.SetBackupRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/RestoreBackup',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.RestoreBackupRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Info(request,
@@ -539,6 +1088,141 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def AddReaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/AddReaders',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.AddReadersRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveReader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/RemoveReader',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveReaderRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AutoscaleReaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/AutoscaleReaders',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.AutoscaleReadersRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/CreateEndpoint',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateEndpointRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/DeleteEndpoint',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.DeleteEndpointRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ModifyCluster(request,
             target,
             options=(),
@@ -554,6 +1238,33 @@ class Control:
             target,
             '/aurora_ray.control.v1.Control/ModifyCluster',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.ModifyClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/ScaleCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,
@@ -744,6 +1455,303 @@ class Control:
             '/aurora_ray.control.v1.Control/RepairState',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.RepairStateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGlobalCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/CreateGlobalCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.CreateGlobalClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InviteRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/InviteRegion',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.InviteRegionRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinGlobalCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/JoinGlobalCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.JoinGlobalClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitCopied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/WaitCopied',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.WaitCopiedRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/RemoveRegion',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.RemoveRegionRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveGlobalCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/LeaveGlobalCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.LeaveGlobalClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TurnGlobalCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/TurnGlobalCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeGlobalCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/DescribeGlobalCluster',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/DescribeRegion',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeViews(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/ExchangeViews',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.ExchangeViewsRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeWay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/MakeWay',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.MakeWayRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,
             insecure,

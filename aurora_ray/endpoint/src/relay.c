@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +46,49 @@ static void listen_for(struct relay *relay, uint32_t events)
     (void)epoll_ctl(relay->epoll_fd, EPOLL_CTL_MOD, relay->listen_fd, &e);
 }
 
+/* Sessions of all relays of this process, and how many there may be: each has two descriptors. */
+static _Atomic uint32_t all_sessions, all_sessions_max;
+
+void relay_count_sessions(int change) { atomic_fetch_add(&all_sessions, (uint32_t)change); }
+
+static void find_sessions_max(void)
+{
+    struct rlimit files;
+    uint64_t room = getrlimit(RLIMIT_NOFILE, &files) == 0 ? files.rlim_cur : 1024;
+    room = room > 2 * RELAY_FILES_OF_OTHERS ? room - RELAY_FILES_OF_OTHERS : room / 2;
+    atomic_store(&all_sessions_max, room / 2 > UINT32_MAX ? UINT32_MAX : (uint32_t)(room / 2));
+}
+
+static bool is_full(const struct relay *relay)
+{
+    uint32_t waiting = relay->waiting.count;
+    return waiting >= relay->options.held_max || waiting + relay->open.count >= relay->options.sessions_max ||
+           atomic_load(&all_sessions) >= atomic_load(&all_sessions_max);
+}
+
+/* Tells the client why in its own protocol: one small write into an empty buffer. What it has sent must not be left unread,
+ * as then the close would be a reset. */
+static void refuse(struct relay *relay, int fd)
+{
+    uint8_t unread[RELAY_REFUSED_READ_BYTES];
+    relay_count(&relay->counters.refused, 1);
+    (void)!send(fd, relay->options.refusal, relay->options.refusal_bytes, MSG_NOSIGNAL);
+    (void)shutdown(fd, SHUT_WR);
+    (void)!recv(fd, unread, sizeof unread, MSG_DONTWAIT);
+    close(fd);
+}
+
+/* An eventfd that is rung when somebody has come for whom there is no target; -1: nobody wants to know. */
+static _Atomic int held_bell = -1;
+
+static void ring_if_held(const struct relay *relay)
+{
+    uint64_t one = 1;
+    int bell = atomic_load(&held_bell);
+    if (bell >= 0 && relay->target_count == 0)
+        (void)!write(bell, &one, sizeof one);
+}
+
 static void accept_some(struct relay *relay)
 {
     int64_t now_ms = relay_now_ms();
@@ -59,15 +103,15 @@ static void accept_some(struct relay *relay)
                 continue;
             return;
         }
-        if (relay->waiting.count >= relay->held_max || relay->waiting.count + relay->open.count >= relay->sessions_max) {
-            relay_count(&relay->counters.refused, 1);
-            close(fd);
+        if (is_full(relay)) {
+            refuse(relay, fd);
             continue;
         }
         relay_count(&relay->counters.accepted, 1);
         struct session *s = session_new(relay, fd, now_ms);
         if (s)
             session_connect(relay, s, now_ms);
+        ring_if_held(relay);
     }
 }
 
@@ -107,11 +151,14 @@ static void obey(struct relay *relay)
 
     pthread_mutex_lock(&relay->lock);
     uint64_t order = relay->orders;
-    relay->target_count = relay->ordered_count;
-    memcpy(relay->targets, relay->ordered, relay->ordered_count * sizeof *relay->ordered);
+    relay->in_use = relay->unless_used && (relay->open.count || relay->waiting.count);
+    if (!relay->in_use) {
+        relay->target_count = relay->ordered_count;
+        memcpy(relay->targets, relay->ordered, relay->ordered_count * sizeof *relay->ordered);
+    }
     pthread_mutex_unlock(&relay->lock);
 
-    if (order != relay->orders_obeyed) {
+    if (order != relay->orders_obeyed && !relay->in_use) {
         for (uint32_t i = 0; i < old_count; i++) {
             moved[i] = RELAY_TARGETS_MAX;
             for (uint32_t k = 0; k < relay->target_count; k++)
@@ -180,11 +227,6 @@ static void *run(void *argument)
 
 /* ---- what Python calls; errors are negative errno values */
 
-struct relay_options {
-    uint32_t held_max, sessions_max;
-    uint64_t hold_ms;
-};
-
 static int start_thread(struct relay *relay)
 {
     sigset_t all, before;
@@ -228,9 +270,8 @@ RELAY_EXPORT int ar_relay_start(int listen_fd, const struct relay_options *optio
     if (!relay)
         return -ENOMEM;
     relay->listen_fd = listen_fd;
-    relay->held_max = options->held_max;
-    relay->sessions_max = options->sessions_max;
-    relay->hold_ms = (int64_t)options->hold_ms;
+    relay->options = *options;
+    find_sessions_max();
     relay->due_ms = relay->accept_again_ms = RELAY_NEVER;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -255,6 +296,7 @@ struct target_order {
     uint16_t port;
     uint32_t fallback;
     uint64_t incarnation;
+    char hand_over[108]; /* as in sockaddr_un; empty: it takes no sockets */
 };
 
 static bool parse(const struct target_order *order, struct target *target)
@@ -264,6 +306,8 @@ static bool parse(const struct target_order *order, struct target *target)
     memset(target, 0, sizeof *target);
     target->incarnation = order->incarnation;
     target->fallback = order->fallback != 0;
+    target->hand_over.sun_family = AF_UNIX;
+    memcpy(target->hand_over.sun_path, order->hand_over, sizeof target->hand_over.sun_path);
     if (inet_pton(AF_INET, order->host, &in.sin_addr) == 1) {
         memcpy(&target->address, &in, sizeof in);
         target->address_bytes = sizeof in;
@@ -290,10 +334,11 @@ static int wait_obeyed(struct relay *relay, uint64_t order, uint32_t timeout_ms)
 
 /*
  * From now on these are the targets; sessions of others have been reset when this returns. A generation below the last
- * one is refused with -ESTALE: it comes from someone who does not know yet that he was replaced.
+ * one is refused with -ESTALE: it comes from someone who does not know yet that he was replaced. With `unless_used`,
+ * nothing changes and the answer is -EBUSY if there is any session, or anybody waits for one.
  */
 RELAY_EXPORT int ar_relay_set_targets(struct relay *relay, const struct target_order *orders, uint32_t count,
-                                      uint64_t generation, uint32_t timeout_ms)
+                                      uint64_t generation, uint32_t timeout_ms, uint32_t unless_used)
 {
     struct target targets[RELAY_TARGETS_MAX];
     if (count > RELAY_TARGETS_MAX)
@@ -307,9 +352,12 @@ RELAY_EXPORT int ar_relay_set_targets(struct relay *relay, const struct target_o
         relay->generation = generation;
         memcpy(relay->ordered, targets, count * sizeof *targets);
         relay->ordered_count = count;
+        relay->unless_used = unless_used != 0;
         uint64_t order = ++relay->orders, one = 1;
         (void)!write(relay->bell_fd, &one, sizeof one);
         result = wait_obeyed(relay, order, timeout_ms);
+        if (result == 0 && relay->in_use)
+            result = -EBUSY;
     }
     pthread_mutex_unlock(&relay->lock);
     return result;
@@ -328,6 +376,9 @@ RELAY_EXPORT void ar_relay_stats(struct relay *relay, uint64_t *out)
         (void)clock_gettime(clock, &t);
     out[n] = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
+
+/* Of all relays of this process; -1 ends it. */
+RELAY_EXPORT void ar_relay_ring_when_held(int bell) { atomic_store(&held_bell, bell); }
 
 /* Resets all sessions, stops listening, frees everything. */
 RELAY_EXPORT void ar_relay_close(struct relay *relay)

@@ -2,8 +2,11 @@
  * The relay: one listening port, and behind it the targets that Python names. Bytes are carried here and not in Python
  * because an engine answers a small query in less time than Python takes to pass on one message.
  *
- *   relay.c     the thread and its loop, accepting, orders and counters: what Python calls through ctypes
- *   session.c   one accepted connection: waiting for a target, connecting, carrying bytes both ways, closing
+ *   relay.c       the thread and its loop, accepting, orders and counters: what Python calls through ctypes
+ *   session.c     one accepted connection: waiting for a target, connecting, ending
+ *   carry.c       carrying its bytes both ways
+ *   hand_over.c   giving its socket to a server on this machine instead: then no byte passes here
+ *   cancel.c      a request to cancel what another session does, which must find that session's server
  *
  * Rules that everything keeps:
  *   - One thread owns all sockets and sessions. Python leaves an order under the lock, rings the bell and waits until the
@@ -13,6 +16,8 @@
  *     So a session holds RELAY_CHUNK_BYTES each way at most, and nearly always nothing.
  *   - A session belongs to the target it was connected to. When an order no longer lists that target, in the same
  *     incarnation, the session is reset: nobody stays connected to a writer that was demoted.
+ *   - A socket that others have copies of is never watched: closing ours would not end that. It is ended for all who have
+ *     it by disconnecting it.
  *   - Sessions are freed, orders obeyed and clocks looked at only after all events of one look have been handled, so
  *     that no event is taken for one of a later state.
  *   - Events are level-triggered, so a byte that was not read now is reported again. A side that waits for nothing is
@@ -28,6 +33,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #define RELAY_CHUNK_BYTES 65536
 #define RELAY_TARGETS_MAX 64 /* bits of session.tried */
@@ -36,6 +42,10 @@
 #define RELAY_RETRY_MS 50     /* between rounds of attempts to connect */
 #define RELAY_CONNECT_MS 2000 /* one attempt */
 #define RELAY_PAUSE_MS 100    /* without accepting, when file descriptors or memory run out */
+#define RELAY_FILES_OF_OTHERS 512 /* descriptors that this process has for other things than sessions */
+#define RELAY_CANCEL_BYTES_MAX 512
+#define RELAY_REFUSAL_BYTES_MAX 128
+#define RELAY_REFUSED_READ_BYTES 4096
 #define RELAY_NEVER INT64_MAX
 
 struct target {
@@ -44,6 +54,7 @@ struct target {
     uint32_t sessions; /* connecting and open */
     uint64_t incarnation;
     bool fallback; /* for new sessions only when no other target takes them */
+    struct sockaddr_un hand_over; /* where it takes sockets; without a path: it takes none */
 };
 
 struct pending {
@@ -61,13 +72,19 @@ struct side {
     struct pending *pending; /* what it did not take yet; NULL: nothing */
 };
 
-enum { SESSION_HELD, SESSION_CONNECTING, SESSION_OPEN, SESSION_CLOSED };
+/* OFFERED: the target was sent the client's socket and has not taken it yet. HANDED: it has. `server` is the witness. */
+enum { SESSION_HELD, SESSION_CONNECTING, SESSION_OFFERED, SESSION_CANCELLING, SESSION_OPEN, SESSION_HANDED, SESSION_CLOSED };
 
 struct session {
     struct session *next, *previous; /* in the list of those that wait, of the open ones, or of the closed ones */
     struct side client, server;
     int state;
-    uint32_t target;    /* unless held */
+    uint32_t target;    /* unless held or cancelling */
+    bool looked;        /* at its first messages: it is no request to cancel */
+    bool copied;        /* others have, or may still have, the client's socket */
+    bool asked;         /* cancelling: this target was sent the request */
+    uint32_t ask, spare; /* cancelling: the target after this one; the one that knows already */
+    struct pending *request; /* cancelling: what to send */
     uint64_t tried;     /* targets that did not take it in this round, a bit each */
     int64_t due_ms;     /* of the next attempt, or the end of this one */
     int64_t give_up_ms; /* when the client has waited long enough */
@@ -82,12 +99,19 @@ struct counters { /* in the order in which Python reads them */
     _Atomic uint64_t open, held;
     _Atomic uint64_t accepted, refused, expired, cut, connect_failures;
     _Atomic uint64_t bytes_up, bytes_down, messages;
+    _Atomic uint64_t handed, cancels;
+};
+
+struct relay_options {
+    uint32_t held_max, sessions_max;
+    uint64_t hold_ms;
+    uint32_t cancel_code, refusal_bytes;
+    uint8_t refusal[RELAY_REFUSAL_BYTES_MAX];
 };
 
 struct relay {
     int listen_fd, epoll_fd, bell_fd;
-    uint32_t held_max, sessions_max;
-    int64_t hold_ms;
+    struct relay_options options; /* as Python gave them */
     pthread_t thread;
 
     /* shared with Python, under the lock */
@@ -96,6 +120,7 @@ struct relay {
     struct target ordered[RELAY_TARGETS_MAX];
     uint32_t ordered_count;
     uint64_t generation, orders, orders_obeyed;
+    bool unless_used, in_use; /* the order is void if there are sessions; it was */
     _Atomic bool stop;
     struct counters counters;
 
@@ -113,6 +138,7 @@ struct relay {
 
 /* relay.c */
 int64_t relay_now_ms(void);
+void relay_count_sessions(int change);
 void relay_count(_Atomic uint64_t *counter, uint64_t n);
 struct pending *relay_keep(const uint8_t *bytes, size_t n);
 
@@ -124,4 +150,28 @@ void session_look(struct relay *relay, struct session *session, int64_t now_ms);
 void session_retarget(struct relay *relay, struct session *session, const uint32_t *moved);
 void session_close(struct relay *relay, struct session *session, bool reset);
 void sessions_free_closed(struct relay *relay);
+void session_leave_target(struct relay *relay, struct session *session);
+void session_move(struct relay *relay, struct session *session, int state);
+void session_not_taken(struct relay *relay, struct session *session);
+void session_wait(struct relay *relay, struct session *session, int64_t due_ms);
+bool session_dial(struct relay *relay, struct session *session, const struct target *target, int64_t now_ms);
+bool side_watch(struct relay *relay, struct side *side, uint32_t events);
+void side_unwatch(struct relay *relay, struct side *side);
+void side_close(struct side *side, bool reset);
+bool side_connected(const struct side *side);
+
+/* carry.c */
+void carry_event(struct relay *relay, struct side *side, uint32_t events);
+
+/* hand_over.c */
+bool hand_over_offer(struct relay *relay, struct session *session, const struct target *target, int64_t now_ms);
+void hand_over_event(struct relay *relay, struct session *session);
+bool hand_over_withdraw(struct relay *relay, struct session *session);
+void hand_over_disconnect(int fd);
+
+/* cancel.c */
+bool cancel_found(const struct relay *relay, struct session *session, const uint8_t *bytes, size_t n);
+void cancel_begin(struct relay *relay, struct session *session, uint32_t spare);
+void cancel_go_on(struct relay *relay, struct session *session, int64_t now_ms);
+void cancel_event(struct relay *relay, struct side *side);
 #endif

@@ -1,4 +1,4 @@
-/* One accepted connection: waiting for a target, connecting, carrying bytes both ways, closing. */
+/* One accepted connection: waiting for a target, connecting, ending. */
 #include "relay.h"
 #include <errno.h>
 #include <netinet/in.h>
@@ -33,7 +33,7 @@ static void list_remove(struct list *list, struct session *s)
 
 static struct list *list_of(struct relay *relay, const struct session *s)
 {
-    return s->state == SESSION_OPEN ? &relay->open : &relay->waiting;
+    return s->state == SESSION_OPEN || s->state == SESSION_HANDED ? &relay->open : &relay->waiting;
 }
 
 static void count_sessions(struct relay *relay)
@@ -42,7 +42,7 @@ static void count_sessions(struct relay *relay)
     atomic_store_explicit(&relay->counters.held, relay->waiting.count, memory_order_relaxed);
 }
 
-static void set_state(struct relay *relay, struct session *s, int state)
+void session_move(struct relay *relay, struct session *s, int state)
 {
     list_remove(list_of(relay, s), s);
     s->state = state;
@@ -50,7 +50,7 @@ static void set_state(struct relay *relay, struct session *s, int state)
     count_sessions(relay);
 }
 
-static bool watch(struct relay *relay, struct side *side, uint32_t events)
+bool side_watch(struct relay *relay, struct side *side, uint32_t events)
 {
     if (side->events == events)
         return true;
@@ -59,6 +59,13 @@ static bool watch(struct relay *relay, struct side *side, uint32_t events)
         return false;
     side->events = events;
     return true;
+}
+
+void side_unwatch(struct relay *relay, struct side *side)
+{
+    if (side->events)
+        (void)epoll_ctl(relay->epoll_fd, EPOLL_CTL_DEL, side->fd, NULL);
+    side->events = 0;
 }
 
 /* An interactive session's messages must not wait for more; a peer whose machine vanished is noticed in a minute. */
@@ -92,14 +99,14 @@ struct session *session_new(struct relay *relay, int fd, int64_t now_ms)
     s->server.peer = &s->client;
     s->state = SESSION_HELD;
     s->due_ms = RELAY_NEVER;
-    s->give_up_ms = now_ms + relay->hold_ms;
+    s->give_up_ms = now_ms + (int64_t)relay->options.hold_ms;
     list_add(&relay->waiting, s);
+    relay_count_sessions(1);
     count_sessions(relay);
-    tune(fd);
     return s;
 }
 
-static void side_close(struct side *side, bool reset)
+void side_close(struct side *side, bool reset)
 {
     if (side->fd >= 0) {
         struct linger at_once = {.l_onoff = 1, .l_linger = 0};
@@ -113,17 +120,22 @@ static void side_close(struct side *side, bool reset)
     side->pending = NULL;
 }
 
-static void leave_target(struct relay *relay, struct session *s)
+void session_leave_target(struct relay *relay, struct session *s)
 {
-    if (s->state != SESSION_HELD)
+    if (s->state != SESSION_HELD && s->state != SESSION_CANCELLING)
         relay->targets[s->target].sessions--;
 }
 
+/* Counted before it is closed: who sees the end of a session finds it in the counters. */
 static void close_now(struct relay *relay, struct session *s, bool reset)
 {
+    session_move(relay, s, SESSION_CLOSED);
+    if (s->copied) { /* closing ours is not enough */
+        side_unwatch(relay, &s->client);
+        reset ? hand_over_disconnect(s->client.fd) : (void)shutdown(s->client.fd, SHUT_RDWR);
+    }
     side_close(&s->client, reset);
     side_close(&s->server, reset);
-    set_state(relay, s, SESSION_CLOSED);
 }
 
 /* `reset`: unsent bytes are dropped and both peers get an RST. */
@@ -131,7 +143,7 @@ void session_close(struct relay *relay, struct session *s, bool reset)
 {
     if (s->state == SESSION_CLOSED)
         return;
-    leave_target(relay, s);
+    session_leave_target(relay, s);
     close_now(relay, s, reset);
 }
 
@@ -140,6 +152,8 @@ void sessions_free_closed(struct relay *relay)
     while (relay->closed.first) {
         struct session *s = relay->closed.first;
         list_remove(&relay->closed, s);
+        relay_count_sessions(-1);
+        free(s->request);
         free(s);
     }
 }
@@ -166,30 +180,62 @@ static uint32_t choose(struct relay *relay, uint64_t tried)
 
 static void opened(struct relay *relay, struct session *s)
 {
-    set_state(relay, s, SESSION_OPEN);
-    if (!watch(relay, &s->client, EPOLLIN) || !watch(relay, &s->server, EPOLLIN))
+    session_move(relay, s, SESSION_OPEN);
+    if (!side_watch(relay, &s->client, EPOLLIN) || !side_watch(relay, &s->server, EPOLLIN))
         session_close(relay, s, true);
+}
+
+/* It is looked at again when `due_ms` has come, or when it has waited long enough. */
+void session_wait(struct relay *relay, struct session *s, int64_t due_ms)
+{
+    s->due_ms = due_ms < s->give_up_ms ? due_ms : s->give_up_ms;
+    if (s->due_ms < relay->due_ms)
+        relay->due_ms = s->due_ms;
 }
 
 /* Waits for a target, or for the next round. Who hangs up meanwhile has given up. */
 static void hold(struct relay *relay, struct session *s, int64_t due_ms)
 {
-    s->due_ms = due_ms;
-    if (due_ms < relay->due_ms)
-        relay->due_ms = due_ms;
-    if (s->give_up_ms < relay->due_ms)
-        relay->due_ms = s->give_up_ms;
-    if (!watch(relay, &s->client, EPOLLRDHUP))
+    session_wait(relay, s, due_ms);
+    if (!side_watch(relay, &s->client, EPOLLRDHUP))
         session_close(relay, s, true);
 }
 
-static void connect_failed(struct relay *relay, struct session *s)
+/* The target does not take it: the next one may. */
+void session_not_taken(struct relay *relay, struct session *s)
 {
     relay_count(&relay->counters.connect_failures, 1);
     side_close(&s->server, false);
     s->tried |= UINT64_C(1) << s->target;
-    leave_target(relay, s);
-    set_state(relay, s, SESSION_HELD);
+    session_leave_target(relay, s);
+    session_move(relay, s, SESSION_HELD);
+}
+
+/* Begins to connect to a target by TCP. False: it cannot be had. */
+bool session_dial(struct relay *relay, struct session *s, const struct target *t, int64_t now_ms)
+{
+    s->server.fd = socket(t->address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (s->server.fd < 0)
+        return false;
+    tune(s->server.fd);
+    if (connect(s->server.fd, (const struct sockaddr *)&t->address, t->address_bytes) < 0 && errno != EINPROGRESS)
+        return false;
+    session_wait(relay, s, now_ms + RELAY_CONNECT_MS);
+    return side_watch(relay, &s->server, EPOLLOUT);
+}
+
+bool side_connected(const struct side *side)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+    return getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0;
+}
+
+static bool relay_to(struct relay *relay, struct session *s, const struct target *t, int64_t now_ms)
+{
+    session_move(relay, s, SESSION_CONNECTING);
+    tune(s->client.fd);
+    return session_dial(relay, s, t, now_ms) && side_watch(relay, &s->client, EPOLLET);
 }
 
 /* Connects a held session to the best target that takes it, or leaves it held. */
@@ -202,24 +248,15 @@ void session_connect(struct relay *relay, struct session *s, int64_t now_ms)
         struct target *t = &relay->targets[chosen];
         s->target = chosen;
         t->sessions++;
-        set_state(relay, s, SESSION_CONNECTING);
-        s->server.fd = socket(t->address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (s->server.fd >= 0) {
-            tune(s->server.fd);
-            int result = connect(s->server.fd, (const struct sockaddr *)&t->address, t->address_bytes);
-            if (result == 0) {
-                opened(relay, s);
+        if (t->hand_over.sun_path[0] && hand_over_offer(relay, s, t, now_ms))
+            return;
+        /* A full queue is one that the engine does not look at; a socket that is not there is no reason to go without. */
+        if (!t->hand_over.sun_path[0] || errno != EAGAIN) {
+            side_close(&s->server, false);
+            if (relay_to(relay, s, t, now_ms))
                 return;
-            }
-            if (errno == EINPROGRESS && watch(relay, &s->server, EPOLLOUT) && watch(relay, &s->client, EPOLLET)) {
-                int64_t end_ms = now_ms + RELAY_CONNECT_MS;
-                s->due_ms = end_ms < s->give_up_ms ? end_ms : s->give_up_ms;
-                if (s->due_ms < relay->due_ms)
-                    relay->due_ms = s->due_ms;
-                return;
-            }
         }
-        connect_failed(relay, s);
+        session_not_taken(relay, s);
     }
     s->tried = 0;
     hold(relay, s, relay->target_count ? now_ms + RELAY_RETRY_MS : RELAY_NEVER);
@@ -232,30 +269,65 @@ static void connecting_event(struct relay *relay, struct side *side)
         session_close(relay, s, true);
         return;
     }
-    int error = 0;
-    socklen_t size = sizeof error;
-    if (getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0) {
+    if (side_connected(side)) {
         opened(relay, s);
         return;
     }
-    connect_failed(relay, s);
+    session_not_taken(relay, s);
     session_connect(relay, s, relay_now_ms());
+}
+
+void session_event(struct relay *relay, struct side *side, uint32_t events)
+{
+    struct session *s = side->session;
+    switch (s->state) {
+    case SESSION_OPEN:
+        carry_event(relay, side, events);
+        break;
+    case SESSION_CONNECTING:
+        connecting_event(relay, side);
+        break;
+    case SESSION_OFFERED:
+    case SESSION_HANDED:
+        hand_over_event(relay, s);
+        break;
+    case SESSION_CANCELLING:
+        cancel_event(relay, side);
+        break;
+    case SESSION_HELD:
+        if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+            session_close(relay, s, false);
+        break;
+    }
+}
+
+/* ---- time, and other targets */
+
+static void try_on(struct relay *relay, struct session *s, int64_t now_ms)
+{
+    if (s->state == SESSION_CANCELLING) {
+        cancel_go_on(relay, s, now_ms);
+        return;
+    }
+    if (s->state != SESSION_HELD)
+        session_not_taken(relay, s);
+    session_connect(relay, s, now_ms);
 }
 
 /* Time has passed for a session that waits. */
 void session_look(struct relay *relay, struct session *s, int64_t now_ms)
 {
+    if (now_ms < s->due_ms) {
+        session_wait(relay, s, s->due_ms);
+        return;
+    }
+    if (s->state == SESSION_OFFERED && !hand_over_withdraw(relay, s))
+        return;
     if (now_ms >= s->give_up_ms) {
         relay_count(&relay->counters.expired, 1);
         session_close(relay, s, false);
-    } else if (now_ms >= s->due_ms) {
-        if (s->state == SESSION_CONNECTING)
-            connect_failed(relay, s);
-        session_connect(relay, s, now_ms);
     } else {
-        int64_t due_ms = s->due_ms < s->give_up_ms ? s->due_ms : s->give_up_ms;
-        if (due_ms < relay->due_ms)
-            relay->due_ms = due_ms;
+        try_on(relay, s, now_ms);
     }
 }
 
@@ -266,130 +338,25 @@ void session_look(struct relay *relay, struct session *s, int64_t now_ms)
 void session_retarget(struct relay *relay, struct session *s, const uint32_t *moved)
 {
     s->tried = 0;
-    s->due_ms = s->state == SESSION_CONNECTING ? s->due_ms : 0;
-    if (s->state == SESSION_HELD)
+    if (s->state == SESSION_CANCELLING) { /* what it was about has been cut, or was asked already */
+        close_now(relay, s, false);
         return;
+    }
+    if (s->state == SESSION_HELD) {
+        s->due_ms = 0;
+        return;
+    }
     s->target = moved[s->target];
     if (s->target != RELAY_TARGETS_MAX) {
         relay->targets[s->target].sessions++;
-    } else if (s->state == SESSION_OPEN) {
-        relay_count(&relay->counters.cut, 1);
-        close_now(relay, s, true);
-    } else {
+        return;
+    }
+    if (s->state == SESSION_CONNECTING || (s->state == SESSION_OFFERED && hand_over_withdraw(relay, s))) {
         side_close(&s->server, true);
         s->due_ms = 0;
-        set_state(relay, s, SESSION_HELD);
+        session_move(relay, s, SESSION_HELD);
+    } else {
+        relay_count(&relay->counters.cut, 1);
+        close_now(relay, s, true);
     }
-}
-
-/* ---- carrying bytes */
-
-/* Passes the end of one direction on when all of it has been sent; the session ends with its second direction. */
-static void pass_end(struct relay *relay, struct side *from)
-{
-    struct side *to = from->peer;
-    if (from->eof && !to->pending && !to->shut) {
-        (void)shutdown(to->fd, SHUT_WR);
-        to->shut = true;
-        if (from->shut)
-            session_close(relay, to->session, false);
-    }
-}
-
-static void rewatch(struct relay *relay, struct session *s)
-{
-    if (s->state != SESSION_OPEN)
-        return;
-    struct side *sides[2] = {&s->client, &s->server};
-    for (int i = 0; i < 2; i++) {
-        uint32_t events = 0;
-        if (!sides[i]->eof && !sides[i]->peer->pending)
-            events |= EPOLLIN;
-        if (sides[i]->pending)
-            events |= EPOLLOUT;
-        if (!watch(relay, sides[i], events ? events : EPOLLET)) {
-            session_close(relay, s, true);
-            return;
-        }
-    }
-}
-
-/* How many of the bytes went, -1 if the connection is broken. */
-static ssize_t send_some(const struct side *to, const uint8_t *bytes, size_t n)
-{
-    ssize_t sent = send(to->fd, bytes, n, MSG_NOSIGNAL);
-    if (sent < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
-    return sent;
-}
-
-static void carry(struct relay *relay, struct side *from)
-{
-    struct session *s = from->session;
-    struct side *to = from->peer;
-    ssize_t n = recv(from->fd, relay->chunk, sizeof relay->chunk, 0);
-    if (n < 0) {
-        if (errno != EAGAIN && errno != EINTR)
-            session_close(relay, s, true);
-        return;
-    }
-    if (n == 0) {
-        from->eof = true;
-        pass_end(relay, from);
-        rewatch(relay, s);
-        return;
-    }
-    struct counters *c = &relay->counters;
-    relay_count(from == &s->client ? &c->bytes_up : &c->bytes_down, (uint64_t)n);
-    relay_count(&c->messages, 1);
-    ssize_t sent = send_some(to, relay->chunk, (size_t)n);
-    if (sent == n)
-        return; /* nearly always */
-    to->pending = sent < 0 ? NULL : relay_keep(relay->chunk + sent, (size_t)(n - sent));
-    if (to->pending)
-        rewatch(relay, s);
-    else
-        session_close(relay, s, true);
-}
-
-static void send_pending(struct relay *relay, struct side *to)
-{
-    struct pending *p = to->pending;
-    ssize_t sent = send_some(to, p->bytes + p->from, p->to - p->from);
-    if (sent < 0) {
-        session_close(relay, to->session, true);
-        return;
-    }
-    p->from += (uint32_t)sent;
-    if (p->from < p->to)
-        return;
-    free(p);
-    to->pending = NULL;
-    pass_end(relay, to->peer);
-    rewatch(relay, to->session);
-}
-
-static void open_event(struct relay *relay, struct side *side, uint32_t events)
-{
-    struct session *s = side->session;
-    uint32_t watched = side->events;
-    if (events & EPOLLERR && !(watched & EPOLLIN)) {
-        session_close(relay, s, true); /* otherwise reading tells, after what came before the error */
-        return;
-    }
-    if (events & EPOLLOUT && side->pending)
-        send_pending(relay, side);
-    if (s->state == SESSION_OPEN && watched & EPOLLIN && events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-        carry(relay, side);
-}
-
-void session_event(struct relay *relay, struct side *side, uint32_t events)
-{
-    struct session *s = side->session;
-    if (s->state == SESSION_OPEN)
-        open_event(relay, side, events);
-    else if (s->state == SESSION_CONNECTING)
-        connecting_event(relay, side);
-    else if (s->state == SESSION_HELD && events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-        session_close(relay, s, false);
 }

@@ -6,30 +6,40 @@ Each call goes through a `Hand`, which knows whether its control plane still liv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from aurora_ray.compute import commands
 from aurora_ray.compute.commands import Command
-from aurora_ray.compute.config import Opened, Outcome, WriterStatus
+from aurora_ray.compute.config import CopyStatus, InstanceStatus, Opened, Outcome
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
 from aurora_ray.control.observe.nodes import NodeCallError
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
+from aurora_ray.endpoint.relay import RelayStats
 from aurora_ray.errors import FencedError
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume.origin import GroupPlace
 
 if TYPE_CHECKING:
-    from aurora_ray.compute.config import EngineChoice, WriterConfig
+    from aurora_ray.compute.config import CapacityOrder, EngineChoice, InstanceConfig
     from aurora_ray.control.decide.reconcile import SegmentOrder
     from aurora_ray.control.model.runtime import ControlConfig
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+    from aurora_ray.volume.origin import Target
+    from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
 from tests.control.crash.world import STEP_S, Disk, FakeEndpoints, FakeInstance, FakeNode, Hand
+from tests.control.local_runtime import stats_of
 
 T = TypeVar("T")
+PAGE_BYTES = 8192
+LSN = 8  # that everything is durable up to
+COPY = CopyStatus(True, LSN, LSN, 0.0, 0, 0.0, 0.0, 0.0, 0, 1, 1)
 
 
 class Clients:
@@ -62,6 +72,34 @@ class Clients:
         made = {(order.volume_id, group) for group in order.groups}
         await self._do(node_id, address, "create segments", lambda disk: disk.segments.update(made))
 
+    async def fork(self, node_id: str, address: str, order: SegmentOrder) -> None:
+        await self._do(node_id, address, "fork segments", lambda _: self._hand.world.fork(node_id, order))
+
+    async def locate(self, node_id: str, address: str, volume_id: UUID, _: Target) -> list[GroupPlace]:
+        await self._hand.alive()
+        self._node(node_id, address)
+        epoch, now_us = self._hand.world.volumes[volume_id].epoch, int(time.time() * 1e6)
+        groups = [group for volume, group in self._hand.world.disks[node_id].segments if volume == volume_id]
+        return [GroupPlace(group, LSN, now_us, epoch=epoch, vdl=LSN, floor_lsn=0, floor_time_us=1) for group in groups]
+
+    async def recover(self, spec: VolumeSpec, nodes: Sequence[NodeAddress], _: float) -> int:
+        volume = self._hand.world.volumes[spec.volume_id]
+
+        def seal(_: Disk) -> None:
+            volume.epoch += 1
+
+        await self._do(nodes[0].node_id, nodes[0].address, "recover a volume", seal)
+        return LSN
+
+    async def hold(self, node_id: str, address: str, *_: object) -> None:
+        await self._do(node_id, address, "hold history", lambda disk: None)
+
+    async def keep_history(self, node_id: str, address: str, volume_id: UUID, seconds: int, log_bytes: int) -> None:
+        def keep(disk: Disk) -> None:
+            disk.retention[volume_id] = (seconds, log_bytes)
+
+        await self._do(node_id, address, "keep history", keep)
+
     async def drop_volume(self, node_id: str, address: str, volume_id: UUID, *_: object) -> None:
         def drop(disk: Disk) -> None:
             gone = {s for s in disk.segments if s[0] == volume_id}
@@ -81,9 +119,14 @@ class Clients:
         for volume, group in sorted(self._hand.world.disks[node_id].segments, key=str):
             by_volume.setdefault(volume, []).append(group)
         for volume, groups in by_volume.items():
-            state = reply.volumes.add(volume=volume.bytes)
+            seconds, log_bytes = self._hand.world.disks[node_id].retention.get(volume, (0, 0))
+            state = reply.volumes.add(volume=volume.bytes, page_size=PAGE_BYTES)
+            state.retention.seconds, state.retention.log_bytes = seconds, log_bytes
             for group in groups:
-                state.segments.add(group=group)
+                told = self._hand.world.volumes.get(volume)
+                placement = None if told is None else told.placements.get(group)
+                members = placement.node_ids if placement is not None else ()
+                state.segments.add(group=group, members=members, members_number=1 if members else 0)
         return reply
 
     async def forget(self, node_id: str) -> None:
@@ -137,7 +180,7 @@ class InstanceHandle:
         await self._hand.alive()
         return "it was killed"
 
-    async def open(self, config: WriterConfig) -> Opened:
+    async def open(self, config: InstanceConfig) -> Opened:
         opening = self._hand.world.go_on(self._instance.open(config))
         return await self._do("open", lambda: asyncio.shield(opening))
 
@@ -149,7 +192,7 @@ class InstanceHandle:
         self._instance.check()
         return ended.result()
 
-    async def status(self) -> WriterStatus | None:
+    async def status(self) -> InstanceStatus | None:
         await self._hand.alive()
         if self._instance.hangs:
             await asyncio.Event().wait()
@@ -158,7 +201,7 @@ class InstanceHandle:
         if one.phase is None:
             return None
         placements = tuple(one.volume.placements.values()) if one.config and one.groups else ()
-        return WriterStatus(
+        return InstanceStatus(
             one.phase,
             epoch=one.epoch,
             vdl=1,
@@ -168,7 +211,12 @@ class InstanceHandle:
             reason=one.reason,
             repaired=one.repaired,
             declared_memory_bytes=one.config.memory_bytes if one.config is not None else 0,
+            stats=stats_of(one.capacity),
+            role=one.config.role if one.config is not None else Role.WRITER,
+            volume_id=str(one.config.volume.volume_id) if one.config is not None else "",
+            described=one.config.backup.digest if one.config is not None and one.config.backup is not None else "",
             placements=tuple(p for p in placements if p.group in one.groups),
+            copy=COPY if one.config is not None and one.config.role is Role.REPLICATOR else None,
         )
 
     async def _update_nodes(self, nodes: Sequence[NodeAddress]) -> None:
@@ -177,11 +225,18 @@ class InstanceHandle:
 
         await self._do("update nodes", updates)
 
-    async def _configure(self, parameters: Mapping[str, str]) -> None:
-        async def configures() -> None:
+    async def _scale(self, order: CapacityOrder | None) -> float:
+        async def scales() -> float:
+            self._instance.capacity = order
+            return order.acu if order is not None else 0.0
+
+        return await self._do("scale", scales)
+
+    async def _leave_as_it_is(self, name: str) -> None:
+        async def does() -> None:
             pass
 
-        await self._do("configure", configures)
+        await self._do(name, does)
 
     async def _add_group(self, placement: GroupPlacement) -> None:
         async def adds() -> None:
@@ -200,21 +255,33 @@ class InstanceHandle:
     async def metrics(self, timeout_s: float) -> bytes:
         return b""
 
-    async def do(self, command: Command[Any]) -> Any:
+    async def do(self, command: Command[Any]) -> Any:  # noqa: PLR0911
         match command:
             case commands.UpdateNodes(nodes):
                 return await self._update_nodes(nodes)
-            case commands.Configure(parameters):
-                return await self._configure(parameters)
+            case commands.Configure() | commands.WriteBack():
+                return await self._leave_as_it_is(
+                    "configure" if isinstance(command, commands.Configure) else "write back"
+                )
             case commands.AddGroup(placement):
                 return await self._add_group(placement)
             case commands.ChangeMembers(placement, filled):
                 return await self._change_members(placement, filled)
+            case commands.Scale(order):
+                return await self._scale(order)
+            case commands.ReplicaStatus() | commands.HoldHorizon() | commands.UpdateSource():
+                return await self._hand.alive()
             case commands.FirstWrite(after_ns):
                 await self._hand.alive()
                 self._instance.check()
                 return after_ns, 1
         raise AssertionError(command)
+
+    async def close(self, timeout_s: float) -> None:
+        async def closes() -> None:
+            self._instance.end_incarnation("it was asked to stop", asked=True)
+
+        await self._do("close", closes)
 
     async def abort(self) -> None:
         async def aborts() -> None:
@@ -249,6 +316,7 @@ class EndpointsHandle:
             if generation < self._process.generation:
                 raise FencedError("there were later ones")
             self._process.orders, self._process.generation = tuple(orders), generation
+            self._process.serve()
             taken = {o.name for o in orders if o.port in self._hand.world.taken_ports}
             return [EndpointState(o.name, o.port, "in use" * (o.name in taken), o.name in taken) for o in orders]
 
@@ -256,7 +324,38 @@ class EndpointsHandle:
         return await self._hand.do("endpoints: point", applies, self._process, ProcessGoneError("no answer"))
 
     async def states(self, timeout_s: float) -> Sequence[EndpointState]:
-        return []
+        await self._hand.alive()
+        self._process.check()
+        return [EndpointState(o.name, o.port, stats=self._stats(o.name)) for o in self._process.orders]
+
+    def _stats(self, name: str) -> RelayStats:
+        cluster, _, endpoint = name.partition("/")
+        if endpoint != "cluster":
+            return RelayStats()
+        return RelayStats(open=cluster in self._process.used, held=cluster in self._process.held)
+
+    async def withdraw(self, names: Sequence[str], generation: int, timeout_s: float) -> Sequence[str]:
+        async def withdraws() -> Sequence[str]:
+            if generation < self._process.generation:
+                raise FencedError("there were later ones")
+            used = [n for n in names if n.partition("/")[0] in self._process.used | self._process.held]
+            if not used:
+                orders = self._process.orders
+                self._process.orders = tuple(
+                    replace(o, targets=(), fallback=()) if o.name in names else o for o in orders
+                )
+            return used[:1]
+
+        self._process.check()
+        return await self._hand.do("endpoints: withdraw", withdraws, self._process, ProcessGoneError("no answer"))
+
+    async def wait_held(self, names: Sequence[str]) -> Sequence[str]:
+        while True:
+            await self._hand.alive()
+            self._process.check()
+            if held := [n for n in names if n.endswith("/cluster") and n.partition("/")[0] in self._process.held]:
+                return held
+            await asyncio.sleep(STEP_S)  # not synchronisation: the clock is virtual
 
     async def end(self) -> None:
         async def ends() -> None:
@@ -307,8 +406,14 @@ class FakeRuntime:
 
         return await self._hand.do("instance: start", starts, started, ProcessGoneError("no answer"))
 
+    async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
+        await self._hand.alive()
+
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         await self._hand.alive()
+
+    async def find_instance(self, instance_id: str) -> InstanceHandle | None:
+        return (await self.find_instances()).get(instance_id)
 
     async def find_instances(self) -> dict[str, InstanceHandle]:
         await self._hand.alive()

@@ -16,20 +16,26 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from aurora_ray.compute.config import HalfMadeVolumeError, Opened, Outcome, WriterPhase
+from aurora_ray.compute.config import HalfMadeVolumeError, IncarnationPhase, Opened, Outcome
+from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.runtime import NodeInfo, ProcessGoneError
-from aurora_ray.control.model.state import pack, unpack
+from aurora_ray.control.model.store import Version
+from aurora_ray.control.observe.nodes import NodeCallError
 from aurora_ray.endpoint.host import EndpointOrder
-from aurora_ray.errors import EngineError, FencedError, PortInUseError, QuorumLostError, UsageError
+from aurora_ray.errors import ConfigurationError, EngineError, FencedError, PortInUseError, QuorumLostError, UsageError
+from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
-    from aurora_ray.compute.config import WriterConfig
+    from aurora_ray.compute.config import CapacityOrder, InstanceConfig
+    from aurora_ray.control.decide.reconcile import SegmentOrder
     from aurora_ray.control.model.state import Fleet, VolumeState
-    from aurora_ray.volume.spec import GroupPlacement, NodeAddress
+    from aurora_ray.volume.spec import NodeAddress
 
 T = TypeVar("T")
 STEP_S = 0.02
 WRITE_QUORUM = 4
+READ_QUORUM = 3
 
 
 class Ends(StrEnum):
@@ -74,6 +80,7 @@ class Volume:
     content: Content = Content.NOTHING
     rows: int = 0
     owner: FakeInstance | None = None
+    only_forked: bool = False  # nobody has opened it yet: what it holds, its parent holds
 
     def members(self) -> set[str]:
         return {n for p in self.placements.values() for n in p.all_node_ids}
@@ -84,6 +91,7 @@ class Disk:
     """A storage node's directory."""
 
     segments: set[tuple[UUID, int]] = field(default_factory=set)
+    retention: dict[UUID, tuple[int, int]] = field(default_factory=dict)
 
 
 class Process:
@@ -119,36 +127,44 @@ class FakeInstance(Process):
     def __init__(self, world: World, name: str, az: str) -> None:
         super().__init__(name)
         self.world, self.az = world, az
-        self.phase: WriterPhase | None = None
+        self.phase: IncarnationPhase | None = None
         self.reason = ""
         self.epoch = 0
-        self.config: WriterConfig | None = None
+        self.config: InstanceConfig | None = None
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.addresses: tuple[NodeAddress, ...] = ()
         self.groups: frozenset[int] = frozenset()
         self.free_bytes: int | None = None
         self.repaired: tuple[str, ...] = ()
         self.hangs = False
+        self.capacity: CapacityOrder | None = None
+        self.sessions_cut = 0  # how often whoever used it lost it
 
     def end_incarnation(self, reason: str, *, asked: bool = False) -> None:
-        if self.phase not in (None, WriterPhase.ENDED):
-            self.phase, self.reason = WriterPhase.ENDED, reason
+        if self.phase not in (None, IncarnationPhase.ENDED):
+            self.sessions_cut += self.phase is IncarnationPhase.AVAILABLE
+            self.phase, self.reason = IncarnationPhase.ENDED, reason
             self.ended.set_result(Outcome(asked, reason))
 
     def kill(self) -> None:
         super().kill()
+        self.sessions_cut += self.phase is IncarnationPhase.AVAILABLE
         if self.phase is not None:
-            self.phase = WriterPhase.ENDED
+            self.phase = IncarnationPhase.ENDED
 
     @property
     def volume(self) -> Volume:
         assert self.config is not None
         return self.world.volumes[self.config.volume.volume_id]
 
-    async def open(self, config: WriterConfig) -> Opened:
-        if self.phase not in (None, WriterPhase.ENDED):
+    async def open(self, config: InstanceConfig) -> Opened:
+        if self.phase not in (None, IncarnationPhase.ENDED):
             raise UsageError(f"{self.name} is open already")
-        self.config, self.phase, self.ended = config, WriterPhase.SEALING, asyncio.get_running_loop().create_future()
+        self.config, self.phase, self.ended = (
+            config,
+            IncarnationPhase.SEALING,
+            asyncio.get_running_loop().create_future(),
+        )
         try:
             await self._open(config)
         except BaseException as error:
@@ -156,39 +172,66 @@ class FakeInstance(Process):
             raise
         return Opened(self.epoch, 1, 1, config.port, {})
 
-    async def _open(self, config: WriterConfig) -> None:
+    async def _open(self, config: InstanceConfig) -> None:
         world = self.world
         if config.port in world.taken_ports:
             raise PortInUseError(f"port {config.port} is in use")
         volume = world.volume_of(config)
+        if config.role in (Role.READER, Role.BACKUP):
+            await self._follow(volume)
+            return
         world.require_quorum(volume)
-        volume.epoch += 1
-        self.epoch = volume.epoch
+        epoch = max(volume.epoch + 1, config.epochs.start)
+        if epoch >= config.epochs.stop:
+            raise FencedError("a later generation has it")
+        self.epoch = volume.epoch = epoch
         if volume.owner is not None and volume.owner is not self:
             volume.owner.end_incarnation("a higher epoch exists")
-        volume.owner = self
+        volume.owner, volume.only_forked = self, False
         self.groups = frozenset(volume.placements)
         await self._step("seal")
-        if volume.content is Content.NOTHING:
-            if not config.initialise:
+        if config.role is Role.REPLICATOR:
+            volume.content = Content.COMPLETE
+            await self._step("pages")
+        elif volume.content is Content.NOTHING:
+            if config.restore is not None:
+                self.phase = IncarnationPhase.INITIALISING
+                await self._step("half a restore")  # its end says how far it is: nothing is half
+                volume.content = Content.COMPLETE
+                await self._step("a restore")
+            elif not config.initialise:
                 raise EngineError("it is empty, though it held a data directory")
-            self.phase = WriterPhase.INITIALISING
+        if volume.content is Content.NOTHING:
+            self.phase = IncarnationPhase.INITIALISING
             volume.content = Content.HALF
             await self._step("half an import")
             volume.content = Content.COMPLETE
             await self._step("an import")
         elif volume.content is Content.HALF:
             raise HalfMadeVolumeError("the initialisation was cut short")
-        self.phase, self.repaired = WriterPhase.AVAILABLE, config.repairs
+        self.phase, self.repaired, self.capacity = IncarnationPhase.AVAILABLE, config.repairs, config.capacity
         volume.rows += 1
         await self._step("available")
+
+    async def _follow(self, volume: Volume) -> None:
+        """A reader has no epoch, and leaves no trace."""
+        if volume.owner is self:
+            volume.owner = None
+        self.epoch, self.repaired = 0, ()
+        self.groups = frozenset(volume.placements)
+        self.world.require_quorum(volume, READ_QUORUM)
+        if volume.content is not Content.COMPLETE:
+            self.world.lost.append(f"{self.name} was to read a volume with {volume.content}")
+        await self._step("mount")
+        self.phase, self.capacity = IncarnationPhase.AVAILABLE, self.config.capacity if self.config else None
+        await self._step("follow")
 
     async def _step(self, name: str) -> None:
         """Somewhere on the way: whoever is to end now ends; a writer that was sealed out goes no further."""
         self.world.passed(f"instance: {name}", self)
         await asyncio.sleep(STEP_S)  # not synchronisation: the clock is virtual
         self.check()
-        if self.volume.epoch != self.epoch:
+        if self.volume.epoch != self.epoch and self.config is not None and self.config.role in OWNERS:
             raise FencedError("a higher epoch exists")
 
 
@@ -201,6 +244,16 @@ class FakeEndpoints(Process):
         super().__init__("endpoints")
         self.orders: tuple[EndpointOrder, ...] = ()
         self.generation = 0
+        self.held: set[str] = set()  # clusters for which somebody waits
+        self.used: set[str] = set()  # clusters with which somebody is connected
+
+    def serve(self) -> None:
+        """Whoever waited where there is a target now is connected."""
+        for order in self.orders:
+            cluster, _, endpoint = order.name.partition("/")
+            if endpoint == "cluster" and order.targets and cluster in self.held:
+                self.held.discard(cluster)
+                self.used.add(cluster)
 
 
 class World:
@@ -216,10 +269,13 @@ class World:
         self.control_epoch = 0
         self.crash: Crash | None = None
         self.hand = Hand(self)
+        self.struck = asyncio.Event()  # when the crash ends a control plane
         self.lost: list[str] = []  # what must never happen
         self.asked_to_delete: set[str] = set()  # clusters, by the user's word
         self.broken: set[str] = set()  # storage nodes that do not start
         self.taken_ports: set[int] = set()
+        self.unfit: set[str] = set()  # storage nodes that can fork nothing
+        self.unreadable = False  # no version of the control state can be used
         self._starts = 0
         self._going_on: set[asyncio.Task[Any]] = set()
 
@@ -232,6 +288,8 @@ class World:
             return
         if crash.ends is Ends.CONTROL:
             self.hand.die()
+            self.struck.set()
+            self.struck = asyncio.Event()
         elif crash.ends is Ends.ACTOR:
             assert actor is not None
             actor.kill()
@@ -258,20 +316,33 @@ class World:
     def running(self) -> set[str]:
         return {name for name, node in self.nodes.items() if node.alive}
 
-    def volume_of(self, config: WriterConfig) -> Volume:
+    def volume_of(self, config: InstanceConfig) -> Volume:
         groups = {p.group: p for p in config.volume.groups}
         volume = self.volumes.setdefault(config.volume.volume_id, Volume(config.volume.volume_id, dict(groups)))
         for group, placement in groups.items():
             volume.placements.setdefault(group, placement)
         return volume
 
-    def require_quorum(self, volume: Volume) -> None:
+    def require_quorum(self, volume: Volume, quorum: int = WRITE_QUORUM) -> None:
         running = self.running()
         for group, placement in volume.placements.items():
             for members in placement.sets:
                 copies = [n for n in members if n in running and (volume.volume_id, group) in self.disks[n].segments]
-                if len(copies) < WRITE_QUORUM:
+                if len(copies) < quorum:
                     raise QuorumLostError(f"{len(copies)} copies of group {group} run")
+
+    def fork(self, node_id: str, order: SegmentOrder) -> None:
+        """A node makes its part of a fork; the first to do so shows what it is."""
+        assert order.origin is not None
+        parent, disk = self.volumes[order.origin.parent], self.disks[node_id]
+        if node_id in self.unfit or any((parent.volume_id, group) not in disk.segments for group in order.groups):
+            raise NodeCallError(f"{node_id} cannot fork {parent.volume_id}")
+        placements = {group: GroupPlacement(group, order.members) for group in order.groups}
+        child = self.volumes.setdefault(order.volume_id, Volume(order.volume_id, placements))
+        if child.content is Content.NOTHING:
+            child.only_forked = True
+            child.epoch, child.content, child.rows = order.origin.first_epoch, parent.content, parent.rows
+        disk.segments |= {(order.volume_id, group) for group in order.groups}
 
     def change_members(self, volume: Volume, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         self.require_quorum(volume)
@@ -288,7 +359,7 @@ class World:
     def destroys(self, node_id: str, segments: Iterable[tuple[UUID, int]], how: str) -> None:
         for volume_id, _ in segments:
             volume = self.volumes.get(volume_id)
-            if volume is None or volume.content is Content.NOTHING:
+            if volume is None or volume.content is Content.NOTHING or volume.only_forked:
                 continue
             if how.startswith("drop") and volume.content is Content.COMPLETE and not self._may_go(volume):
                 self.lost.append(f"{node_id} was told to drop volume {volume_id}, which was served")
@@ -352,13 +423,18 @@ class Store:
         self.epoch = hand.world.control_epoch
 
     @classmethod
-    async def open(cls, hand: Hand, volume: VolumeState, on_fenced: Callable[[], None]) -> tuple[Store, Fleet | None]:
+    async def open(
+        cls, hand: Hand, volume: VolumeState, on_fenced: Callable[[], None], *, even_damaged: bool
+    ) -> tuple[Store, Fleet | None]:
         world = hand.world
 
         async def opens() -> tuple[Store, Fleet | None]:
             known = world.control_volume(volume)
             world.require_quorum(known)
-            return cls(hand, known, on_fenced), unpack(world.saved[-1]) if world.saved else None
+            if world.unreadable and not even_damaged:
+                raise ConfigurationError("no version of the control state can be used: see `aurora repair state`")
+            readable = world.saved and not world.unreadable
+            return cls(hand, known, on_fenced), unpack(world.saved[-1]) if readable else None
 
         return await hand.do("control: seal", opens, answer=QuorumLostError("no answer"))
 
@@ -369,9 +445,14 @@ class Store:
                 raise FencedError("a higher epoch exists")
             self._hand.world.require_quorum(self._volume)
             self._hand.world.saved.append(pack(fleet))
+            self._hand.world.unreadable = False
             return len(self._hand.world.saved)
 
         return await self._hand.do("control: save", saves, answer=QuorumLostError("no answer"))
+
+    async def versions(self) -> list[Version]:
+        saved = self._hand.world.saved
+        return [Version(number, 0.0, len(each), unpack(each)) for number, each in enumerate(saved)]
 
     @property
     def placements(self) -> tuple[GroupPlacement, ...]:

@@ -1,0 +1,140 @@
+"""What the regions of a global cluster tell each other, once a second: each its own part, never what it heard.
+
+A view is true of the moment at which it was made, and stays so: generations only rise. Whoever decides by one decides
+again by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from aurora_ray.control.model.regional import NO_TURNS, Membership, Peer, Turns, newest, turns_from_plain
+from aurora_ray.control.model.sealing import seal, unseal
+from aurora_ray.engine.base import RegionRow, ReplicaRow
+from aurora_ray.errors import UNDECODABLE, MalformedError, UsageError
+from aurora_ray.rpc.admission import Secret
+from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+
+if TYPE_CHECKING:
+    from aurora_ray.control.model.state import DBCluster
+
+_SEALED = "peer"  # what a secret on its way to another region is sealed as
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One region's part of the global cluster `name`.
+
+    `generation` and `turns`: of its copy. `writes`: a writer is open there, or may be. `lsn`: up to where its volume is
+    durable. `nodes`: (id, AZ, address) of running storage nodes. `members`: the other regions that it knows, their
+    secrets sealed for whoever this is told to. For people: `lag_ms` behind the primary, which that has none of, and
+    `instances` that serve, with the LSN that each shows.
+    """
+
+    name: str
+    region: str
+    primary: str
+    turns: Turns = NO_TURNS
+    yielded_to: int = 0
+    drained_lsn: int | None = None
+    writes: bool = True
+    following: bool = False
+    lsn: int = 0
+    first_lsn: int = 0
+    volume: dict[str, Any] = field(default_factory=dict, hash=False)
+    nodes: tuple[tuple[str, str, str], ...] = ()
+    members: tuple[Peer, ...] = ()
+    address: str = ""
+    lag_ms: float = 0.0
+    instances: tuple[tuple[ReplicaRow, int], ...] = ()
+
+    @property
+    def generation(self) -> int:
+        """The newest that its copy is of."""
+        return newest(self.turns)
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it holds itself to be the primary."""
+        return self.primary == self.region
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """Its volume, as the volume client takes it. Raises MalformedError if it said none."""
+        try:
+            return VolumeSpec.from_dict(self.volume)
+        except (*UNDECODABLE, UsageError) as error:
+            raise MalformedError(f"region {self.region} does not say what its volume is: {error!r}") from error
+
+    def row(self, at_s: float) -> RegionRow:
+        """For the users of engines; it was true then (Unix time)."""
+        return RegionRow(self.region, self.lsn, -1.0 if self.is_primary else self.lag_ms, at_s, self.instances)
+
+    def addresses(self) -> tuple[NodeAddress, ...]:
+        """Where its storage nodes answer."""
+        return tuple(NodeAddress(*each) for each in self.nodes)
+
+    def to_plain(self, reader: Secret) -> dict[str, Any]:
+        """For JSON, as a region with that secret may read it."""
+        sealed = [{**asdict(peer), "secret": seal(_SEALED, peer.secret, reader)} for peer in self.members]
+        rows = [[*astuple(row), lsn] for row, lsn in self.instances]
+        return {**{f: getattr(self, f) for f in View.__dataclass_fields__}, "members": sealed, "instances": rows}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], reader: Secret) -> View:
+        """The inverse. Raises MalformedError."""
+        try:
+            members = tuple(
+                Peer(
+                    str(p["region"]),
+                    int(p["slot"]),
+                    str(p["fleet_id"]),
+                    str(p["address"]),
+                    str(p["data_dir"]),
+                    unseal(_SEALED, str(p["secret"]), reader),
+                )
+                for p in plain["members"]
+            )
+            drained = plain["drained_lsn"]
+            return cls(
+                name=str(plain["name"]),
+                region=str(plain["region"]),
+                primary=str(plain["primary"]),
+                turns=turns_from_plain(plain["turns"]),
+                yielded_to=int(plain["yielded_to"]),
+                drained_lsn=None if drained is None else int(drained),
+                writes=bool(plain["writes"]),
+                following=bool(plain["following"]),
+                lsn=int(plain["lsn"]),
+                first_lsn=int(plain["first_lsn"]),
+                volume=dict(plain["volume"]),
+                nodes=tuple((str(n), str(az), str(at)) for n, az, at in plain["nodes"]),
+                members=members,
+                address=str(plain["address"]),
+                lag_ms=float(plain["lag_ms"]),
+                instances=tuple(map(_instance, plain["instances"])),
+            )
+        except (*UNDECODABLE, UsageError) as error:
+            raise MalformedError(f"what another region told of itself makes no sense: {error!r}") from error
+
+
+def _instance(plain: Sequence[Any]) -> tuple[ReplicaRow, int]:
+    server, session, cpu, lag_ms, at_s, host, lsn = plain
+    return ReplicaRow(str(server), str(session), float(cpu), float(lag_ms), float(at_s), str(host)), int(lsn)
+
+
+def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
+    """What the primary says of who belongs to the global cluster, taken over; its own address as it says now."""
+    known = cluster.membership
+    if known is None:
+        return cluster
+    primary = next((replace(p, address=view.address) for p in known.peers if p.region == view.region), None)
+    if primary is None:
+        return cluster
+    others = [peer for peer in view.members if peer.region != here]
+    peers: Membership = replace(known, peers=())
+    for peer in (primary, *others):
+        peers = peers.with_peer(peer)
+    return replace(cluster, membership=replace(known, peers=peers.peers))
