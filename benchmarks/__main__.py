@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
-from benchmarks import failover, space, tracing
+from benchmarks import backup, cache, failover, forks, mounting, readers, regions, space, tracing
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -32,6 +32,12 @@ app = typer.Typer(
 app.add_typer(failover.app, name="failover")
 app.command("tracing")(tracing.run)
 app.command("space")(space.run)
+app.command("cache")(cache.run)
+app.command("mounting")(mounting.run)
+app.command("readers")(readers.main)
+app.command("regions")(regions.main)
+app.command("backup")(backup.run)
+app.command("fork")(forks.run)
 
 
 @app.command()

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks import machine
 from benchmarks.failover_client import Client, PgbenchLoad
-from benchmarks.failover_peers import KINDS, PEERS, Account, Peer, signal_of
+from benchmarks.failover_peers import KINDS, PEERS, Account, Peer
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site, query
@@ -114,7 +114,7 @@ def run(
     *,
     kills: Annotated[int, typer.Option(min=1, help="of each kind, with each database")] = 30,
     kinds: Annotated[str, typer.Option(help=f"of faults, as 'kill,stop': {', '.join(KINDS)}")] = "kill,stop",
-    peers: Annotated[str, typer.Option(help="which databases, in the order of their turns")] = ",".join(PEERS),
+    peers: Annotated[str, typer.Option(help=f"which databases, in turn: {', '.join(PEERS)}")] = "aurora,stock",
     clients: Annotated[int, typer.Option(min=1, help="of pgbench's load")] = 8,
     scale: Annotated[int, typer.Option(min=1, help="pgbench's scale factor")] = 10,
     load_s: Annotated[str, typer.Option(help="of load before each fault, as 'shortest,longest'")] = LOAD_S,
@@ -150,6 +150,8 @@ def run(
             for number, kind, name in list(result.left()):
                 if time.monotonic() - started_s > limit_s:
                     break
+                if not running[name].takes(kind):
+                    continue
                 result.load_averages.append(round(os.getloadavg()[0], 2))
                 turn = take_turn(running[name], kind, number, result)
                 result.turns.append(turn)
@@ -158,7 +160,7 @@ def run(
                 console.print(words + ("" if not turn.lost else f"  LOST {turn.lost}"), highlight=False)
     show(result, console)
     console.print(f"Raw figures: {os.path.relpath(path)}", highlight=False)
-    if left := len(list(result.left())):
+    if left := sum(running[name].takes(kind) for _, kind, name in result.left()):
         console.print(f"{left} turns are left: run --resume {os.path.relpath(path)}", highlight=False)
 
 
@@ -185,12 +187,10 @@ def take_turn(peer: Peer, kind: str, number: int, result: FailoverResult) -> Tur
         with load:
             commits, since_s = _commits(peer.dsn), time.monotonic()
             time.sleep(drawn_s)
-            victims = peer.victims(kind)
+            strike = peer.strike(kind)
             tps = (_commits(peer.dsn) - commits) / (time.monotonic() - since_s)
             at, fault_s = datetime.now(UTC), time.time()
-            for pid in victims:
-                with contextlib.suppress(ProcessLookupError):  # its parent's end took it along
-                    os.kill(pid, signal_of(kind))
+            strike()
             outage = client.wait_outage(fault_s, OUTAGE_TIMEOUT_S)
         account = peer.explain(fault_s, outage.first_s)
         lost = client.lost()

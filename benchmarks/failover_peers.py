@@ -32,10 +32,12 @@ HEAL_TIMEOUT_S: Final = 90.0
 TRACE_TIMEOUT_S: Final = 45.0
 _POLL_S: Final = 0.1
 
+ASKED: Final = "asked"
 KINDS: Final[Mapping[str, str]] = {
     "kill": "kill -9 of all processes of the writer",
     "stop": "SIGSTOP of all processes of the writer",
     "engine": "kill -9 of the engine's main process",
+    ASKED: "a failover that is asked for, in order",
 }
 
 
@@ -84,6 +86,21 @@ class Peer(ABC):
     def victims(self, kind: str) -> list[int]:
         """Process ids to be signalled, all at once."""
 
+    def takes(self, kind: str) -> bool:
+        """Whether there is such a fault with this database."""
+        return kind != ASKED
+
+    def strike(self, kind: str) -> Callable[[], None]:
+        """What makes the fault happen, with all that takes time looked up before."""
+        victims, signo = self.victims(kind), signal_of(kind)
+
+        def signals() -> None:
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):  # its parent's end took it along
+                    os.kill(pid, signo)
+
+        return signals
+
     @abstractmethod
     def explain(self, fault_s: float, first_write_s: float) -> Account | None:
         """Where the time of the failover after a fault went; None if nothing tells."""
@@ -103,6 +120,7 @@ class AuroraPeer(Peer):
 
     name = "aurora"
     title = "aurora-ray"
+    _asked: ClassVar[tuple[str, ...]] = ()  # of `aurora up`
 
     def __init__(self, site: Site, *, label: str = "fleet", environment: Mapping[str, str] | None = None) -> None:
         super().__init__(site)
@@ -115,7 +133,7 @@ class AuroraPeer(Peer):
         self._cleanup.callback(shutil.rmtree, self._data_dir, ignore_errors=True)
         self.fleet = UserFleet(self._data_dir, self._environment)
         self._cleanup.callback(self.fleet.destroy)
-        status = self.fleet.up()
+        status = self.fleet.up(*self._asked)
         self._dsn = str(status["endpoints"]["cluster"]["dsn"])
         fill(self._dsn, self.site.bin_dir, self.site.scale)
         execute(self._dsn, "CHECKPOINT")  # what filled the tables is not replayed, as with the other one
@@ -140,6 +158,20 @@ class AuroraPeer(Peer):
     def victims(self, kind: str) -> list[int]:
         """The engine's process is what `aurora status` shows; the writer's is its parent."""
         return [self._engine] if kind == "engine" else family(parent_of(self._engine))
+
+    def takes(self, kind: str) -> bool:
+        """All of them."""
+        return kind in KINDS
+
+    def strike(self, kind: str) -> Callable[[], None]:
+        """A failover that is asked for goes by the command, and has ended when that has."""
+        if kind != ASKED:
+            return super().strike(kind)
+
+        def asks() -> None:
+            self.fleet.run("failover", timeout_s=HEAL_TIMEOUT_S)
+
+        return asks
 
     def explain(self, fault_s: float, first_write_s: float) -> Account | None:  # noqa: ARG002  (it knows better)
         """From the trace; it is written a moment after the failover has ended."""
@@ -169,13 +201,27 @@ class AuroraPeer(Peer):
         while time.monotonic() < deadline_s:
             status = self.fleet.status()
             nodes = {node["state"] for node in status["storage_nodes"]}
-            if status["state"] == "available" and int(status["epoch"]) > self._epoch and nodes == {"healthy"}:
+            others = {instance["state"] for instance in status["instances"]}
+            whole = status["state"] == "available" and others == {"available"} and nodes == {"healthy"}
+            if whole and int(status["epoch"]) > self._epoch:
                 self._note(status)
                 return
         raise TimeoutError(f"the fleet was not whole again within {HEAL_TIMEOUT_S:g} s: {status}")
 
     def _note(self, status: dict[str, Any]) -> None:
-        self._epoch, self._engine = int(status["epoch"]), int(status["instances"][0]["pid"])
+        writer = next(instance for instance in status["instances"] if instance["role"] == "writer")
+        self._epoch, self._engine = int(status["epoch"]), int(writer["pid"])
+
+
+class ReaderPeer(AuroraPeer):
+    """The same with a reader beside the writer."""
+
+    name = "reader"
+    title = "aurora-ray with a reader"
+    _asked = ("--readers", "1")
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, label="fleet-with-a-reader")
 
 
 class StockPeer(Peer):
@@ -278,7 +324,7 @@ class StockPeer(Peer):
                 server.stop(signal.SIGQUIT)
 
 
-PEERS: Final[Mapping[str, type[Peer]]] = {peer.name: peer for peer in (AuroraPeer, StockPeer)}
+PEERS: Final[Mapping[str, type[Peer]]] = {peer.name: peer for peer in (AuroraPeer, ReaderPeer, StockPeer)}
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.failover import FailoverResult, Turn
 
-_COLOURS: Final = {"aurora": "#1f6feb", "stock": "#8b949e"}
+_COLOURS: Final = {"aurora": "#1f6feb", "reader": "#8250df", "stock": "#8b949e"}
 _STAGES: Final = tuple(dict.fromkeys((*OURS.values(), *STOCK, REST)))
 _SIZE: Final = (8, 4.2)
 
@@ -100,7 +100,7 @@ def draw(result: FailoverResult, stem: str, directory: Path) -> list[Path]:
 
 def _paint_outages(axes: Axes, result: FailoverResult) -> None:
     """The share of failovers that took no longer: every one of them is a step."""
-    for kind, style in zip(result.kinds, ("-", "--", ":"), strict=False):
+    for kind, style in zip(result.kinds, ("-", "--", ":", "-."), strict=False):
         for peer in result.peers:
             outages = sorted(turn.outage_s for turn in result.of(peer, kind))
             if outages:

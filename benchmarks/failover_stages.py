@@ -16,6 +16,7 @@ OURS: Final[Mapping[str, str]] = {
     "failover.decide": "decide",
     "control.KillInstance": "kill",
     "control.StartInstance": "process",
+    "control.ChangeRole": "end",
     "control.OpenInstance": "ask to open",
     "writer.prepare": "prepare",
     "writer.seal": "seal",

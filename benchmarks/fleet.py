@@ -54,6 +54,10 @@ class UserFleet:
         status: dict[str, Any] = json.loads(self.run("status", "--json"))
         return status
 
+    def json(self, *words: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """What a command says in JSON."""
+        return json.loads(self.run(*words, "--json", timeout_s=timeout_s))
+
     def down(self) -> None:
         """Stopped; its data stays."""
         self.run("down", timeout_s=UP_TIMEOUT_S, check=False)

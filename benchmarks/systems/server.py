@@ -15,7 +15,9 @@ from typing import Final
 
 from aurora_ray.engine.account import BASE_ENVIRONMENT
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.postgres.shared_memory import remove_segments
 from aurora_ray.engine.postgres.sizes import size_settings
+from aurora_ray.engine.process import processes_in
 from benchmarks.data import fill_all
 from benchmarks.systems.base import Site
 from benchmarks.workloads import Checkpoint
@@ -134,8 +136,16 @@ class Server:
         for each, limit_s in ((signo, _STOP_TIMEOUT_S), (signal.SIGQUIT, _QUIT_TIMEOUT_S), (signal.SIGKILL, 10.0)):
             child.send_signal(each)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(limit_s)
+                if child.wait(limit_s) < 0:
+                    self._remove_memory(child.pid)
                 return
+
+    def _remove_memory(self, main_pid: int) -> None:
+        """What a killed server leaves in the kernel: it is not started again where it would find it."""
+        deadline_s = time.monotonic() + _QUIT_TIMEOUT_S
+        while processes_in(self.data_dir, "postgres") and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        remove_segments(main_pid)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None:

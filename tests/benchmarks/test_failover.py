@@ -12,7 +12,7 @@ from aurora_ray.engine.account import find_account
 from aurora_ray.errors import ConfigurationError
 from benchmarks.__main__ import app
 from benchmarks.failover import FailoverResult, Turn, take_turn
-from benchmarks.failover_peers import PEERS, Account
+from benchmarks.failover_peers import ASKED, PEERS, Account
 from benchmarks.failover_report import draw, percentile, show
 from benchmarks.failover_stages import OURS, REST, exclusive
 from benchmarks.site import prepared
@@ -87,6 +87,14 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path: Path) -> None:
     assert list(again.left()) == left[1:]
 
 
+def test_a_failover_can_be_asked_of_a_fleet_alone() -> None:
+    asked = {name: peer.takes(object.__new__(peer), ASKED) for name, peer in PEERS.items()}
+    assert asked == {"aurora": True, "reader": True, "stock": False}
+    assert all(peer.takes(object.__new__(peer), "kill") for peer in PEERS.values())
+    spans = [("control.ChangeRole", 0, 2 * SECOND), ("control.OpenInstance", 2 * SECOND, 3 * SECOND)]
+    assert exclusive(spans, OURS, 0, 3 * SECOND) == {"end": 2.0, "ask to open": 1.0}
+
+
 def test_it_is_a_command_of_the_benchmarks() -> None:
     assert "failover" in {group.name for group in app.registered_groups}
     assert "tracing" in {command.name for command in app.registered_commands}
@@ -110,17 +118,24 @@ def test_tables_and_charts_tell_what_was_measured(tmp_path: Path) -> None:
 @pytest.mark.postgres
 @pytest.mark.timeout(300)
 @pytest.mark.allowed_leaks("process", "shm", "tmp")
-@pytest.mark.parametrize("peer", ["stock", pytest.param("aurora", marks=pytest.mark.chaos)])
-def test_a_fault_in_earnest(peer: str, data_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("peer", "kind"),
+    [
+        ("stock", "kill"),
+        pytest.param("aurora", "kill", marks=pytest.mark.chaos),
+        pytest.param("reader", "asked", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_fault_in_earnest(peer: str, kind: str, data_dir: Path) -> None:
     try:
         find_account("aurora-ray")
     except ConfigurationError as error:
         pytest.skip(str(error))
-    result = _result(1, ["kill"], [peer])
+    result = _result(1, [kind], [peer])
     with contextlib.ExitStack() as cleanup:
         site = cleanup.enter_context(prepared(scale=1, version=None, work_dir=data_dir, keep=False))
         running = cleanup.enter_context(PEERS[peer](site))
-        turn = take_turn(running, "kill", 0, result)
+        turn = take_turn(running, kind, 0, result)
     assert turn.lost == 0
     assert turn.load_tps > 10
     assert 0.02 < turn.outage_s < 60
