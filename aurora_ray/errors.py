@@ -6,6 +6,20 @@ sees False must act (or give up), not loop. Messages are one sentence that says 
 
 from __future__ import annotations
 
+from typing import Final
+
+# What a decoder of bytes that nobody vouches for may run into, whatever it expects: a key that is not there, a number
+# where a table should be, an infinity where a count should be, nesting without end.
+UNDECODABLE: Final = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+
 
 class AuroraError(Exception):
     """Root of the tree."""
@@ -19,10 +33,6 @@ class UsageError(AuroraError):
 
 class UnsupportedRoleError(UsageError):
     """An instance of a kind that nothing can run; it is never run as one of another kind."""
-
-
-class UnsupportedLineageError(UsageError):
-    """A volume with a parent: nothing reads through to the parent yet, so none is created and none is read."""
 
 
 class ConfigurationError(AuroraError):
@@ -43,6 +53,12 @@ class RegionClosedError(AuroraError):
     """The mount was closed: its shared memory is gone, and whoever still asks it must stop."""
 
 
+class BackupError(AuroraError):
+    """The object store did not do what it was asked, or does not answer."""
+
+    retryable = True
+
+
 class MalformedError(AuroraError):
     """Bytes that are not what their header claims: bad magic, bad length, bad CRC, unknown type."""
 
@@ -57,6 +73,16 @@ class UnknownVolumeError(StorageError):
 
 class FencedError(StorageError):
     """A higher epoch exists: the caller is no longer the writer and must stop."""
+
+
+class DivergedError(StorageError):
+    """A copy in another region holds redo, above `common_lsn`, that the region which it is to follow has not: this tail
+    must be put aside first.
+    """
+
+    def __init__(self, message: str, common_lsn: int | None = None) -> None:
+        super().__init__(message)
+        self.common_lsn = common_lsn
 
 
 class StaleSegmentError(StorageError):

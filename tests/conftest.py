@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from aurora_ray.rpc.process import raise_descriptor_limit
+from tests.support.engines import missing_engine
 from tests.support.leaks import LeakDetector, remove_tree
 from tests.support.logs import LogRecorder
+from tests.support.order import File, guessed_s, packed, record, recorded_s
 from tests.support.ports import PortAllocator
 from tests.support.secret import hold_secret
 from tests.support.timing import TEST_FACTOR, TIMEOUT_FACTOR
@@ -26,6 +28,7 @@ from tests.support.timing import TEST_FACTOR, TIMEOUT_FACTOR
 settings.register_profile("aurora", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("aurora")
 _RUN_DIR = pytest.StashKey[Path]()
+_TOOK_S: dict[str, float] = {}  # path of a file of tests -> seconds so far
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,15 +58,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         remove_tree(run_dir)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What this run can do besides."""
+    parser.addoption("--record-durations", action="store_true", help="keep what each file took in tests/durations.json")
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Takes out the tests of an engine that is no part of the environment and not on this machine."""
+    why = missing_engine()
+    lost = [item for item in items if why and item.get_closest_marker("mariadb")]
+    if lost:
+        items[:] = [item for item in items if not item.get_closest_marker("mariadb")]
+        config.hook.pytest_deselected(items=lost)
+
+
+def pytest_report_header() -> str | None:
+    """Which tests do not run here."""
+    why = missing_engine()
+    return f"MariaDB's tests are left out: {why}" if why else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scale the timeout of every test; files that take long come first, so no worker ends with one.
-
-    Files that start fleets stand between those that start engines: two processors do not carry three fleets at once.
-    """
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        order = _by_cost(items)
-        items.sort(key=lambda item: order[item.path])
+    """Scale the timeout of every test; with workers, files stand in the order in which they are handed out."""
+    _leave_out(config, items)
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        place = {file.path: place for place, file in enumerate(packed(_files(config, items), workers))}
+        items.sort(key=lambda item: place[_path(config, item)])
     default_s = float(config.getini("timeout") or 0)
     for item in items:
         marker = item.get_closest_marker("timeout")
@@ -71,18 +92,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(timeout_s * TIMEOUT_FACTOR * TEST_FACTOR), append=False)
 
 
-def _by_cost(items: list[pytest.Item]) -> dict[Path, int]:
-    """The place of each file in the order of work."""
-    marked = {kind: {item.path for item in items if item.get_closest_marker(kind)} for kind in ("ray", "postgres")}
-    fleets = sorted(marked["ray"])
-    engines = sorted(marked["postgres"] - marked["ray"])
-    apart = max(1, len(engines) // max(1, len(fleets)))
-    order: list[Path] = []
-    while fleets or engines:
-        order += [*fleets[:1], *engines[:apart]]
-        fleets, engines = fleets[1:], engines[apart:]
-    order += sorted({item.path for item in items} - {*order})
-    return {path: place for place, path in enumerate(order)}
+def _files(config: pytest.Config, items: list[pytest.Item]) -> list[File]:
+    """The files of `items`, with what is known of how long each takes."""
+    of_file: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        of_file.setdefault(_path(config, item), []).append(item)
+    recorded = recorded_s()
+    found = []
+    for path, tests in of_file.items():
+        markers = {marker.name for item in tests for marker in item.iter_markers()}
+        seconds = recorded.get(path)
+        found.append(File(path, guessed_s(markers, len(tests)) if seconds is None else seconds, "ray" in markers))
+    return found
+
+
+def _path(config: pytest.Config, item: pytest.Item) -> str:
+    return item.path.relative_to(config.rootpath).as_posix()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Sum up what each file took, its shared set-up included."""
+    path = report.nodeid.partition("::")[0]
+    _TOOK_S[path] = _TOOK_S.get(path, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep it, if that was asked for: by the process that hears of every test."""
+    if session.config.getoption("--record-durations", default=False) and "PYTEST_XDIST_WORKER" not in os.environ:
+        record(_TOOK_S)
 
 
 @pytest.hookimpl(trylast=True)

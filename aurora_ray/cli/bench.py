@@ -146,12 +146,17 @@ def _find_benchmarks() -> None:
 
 
 def _servers(name: str, dsns: list[str] | None, data_dir: Path | None, endpoint: str) -> tuple[bool, list[str]]:
-    """(whether there is a Ray cluster for the generators, DSNs). Raises NotRunningError without either."""
+    """(whether there is a Ray cluster for the generators, DSNs). Raises NotRunningError without either, UsageError."""
     from aurora_ray.control.api.client import NotRunningError
+    from aurora_ray.engine.registry import DEFAULT_ENGINE
     from aurora_ray.ray.fleet import connect_ray
 
     try:
-        dsns = dsns or [options.find(data_dir).status(name)["endpoints"][endpoint]["dsn"]]
+        if not dsns:
+            status = options.find(data_dir).status(name)
+            if status["engine"] != DEFAULT_ENGINE:
+                raise UsageError(f"{name} runs {status['engine']}: this load is for {DEFAULT_ENGINE} alone")
+            dsns = [status["endpoints"][endpoint]["dsn"]]
         connect_ray(options.settings(data_dir).data_dir)
     except NotRunningError:
         if not dsns:

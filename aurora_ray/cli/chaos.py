@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,9 @@ from aurora_ray.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Lose something on purpose, to see it come back.", rich_markup_mode=None)
 
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="writer, node:ID, az:NAME or control.")]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="writer, reader:ID, node:ID, az:NAME, control or region:NAME.")
+]
 ForS = Annotated[float | None, typer.Option("--for", metavar="S", min=0.1, max=86400, help="Undone after S seconds.")]
 Cluster = Annotated[str, typer.Option("--name", metavar="NAME", help="The cluster whose writer is meant.")]
 
@@ -47,7 +50,7 @@ def register(parent: typer.Typer) -> None:
     for verb, (words, example) in _ENDS.items():
         app.command(verb, help=words, epilog=example)(_ending(verb))
     parent.add_typer(app, name="chaos")
-    parent.command(epilog="Example: aurora failover demo")(failover)
+    parent.command(epilog="Example: aurora failover demo --target demo-2")(failover)
 
 
 def kill(  # noqa: PLR0917  (the command's options)
@@ -63,11 +66,30 @@ def kill(  # noqa: PLR0917  (the command's options)
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """SIGKILL. It comes back by itself; with --for, storage nodes stay away for S seconds."""
+    """SIGKILL. It comes back by itself; with --for, storage nodes stay away for S seconds.
+
+    region:NAME is a whole region on this machine, its control plane and its Ray too: `aurora up` brings it back.
+    """
     if for_good and for_s is not None:
         raise UsageError("--for-good takes no --for: that node does not come back")
+    if target.startswith("region:"):
+        if for_s is not None or for_good:
+            raise UsageError("a region that is killed stays away until `aurora up`: leave out --for and --for-good")
+        _kill_region(target, data_dir, json=json)
+        return
     struck = options.find(data_dir).chaos("kill", target, name, for_s, for_good=for_good)
     _tell("kill", struck, json=json)
+
+
+def _kill_region(target: str, data_dir: Path | None, *, json: bool) -> None:
+    from aurora_ray.ray import regions
+
+    region = target.partition(":")[2]
+    where, count = regions.kill(options.settings(data_dir).data_dir, region)
+    if json:
+        write_json([{"target": target, "processes": count, "pid": None, "data_dir": str(where)}])
+    else:
+        write_line(f"killed {target}: {count} processes; `aurora up --data-dir {where}` brings it back")
 
 
 def _command(verb: str) -> Callable[..., None]:
@@ -109,16 +131,21 @@ def _tell(verb: str, struck: list[dict[str, Any]], *, json: bool) -> None:
 
 def failover(
     name: options.Name = options.DEFAULT_NAME,
-    target: Annotated[str | None, typer.Option(metavar="INSTANCE", help="The reader to promote.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="INSTANCE", help="The reader that takes over.")] = None,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 60.0,
 ) -> None:
-    """Move the writer to a fresh process in the next AZ, in order; wait until it accepts statements."""
+    """Have another instance be the writer, in order; wait until it accepts statements.
+
+    That is --target, else the reader that is first by promotion tier, then size, then lag; the writer becomes a reader.
+    Without readers the writer moves to a fresh process in the next AZ.
+    """
     fleet = options.find(data_dir)
     with progress(f"failover of {name}", quiet=json):
         result = fleet.failover(name, target, timeout_s=timeout_s)
     if json:
         write_json(result)
     else:
-        write_line(f"{name} has its writer in {result['instances'][0]['az']}, epoch {result['epoch']}")
+        writer = next(instance for instance in result["instances"] if instance["role"] == "writer")
+        write_line(f"{name} has its writer {writer['id']} in {writer['az']}, epoch {result['epoch']}")

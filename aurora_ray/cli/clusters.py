@@ -42,6 +42,7 @@ def create(  # noqa: PLR0917  (the command's options)
     ] = None,
     bin_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The bin directory of the engine to use.")] = None,
     memory: options.Memory = 0,
+    readers: options.Readers = 0,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 180.0,
@@ -52,8 +53,8 @@ def create(  # noqa: PLR0917  (the command's options)
     fleet = options.find(data_dir)
     with progress(f"creating {name}", quiet=json) as say:
         path = str(chosen) if chosen else None
-        fleet.create(name, engine=engine, version=engine_version, bin_dir=path, memory_bytes=memory)
-        result = fleet.wait_available(name, timeout_s=timeout_s, progress=say)
+        fleet.create(name, engine=engine, version=engine_version, bin_dir=path, memory_bytes=memory, readers=readers)
+        result = fleet.wait_available(name, all_readers=readers > 0, timeout_s=timeout_s, progress=say)
     if json:
         write_json(result)
     else:
@@ -83,23 +84,27 @@ def delete(
 def sql(  # noqa: PLR0917  (the command's options)
     name: options.Name = options.DEFAULT_NAME,
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", hidden=True)] = None,
-    command: Annotated[str | None, typer.Option("-c", metavar="SQL", help="Run this and end.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Option("-c", metavar="SQL", help="Run this and end; several, one after the other.")
+    ] = None,
     reader: Annotated[bool, typer.Option("--reader", help="Use the reader endpoint.")] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """Open psql on a cluster, or run SQL through it; with --json, rows as JSON."""
+    """Open psql on a cluster, or run SQL through it; with --json, rows as JSON: a list of such with several -c."""
     status = options.find(data_dir).status(name)
     dsn, client = status["endpoints"]["reader" if reader else "cluster"]["dsn"], adapter(status["engine"]).client
     if json:
-        if command is None:
+        if not command:
             raise UsageError("--json needs -c")
-        rows = client.query(way_in(status, dsn), command)
-        write_json({"columns": rows.columns, "rows": rows.rows, "rowcount": rows.count})
+        dsn = way_in(status, dsn)
+        done = [client.query(dsn, each) for each in command]
+        told = [{"columns": rows.columns, "rows": rows.rows, "rowcount": rows.count} for rows in done]
+        write_json(told if len(told) > 1 else told[0])
         return
     dsn = dsn if reader else way_in(status, dsn)
     bin_dir = options.settings(data_dir).bin_dir(status["engine"])
-    words = client.command_line(dsn, status["engine_version"], bin_dir, command, arguments or [])
+    words = client.command_line(dsn, status["engine_version"], bin_dir, command or [], arguments or [])
     os.execv(words[0], words)  # noqa: S606  (it takes this process's place: signals and the terminal are its own)
 
 

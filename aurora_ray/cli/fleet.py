@@ -30,7 +30,7 @@ def up(  # noqa: PLR0917  (the command's options)
     engine_version: Annotated[
         str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
     ] = None,
-    readers: Annotated[int, typer.Option(metavar="N", min=0, help="Reader instances.")] = 0,
+    readers: options.Readers = 0,
     region: Annotated[str | None, typer.Option(metavar="R", help="A file of regions/; default us-east-1.")] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="The cluster to start.")] = options.DEFAULT_NAME,
     memory: options.Memory = 0,
@@ -44,8 +44,6 @@ def up(  # noqa: PLR0917  (the command's options)
     """Start the fleet and a cluster in it, or find them running; print the DSN."""
     from aurora_ray.ray.fleet import Fleet
 
-    if readers:
-        raise UsageError("readers are not there yet: use --readers 0")
     settings = options.settings(data_dir, ray_address=address)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
@@ -56,10 +54,11 @@ def up(  # noqa: PLR0917  (the command's options)
             version=engine_version,
             bin_dir=bin_dir,
             memory_bytes=memory,
+            readers=readers,
             exist_ok=True,
             timeout_s=timeout_s,
         )
-        result = running.wait_available(name, timeout_s=timeout_s, progress=say)
+        result = running.wait_available(name, all_readers=readers > 0, timeout_s=timeout_s, progress=say)
     if json:
         write_json(result)
     else:

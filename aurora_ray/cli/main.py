@@ -8,7 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_ray.cli import administration, bench, chaos, clusters, events, fleet, graveyard, repair, trace
+from aurora_ray.cli import (
+    administration,
+    backups,
+    bench,
+    capacity,
+    chaos,
+    clusters,
+    endpoints,
+    events,
+    fleet,
+    global_clusters,
+    graveyard,
+    past,
+    readers,
+    repair,
+    trace,
+)
 from aurora_ray.cli.output import Results, error_line, write_line
 from aurora_ray.errors import AuroraError, UsageError
 
@@ -28,6 +44,12 @@ app = typer.Typer(
 )
 fleet.register(app)
 clusters.register(app)
+readers.register(app)
+capacity.register(app)
+past.register(app)
+backups.register(app)
+global_clusters.register(app)
+endpoints.register(app)
 graveyard.register(app)
 events.register(app)
 repair.register(app)

@@ -36,6 +36,9 @@ def parse_bytes(text: str) -> int:
 
 
 Engine = Annotated[str, typer.Option(help=f"{', '.join(ENGINES)}.")]
+Readers = Annotated[
+    int, typer.Option("--readers", metavar="N", min=0, help="Reader instances that there shall be at least.")
+]
 Memory = Annotated[
     int,
     typer.Option(

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-_STATE_STYLES = {"available": "green", "healthy": "green", "failed": "red", "silent": "red", "no process": "red"}
+    from aurora_ray.engine.base import Difference
+
+_GOOD, _BAD = ("available", "healthy", "following"), ("failed", "silent", "no process", "unreachable")
+_STATE_STYLES = dict.fromkeys(_GOOD, "green") | dict.fromkeys(_BAD, "red")
 _UNKNOWN = ("no process", "silent")  # nobody told what such a node has
 
 
@@ -45,6 +48,27 @@ def write_line(text: str) -> None:
     """One line of result, at once: with --watch, somebody at the other end of a pipe waits for it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def write_differences(rows: Iterable[Difference], about: dict[str, Any], *, as_json: bool) -> None:
+    """Rows that came (+), went (-) and changed (~), each as soon as it is there, and how many; or one JSON document of
+    which never more than a row is in memory."""
+    counts = {"came": 0, "went": 0, "changed": 0}
+    signs = {"came": "+", "went": "-", "changed": "~"}
+    out, separator = sys.stdout, ""
+    if as_json:
+        out.write(f'{json.dumps(about)[:-1]}, "rows": [')
+    for row in rows:
+        counts[row.kind] += 1
+        if as_json:
+            sides = {side: text for side, text in (("before", row.before), ("after", row.after)) if text is not None}
+            out.write(f'{separator}\n{{"kind": "{row.kind}"' + "".join(f', "{s}": {t}' for s, t in sides.items()) + "}")
+            separator = ","
+        else:
+            out.write(f"{signs[row.kind]} {' -> '.join(text for text in row[1:] if text is not None)}\n")
+    out.write(f"], {json.dumps(counts)[1:]}\n" if as_json else "")
+    if not as_json:
+        out.write(", ".join(f"{count} {kind}" for kind, count in counts.items()) + "\n")
 
 
 def error_line(text: str) -> None:
@@ -91,6 +115,29 @@ def _console(*, stderr: bool = False, width: int | None = None) -> Console:
     return Console(stderr=stderr, highlight=False, width=width)
 
 
+def print_regions(found: dict[str, Any]) -> None:
+    """A global cluster's regions for people."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = Text.assemble((found["global"], "bold"), f"  cluster {found['cluster']}  primary {found['primary']}")
+    table = _table("region", "role", "state", "lag", "behind", "readers", "endpoint")
+    lost = []
+    for r in found["regions"]:
+        lag = "-" if r["lag_ms"] is None else f"{r['lag_ms']:.0f} ms"
+        behind = "-" if r["lag_bytes"] is None else size_text(r["lag_bytes"])
+        ends = r["endpoints"] or {}
+        where = (ends.get("cluster" if r["role"] == "primary" else "reader") or {}).get("dsn", "-")
+        readers = "-" if r["readers"] is None else str(r["readers"])
+        table.add_row(r["region"], r["role"], _state(r["state"]), lag, behind, readers, where)
+        lost += [(r["region"], tail) for tail in r["lost_tails"]]
+    tails = [
+        Text(f"{region} keeps {size_text(tail['bytes'])} of redo that only it has, above LSN {tail['after_lsn']:,}")
+        for region, tail in lost
+    ]
+    _console().print(Group(head, table, *tails), soft_wrap=not sys.stdout.isatty())
+
+
 def print_status(status: dict[str, Any]) -> None:
     """A cluster's status for people."""
     _console().print(render_status(status), soft_wrap=not sys.stdout.isatty())
@@ -111,10 +158,10 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         (endpoint["dsn"], "cyan"),
         (f"\nmetrics {status['metrics']}" if status["metrics"] else "", "dim"),
     )
-    instances = _table("instance", "role", "AZ", "state", "pid", "port", "memory")
+    instances = _table("instance", "role", "AZ", "state", "pid", "port", "memory", "lag")
     for i in status["instances"]:
         row = (i["id"], i["role"], i["az"], _state(i["state"]), str(i["pid"] or "-"), str(i["port"]))
-        instances.add_row(*row, _memory(i))
+        instances.add_row(*row, _memory(i), _lag(i))
     nodes = _table("storage node", "AZ", "state", "pid", "SCL", "behind", "disk")
     for n in status["storage_nodes"]:
         known = n["state"] not in _UNKNOWN
@@ -124,14 +171,40 @@ def render_status(status: dict[str, Any]) -> RenderableType:
     reasons = [f"{trouble['subject']}: {trouble['sentence']}" for trouble in status.get("troubles", ())]
     reasons += [_fault(fault) for fault in status.get("faults", ())]
     reasons += [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
+    reasons += [_capacity(status["capacity"])] if status.get("capacity") else []
+    reasons += [_backup(status["backup"])] if status.get("backup") else []
     reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
+
+
+def _capacity(capacity: dict[str, Any]) -> str:
+    bounds = f"{capacity['min']:g} to {capacity['max']:g} ACU"
+    if capacity["paused_since"]:
+        return f"serverless, {bounds}: paused, whoever connects wakes it"
+    pauses = capacity["pause_after_s"]
+    awake = f"; awake: {', '.join(capacity['awake'])}" if capacity["awake"] else ""
+    idle = f"; paused after {pauses:g} s without use{awake}" if pauses else ""
+    return f"serverless, {bounds}: {capacity['acu']:g} ACU now ({capacity['reason'] or 'it has just begun'}){idle}"
+
+
+def _backup(backup: dict[str, Any]) -> str:
+    if not backup["time"]:
+        return f"backup to {backup['url']}: nothing can be restored yet"
+    lag = f", {backup['lag_s']:.0f} s and {size_text(backup['lag_bytes'])} behind" if backup["lag_bytes"] else ""
+    first = "" if backup["restorable_from_lsn"] else "; nothing can be restored before its first image is done"
+    return f"backup to {backup['url']}: all up to {backup['time']} (lsn:{backup['lsn']}){lag}{first}"
 
 
 def _memory(instance: dict[str, Any]) -> str:
     """What it has, or is declared to have; and what it gets when its engine starts next."""
     now, later = instance["memory_bytes"] or instance["declared_memory_bytes"], instance["next_memory_bytes"]
     return (size_text(now) if now else "-") + (f" ({size_text(later)} at the next start)" if later else "")
+
+
+def _lag(instance: dict[str, Any]) -> str:
+    """Of a reader that follows."""
+    lag_ms = instance["lag_ms"] if instance["role"] == "reader" else None
+    return "-" if lag_ms is None else f"{lag_ms:g} ms"
 
 
 def _fault(fault: dict[str, Any]) -> str:
@@ -167,10 +240,10 @@ def _table(*columns: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         table.add_column(
-            column, justify="right" if column in ("pid", "port", "memory", "SCL", "behind", "disk") else "left"
+            column, justify="right" if column in ("pid", "port", "memory", "lag", "SCL", "behind", "disk") else "left"
         )
     return table
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aurora_ray.errors import UNDECODABLE
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ def _spans_of_line(line: bytes, path: Path) -> list[StoredSpan]:
             for scope_spans in resource_spans.get("scopeSpans", ())
             for encoded in scope_spans.get("spans", ())
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNDECODABLE as error:
         _log.debug("%s holds a line that is not whole (%r): its writer was killed, or is writing it", path, error)
         return []
 

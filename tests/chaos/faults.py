@@ -278,6 +278,11 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 }
 
 
-def choose_fault(choose: random.Random) -> str:
-    """The name of a fault."""
-    return choose.choices(list(FAULTS), [weight for _, weight in FAULTS.values()])[0]
+def fault_of_round(seed: int, number: int) -> str:
+    """Each fault once, in a random order, then as many by their weights, and so on: a short run misses no kind."""
+    turn, place = divmod(number - 1, len(FAULTS))
+    choose, names = random.Random(f"faults {seed}:{turn}"), sorted(FAULTS)
+    if turn % 2:
+        return choose.choices(names, [FAULTS[name][1] for name in names], k=len(names))[place]
+    choose.shuffle(names)
+    return names[place]

@@ -1,8 +1,10 @@
-"""`python -m tests.chaos.fleet --rounds 10 --seed S`: fault rounds against a fleet as `aurora up` starts it, on Ray.
+"""`python -m tests.chaos.fleet --rounds 10 --seed S`: fault rounds against a fleet as `aurora up --readers 1` starts
+it, on Ray.
 
 Clients work through the cluster endpoint and try again; nobody but the fleet itself repairs anything. What they saw is
 written down as a history of each round, and some serial order that agrees with the clock must explain it; what earlier
-rounds left must stay. After each fault writes must go on by themselves.
+rounds left must stay. Others watch through the reader endpoint: they must see snapshots of that history, and nothing
+that it does not come to. After each fault writes must go on by themselves.
 
 Progress goes to stderr, a JSON summary to stdout; the exit code is 1 if something that must hold did not. The faults of
 a round and what clients do come from the seed and the round's number alone, so `--seed S --first-round N --rounds 1`
@@ -28,7 +30,7 @@ import psycopg
 
 from tests.chaos.checks import check_tables
 from tests.chaos.clients import ChurnClient, Tables
-from tests.chaos.fleet_faults import FLEET_FAULTS, FleetArena, fault_of_round
+from tests.chaos.fleet_faults import FLEET_FAULTS, FleetArena, fault_of_round, instances_of
 from tests.chaos.history_round import HistoryRound, Memory, Verdict
 from tests.chaos.workload import SCHEMA, SESSION_OPTIONS, UPKEEP
 from tests.cli.fleet import CliFleet
@@ -99,13 +101,14 @@ class FleetChaos:
         self.seed = seed
         self._directory = directory
         self._pause = pause
-        self._dsn = ""
+        self._dsn = self._reader_dsn = ""
         self._memory = Memory()
         self._tables = Tables()
 
     def prepare(self) -> None:
         """`aurora up`, and the schema."""
-        self._dsn = self.fleet.up()["endpoints"]["cluster"]["dsn"]
+        endpoints = self.fleet.up("--readers", "1")["endpoints"]
+        self._dsn, self._reader_dsn = endpoints["cluster"]["dsn"], endpoints["reader"]["dsn"]
         with self._connect() as session:
             session.execute(SCHEMA.encode())
 
@@ -115,10 +118,18 @@ class FleetChaos:
         fault = fault or fault_of_round(self.seed, number)
         status = self._settled()
         path = self._directory / f"history-{number}.jsonl"
-        history = HistoryRound(self._connect, path, seed=self.seed, number=number, fault=fault, memory=self._memory)
+        history = HistoryRound(
+            self._connect,
+            path,
+            seed=self.seed,
+            number=number,
+            fault=fault,
+            memory=self._memory,
+            watch=self._connect_to_reader,
+        )
         self._until_works(history.prepare)
         choose = random.Random(f"fleet {self.seed}:{number}")
-        arena = FleetArena(self.fleet, status, choose, self._pause, history.recorder)
+        arena = FleetArena(self.fleet, status, choose, self._pause, history.recorder, instances_of(status))
         churn = ChurnClient("churn", self._connect, f"{self.seed}:{number} churn", self._tables, UPKEEP)
         history.start()
         churn.start()
@@ -154,7 +165,8 @@ class FleetChaos:
             nodes = status["storage_nodes"]
             goal = goal or max(node["scl"] for node in nodes)
             whole = all(node["state"] == "healthy" and node["scl"] >= goal for node in nodes)
-            return bool(status["state"] == "available" and whole)
+            serve = all(instance["state"] == "available" for instance in status["instances"])
+            return bool(status["state"] == "available" and whole and serve)
 
         return self.fleet.until(settled, "the fleet is healthy and all copies are whole", HEALTHY_TIMEOUT_S)
 
@@ -171,6 +183,10 @@ class FleetChaos:
 
     def _connect(self) -> psycopg.Connection:
         return psycopg.connect(self._dsn, connect_timeout=5, autocommit=True, options=SESSION_OPTIONS)
+
+    def _connect_to_reader(self) -> psycopg.Connection:
+        options = "-c default_transaction_isolation=repeatable\\ read"
+        return psycopg.connect(self._reader_dsn, connect_timeout=5, autocommit=True, options=options)
 
     def close(self) -> None:
         """`aurora down --destroy`."""
@@ -234,7 +250,7 @@ def _run(chaos: FleetChaos, summary: FleetSummary, arguments: argparse.Namespace
             _tell(
                 f"round {number:4d}  {result.fault:30s} {verdict.ok:6d} ok {verdict.failed:5d} failed  unknown: "
                 f"{unknown.happened} happened, {unknown.absent} did not, {unknown.open} open  "
-                f"outage {verdict.outage_s:5.2f} s  ({result.seconds} s)"
+                f"outage {verdict.outage_s:5.2f} s  {verdict.snapshots} snapshots  ({result.seconds} s)"
             )
             if time.monotonic() > deadline_s:
                 _tell(f"the time is up after {len(summary.rounds)} of {arguments.rounds} rounds")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from aurora_ray.compute.signals import family
 from tests.chaos.faults import harm_segment
 from tests.chaos.recorder import Recorder
-from tests.cli.fleet import CliFleet, pids_of_fleet, pids_titled
+from tests.cli.fleet import CliFleet, parent_of, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
 from tests.support.stack_process import children_of
 
@@ -27,13 +28,14 @@ GONE_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class FleetArena:
-    """What a fault acts on, under load; `status` is from before it."""
+    """What a fault acts on, under load; `status` is from before it. `processes`: of instances, by id."""
 
     fleet: CliFleet
     status: dict[str, Any]
     random: random.Random
     pause: Callable[[float], None]
     recorder: Recorder
+    processes: dict[str, int]
 
     @property
     def writer(self) -> dict[str, Any]:
@@ -45,6 +47,11 @@ class FleetArena:
     def engine_pid(self) -> int:
         """The writer's."""
         return int(self.writer["pid"])
+
+    @property
+    def reader(self) -> dict[str, Any]:
+        """One of the readers."""
+        return self.random.choice([each for each in self.status["instances"] if each["role"] == "reader"])
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
@@ -91,9 +98,14 @@ def _hang(arena: FleetArena, pids: list[int], seconds: float) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+def instances_of(status: dict[str, Any]) -> dict[str, int]:
+    """The processes that drive the instances, by id."""
+    return {each["id"]: parent_of(int(each["pid"])) for each in status["instances"]}
+
+
 def _instance(arena: FleetArena) -> list[int]:
-    """The writer's, whichever it is by now."""
-    return pids_titled(INSTANCE, arena.fleet.data_dir)
+    """The writer's, if it still runs."""
+    return [pid for pid in [arena.processes[arena.writer["id"]]] if _runs(pid)]
 
 
 def _control(arena: FleetArena) -> list[int]:
@@ -113,6 +125,49 @@ def kill_backend(arena: FleetArena) -> None:
 def kill_instance(arena: FleetArena) -> None:
     """The process that drives the volume, with the engine in its care."""
     _kill(*_instance(arena))
+
+
+def kill_all_instances(arena: FleetArena) -> None:
+    """The processes of the writer and of the readers, and those in waiting."""
+    _kill(*pids_titled(INSTANCE, arena.fleet.data_dir))
+
+
+def kill_readers_engine(arena: FleetArena) -> None:
+    """No client of the cluster endpoint notices."""
+    _kill(int(arena.reader["pid"]))
+    arena.writes_go_on("without a reader", 10)
+
+
+def kill_reader(arena: FleetArena) -> None:
+    """The process that drives a reader."""
+    _kill(arena.processes[arena.reader["id"]])
+    arena.writes_go_on("without a reader", 10)
+
+
+def hang_reader(arena: FleetArena) -> None:
+    """A reader and all that it started hang for longer than it takes to notice, and go on if they still can."""
+    pid = arena.processes[arena.reader["id"]]
+    _hang(arena, [pid, *family(int(arena.reader["pid"]))], arena.random.uniform(1.0, 6.0))
+
+
+def kill_reader_and_engine(arena: FleetArena) -> None:
+    """A reader, and shortly before or after the writer's engine."""
+    victims = [int(arena.reader["pid"]), arena.engine_pid]
+    arena.random.shuffle(victims)
+    _kill(victims[0])
+    arena.pause(arena.random.uniform(0, 1.5))
+    _kill(victims[1])
+
+
+def fail_over_and_kill(arena: FleetArena) -> None:
+    """Roles change, and on the way one of those that change them is lost: an instance, or the control plane."""
+    target = arena.reader
+    victims = [[arena.engine_pid], [int(target["pid"])], list(arena.processes.values()), _control(arena)]
+    asking = threading.Thread(target=arena.fleet.run, args=("failover", "demo", "--target", target["id"]), daemon=True)
+    asking.start()
+    arena.pause(arena.random.uniform(0.5, 3.0))  # the command takes a second to begin
+    _kill(*arena.random.choice(victims))
+    asking.join(NEXT_WRITER_TIMEOUT_S)
 
 
 def hang_engine(arena: FleetArena) -> None:
@@ -210,7 +265,7 @@ def fail_over_twice(arena: FleetArena) -> None:
 
 
 def ask_for_failover(arena: FleetArena) -> None:
-    """An orderly one, by the command."""
+    """An orderly one, by the command: the reader becomes the writer."""
     arena.fleet.run("failover", "demo")
 
 
@@ -309,6 +364,12 @@ FLEET_FAULTS: dict[str, FleetFault] = {
         kill_engine,
         kill_backend,
         kill_instance,
+        kill_all_instances,
+        kill_readers_engine,
+        kill_reader,
+        hang_reader,
+        kill_reader_and_engine,
+        fail_over_and_kill,
         hang_engine,
         hang_instance,
         hang_instance_for_a_moment,

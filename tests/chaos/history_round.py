@@ -7,15 +7,18 @@ from pathlib import Path
 import psycopg
 from psycopg.types.json import Jsonb
 
-from tests.chaos.clients import Connect
+from tests.chaos.clients import Client, Connect
 from tests.chaos.recorder import Recorder
+from tests.chaos.watching import Snapshots, Watcher
 from tests.chaos.workload import CLIENTS, OPENING_BALANCE, Keys, perform
 from tests.histories.check import Unknown, check, settle
 from tests.histories.lists import understand
 from tests.histories.model import Anomaly, Append, History, Op, Outcome, Read, ReadList, Write
+from tests.histories.snapshots import check_snapshots
 from tests.support.polling import poll_until_blocking
 
 SHOWN_MAX = 12
+WATCHERS = 2
 LAST_LOOK_TIMEOUT_S = 60.0
 
 
@@ -32,6 +35,7 @@ class Verdict:
     unknown: Unknown
     outage_s: float
     check_s: float
+    snapshots: int = 0  # that readers showed
 
 
 class Memory:
@@ -78,19 +82,36 @@ class Memory:
 
 
 class HistoryRound:
-    """The clients of one round. `path` is where its history goes."""
+    """The clients of one round. `path` is where its history goes; with `watch` some read by that as well."""
 
-    def __init__(self, connect: Connect, path: Path, *, seed: int, number: int, fault: str, memory: Memory) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        path: Path,
+        *,
+        seed: int,
+        number: int,
+        fault: str,
+        memory: Memory,
+        watch: Connect | None = None,
+    ) -> None:
         self._connect = connect
         self._memory = memory
         self._keys = Keys(number)
         accounts = dict.fromkeys(self._keys.accounts, OPENING_BALANCE)
         header: dict[str, object] = {"seed": seed, "round": number, "fault": fault}
         self.recorder = Recorder(path, header, accounts, memory.next_id)
-        self._clients = [
+        self._snapshots = Snapshots()
+        self._clients: list[Client] = [
             kind(f"{kind.__name__} {place}", connect, f"{seed}:{number} {place}", self._keys, self.recorder)
             for place, kind in enumerate(CLIENTS)
         ]
+        for place in range(WATCHERS if watch is not None else 0):
+            name, seed_ = f"watcher {place}", f"{seed}:{number} watcher {place}"
+            assert watch is not None
+            self._clients.append(
+                Watcher(name, watch, seed_, keys=self._keys, recorder=self.recorder, snapshots=self._snapshots)
+            )
 
     def prepare(self, session: psycopg.Connection) -> None:
         """Opens the accounts; may be tried again."""
@@ -127,7 +148,8 @@ class HistoryRound:
             raise WrongHistoryError("; ".join(self.recorder.odd_errors[:SHOWN_MAX]))
         begun_s = time.monotonic()
         history = self.recorder.history()
-        anomalies = check(history)
+        snapshots = self._snapshots.all()
+        anomalies = check(history) + check_snapshots(history, snapshots)
         if anomalies:
             raise WrongHistoryError(_tell(anomalies, self.recorder.path))
         self._memory.learn(history)
@@ -138,6 +160,7 @@ class HistoryRound:
             settle(history),
             round(self.recorder.outage_s(), 2),
             round(time.monotonic() - begun_s, 2),
+            len(snapshots),
         )
 
     def _last_look(self) -> bool:

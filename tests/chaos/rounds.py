@@ -18,7 +18,7 @@ from tests.chaos.agreement import check_agreement
 from tests.chaos.checks import check_indexes, check_tables, check_transfers
 from tests.chaos.clients import SCHEMA, Load, Tables
 from tests.chaos.engine_tools import check_as_of, check_with_amcheck
-from tests.chaos.faults import FAULTS, Arena, choose_fault
+from tests.chaos.faults import FAULTS, Arena, fault_of_round
 from tests.chaos.ledger import Ledger, Outcome
 from tests.support.stack import Stack
 
@@ -108,7 +108,7 @@ class Chaos:
         """One round. Raises AssertionError when something that must hold does not."""
         started_s = time.monotonic()
         choose = random.Random(f"{self.seed}:{number}")
-        fault = fault or choose_fault(choose)
+        fault = fault or fault_of_round(self.seed, number)
         load = Load(self._connect, f"{self.seed}:{number}", self.ledger, self.tables, self._clients)
         arena = Arena(self.stack, load, choose, self._pause)
         before = self.ledger.acked_count

@@ -73,6 +73,7 @@ def test_kills_leave_a_right_history(stack: Stack) -> None:
         assert rounds.memory.check(session, everything=True) > 10
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_commits_that_were_acknowledged_too_early_are_found(stack: Stack) -> None:
     rounds = Rounds(stack, synchronous_commit="off")

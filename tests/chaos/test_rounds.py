@@ -39,6 +39,7 @@ def empty_a_table(session: psycopg.Connection, chaos: Chaos) -> None:
     session.execute(f"TRUNCATE {name}".encode())
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_rounds_pass_and_notice_harm(make_stack: MakeStack) -> None:
     stack = make_stack(node_options=NODE_OPTIONS)

@@ -47,6 +47,12 @@ def test_help_imports_nothing_heavy() -> None:
         ["create", "demo", "more"],
         ["up", "--readers", "-1"],
         ["up", "--readers", "many"],
+        ["add-reader", "demo", "--tier", "16"],
+        ["remove-reader"],
+        ["autoscale-readers", "demo", "--min", "1"],
+        ["endpoint", "create", "demo"],
+        ["endpoint", "create", "demo", "some", "--members", "a", "--exclude", "b"],
+        ["autoscale-readers", "demo", "--min", "3", "--max", "2", "--target", "50"],
     ],
 )
 def test_wrong_use_has_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

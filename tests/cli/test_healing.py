@@ -83,6 +83,7 @@ def test_a_node_killed_for_good_is_replaced_while_clients_write(fleet: CliFleet)
     assert fleet.run("chaos", "kill", f"node:{AZ}-1").returncode == 2
 
 
+@pytest.mark.chaos
 def test_the_control_plane_is_killed_in_the_middle(fleet: CliFleet) -> None:
     dsn = prepare(fleet)
     fleet.until(whole, "six healthy nodes")
@@ -100,6 +101,7 @@ def test_the_control_plane_is_killed_in_the_middle(fleet: CliFleet) -> None:
     six_copies_are_the_same(fleet)
 
 
+@pytest.mark.chaos
 def test_a_partition_outlives_the_control_plane_and_heals(fleet: CliFleet) -> None:
     dsn = prepare(fleet)
     node = names(fleet.until(whole, "six healthy nodes"))[0]
@@ -118,13 +120,17 @@ def test_a_partition_outlives_the_control_plane_and_heals(fleet: CliFleet) -> No
     assert names(fleet.status())[0] == node
 
 
+@pytest.mark.chaos
 def test_down_and_up_use_the_new_nodes(fleet: CliFleet) -> None:
     dsn = prepare(fleet)
     fleet.execute(dsn, "insert into acknowledged values (0, 7)")
-    before = names(fleet.until(whole, "six healthy nodes"))
+    old = names(fleet.until(whole, "six healthy nodes"))
+    fleet.json("chaos", "kill", f"node:{old[0]}", "--for-good")
+    fleet.until(lambda s: healthy(s) and old[0] not in names(s), "six healthy copies", timeout_s=120)
+    before = names(fleet.until(whole, "six whole copies"))
     fleet.check("down", timeout_s=90)
     after = fleet.up()
-    assert names(after) == before
+    assert names(after) == before != old
     assert fleet.execute(dsn, "select number from acknowledged") == [(7,)]
     six_copies_are_the_same(fleet)
 

@@ -15,7 +15,23 @@ def node(name: str, state: str = "healthy", **more: Any) -> dict[str, Any]:
     return {**facts, "replaces": None, "replaced_by": None, **more}
 
 
-def shown(*nodes: dict[str, Any], **more: Any) -> str:
+def instance(name: str, role: str, **more: Any) -> dict[str, Any]:
+    facts = {"id": name, "role": role, "az": "us-east-1a", "state": "available", "pid": 1234567, "port": 15434}
+    sizes = {"memory_bytes": 1945 << 20, "declared_memory_bytes": None, "next_memory_bytes": None}
+    return {**facts, **sizes, "lag_ms": None, "reason": "", **more}
+
+
+def test_a_readers_lag_is_shown_and_nothing_is_cut_off_on_a_terminal() -> None:
+    text = shown(
+        instances=[instance("demo-1", "writer", lag_ms=0), instance("demo-12", "reader", lag_ms=1234.5)], width=80
+    )
+    writer, reader = (line.split() for line in text.splitlines() if "demo-" in line)
+    facts = ["us-east-1a", "available", "1234567", "15434", "1.9", "GiB"]
+    assert writer == ["demo-1", "writer", *facts, "-"]
+    assert reader == ["demo-12", "reader", *facts, "1234.5", "ms"]
+
+
+def shown(*nodes: dict[str, Any], width: int = 160, **more: Any) -> str:
     status = {
         "cluster": "demo",
         "engine": "postgres",
@@ -32,7 +48,7 @@ def shown(*nodes: dict[str, Any], **more: Any) -> str:
         "notes": [],
         **more,
     }
-    console = Console(width=160)
+    console = Console(width=width)
     with console.capture() as captured:
         console.print(render_status(status))
     return captured.get()
@@ -87,3 +103,12 @@ def test_only_the_command_itself_writes_results(
     captured = capsys.readouterr()
     assert captured.out == "result\nmore\n"
     assert captured.err == "a node of the Ray cluster died\n"
+
+
+def test_serverless_capacity_and_a_pause_have_a_line() -> None:
+    facts = {"min": 0.0, "max": 4.0, "pause_after_s": 30.0, "acu": 1.5, "paused_since": None, "awake": ["2 sessions"]}
+    text = shown(capacity={**facts, "reason": "for 60 s no more than 1.5 ACU were wanted"})
+    assert "serverless, 0 to 4 ACU: 1.5 ACU now (for 60 s no more than 1.5 ACU were wanted)" in text
+    assert "paused after 30 s without use; awake: 2 sessions" in text.replace("\n", " ")
+    assert "paused, whoever connects wakes it" in shown(capacity={**facts, "reason": "", "paused_since": 1.0})
+    assert "serverless" not in shown(capacity=None)

@@ -8,6 +8,7 @@ import pytest
 from aurora_ray.config import GIB, MIB, Settings, load_settings
 from aurora_ray.engine.registry import ENGINES
 from aurora_ray.errors import ConfigurationError
+from aurora_ray.log.sizes import VOLUME_BYTES_MAX
 from tests.house.source import PACKAGE, files, parse
 
 
@@ -23,6 +24,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.data_dir == tmp_path / "aurora-ray"
     assert settings.telemetry_dir == tmp_path / "aurora-ray" / "telemetry"
     assert settings.group_bytes == 10 * GIB
+    assert settings.volume_limit_bytes == VOLUME_BYTES_MAX
     assert settings.engine_user == "aurora-ray"
     assert settings.ray_address is None
 

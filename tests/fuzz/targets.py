@@ -10,9 +10,11 @@ import google_crc32c
 import hpack
 import zstandard
 
+from aurora_ray.control.faults import record as faults
 from aurora_ray.control.model import bootstrap
-from aurora_ray.control.model.state import pack, unpack
+from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.state_file import FIRST_HEADER, FIRST_MAGIC, frame, unframe, unframe_first
+from aurora_ray.control.observe import outages
 from aurora_ray.errors import AuroraError, ConfigurationError, MalformedError
 from aurora_ray.log import batch, record
 from aurora_ray.log.filetable import FileTable
@@ -153,6 +155,17 @@ def _spans(_: random.Random) -> bytes:
     )
 
 
+def _faults_file(_: random.Random) -> bytes:
+    return (
+        b'{"islands": {"az:a": {"parties": ["node:a-1"], "until_s": 9.5}}, "away": {"b-1": 3.5}, '
+        b'"paused": {"node:c-1": {"pid": 7, "until_s": 8.5}}}\n'
+    )
+
+
+def _outages_file(_: random.Random) -> bytes:
+    return b'{"demo-1": {"why": "killed", "good_at_ns": 12, "noticed_ns": 13}}\n'
+
+
 # ---- calls
 
 
@@ -186,6 +199,8 @@ TARGETS = (
     Target("fleet file", _fleet_file, _take_file(bootstrap.FILE_NAME, bootstrap.load), (ConfigurationError,)),
     Target("secret file", _secret, _take_file("secret", lambda d: load_secret(d / "secret")), (AuroraError,)),
     Target("ray.json", _ray_file, _take_file(local_ray.FILE_NAME, local_ray.find), ()),
+    Target("faults", _faults_file, _take_file(faults.FILE_NAME, faults.Faults.load), ()),
+    Target("outages", _outages_file, _take_file(outages.FILE_NAME, lambda d: outages.Outages(d).load()), ()),
     Target("spans", _spans, _take_file("x.jsonl", lambda d: list(read_spans(d))), ()),
     Target("proof", _proof, lambda c: _DOORKEEPER.admit("/m", c.decode("latin-1"), "1"), ()),
     Target("connection", _connection, feed, ()),

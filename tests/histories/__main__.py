@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.histories.check import check, settle
-from tests.histories.model import MalformedHistoryError, load
+from tests.histories.model import MalformedHistoryError
+from tests.histories.rewinds import load
 
 SHOWN_MAX = 20
 

@@ -12,6 +12,7 @@ from tests.house.source import PACKAGE, package_modules, parse, where
 
 LOG = "a log, appended to"
 LOCK = "a lock, without content"
+MADE = "in a tree that is synced before it gets its name"
 NODES = "a storage node's own, under tests that cut the power after each of its effects"
 MAY_WRITE = {
     ("durable.py", "fdopen"): "the helper itself",
@@ -19,13 +20,18 @@ MAY_WRITE = {
     ("durable.py", "rename"): "the helper itself",
     ("durable.py", "replace"): "the helper itself",
     ("compute/process.py", "touch"): LOG,
+    ("compute/quota.py", "write_text"): "words to the kernel: its files of a control group",
     ("control/report/events.py", "os.open"): LOG,
     ("ray/fleet.py", "open"): "/dev/null",
     ("ray/data_dir.py", "os.open"): LOCK,
     ("ray/local.py", "open"): LOG,
     ("engine/postgres/server.py", "touch"): LOG,
-    ("engine/postgres/image.py", "open"): LOCK,
-    ("engine/postgres/image.py", "write_text"): "in a tree that is synced before it gets its name",
+    ("engine/prepared.py", "open"): LOCK,
+    ("engine/postgres/image.py", "write_text"): MADE,
+    ("engine/mariadb/image.py", "open"): MADE,
+    ("engine/mariadb/image.py", "rename"): MADE,
+    ("engine/mariadb/image.py", "write_text"): MADE,
+    ("engine/mariadb/server.py", "touch"): LOG,
     ("engine/process.py", "open"): LOG,
     ("storage/disk/datadir.py", "os.open"): LOCK,
     ("storage/disk/effects.py", "open"): NODES,
@@ -34,8 +40,7 @@ MAY_WRITE = {
     ("telemetry/spanfile.py", "os.open"): LOG,
     ("telemetry/spanfile.py", "replace"): LOG,
     ("mount/discarding.py", "rename"): "a mount that is thrown away",
-    ("mount/localtree.py", "os.open"): "a mount, which is a cache",
-    ("mount/localtree.py", "rename"): "the same",
+    ("mount/localtree.py", "rename"): "a mount, which is a cache",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.house.source import PACKAGE, imports, package_modules, parse, where
 
 ENGINES = re.compile(r"postgres|psycopg|psql|libpq|pg_|pgbench|mysql|maria|innodb", re.IGNORECASE)
+ENGINE_ROOMS = ("aurora_ray.engine.postgres", "aurora_ray.engine.mariadb")
 ROOMS = ("cli", "compute", "control", "endpoint", "interposer", "log", "mount", "ray", "rpc", "storage", "volume")
 # What may name one, and why.
 ALLOWED = {
@@ -29,7 +30,7 @@ def names(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 def offences(path: Path, module: str) -> list[str]:
     found = [(node, name) for node, name in names(parse(path)) if ENGINES.search(name)]
-    found += [(node, name) for node, name in imports(path, module) if name.startswith("aurora_ray.engine.postgres")]
+    found += [(node, name) for node, name in imports(path, module) if name.startswith(ENGINE_ROOMS)]
     return [f"{where(path, getattr(node, 'lineno', 1))}: {name.strip()[:60]!r}" for node, name in found]
 
 

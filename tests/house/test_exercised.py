@@ -12,10 +12,9 @@ PACKAGE = "aurora_ray"
 # Parts of parts: the tests of each.
 EXERCISED_BY = {
     "storage.pages.copying": "tests/storage/test_copy.py",
-    "storage.server.subscribe": "tests/storage/test_repair.py",
     "telemetry.exposition": "tests/telemetry/test_metrics.py",
     "telemetry.propagation": "tests/telemetry/test_tracing.py",
-    "volume.recovery_trace": "tests/volume/test_takeover.py",
+    "volume.write.progress": "tests/volume/test_membership.py",
     "volume.write.streams": "tests/volume/test_slow_node.py",
 }
 

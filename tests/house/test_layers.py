@@ -10,7 +10,7 @@ _BASE = {"durable", "errors", "troubles"}
 _DATA_PATH = _BASE | {"log", "rpc", "telemetry"}
 _LOWER = _DATA_PATH | {"interposer", "config", "regions"}
 _ACTORS = _LOWER | {"volume", "mount", "engine", "storage"}
-_MIDDLE = _ACTORS | {"compute", "endpoint", "replication", "serverless"}
+_MIDDLE = _ACTORS | {"backup", "compute", "endpoint", "replication", "serverless"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "durable": set(),
@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mount": _LOWER | {"volume"},
     "engine": _LOWER,
     "endpoint": _LOWER,
-    "compute": _ACTORS,
+    "compute": _ACTORS | {"backup", "replication"},  # a replicator is run like any other instance
     "replication": _ACTORS,
+    "backup": _ACTORS | {"replication"},
     "serverless": _ACTORS | {"compute"},
     "control": _MIDDLE,
     "ray": _MIDDLE | {"control"},

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from aurora_ray.log.flush import Flush
 from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, Truncation, extend_history, judge_append
 from aurora_ray.storage.heal import gossip
 from aurora_ray.storage.node import epochs
 from aurora_ray.storage.segment import segment as segments
+from aurora_ray.storage.server import subscribe
 from aurora_ray.volume import recovery
+from aurora_ray.volume.follow import merge
 from aurora_ray.volume.recovery import Phase, Recovery, find_end
 from aurora_ray.volume.write import change, quorum
+from tests.sim import node as sim_node
 from tests.sim.store import MemoryStore
 from tests.sim.writer import Stream
 
@@ -245,6 +249,35 @@ def forget_that_a_step_failed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(change.Change, "__init__", start)
 
 
+# ---- following
+
+
+def give_followers_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
+    """A subscriber gets all that a copy has."""
+    patch.setattr(
+        subscribe, "durable_log", lambda segment, after_lsn: subscribe._chain(segment, after_lsn, segment.scl)
+    )
+
+
+def give_followers_parts_of_a_flush(patch: pytest.MonkeyPatch) -> None:
+    """A flush is given out when some group of it is there."""
+
+    def take(self: merge.FlushMerger) -> Flush | None:
+        start = self._next()
+        if start is None:
+            return None
+        header, found = self._headers.pop(start), self._found.pop(start)
+        self._begun, self.lsn = True, header.flush_end
+        return Flush(header.flush_start, header.flush_end, found)
+
+    patch.setattr(merge.FlushMerger, "take", take)
+
+
+def collect_what_is_leased(patch: pytest.MonkeyPatch) -> None:
+    """Nodes forget who holds history."""
+    patch.setattr(sim_node, "live_read_points", lambda *_: ())
+
+
 # Those that chance finds quickly. The others need a script: see test_script.py.
 PLANTS: tuple[Plant, ...] = (
     acknowledge_at_three,
@@ -263,5 +296,8 @@ PLANTS: tuple[Plant, ...] = (
     ask_the_old_members_only,
     commit_without_looking,
     recover_by_what_was_written_down,
+    give_followers_what_is_not_durable,
+    give_followers_parts_of_a_flush,
+    collect_what_is_leased,
     recover_on_the_next_members_only,
 )

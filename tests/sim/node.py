@@ -10,13 +10,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aurora_ray.errors import OutOfRangeError
 from aurora_ray.storage.config import StorageConfig
 from aurora_ray.storage.disk.keys import META_KEY
 from aurora_ray.storage.heal import gossip
 from aurora_ray.storage.node import epochs
 from aurora_ray.storage.node.volume import empty_meta
+from aurora_ray.storage.pages.garbage import live_read_points
 from aurora_ray.storage.segment.meta import SegmentMeta
 from aurora_ray.storage.segment.segment import Segment, VdlBox
+from aurora_ray.storage.server import subscribe
 from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.sim.store import MemoryStore, PowerLoss
@@ -42,6 +45,8 @@ class SimNode:
         self.stores: dict[int, MemoryStore] = {}
         self.box = VdlBox()
         self.segments: dict[tuple[bytes, int], Segment] = {}
+        self.floors: dict[int, int] = {}  # of the log that followers may still ask for; nothing is deleted here
+        self.read_points: dict[str, tuple[int, float]] = {}
         self._rng = rng
         self._appender = Appender(self)  # type: ignore[arg-type]
         for group, nodes in members.items():
@@ -77,6 +82,7 @@ class SimNode:
         """Power fails."""
         self.alive = False
         self.segments.clear()
+        self.read_points.clear()
         for store in self.stores.values():
             store.lose_power(self._rng)
 
@@ -127,6 +133,25 @@ class SimNode:
 
     def store_fetched(self, group: int, batches: Sequence[bytes], peer_epoch: int) -> None:
         gossip.store_fetched(self.by_group[group], batches, peer_epoch)
+
+    def durable_log(self, group: int, after_lsn: int) -> list[bytes]:
+        """What a subscriber is given. Raises OutOfRangeError."""
+        if after_lsn < self.floors.get(group, 0):
+            raise OutOfRangeError(f"the log behind {after_lsn} is gone")
+        return list(subscribe.durable_log(self.by_group[group], after_lsn))[:FETCH_BATCHES_MAX]
+
+    def hold(self, holder: str, lsn: int, until_s: float) -> bool:
+        """A reader's lease: granted unless what it needs is gone. See NodeVolume.hold."""
+        if lsn < max((self.floors.get(group, 0) for group in self.by_group), default=0):
+            return False
+        self.read_points[holder] = (lsn, until_s)
+        return True
+
+    def collect(self, now_s: float) -> None:
+        """Lets go of all log that is durable and that nobody holds."""
+        held = live_read_points(self.read_points, now_s)
+        for group, segment in self.by_group.items():
+            self.floors[group] = max(self.floors.get(group, 0), min([segment.scl, segment.vdl, *held]))
 
     def _volume_view(self) -> Any:
         return _VolumeView(self.by_group)

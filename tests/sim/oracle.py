@@ -50,6 +50,19 @@ class Oracle:
         self._openings: list[tuple[int, int]] = []  # (epoch, end)
 
     @property
+    def placements(self) -> Mapping[int, GroupPlacement]:
+        """Gone by in the highest epoch that was opened."""
+        return self._placements
+
+    def check_followed(self, end: int, batches: Mapping[int, bytes], who: str) -> None:
+        """Somebody who follows the log was given a flush."""
+        if end > self.end_lsn:
+            raise InvariantError(f"{who} is given flush {end}, but the log is durable up to {self.end_lsn} only")
+        durable = {group: truth[end] for group, truth in self._truth.items() if end in truth}
+        if batches != durable:
+            raise InvariantError(f"{who} is given another flush {end} than the volume has")
+
+    @property
     def flush_count(self) -> int:
         """How many flushes have become durable."""
         return len(self._truth_epochs)

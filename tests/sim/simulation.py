@@ -14,6 +14,7 @@ from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.read.copies import current_copies
 from aurora_ray.volume.recovery import Recovery
 from aurora_ray.volume.spec import GroupPlacement
+from tests.sim.follower import LEASE_S, Follower
 from tests.sim.node import SimNode
 from tests.sim.oracle import InvariantError, Oracle
 from tests.sim.world import CALM, World
@@ -61,6 +62,7 @@ class Simulation:
         self.write_interval_s = rng.choice([0.005, 0.02, 0.1])
         self.log_bytes_max = 60 * 48
         self.writers: list[Writer] = []
+        self.followers: list[Follower] = []
         self._last_words: list[str] = []
         self.calm = False
         self.history_max = (1, 2, HISTORY_MAX)[seed % 3]  # truncations
@@ -96,6 +98,8 @@ class Simulation:
             if self._crash_rate:
                 world.after(world.rng.expovariate(self._crash_rate / len(self.nodes)), self._crash, node)
         self._new_writer()
+        if self.seed % 2:  # others have more time for the rest
+            self._add_followers()
         world.after(world.rng.expovariate(2), self._partition)
         world.after(world.rng.expovariate(5), self._read)
         world.run(STORM_S)
@@ -162,6 +166,20 @@ class Simulation:
             if rng.random() < 0.3:
                 self.world.after(rng.uniform(0, 0.3), writer.die, "crash")
         self.world.after(rng.expovariate(1 / self._takeover_s), self._new_writer)
+
+    def _add_followers(self) -> None:
+        rng = self.world.rng
+        for number in range(rng.choice([1, 2])):
+            self.followers.append(Follower(self, f"reader{number}", follows_s=rng.choice([0.01, 0.05, 0.15])))
+        for node in self.nodes.values():
+            self.world.after(LEASE_S, self._collect, node, LEASE_S)
+
+    def _collect(self, node: SimNode, up_for_s: float) -> None:
+        """A node that has just come back knows of no lease and waits for as long as one lasts."""
+        pause_s = self.world.rng.expovariate(4)
+        if node.alive and up_for_s >= LEASE_S:
+            node.collect(self.world.now_s)
+        self.world.after(pause_s, self._collect, node, up_for_s + pause_s if node.alive else 0.0)
 
     def _add_writer(self, name: str) -> Writer:
         self.world.say(f"{name} begins")

@@ -70,6 +70,9 @@ class MemoryStore:
             _apply(self._durable, changes)
         self._unsynced.clear()
 
+    def folded_lsn(self) -> int:
+        return 0
+
     def close(self) -> None:
         pass
 

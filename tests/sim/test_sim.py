@@ -10,6 +10,12 @@ from tests.sim.simulation import run_seed
 
 QUIET_SEEDS = 60
 SEEDS_MAX = 400
+# Where the search for what shows rarely begins: shortly before the seed that showed it when this was written.
+STARTS = {
+    "fetch_what_is_annulled": 130,
+    "recover_by_what_was_written_down": 65,
+    "recover_on_the_next_members_only": 105,
+}
 
 
 @pytest.mark.parametrize("start", range(0, QUIET_SEEDS, 20))
@@ -25,8 +31,8 @@ def test_a_seed_repeats_itself() -> None:
     assert first.oracle.end_lsn == second.oracle.end_lsn
 
 
-def run_seeds_until_failure() -> None:
-    for seed in range(SEEDS_MAX):
+def run_seeds_until_failure(start: int) -> None:
+    for seed in range(start, start + SEEDS_MAX):
         run_seed(seed)
 
 
@@ -34,4 +40,4 @@ def run_seeds_until_failure() -> None:
 def test_a_planted_bug_is_found(plant: bugs.Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises(InvariantError, match=r"^seed "):
-        run_seeds_until_failure()
+        run_seeds_until_failure(STARTS.get(plant.__name__, 0))

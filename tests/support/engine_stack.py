@@ -12,6 +12,7 @@ from aurora_ray.compute.engines import PreparedEngine
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.registry import adapter
 from aurora_ray.engine.sizes import LEAST_SIZE
+from aurora_ray.volume.takeover import ANY_EPOCH
 from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Stack:
         """Makes everything written so far durable; the LSN."""
         return await self._mounted.flush(timeout_s=TIMEOUT_S)
 
+    async def stop_in_order(self) -> None:
+        """As a planned failover does: the engine shuts down, and all that it wrote is durable."""
+        await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
+        await self.flush()
+
     async def restart(self) -> None:
         """The engine alone, in order, on the same mount; its port may be another then."""
         await self._engine.stop(StopMode.FAST, timeout_s=TIMEOUT_S)
@@ -61,6 +67,7 @@ async def engine_on(
     image_cache: Path,
     parameters: Mapping[str, str],
     create: bool = True,
+    epochs: range = ANY_EPOCH,
 ) -> AsyncIterator[tuple[Stack, str]]:
     """An engine of the least size on the volume of a `tests.volume.cluster.Cluster`: the stack, and the engine's DSN.
 
@@ -74,12 +81,12 @@ async def engine_on(
     password = known.ensure_passfile(passfile)
     if create:
         await Volume.create(cluster.spec, cluster.addresses, TIMEOUT_S)
-    volume = await Volume.open(cluster.spec, cluster.addresses, timeout_s=TIMEOUT_S)
+    volume = await Volume.open(cluster.spec, cluster.addresses, timeout_s=TIMEOUT_S, epochs=epochs)
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.push_async_callback(volume.close)
         if create:
             await import_image(prepared, volume)
-        mounted = await mount_for(prepared, engine, volume, root / "mount", cache_bytes=CACHE_BYTES)
+        mounted = await mount_for(prepared, engine, volume, root / "mount", writer=volume, cache_bytes=CACHE_BYTES)
         cleanup.push_async_callback(mounted.close)
         cleanup.push_async_callback(engine.stop, StopMode.KILL, timeout_s=TIMEOUT_S)
         await start_on(mounted, engine, timeout_s=TIMEOUT_S)

@@ -96,19 +96,14 @@ def kill(processes: list[Process]) -> None:
                 continue
 
 
-def users_of_file(path: Path) -> set[int]:
-    """Ids of the processes that have `path` mapped or open, as far as we may look."""
-    return {pid for pid in _pids() if _uses(pid, os.fsencode(path))}
-
-
-def _uses(pid: int, path: bytes) -> bool:
-    if path in _read(pid, "maps"):
-        return True
+def uses_file(pid: int, path: Path) -> bool:
+    """Whether a process has `path` mapped or open, as far as we may look."""
+    name = os.fsencode(path)
     try:
         descriptors = list((PROC / str(pid) / "fd").iterdir())
     except OSError:
         return False
-    return any(_link(descriptor) == path for descriptor in descriptors)
+    return any(_link(descriptor) == name for descriptor in descriptors) or name in _read(pid, "maps")
 
 
 def _pids() -> list[int]:

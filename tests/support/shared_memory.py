@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.processes import ProcessWatch, users_of_file
+from tests.support.processes import ProcessWatch, uses_file
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies; only what we made is touched
 _IN_CREATE = 0x100
@@ -69,11 +69,14 @@ class SharedMemoryWatch:
                             self._tell(name)
 
     def _is_ours(self, name: str) -> bool:
+        """Only our own processes are looked at: a machine can have thousands, with as many files of theirs here."""
+        path = self._directory / name
         for look in range(_LOOKS):
             if look and self._stopping.wait(_LOOK_PAUSE_S):
                 return False
-            users = users_of_file(self._directory / name)
-            if users and users & {os.getpid(), *self._watch.ours()}:
+            if not path.exists():
+                return False  # whose it was is no matter any more
+            if any(uses_file(pid, path) for pid in (os.getpid(), *self._watch.ours())):
                 return True
         return False
 

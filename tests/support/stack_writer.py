@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aurora_ray.compute.config import EngineChoice, WriterConfig
+from aurora_ray.compute.config import EngineChoice, InstanceConfig
 from aurora_ray.compute.directories import prepare_data_dir
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
@@ -41,9 +41,9 @@ class WriterOrder:
     initialise: bool
     open_timeout_s: float
 
-    def config(self) -> WriterConfig:
+    def config(self) -> InstanceConfig:
         """As the writer wants it."""
-        return WriterConfig(
+        return InstanceConfig(
             cluster="stack",
             instance_id=self.name,
             az="a",

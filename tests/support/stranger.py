@@ -46,13 +46,13 @@ def methods() -> list[str]:
     return sorted({*found, "/grpc.health.v1.Health/Check"})
 
 
-def by_grpc(port: int, asked: list[str], secret: Secret) -> Iterator[tuple[str, str]]:
+def by_grpc(place: str, asked: list[str], secret: Secret) -> Iterator[tuple[str, str]]:
     """Each method without a proof; ours with another fleet's as well."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(place) as channel:
         for method in asked:
             proofs: list[tuple[str, Any]] = [("", ())]
             if method.startswith("/aurora_ray"):
-                proofs.append((" with another secret", (Caller("x", str(port), secret).prove(method).entry,)))
+                proofs.append((" with another secret", (Caller("x", place, secret).prove(method).entry,)))
             for way, metadata in proofs:
                 try:
                     call: Any = channel.unary_unary(method, None, None)
@@ -65,10 +65,10 @@ def by_grpc(port: int, asked: list[str], secret: Secret) -> Iterator[tuple[str, 
                         return  # nobody speaks gRPC here
 
 
-def by_http(port: int) -> str:
+def by_http(place: str) -> str:
     """The first line of the answer, if it is one of HTTP."""
     for path in ("/metrics", "/"):
-        said = exchange(port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        said = exchange(place, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         if not said.startswith(b"HTTP/"):
             return "no HTTP"
         line = said.partition(b"\r\n")[0].decode(errors="replace")
@@ -77,19 +77,20 @@ def by_http(port: int) -> str:
     return line
 
 
-def by_postgres(port: int) -> str:
+def by_postgres(place: str) -> str:
     """What a login as the superuser without a password leads to."""
     options = b"user\0postgres\0database\0postgres\0\0"
-    said = exchange(port, struct.pack(">II", 8 + len(options), 196608) + options)
+    said = exchange(place, struct.pack(">II", 8 + len(options), 196608) + options)
     if said[:1] == b"R" and len(said) >= 9:
         (kind,) = struct.unpack_from(">I", said, 5)
         return "ok: admitted" if kind == 0 else f"password wanted ({kind})"
     return "no PostgreSQL" if said[:1] != b"E" else "refused"
 
 
-def exchange(port: int, content: bytes) -> bytes:
+def exchange(place: str, content: bytes) -> bytes:
+    host, _, port = place.rpartition(":")
     try:
-        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
+        with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S) as connection:
             connection.settimeout(1.0)
             connection.sendall(content)
             return connection.recv(READ_BYTES)
@@ -133,8 +134,8 @@ def main() -> None:
     told: dict[str, dict[str, str]] = {}
     for door in doors:
         if door.kind == "tcp":
-            ways = dict(by_grpc(int(door.place), asked, secret))
-            ways["http"], ways["postgres"] = by_http(int(door.place)), by_postgres(int(door.place))
+            ways = dict(by_grpc(door.place, asked, secret))
+            ways["http"], ways["postgres"] = by_http(door.place), by_postgres(door.place)
         elif door.kind == "unix":
             ways = {"connect": by_path(door.place)}
         else:
