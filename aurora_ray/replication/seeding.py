@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
     from aurora_ray.replication.sides import Notes, RegionalVolume
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.read.pages import PageRange, PageRun
     from aurora_ray.volume.read.source import PageSource
     from aurora_ray.volume.spec import VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
     from aurora_ray.volume.write.volume import Volume
 
 REQUEST_RANGES: Final = 8  # extents asked for at once: 4 MiB of pages of 8 KiB
@@ -108,7 +108,7 @@ async def reader_at(source: RegionalVolume, spec: VolumeSpec, lsn: int) -> Volum
         await asyncio.sleep(DURABLE_POLL_S)
 
 
-async def _require_generation(clients: Mapping[str, NodeClient], spec: VolumeSpec, generation: int) -> None:
+async def _require_generation(clients: Mapping[str, VolumeNode], spec: VolumeSpec, generation: int) -> None:
     """Raises FencedError if the source has gone on to a later generation: it may have put aside what is being read.
 
     An opening installs its epoch on a write quorum, so any read quorum shows it. Raises QuorumLostError.

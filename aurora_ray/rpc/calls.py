@@ -89,13 +89,14 @@ class Channel:
                 try:
                     running = begin(body, timeout=left_s, metadata=entries, wait_for_ready=wait_for_ready)
                     reply = await running
+                    answered = proof.is_answered(await running.trailing_metadata())
                 except _CLOSED as error:
                     raise self._was_closed() from error
                 except grpc.aio.AioRpcError as error:
                     if self._may_retry(error, proof) and not last:
                         continue
                     raise self._error(error, proof) from error
-                if not proof.is_answered(await running.trailing_metadata()):
+                if not answered:
                     raise self._impostor()
                 if self._link is not None:
                     await self._cross(self._link.back, reply, deadline_s)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.origin import Answers, ForkPoint, Range
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
 
 CALL_TIMEOUT_S: Final = 2.0
 FORK_TIMEOUT_S: Final = 10.0
@@ -64,10 +64,10 @@ async def find_point(
     return origin.point_at(found, lsn, epoch, whole), whole
 
 
-async def ask_all(clients: Mapping[str, NodeClient], target: Target) -> Answers:
+async def ask_all(clients: Mapping[str, VolumeNode], target: Target) -> Answers:
     """Puts a target to all nodes; what those say that answer."""
 
-    async def ask(client: NodeClient) -> Sequence[origin.GroupPlace]:
+    async def ask(client: VolumeNode) -> Sequence[origin.GroupPlace]:
         try:
             return await client.locate(target, CALL_TIMEOUT_S)
         except AuroraError:
@@ -106,16 +106,16 @@ async def fork(
         await forks.close()
 
 
-async def hold(clients: Mapping[str, NodeClient], holder: str, lsn: int) -> None:
+async def hold(clients: Mapping[str, VolumeNode], holder: str, lsn: int) -> None:
     """Asks all nodes to keep history from `lsn` on for LEASE_S; those that do not answer may not be able to fork it."""
     holding = (client.hold(holder, lsn, LEASE_S, CALL_TIMEOUT_S) for client in clients.values())
     await asyncio.gather(*holding, return_exceptions=True)
 
 
-async def _fork_all(spec: VolumeSpec, point: ForkPoint, clients: Mapping[str, NodeClient], timeout_s: float) -> None:
+async def _fork_all(spec: VolumeSpec, point: ForkPoint, clients: Mapping[str, VolumeNode], timeout_s: float) -> None:
     """Has each node make its copies; returns when all have, or when enough have and the others had some time more."""
 
-    async def fork_on(client: NodeClient) -> None:
+    async def fork_on(client: VolumeNode) -> None:
         for placement in spec.groups:
             if client.node.node_id in placement.node_ids:
                 await client.fork(spec.lineage.parent, point, placement, FORK_TIMEOUT_S)

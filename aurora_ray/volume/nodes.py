@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.rpc.link import HOME
-from aurora_ray.volume.node_client import NodeClient
+from aurora_ray.rpc.node_client import close_all
+from aurora_ray.volume.volume_node import VolumeNode
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,10 +24,10 @@ class Nodes:
     def __init__(self, addresses: Iterable[NodeAddress], volume: bytes, abroad: Abroad | None = None) -> None:
         """`abroad`: how the nodes' fleet is reached, if it is not ours."""
         self._volume, self._abroad = volume, abroad or HOME
-        self._clients = {node.node_id: NodeClient(node, volume, self._abroad) for node in addresses}
+        self._clients = {node.node_id: VolumeNode(node, volume, self._abroad) for node in addresses}
         self._telling: set[asyncio.Task[None]] = set()
 
-    def __getitem__(self, node_id: str) -> NodeClient:
+    def __getitem__(self, node_id: str) -> VolumeNode:
         return self._clients[node_id]
 
     def __contains__(self, node_id: object) -> bool:
@@ -36,7 +37,7 @@ class Nodes:
         return iter(self._clients)
 
     @property
-    def clients(self) -> Mapping[str, NodeClient]:
+    def clients(self) -> Mapping[str, VolumeNode]:
         """Node id -> client; a live view."""
         return self._clients
 
@@ -44,7 +45,7 @@ class Nodes:
         """Where a node is."""
         return self._clients[node_id].node.az
 
-    def update(self, addresses: Iterable[NodeAddress], keep: Collection[str]) -> tuple[set[str], list[NodeClient]]:
+    def update(self, addresses: Iterable[NodeAddress], keep: Collection[str]) -> tuple[set[str], list[VolumeNode]]:
         """Takes in new addresses and new nodes, and forgets nodes that are neither among them nor in `keep`.
 
         Gives the nodes whose client is another one now, and the clients that are no longer in use: close them when
@@ -58,7 +59,7 @@ class Nodes:
             old = self._clients.get(node.node_id)
             if old is not None and old.node == node:
                 continue
-            self._clients[node.node_id] = NodeClient(node, self._volume, self._abroad)
+            self._clients[node.node_id] = VolumeNode(node, self._volume, self._abroad)
             changed.add(node.node_id)
             if old is not None:
                 unused.append(old)
@@ -85,8 +86,3 @@ class Nodes:
             telling.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)
         await close_all(self._clients.values())
-
-
-async def close_all(clients: Iterable[NodeClient]) -> None:
-    """Closes every one, whatever the others do."""
-    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)

@@ -15,8 +15,8 @@ from aurora_ray.volume.recovery_trace import PhaseSpans
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.spec import VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
 
 CALL_TIMEOUT_S: Final = 2.0
 CATCH_UP_TIMEOUT_S: Final = 5.0
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 async def take_over(
-    spec: VolumeSpec, nodes: Mapping[str, NodeClient], owner: bytes, timeout_s: float, epochs: range = ANY_EPOCH
+    spec: VolumeSpec, nodes: Mapping[str, VolumeNode], owner: bytes, timeout_s: float, epochs: range = ANY_EPOCH
 ) -> Recovered:
     """Opens `spec` for writing, at one of `epochs`.
 
@@ -80,7 +80,7 @@ async def _answer(node: str, call: Awaitable[_Reply]) -> _Reply:
 class _Attempt:
     """One recovery core and a conversation with each node."""
 
-    def __init__(self, core: Recovery, nodes: Mapping[str, NodeClient], owner: bytes, deadline: float) -> None:
+    def __init__(self, core: Recovery, nodes: Mapping[str, VolumeNode], owner: bytes, deadline: float) -> None:
         self.errors: dict[str, StorageError] = {}  # the last one of each node that has not answered since
         self._core = core
         self._nodes = nodes

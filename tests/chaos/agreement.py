@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from aurora_ray.errors import AuroraError, StorageError
 from aurora_ray.log.filetable import FileKind, FileTable
+from aurora_ray.rpc.node_client import close_all
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import NodeClient
-from aurora_ray.volume.nodes import close_all
 from aurora_ray.volume.recovery import SegmentState
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+from aurora_ray.volume.volume_node import VolumeNode
 from tests.support.polling import poll_until
 from tests.support.stack_view import state_of
 
@@ -47,7 +47,7 @@ async def check_agreement(
     Only for a volume of one group that nobody writes to much. Raises DisagreementError, or AssertionError if the copies
     do not get there in time.
     """
-    clients = {node.node_id: NodeClient(node, spec.volume_id.bytes) for node in nodes}
+    clients = {node.node_id: VolumeNode(node, spec.volume_id.bytes) for node in nodes}
     try:
         started_s = time.monotonic()
         goal = max(state.scl for state in (await _states(clients, need_all=False)).values())
@@ -73,7 +73,7 @@ async def check_agreement(
         await close_all(clients.values())
 
 
-async def _states(clients: dict[str, NodeClient], *, need_all: bool) -> dict[str, SegmentState]:
+async def _states(clients: dict[str, VolumeNode], *, need_all: bool) -> dict[str, SegmentState]:
     answers = await asyncio.gather(
         *(client.state(CALL_TIMEOUT_S) for client in clients.values()), return_exceptions=True
     )
@@ -85,7 +85,7 @@ async def _states(clients: dict[str, NodeClient], *, need_all: bool) -> dict[str
     return found
 
 
-async def _complete(clients: dict[str, NodeClient], goal: int) -> bool:
+async def _complete(clients: dict[str, VolumeNode], goal: int) -> bool:
     """Whether all carry the same history, complete up to `goal`.
 
     That the last flush is durable they learn from the next one, or from a heartbeat: not without a writer.
@@ -113,7 +113,7 @@ async def _common_history(spec: VolumeSpec, nodes: Sequence[NodeAddress]) -> tup
 
 
 async def _compare(
-    clients: dict[str, NodeClient], spec: VolumeSpec, lsn: int, choose: random.Random, files: int
+    clients: dict[str, VolumeNode], spec: VolumeSpec, lsn: int, choose: random.Random, files: int
 ) -> tuple[int, int]:
     """Compares what all copies answer for `lsn`; how many files and pages that were."""
     tables = await asyncio.gather(*(client.read_file_table(lsn, lsn, CALL_TIMEOUT_S) for client in clients.values()))

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.report.metrics_port import FIRST_PORT, PORTS, MetricsPort
 from aurora_ray.log.wire import join_append
-from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.spec import NodeAddress
+from aurora_ray.volume.volume_node import VolumeNode
 from tests.control.local_runtime import LocalRuntime
 from tests.control.test_plane import started
 from tests.support.inbox import Inbox
@@ -31,7 +31,7 @@ def _get(url: str) -> tuple[int, str, str]:
 
 
 async def _append_garbage(plane: ControlPlane, node_id: str) -> None:
-    client = NodeClient(NodeAddress(node_id, "a", plane.processes.nodes[node_id].seen.address), bytes(16))
+    client = VolumeNode(NodeAddress(node_id, "a", plane.processes.nodes[node_id].seen.address), bytes(16))
     call = await client.append(Inbox())
     call.send_message(join_append([b"no batch"]))
     assert (await call.ended()).code is grpc.StatusCode.INVALID_ARGUMENT

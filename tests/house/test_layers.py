@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "regions": _BASE | {"config"},
     "telemetry": _BASE,
     "log": _BASE,  # pure data
-    "rpc": _BASE | {"telemetry"},
+    "rpc": _BASE | {"telemetry", "storage.v1"},  # the messages, for the client of storage nodes
     "interposer": _BASE | {"log"},
     "storage": _DATA_PATH,
     "volume": _LOWER | {"storage.v1"},  # the messages, never the server

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from aurora_ray.errors import OutOfRangeError
 from aurora_ray.log.sizes import read_quorum, write_quorum
 from aurora_ray.volume.follow.merge import FlushMerger
-from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.read.copies import current_copies
+from aurora_ray.volume.volume_node import decode_state
 from tests.sim.oracle import InvariantError
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.log.segment_rules import HISTORY_MAX
 from aurora_ray.log.wire import join_append
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
     AskState,
     CatchUp,
@@ -24,6 +23,7 @@ from aurora_ray.volume.recovery import (
     Truncate,
 )
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.volume_node import decode_state, encode_truncation
 from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
 from tests.sim.node import SimNode
 from tests.sim.oracle import Flush, Oracle

@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aurora_ray.log.segment_rules import HISTORY_MAX
-from aurora_ray.volume.node_client import decode_state
 from aurora_ray.volume.read.copies import current_copies
 from aurora_ray.volume.recovery import Recovery
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.volume_node import decode_state
 from tests.sim.follower import LEASE_S, Follower
 from tests.sim.node import SimNode
 from tests.sim.oracle import InvariantError, Oracle

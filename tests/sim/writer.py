@@ -15,7 +15,6 @@ from aurora_ray.log.record import RecordBuilder, page_full
 from aurora_ray.log.sizes import write_quorum
 from aurora_ray.log.wire import join_append
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.volume.node_client import decode_state, encode_truncation
 from aurora_ray.volume.recovery import (
     AskState,
     CatchUp,
@@ -28,6 +27,7 @@ from aurora_ray.volume.recovery import (
     placement_of,
 )
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.volume_node import decode_state, encode_truncation
 from aurora_ray.volume.write.change import Change, CreateCopy, GroupMembers, InstallMembers
 from aurora_ray.volume.write.quorum import InFlight, QuorumTracker
 from tests.sim.oracle import Flush

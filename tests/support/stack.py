@@ -27,9 +27,9 @@ import psycopg
 
 from aurora_ray.compute.config import InstanceDirs
 from aurora_ray.engine.postgres.server import forget_run
-from aurora_ray.volume.node_client import NodeClient
-from aurora_ray.volume.nodes import close_all
+from aurora_ray.rpc.node_client import close_all
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.volume_node import VolumeNode
 from aurora_ray.volume.write.volume import Volume
 from tests.support.polling import poll_until, poll_until_blocking
 from tests.support.ports import PortAllocator
@@ -228,7 +228,7 @@ class Stack:
     async def create_volume(self) -> None:
         """On every node: creating it on four is enough for the volume, but here all six shall take part."""
         await Volume.create(self.spec, self.addresses, timeout_s=scaled(20))
-        clients = {node.node_id: NodeClient(node, self.spec.volume_id.bytes) for node in self.addresses}
+        clients = {node.node_id: VolumeNode(node, self.spec.volume_id.bytes) for node in self.addresses}
 
         async def everywhere() -> bool:
             calls = [

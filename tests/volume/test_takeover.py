@@ -12,8 +12,8 @@ from aurora_ray.log.batch import decode_header
 from aurora_ray.log.flush import Flush
 from aurora_ray.log.wire import join_append
 from aurora_ray.storage.disk.keys import lsn_key
-from aurora_ray.volume.node_client import NodeClient
 from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.volume_node import VolumeNode
 from tests.support.inbox import Inbox
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, encoded_flush, pages
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 async def put_directly(cluster: Cluster, nodes: Iterable[str], batches: list[bytes]) -> None:
     """Brings batches to some nodes only, as a writer that dies while sending would."""
     for node in nodes:
-        client = NodeClient(cluster.nodes[node], cluster.spec.volume_id.bytes)
+        client = VolumeNode(cluster.nodes[node], cluster.spec.volume_id.bytes)
         inbox = Inbox()
         call = await client.append(inbox)
         call.send_message(join_append(batches))
@@ -196,7 +196,7 @@ async def test_one_after_the_other_many_times(cluster: Cluster) -> None:
         if epoch % 2:
             lsn = await volume.append(pages((0, b"%d" % epoch)))
     await all_agree(cluster, lsn)
-    client = NodeClient(cluster.nodes["a1"], cluster.spec.volume_id.bytes)
+    client = VolumeNode(cluster.nodes["a1"], cluster.spec.volume_id.bytes)
     (state,) = await client.state(5)
     await client.close()
     assert len(state.truncations) == 4  # one for each place where a log ended, not one for each epoch
@@ -232,12 +232,12 @@ async def test_recovery_waits_for_a_fourth_node(cluster: Cluster) -> None:
 async def test_a_writer_bears_two_nodes_that_promised_elsewhere(cluster: Cluster) -> None:
     volume = await cluster.open()
     for node in ("a1", "b1"):
-        client = NodeClient(cluster.nodes[node], cluster.spec.volume_id.bytes)
+        client = VolumeNode(cluster.nodes[node], cluster.spec.volume_id.bytes)
         assert (await client.seal(99, b"o" * 16, 5))[0]
         await client.close()
     for number in range(5):
         await volume.append(pages((number, b"x")), timeout_s=10)
-    client = NodeClient(cluster.nodes["c1"], cluster.spec.volume_id.bytes)
+    client = VolumeNode(cluster.nodes["c1"], cluster.spec.volume_id.bytes)
     assert (await client.seal(99, b"o" * 16, 5))[0]
     await client.close()
     with pytest.raises(FencedError):
@@ -281,7 +281,7 @@ async def test_an_answer_that_makes_no_sense_is_as_good_as_none(
     garbage = {"a1": MalformedError("garbage"), "c2": ValueError("more than protobuf can hold")}
 
     def spoilt(real: Any) -> Any:
-        async def call(self: NodeClient, *args: Any) -> Any:
+        async def call(self: VolumeNode, *args: Any) -> Any:
             reply = await real(self, *args)
             if self.node.node_id in garbage:
                 raise garbage[self.node.node_id]
@@ -291,6 +291,6 @@ async def test_an_answer_that_makes_no_sense_is_as_good_as_none(
 
     with monkeypatch.context() as patched:
         for name in ("state", "seal", "truncate", "catch_up"):
-            patched.setattr(NodeClient, name, spoilt(getattr(NodeClient, name)))
+            patched.setattr(VolumeNode, name, spoilt(getattr(VolumeNode, name)))
         volume = await cluster.open()
     await volume.append(pages((0, b"x")))

@@ -13,8 +13,8 @@ from aurora_ray.rpc.channel import open_channel
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.fork import LEASE_S
-from aurora_ray.volume.node_client import decode_places, fork_request
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+from aurora_ray.volume.volume_node import decode_places, fork_request
 from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final, Self
 
 from aurora_ray.errors import AuroraError, OutOfRangeError, QuorumLostError, StorageError
 from aurora_ray.rpc.link import HOME
+from aurora_ray.rpc.node_client import close_all
 from aurora_ray.volume.durable import DurableLsn
 from aurora_ray.volume.follow.feed import Feed
 from aurora_ray.volume.follow.merge import FlushMerger
-from aurora_ray.volume.nodes import Nodes, close_all
+from aurora_ray.volume.nodes import Nodes
 from aurora_ray.volume.read.copies import ask_states, told_placements
 from aurora_ray.volume.shape import Shape
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S

@@ -15,14 +15,14 @@ from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.recovery import SegmentState
     from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
 
 POLL_S: Final = (0.02, 0.5)
 
 
-async def ask_copies(spec: VolumeSpec, clients: Mapping[str, NodeClient], timeout_s: float) -> Copies:
+async def ask_copies(spec: VolumeSpec, clients: Mapping[str, VolumeNode], timeout_s: float) -> Copies:
     """Asks the nodes until enough of them show the same history. Raises QuorumLostError."""
     deadline = time.monotonic() + timeout_s
     pause_s = POLL_S[0]
@@ -40,7 +40,7 @@ async def ask_copies(spec: VolumeSpec, clients: Mapping[str, NodeClient], timeou
         pause_s = min(pause_s * 2, POLL_S[1])
 
 
-async def ask_states(clients: Mapping[str, NodeClient], timeout_s: float) -> dict[str, list[SegmentState]]:
+async def ask_states(clients: Mapping[str, VolumeNode], timeout_s: float) -> dict[str, list[SegmentState]]:
     """What those nodes have that answer in time."""
     asked = dict(clients)
     answers = await asyncio.gather(*(client.state(timeout_s) for client in asked.values()), return_exceptions=True)

@@ -102,7 +102,7 @@ class ReadLease:
             try:
                 if node not in self._nodes:
                     raise QuorumLostError(f"no address is known for node {node}")
-                await self._nodes[node].set_read_point(self._holder, lsn, lease_s, CALL_TIMEOUT_S)
+                await self._nodes[node].hold(self._holder, lsn, lease_s, CALL_TIMEOUT_S)
             except AuroraError as error:
                 failed[node] = error
 

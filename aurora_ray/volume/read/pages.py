@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.shape import Shape
+    from aurora_ray.volume.volume_node import VolumeNode
 
 READ_TIMEOUT_S: Final = 30.0
 REQUEST_BYTES_MAX: Final = 16 << 20  # page data asked of a node at once
@@ -105,7 +105,7 @@ class PageReader:
     def __init__(
         self,
         shape: Shape,
-        clients: Mapping[str, NodeClient],
+        clients: Mapping[str, VolumeNode],
         eligible: Callable[[str], bool],
         acked: Callable[[str], int] = lambda _: 0,
         *,
@@ -151,7 +151,7 @@ class PageReader:
     async def read_file_table(self, lsn: int, required: int, timeout_s: float) -> FileTable:
         """The file table as of `lsn`."""
 
-        def ask(client: NodeClient) -> Awaitable[FileTable]:
+        def ask(client: VolumeNode) -> Awaitable[FileTable]:
             return client.read_file_table(lsn, required, timeout_s)
 
         return await self._from_any(0, required, ask, timeout_s, hedge=False)
@@ -179,7 +179,7 @@ class PageReader:
 
         page_count = sum(asked.page_count for asked in ranges)
 
-        async def ask(client: NodeClient) -> pb.ReadPagesReply:
+        async def ask(client: VolumeNode) -> pb.ReadPagesReply:
             reply = await client.read_pages(request, min(CALL_TIMEOUT_S, timeout_s))
             try:
                 check_pages(reply, page_count, self._page_size)
@@ -223,7 +223,7 @@ class PageReader:
         self,
         group: int,
         required: int,
-        ask: Callable[[NodeClient], Awaitable[_Answer]],
+        ask: Callable[[VolumeNode], Awaitable[_Answer]],
         timeout_s: float,
         *,
         hedge: bool,
@@ -249,7 +249,7 @@ class PageReader:
     async def _cascade(
         self,
         nodes: list[str],
-        ask: Callable[[NodeClient], Awaitable[_Answer]],
+        ask: Callable[[VolumeNode], Awaitable[_Answer]],
         errors: list[AuroraError],
         *,
         hedge: bool,
@@ -285,7 +285,7 @@ class PageReader:
                 call.cancel()
         return None
 
-    def _begin(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> asyncio.Future[_Answer]:
+    def _begin(self, node: str, ask: Callable[[VolumeNode], Awaitable[_Answer]]) -> asyncio.Future[_Answer]:
         """Counted from now on: of reads that begin in the same moment, each shall see the ones before it."""
         latency = self._latencies[node]
         latency.running += 1
@@ -293,7 +293,7 @@ class PageReader:
         call.add_done_callback(latency.ended)
         return call
 
-    async def _timed(self, node: str, ask: Callable[[NodeClient], Awaitable[_Answer]]) -> _Answer:
+    async def _timed(self, node: str, ask: Callable[[VolumeNode], Awaitable[_Answer]]) -> _Answer:
         latency = self._latencies[node]
         start = time.monotonic()
         try:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, UsageError
 from aurora_ray.rpc.link import HOME
-from aurora_ray.volume.nodes import Nodes, close_all
+from aurora_ray.rpc.node_client import close_all
+from aurora_ray.volume.nodes import Nodes
 from aurora_ray.volume.read.copies import ask_copies
 from aurora_ray.volume.read.lease import LEASE_S, ReadLease
 from aurora_ray.volume.read.pages import READ_TIMEOUT_S, PageReader, check_durable

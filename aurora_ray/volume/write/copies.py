@@ -12,14 +12,14 @@ from aurora_ray.log.sizes import write_quorum
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
 
 CREATE_GRACE_S: Final = 2.0  # for slow nodes, when enough have created their copies
 
 
 async def create_segments(
-    spec: VolumeSpec, placements: Sequence[GroupPlacement], clients: Mapping[str, NodeClient], timeout_s: float
+    spec: VolumeSpec, placements: Sequence[GroupPlacement], clients: Mapping[str, VolumeNode], timeout_s: float
 ) -> set[str]:
     """Creates the copies of `placements`; the nodes that have theirs. Raises QuorumLostError for fewer than 4 of 6.
 
@@ -27,7 +27,7 @@ async def create_segments(
     that are slow get a while longer when the quorum is there already.
     """
 
-    async def create(client: NodeClient) -> None:
+    async def create(client: VolumeNode) -> None:
         for placement in placements:
             if client.node.node_id in placement.node_ids:
                 await client.create_segments(

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aurora_ray.log.segment_rules import Membership
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.recovery import Recovered, SegmentState
+    from aurora_ray.volume.volume_node import VolumeNode
 
 
 class History:
@@ -23,7 +23,7 @@ class History:
         assert uuid.UUID(bytes=owner).int, "an owner is told from all others"  # noqa: S101
         self._recovered, self._owner = recovered, owner
 
-    async def install(self, client: NodeClient, members: Mapping[int, Membership]) -> list[SegmentState]:
+    async def install(self, client: VolumeNode, members: Mapping[int, Membership]) -> list[SegmentState]:
         """Installs it with these members on a node; what the node has then.
 
         Raises FencedError if the node follows a higher epoch, StorageError.

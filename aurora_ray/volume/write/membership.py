@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError, NotCompleteError, QuorumLostError, StorageError, UsageError
-from aurora_ray.volume.nodes import close_all
+from aurora_ray.rpc.node_client import close_all
 from aurora_ray.volume.spec import ChangeStep
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 from aurora_ray.volume.write.change import CreateCopy, GroupMembers, InstallMembers
@@ -20,11 +20,11 @@ from aurora_ray.volume.write.progress import POLL_S, Progress
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.nodes import Nodes
     from aurora_ray.volume.recovery import Recovered
     from aurora_ray.volume.shape import Shape
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
     from aurora_ray.volume.write.change import Change, Request
     from aurora_ray.volume.write.fanout import Fanout
     from aurora_ray.volume.write.history import History
@@ -45,7 +45,7 @@ class Members:
         self._lock = asyncio.Lock()
         self.progress = Progress(shape, nodes, redo)
 
-    async def prepare(self, client: NodeClient) -> None:
+    async def prepare(self, client: VolumeNode) -> None:
         """Installs our history on a node that was not there when we opened. Raises FencedError, StorageError."""
         await self._history.install(client, self._held.held)
 

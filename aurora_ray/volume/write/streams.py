@@ -31,7 +31,7 @@ from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
     from aurora_ray.rpc.stream_client import StreamCall
-    from aurora_ray.volume.node_client import NodeClient
+    from aurora_ray.volume.volume_node import VolumeNode
 
 BACKLOG_BYTES_MAX: Final = 64 << 20
 MESSAGE_BYTES_MAX: Final = 16 << 20  # coalescing stops here; a single flush may be larger
@@ -63,7 +63,7 @@ class StreamOwner(Protocol):
     def vdl(self) -> int:
         """Everything up to here is durable."""
 
-    async def prepare(self, client: NodeClient) -> None:
+    async def prepare(self, client: VolumeNode) -> None:
         """Installs our history on a node. Raises FencedError if it follows a higher epoch."""
 
     def on_ack(self, node_id: str, lsn: int) -> None:
@@ -80,7 +80,7 @@ class NodeStream:
     """The stream to one node. `push` is the hot path: it sends at once, and acknowledgements come in as calls, without
     a task in between. One task connects, again and again."""
 
-    def __init__(self, node_id: str, client: NodeClient, owner: StreamOwner, *, installed: bool) -> None:
+    def __init__(self, node_id: str, client: VolumeNode, owner: StreamOwner, *, installed: bool) -> None:
         self.node_id = node_id
         self.installed = installed  # the node carries our history
         self.backlog_bytes = 0
@@ -137,7 +137,7 @@ class NodeStream:
         if not self._waiting and not self._sent:
             self.push(lsn, message)
 
-    async def use(self, client: NodeClient) -> None:
+    async def use(self, client: VolumeNode) -> None:
         """The node answers elsewhere now."""
         await self.close()
         self._rewind()

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.log.record import Record
     from aurora_ray.rpc.link import Abroad
-    from aurora_ray.volume.node_client import NodeClient
     from aurora_ray.volume.read.pages import PageRange, PageRun
     from aurora_ray.volume.recovery import Recovered
     from aurora_ray.volume.spec import NodeAddress, VolumeSpec
+    from aurora_ray.volume.volume_node import VolumeNode
 
 
 class Volume:
@@ -184,7 +184,7 @@ class Volume:
 
     # ---- what the streams tell, as a StreamOwner
 
-    async def prepare(self, client: NodeClient) -> None:
+    async def prepare(self, client: VolumeNode) -> None:
         """Installs our history on a node. Raises FencedError."""
         await self.members.prepare(client)
 
