@@ -11,7 +11,7 @@ import pytest
 from aurora_ray.control.decide import ailing
 from aurora_ray.control.model.runtime import ControlConfig, Runtime
 from aurora_ray.control.model.state import Fleet
-from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
+from aurora_ray.control.observe.nodes import NodeCallError, NodeCalls
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.log.record import page_full
 from aurora_ray.storage.v1 import storage_pb2 as pb
@@ -189,9 +189,9 @@ async def identical(runtime: LocalRuntime, fleet: Fleet) -> None:
             request = pb.DigestRequest(volume=key[0], group=key[1], lsn=lsn, with_log=True, log_after_lsn=floor_lsn)
             replies = []
             for number, node_id in enumerate(group.node_ids):
-                stub = servers[number - 1].peers.stub(node_id)
-                assert stub is not None
-                replies.append(await stub.Digest(request, timeout=20, wait_for_ready=True))
+                client = servers[number - 1].peers.client(node_id)
+                assert client is not None
+                replies.append(await client.digest(request, 20, until_ready=True))
             assert len({(r.digest, r.log_digest, r.pages, r.log_batches) for r in replies}) == 1
             assert replies[0].pages
 
@@ -315,16 +315,16 @@ async def test_an_old_node_that_comes_back_in_time_stays(runtime: LocalRuntime, 
 async def test_a_node_that_answers_nobody_is_replaced_and_ended(
     runtime: LocalRuntime, load: Callable[[], Load], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = NodeClients.state
+    look = NodeCalls.state
 
-    async def deaf(clients: NodeClients, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
+    async def deaf(clients: NodeCalls, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
         if node_id == "b-1":
             raise NodeCallError("Storage node b-1 could not tell its state: it is cut off.")
         return await look(clients, node_id, *arguments, **options)
 
     async with running(runtime) as planes:
         clients = load()
-        monkeypatch.setattr(NodeClients, "state", deaf)
+        monkeypatch.setattr(NodeCalls, "state", deaf)
         await planes.until(lambda f: healed(f) and not any(n.node_id == "b-1" for n in f.nodes), "it is replaced")
         assert not runtime.nodes["b-1"].alive
         assert not (runtime.directory / "nodes" / "b-1").exists()
@@ -335,16 +335,16 @@ async def test_a_node_that_answers_nobody_is_replaced_and_ended(
 async def test_a_node_that_hangs_does_not_keep_the_next_control_plane_waiting(
     runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = NodeClients.state
+    look = NodeCalls.state
     deaf = {"b-1"}
 
-    async def state(clients: NodeClients, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
+    async def state(clients: NodeCalls, node_id: str, *arguments: Any, **options: Any) -> pb.StateReply:
         if node_id in deaf:
             raise NodeCallError("Storage node b-1 could not tell its state: it is cut off.")
         return await look(clients, node_id, *arguments, **options)
 
     async with running(runtime, replace_after_s=300) as planes:
-        monkeypatch.setattr(NodeClients, "state", state)
+        monkeypatch.setattr(NodeCalls, "state", state)
         runtime.started.clear()
         await planes.succeed()
         await planes.until(lambda _: "b-1" in planes.now.plane.processes.nodes, "it is open")

@@ -14,7 +14,7 @@ from aurora_ray.compute.health import HealthRules
 from aurora_ray.compute.role import Role
 from aurora_ray.control.observe import heartbeats, processes
 from aurora_ray.control.observe.heartbeats import UNHEARD_S, Heartbeats, Isolation
-from aurora_ray.control.observe.nodes import NodeCallError, NodeClients
+from aurora_ray.control.observe.nodes import NodeCallError, NodeCalls
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.control.report import events
 from aurora_ray.telemetry.spanreader import read_traces
@@ -84,11 +84,11 @@ async def test_heartbeats_go_on_whatever_a_look_ended_with(
 
 
 async def test_a_call_whose_connection_is_closed_fails_and_cancels_nobody() -> None:
-    clients = NodeClients()
+    clients = NodeCalls()
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         asking = asyncio.create_task(clients.state("a-1", address, timeout_s=5))
-        await poll_until(lambda: clients._channels, what="it is asked")
+        await poll_until(lambda: clients._clients._clients, what="it is asked")
         await asyncio.sleep(0.1)  # not synchronisation: the call is to be under way, at whatever stage
         await clients.forget("a-1")
         with pytest.raises(NodeCallError):

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.house.source import PACKAGE, ROOT, files, package_modules, parse, qualified_calls, where
+from tests.house.source import PACKAGE, ROOT, files, imports, package_modules, parse, qualified_calls, where
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
@@ -102,6 +102,20 @@ def test_no_compressor_is_shared_by_threads() -> None:
 def _within_a_call(path: Path, node: ast.AST) -> bool:
     functions = [each for each in ast.walk(parse(path)) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
     return any(node is inner for function in functions for inner in ast.walk(function))
+
+
+# Who tries what no client would ask, or what the client itself rests on.
+_OWN_STUBS = {"aurora_ray/rpc/node_client.py", "tests/storage/harness.py", "tests/chaos/test_bad_requests.py"}
+
+
+def test_storage_nodes_have_one_client() -> None:
+    """A second one would be a second owner of deadlines, of the secret, of traces, and of what errors mean."""
+    own = {
+        str(path.relative_to(ROOT))
+        for path in files(".py")
+        if any(name.endswith(".StorageNodeStub") for _, name in imports(path, ""))
+    }
+    assert own == _OWN_STUBS, "use aurora_ray.rpc.node_client.NodeClient"
 
 
 def test_a_storage_node_changes_its_disk_in_one_place() -> None:

@@ -11,10 +11,8 @@ import pytest
 from aurora_ray.errors import NodeTimeoutError
 from aurora_ray.regions import load_regions
 from aurora_ray.replication.distance import link_between
-from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.link import UNDER_WAY_BYTES, Abroad, Line, Link, Way, delayed
-from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
+from aurora_ray.rpc.node_client import NodeClient
 from aurora_ray.volume.follow.follower import Follower
 from tests.support.timing import scaled
 from tests.volume.cluster import pages, running
@@ -88,16 +86,18 @@ async def test_calls_and_streams_of_storage_nodes_cross_it(tmp_path: Path) -> No
         await volume.append(pages((0, b"one")))
         link = Link.of(Line(delay_s=0.1))
         node = cluster.nodes["a1"]
-        async with open_channel(node.address, node.node_id, link=link) as channel:
-            stub = StorageNodeStub(channel)  # type: ignore[no-untyped-call]
-            await stub.State(pb.StateRequest())
+        client = NodeClient(node.node_id, node.address, Abroad(link=link))
+        try:
+            await client.state()
             begun_s = time.monotonic()
-            await stub.State(pb.StateRequest())
+            await client.state()
             assert time.monotonic() - begun_s >= 0.2
             link.back.cut()
             with pytest.raises(NodeTimeoutError):
-                await stub.State(pb.StateRequest(), timeout=0.5)
+                await client.state(timeout_s=0.5)
             link.heal()
+        finally:
+            await client.close()
         async with Follower.open(cluster.spec, cluster.addresses, after_lsn=0, abroad=Abroad(link=link)) as follower:
             await asyncio.wait_for(anext(follower), scaled(10))
             begun_s = time.monotonic()

@@ -12,11 +12,10 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.errors import AuroraError
 from aurora_ray.log.filetable import Entry, FileKind
 from aurora_ray.log.sizes import EXTENT_PAGES
-from aurora_ray.storage.v1 import storage_pb2 as pb
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
-from tests.support.stack_view import stub_of
+from tests.support.stack_view import client_of
 from tests.support.timing import scaled
 
 LEASE_S = 5.0
@@ -96,9 +95,6 @@ async def _kept(spec: VolumeSpec, nodes: Sequence[NodeAddress], lsn: int) -> Asy
 
 
 async def _hold(spec: VolumeSpec, node: NodeAddress, lsn: int) -> None:
-    request = pb.SetReadPointRequest(
-        volume=spec.volume_id.bytes, holder="export", lsn=lsn, lease_ms=int(LEASE_S * 1000)
-    )
-    async with stub_of(node) as stub:
+    async with client_of(node) as client:
         with suppress(AuroraError):
-            await stub.SetReadPoint(request, timeout=5)
+            await client.set_read_point(spec.volume_id.bytes, "export", lsn, LEASE_S, timeout_s=5)

@@ -2,32 +2,28 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from aurora_ray.errors import AuroraError
-from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.node_client import NodeClient
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
-
-CALL_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def stub_of(node: NodeAddress) -> AsyncIterator[Any]:
+async def client_of(node: NodeAddress) -> AsyncIterator[NodeClient]:
     """The node's calls as they come out of protobuf."""
-    channel: Any = open_channel(node.address, node.node_id)
+    client = NodeClient(node.node_id, node.address)
     try:
-        yield StorageNodeStub(channel)  # type: ignore[no-untyped-call]
+        yield client
     finally:
-        await channel.close()
+        await client.close()
 
 
 async def state_of(node: NodeAddress, spec: VolumeSpec) -> pb.SegmentState | None:
     """Its segment of group 0 of a volume; None if it has none, or does not answer."""
-    async with stub_of(node) as stub:
+    async with client_of(node) as client:
         try:
-            reply = await stub.State(pb.StateRequest(volume=spec.volume_id.bytes), timeout=CALL_TIMEOUT_S)
+            reply = await client.state(spec.volume_id.bytes)
         except AuroraError:
             return None
         return reply.volumes[0].segments[0] if reply.volumes and reply.volumes[0].segments else None
@@ -35,6 +31,6 @@ async def state_of(node: NodeAddress, spec: VolumeSpec) -> pb.SegmentState | Non
 
 async def counters_of(node: NodeAddress) -> dict[str, int]:
     """What it counted since its start."""
-    async with stub_of(node) as stub:
-        reply = await stub.State(pb.StateRequest(), timeout=CALL_TIMEOUT_S)
+    async with client_of(node) as client:
+        reply = await client.state()
         return dict(reply.counters)

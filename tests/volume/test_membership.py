@@ -85,9 +85,9 @@ async def digest_of(cluster: Cluster, node: str, group: int, lsn: int, log_after
     request = pb.DigestRequest(
         volume=cluster.spec.volume_id.bytes, group=group, lsn=lsn, with_log=True, log_after_lsn=log_after_lsn
     )
-    stub = next(server for name, server in cluster.servers.items() if name != node).peers.stub(node)
-    assert stub is not None
-    reply = await stub.Digest(request, timeout=20)
+    client = next(server for name, server in cluster.servers.items() if name != node).peers.client(node)
+    assert client is not None
+    reply = await client.digest(request, 20)
     assert reply.pages
     return reply.digest, reply.log_digest, reply.pages, reply.log_batches
 
@@ -292,9 +292,9 @@ async def test_one_group_of_two_moves_and_its_old_copy_is_dropped(tmp_path: Path
         await volume.members.progress.wait_caught_up("d1", timeout_s=30)
         await volume.members.change_placement(GroupPlacement(1, NEXT))
         assert (cluster.spec.volume_id.bytes, 0) not in cluster.servers["d1"].node.segments
-        stub = cluster.servers["a1"].peers.stub("c2")
-        assert stub is not None
-        await stub.DropVolume(pb.DropVolumeRequest(volume=cluster.spec.volume_id.bytes, groups=[1]), timeout=10)
+        client = cluster.servers["a1"].peers.client("c2")
+        assert client is not None
+        await client.drop_volume(pb.DropVolumeRequest(volume=cluster.spec.volume_id.bytes, groups=[1]))
         assert cluster.servers["c2"].node.volumes[cluster.spec.volume_id.bytes].segments.keys() == {0}
         await volume.append([*pages((2, b"zero")), *pages((2, b"one"), group=1)])
         cluster.spec = volume.spec

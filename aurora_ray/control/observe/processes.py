@@ -19,9 +19,10 @@ from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.control.model.observed import Addresses, InstancePhase, NodeSeen
 from aurora_ray.control.model.runtime import InstanceProcess, NodeProcess, ProcessGoneError, Runtime
 from aurora_ray.control.observe.known import Instance, Node
-from aurora_ray.control.observe.nodes import CALL_TIMEOUT_S, NodeClients, is_cancelled, lost_segments_of, segments_of
+from aurora_ray.control.observe.nodes import NodeCalls, lost_segments_of, segments_of
 from aurora_ray.control.observe.reach import Reachable
 from aurora_ray.errors import AuroraError
+from aurora_ray.rpc.node_client import CHANGE_S
 from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Processes:
         self.nodes_seen: set[str] = set()  # that ran at some time
         self.instances: dict[str, Instance] = {}
         self.unsure: set[str] = set()  # instances that were to be started, without an answer: a process may be there
-        self.clients = NodeClients()
+        self.clients = NodeCalls()
         self.tasks = Tasks()
         self._clock = clock
         self._say = say
@@ -129,7 +130,7 @@ class Processes:
 
     # ---- storage nodes
 
-    async def add_node(self, node_id: str, process: NodeProcess, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    async def add_node(self, node_id: str, process: NodeProcess, timeout_s: float = CHANGE_S) -> None:
         """A node that answers: what it has is asked, its end is watched."""
         info = process.info
         reply = await self.clients.state(node_id, info.address, timeout_s=timeout_s)
@@ -305,6 +306,12 @@ class Processes:
         self._say(f"{instance_id} ended: {outcome.reason}")
         self._on_end(instance_id, outcome.reason, self._clock() - instance.available_since_s)
         self._on_change()
+
+
+def is_cancelled() -> bool:
+    """Whether the present task itself was asked to end, and not only something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _phase_of(status: InstanceStatus | None) -> InstancePhase:

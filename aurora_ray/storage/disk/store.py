@@ -313,10 +313,11 @@ class SegmentStore:
     def log_bytes(self) -> int:
         """On disk, of log and of RocksDB's write-ahead log."""
         total = 0
-        for entry in os.scandir(self.path):
-            if entry.name.endswith((".log", ".blob", ".sst")):
-                with contextlib.suppress(FileNotFoundError):  # RocksDB deletes files while we look
-                    total += entry.stat().st_blocks * 512
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the directory: who looks for that will tell
+            for entry in os.scandir(self.path):
+                if entry.name.endswith((".log", ".blob", ".sst")):
+                    with contextlib.suppress(FileNotFoundError):  # RocksDB deletes files while we look
+                        total += entry.stat().st_blocks * 512
         return total
 
     async def compact_log(self) -> None:

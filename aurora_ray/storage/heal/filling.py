@@ -143,7 +143,7 @@ class Copy:
         request = pb.OutlineSegmentRequest(volume=self.volume, group=self.group, pages_per_range=per_range)
         for peer in self.plan.sources:
             try:
-                reply = await peer.stub.OutlineSegment(request, timeout=PART_TIMEOUT_S)
+                reply = await peer.client.outline_segment(request, PART_TIMEOUT_S)
             except AuroraError as error:
                 _log.debug("outline from %s: %s", peer.node_id, error)
                 continue
@@ -179,7 +179,7 @@ class Copy:
     async def _take_pages(self, peer: Peer, part: _Pages) -> None:
         lsn = self.plan.floor_lsn
         request = pb.CopySegmentRequest(volume=self.volume, group=self.group, lsn=lsn, start=part.start, stop=part.stop)
-        call = peer.stub.CopySegment(request, timeout=PART_TIMEOUT_S)
+        call = peer.client.copy_segment(request, PART_TIMEOUT_S)
         pacer = Pacer()
         try:
             async for chunk in call:
@@ -204,7 +204,7 @@ class Copy:
         request = pb.FetchLogRequest(
             volume=self.volume, group=self.group, after_lsn=part.after_lsn, up_to_lsn=part.up_to_lsn
         )
-        call = peer.stub.FetchLog(request, timeout=PART_TIMEOUT_S)
+        call = peer.client.fetch_log(request, PART_TIMEOUT_S)
         pacer = Pacer()
         try:
             async for chunk in call:
@@ -228,9 +228,7 @@ class Copy:
 
     async def _take_table(self, peer: Peer) -> None:
         lsn = self.plan.floor_lsn
-        request = pb.ReadFileTableRequest(volume=self.volume, lsn=lsn, required_scl=lsn)
-        call = peer.stub.ReadFileTable(request, timeout=PART_TIMEOUT_S)
-        packed = b"".join([chunk.data async for chunk in call])
+        packed = await peer.client.read_file_table(self.volume, lsn, lsn, PART_TIMEOUT_S)
         changes = self.store.batch()
         changes.put("tables", lsn_key(lsn), guarded(lsn_key(lsn), packed))
         changes.write()

@@ -25,11 +25,11 @@ from aurora_ray.storage.v1 import storage_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from aurora_ray.rpc.node_client import NodeClient
     from aurora_ray.storage.heal.peers import Peers
     from aurora_ray.storage.node.node import Node
     from aurora_ray.storage.node.volume import NodeVolume
     from aurora_ray.storage.segment.segment import Segment
-    from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 
 _log = logging.getLogger(__name__)
 
@@ -96,15 +96,15 @@ class Gossip:
 
     async def exchange(self, node_id: str, *, at_once: bool = False) -> None:
         """Learns one peer's state and repairs from it; `at_once`: what is on its way here as well."""
-        stub = self._peers.stub(node_id)
-        if stub is None:
+        client = self._peers.client(node_id)
+        if client is None:
             return
         try:
-            state = await stub.State(pb.StateRequest(), timeout=self._node.config.peer_timeout_s)
+            state = await client.state(timeout_s=self._node.config.peer_timeout_s)
             for theirs in state.volumes:
                 volume = self._node.volumes.get(theirs.volume)
                 if volume is not None:
-                    await self._repair(volume, theirs.segments, stub, at_once)
+                    await self._repair(volume, theirs.segments, client, at_once)
         except NodeUnreachableError as error:
             _log.debug("gossip with %s: %s", node_id, error)
         except AuroraError as error:
@@ -112,7 +112,7 @@ class Gossip:
             _log.info("gossip with %s: %s", node_id, error)
 
     async def _repair(
-        self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], stub: StorageNodeStub, at_once: bool
+        self, volume: NodeVolume, theirs: Iterable[pb.SegmentState], client: NodeClient, at_once: bool
     ) -> None:
         for state in theirs:
             segment = volume.segments.get(state.group)
@@ -120,7 +120,7 @@ class Gossip:
                 continue
             try:
                 async with segment.repair:
-                    await self._repair_segment(segment, state, stub, at_once)
+                    await self._repair_segment(segment, state, client, at_once)
             except NodeUnreachableError:
                 raise
             except MalformedError as error:
@@ -136,7 +136,7 @@ class Gossip:
                 self._node.note_failure(WriteFailedError((segment.volume, segment.group), error))
 
     async def _repair_segment(
-        self, segment: Segment, state: pb.SegmentState, stub: StorageNodeStub, at_once: bool
+        self, segment: Segment, state: pb.SegmentState, client: NodeClient, at_once: bool
     ) -> None:
         adopt_history(segment, state)
         if not has_more(segment, state) or self._node.disk_full or (segment.keeps_up and not at_once):
@@ -145,13 +145,13 @@ class Gossip:
         if segment.scl < state.floor_lsn or (empty and state.log_bytes > _COPY_FROM_BYTES):
             self._copy(segment.volume, segment.group)
         else:
-            await self._fetch(segment, state, stub)
+            await self._fetch(segment, state, client)
 
-    async def _fetch(self, segment: Segment, state: pb.SegmentState, stub: StorageNodeStub) -> None:
+    async def _fetch(self, segment: Segment, state: pb.SegmentState, client: NodeClient) -> None:
         request = pb.FetchLogRequest(
             volume=segment.volume, group=segment.group, after_lsn=segment.scl, up_to_lsn=state.scl
         )
-        call = stub.FetchLog(request, timeout=_FETCH_TIMEOUT_S)
+        call = client.fetch_log(request, _FETCH_TIMEOUT_S)
         try:
             while True:
                 # Others may have it too: a peer that hangs must not hold the segment's repair for long.

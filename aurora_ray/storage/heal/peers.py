@@ -1,18 +1,16 @@
-"""The other storage nodes: channels, opened when needed, and what they say of a segment."""
+"""The other storage nodes: clients, made when needed, and what they say of a segment."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aurora_ray.errors import AuroraError
 from aurora_ray.log.lineage import ROOT, Lineage
-from aurora_ray.rpc.channel import open_channel
+from aurora_ray.rpc.node_client import NodeClient, NodeClients
 from aurora_ray.storage.v1 import storage_pb2 as pb
-from aurora_ray.storage.v1.storage_pb2_grpc import StorageNodeStub
 
 if TYPE_CHECKING:
-    from aurora_ray.rpc.calls import Channel
     from aurora_ray.storage.node.node import Node
 
 
@@ -20,28 +18,23 @@ class Peer(NamedTuple):
     """A node that holds a copy of a segment, and what it says of it."""
 
     node_id: str
-    stub: Any
+    client: NodeClient
     state: pb.SegmentState
     page_size: int
     lineage: Lineage = ROOT
 
 
 class Peers:
-    """One channel a peer and address; those that are no longer in use are closed."""
+    """One client a peer; those that are no longer in use are closed."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._channels: dict[tuple[str, str], Channel] = {}
+        self._clients = NodeClients()
 
-    def stub(self, node_id: str) -> StorageNodeStub | None:
-        """A client of the peer; None if its address is not known."""
+    def client(self, node_id: str) -> NodeClient | None:
+        """Of the peer; None if its address is not known."""
         address = self._node.peers.get(node_id)
-        if address is None:
-            return None
-        channel = self._channels.get((node_id, address))
-        if channel is None:
-            channel = self._channels[node_id, address] = open_channel(address, node_id)
-        return StorageNodeStub(channel)  # type: ignore[no-untyped-call]
+        return None if address is None else self._clients.get(node_id, address)
 
     async def ask(self, volume: bytes, group: int) -> list[Peer]:
         """The peers that answer and hold a copy of the group, members only where they know who is one."""
@@ -56,26 +49,24 @@ class Peers:
         return [peer for peer in answers if peer.node_id in members or not members]
 
     async def _ask_one(self, node_id: str, volume: bytes, group: int) -> Peer | None:
-        stub: Any = self.stub(node_id)
-        if stub is None:
+        client = self.client(node_id)
+        if client is None:
             return None
         try:
-            reply = await stub.State(pb.StateRequest(volume=volume), timeout=self._node.config.peer_timeout_s)
+            reply = await client.state(volume, self._node.config.peer_timeout_s)
         except AuroraError:
             return None
         for held in reply.volumes:
             for state in held.segments:
                 if state.group == group:
                     lineage = Lineage(held.lineage.parent, held.lineage.origin_lsn)
-                    return Peer(node_id, stub, state, held.page_size, lineage)
+                    return Peer(node_id, client, state, held.page_size, lineage)
         return None
 
     async def prune(self) -> None:
-        """Closes channels to addresses nobody has any more."""
-        stale = set(self._channels) - set(self._node.peers.items())
-        await asyncio.gather(*(self._channels.pop(peer).close() for peer in stale))
+        """Closes clients of addresses nobody has any more."""
+        await self._clients.keep(self._node.peers)
 
     async def close(self) -> None:
         """Closes all."""
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-        self._channels.clear()
+        await self._clients.close()

@@ -41,7 +41,6 @@ from aurora_ray.storage.heal.filling import Copy, Plan, belongs, make_plan
 from aurora_ray.storage.node.progress import CopyProgress
 from aurora_ray.storage.node.volume import INCOMING, READY
 from aurora_ray.storage.segment.meta import AS_CONFIGURED, SegmentMeta
-from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -128,16 +127,15 @@ async def rebuild(node: Node, peers: Peers, volume: NodeVolume, group: int, *, d
 @contextlib.asynccontextmanager
 async def _leases(node: Node, plan: Plan, volume: bytes, group: int) -> AsyncIterator[None]:
     """Keeps the peers from collecting what is being copied."""
-    request = pb.SetReadPointRequest(
-        volume=volume,
-        holder=f"copy of {group} by {node.config.node_id}",
-        lsn=plan.floor_lsn,
-        lease_ms=int(_LEASE_S * 1000),
-    )
+    holder = f"copy of {group} by {node.config.node_id}"
 
     async def renew() -> None:
         await asyncio.gather(
-            *(peer.stub.SetReadPoint(request, timeout=_LEASE_S / 3) for peer in plan.sources), return_exceptions=True
+            *(
+                peer.client.set_read_point(volume, holder, plan.floor_lsn, _LEASE_S, timeout_s=_LEASE_S / 3)
+                for peer in plan.sources
+            ),
+            return_exceptions=True,
         )
 
     async def keep() -> None:

@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE: Final = 2
 _RETRY_S: Final = (0.2, 10.0)
-_CALL_TIMEOUT_S: Final = 30.0
 
 
 class _NotNowError(AuroraError):
@@ -223,7 +222,7 @@ class Repairer:
         refused = 0
         for peer in peers:
             try:
-                reply = await peer.stub.ReadPages(request, timeout=_CALL_TIMEOUT_S)
+                reply = await peer.client.read_pages(request)
             except AuroraError as error:
                 refused += isinstance(error, OutOfRangeError)
                 continue
@@ -254,7 +253,7 @@ class Repairer:
 async def _fetch(segment: Segment, peer: Peer, lsn: int) -> list[bytes]:
     """The batch that ends at `lsn`, if the peer has it and it belongs to the history here. Raises MalformedError."""
     request = pb.FetchLogRequest(volume=segment.volume, group=segment.group, after_lsn=lsn - 1, up_to_lsn=lsn)
-    batches = [batch async for chunk in peer.stub.FetchLog(request, timeout=_CALL_TIMEOUT_S) for batch in chunk.batches]
+    batches = [batch async for chunk in peer.client.fetch_log(request) for batch in chunk.batches]
     epochs = segment.meta.epochs
     for batch in batches:
         header = verify(batch)
@@ -269,12 +268,10 @@ async def _fetch(segment: Segment, peer: Peer, lsn: int) -> list[bytes]:
 
 async def _read_table(segment: Segment, peers: Sequence[Peer], lsn: int) -> bytes:
     """The packed table as of `lsn`. Raises OutOfRangeError or _NotNowError."""
-    request = pb.ReadFileTableRequest(volume=segment.volume, lsn=lsn, required_scl=lsn)
     refused = 0
     for peer in peers:
-        call = peer.stub.ReadFileTable(request, timeout=_CALL_TIMEOUT_S)
         try:
-            packed = b"".join([chunk.data async for chunk in call])
+            packed = await peer.client.read_file_table(segment.volume, lsn, lsn)
         except AuroraError as error:
             refused += isinstance(error, OutOfRangeError)
             continue

@@ -167,7 +167,7 @@ class Scrubber:
         request.start.file_id, request.start.page = start
         if not walk.done:
             request.stop.file_id, request.stop.page = walk.position
-        theirs = await peer.stub.Digest(request, timeout=_CALL_TIMEOUT_S)
+        theirs = await peer.client.digest(request, _CALL_TIMEOUT_S)
         nbytes = len(pages) * segment.meta.page_size
         self._node.counters["compared_bytes"] += nbytes
         if (theirs.pages, theirs.digest) != (ours.pages, ours.digest()):
@@ -198,7 +198,7 @@ async def _copy_of(peer: Peer, request: pb.DigestRequest) -> dict[PageKey, bytes
         order.stop.CopyFrom(request.stop)
     found: dict[PageKey, bytes | None] = {}
     try:
-        async for chunk in peer.stub.CopySegment(order, timeout=_CALL_TIMEOUT_S):
+        async for chunk in peer.client.copy_segment(order, _CALL_TIMEOUT_S):
             for page in chunk.pages:
                 found[PageKey(page.file_id, page.page)] = page.image
     except AuroraError:

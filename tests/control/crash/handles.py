@@ -43,7 +43,7 @@ COPY = CopyStatus(True, LSN, LSN, 0.0, 0, 0.0, 0.0, 0.0, 0, 1, 1)
 
 
 class Clients:
-    """In the place of NodeClients."""
+    """In the place of NodeCalls."""
 
     def __init__(self, hand: Hand) -> None:
         self._hand = hand
