@@ -1,7 +1,8 @@
 """The control plane: keeps what is declared and what is observed, and carries out what `reconcile.decide` says.
 
 A loop observes, decides and starts actions, every `TICK_S` and as soon as anything changes. Each action is a task; when
-it ends, its result is noted (in the declared state if it must survive, else in memory) and the loop looks again.
+it ends, its result is noted (in the declared state if it must survive, else in memory) and the loop looks again. What
+was done and is wanted again in the same words waits a moment (`AGAIN_AFTER_S`), so that nothing makes the loop spin.
 
 Nothing in memory is needed after a crash: the next control plane reads the bootstrap file, finds the processes that
 still run, opens the control volume (fencing this one) and decides from there.
@@ -62,6 +63,7 @@ TICK_S: Final = 0.25
 STATUS_EVERY_S: Final = 1.0
 LOOK_AT_NODES_EVERY_S: Final = 2.0
 CAPACITY_EVERY_S: Final = 0.4
+AGAIN_AFTER_S: Final = 0.1  # what was done and is wanted again in the same words, as its effect was not seen yet
 SETTLED_AFTER_S: Final = 5.0  # an instance that ends sooner counts as a failed attempt, so that it cannot spin
 
 
@@ -129,6 +131,7 @@ class ControlPlane:
         self._scaling = Scaling()
         self._clock = clock
         self._busy: dict[Key, asyncio.Task[None]] = {}
+        self._done: dict[Key, tuple[reconcile.Action, float]] = {}  # when, for as long as that matters
         self._stopping = False
         self._began_s = clock()
         self._looked_at_s = 0.0
@@ -239,7 +242,10 @@ class ControlPlane:
             if note not in self.notes:
                 self.say(note)
         self.changes.notes = plan.notes
+        self._done = {what: done for what, done in self._done.items() if now_s - done[1] < AGAIN_AFTER_S}
         for action in plan.actions:
+            if action.key in self._done and self._done[action.key][0] == action:
+                continue
             self.say(f"{type(action).__name__} {action.key.partition(':')[2]}: {action.why}".replace(" :", ":"))
             self._start(action.key, self._carry_out(action))
         self._look_around(now_s)
@@ -315,6 +321,7 @@ class ControlPlane:
             self._failed(action.key, error)
         else:
             self.attempts.pop(action.key, None)
+            self._done[action.key] = action, self._clock()
         finally:
             self._busy.pop(action.key, None)
             self.notify()

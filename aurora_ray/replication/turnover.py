@@ -3,8 +3,8 @@
 Whoever asks for a change notes a `Turnover` in the region that shall be the primary, before anything is done; a control
 plane that finds one goes on with it from what it sees, however far its predecessor came. Every step may be done twice.
 
-    switchover   stop the engine there, drain there, note the end, wait for the copy, promote it, open the writer here,
-                 have the old region follow
+    switchover   stop the engine there, drain there, note the end, wait for the copy, note that it is complete, promote
+                 it, open the writer here, have the old region follow
     failover     promote the copy, open the writer here; when the old region can be reached: stop its engine, have it
                  follow, its tail put aside
 
@@ -38,6 +38,7 @@ class Step(Enum):
     STOP_OLD = "stop the engine of the old primary"
     DRAIN_OLD = "seal the old primary and note its end"
     WAIT_FOR_COPY = "wait until the copy has reached that end"
+    NOTE_COPY = "note that the copy has reached that end"  # once it is sealed, no replicator is there to tell
     PROMOTE_NEW = "seal the copy for the new generation and note its turn"
     OPEN_NEW = "open the writer of the new primary"
     WAIT_FOR_OLD = "wait until the old region can be reached: clients are served meanwhile"
@@ -47,19 +48,25 @@ class Step(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Turnover:
-    """An intention. `old` and `new`: regions; `end_lsn`: of the old primary, once it was drained."""
+    """An intention. `old` and `new`: regions; `end_lsn`: of the old primary, once it was drained; `reached`: the copy
+    has all of it."""
 
     way: Way
     old: str
     new: str
     generation: int  # that the new primary takes
     end_lsn: int | None = None
+    reached: bool = False
 
     def drained(self, end_lsn: int) -> Turnover:
         """The old primary was sealed at this end. Raises UsageError if it had another one before."""
         if self.end_lsn not in (None, end_lsn):
             raise UsageError(f"the old primary ended at LSN {self.end_lsn} and cannot end at {end_lsn} now")
         return replace(self, end_lsn=end_lsn)
+
+    def complete(self) -> Turnover:
+        """The copy has reached the end: it may be sealed."""
+        return replace(self, reached=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for msgpack or JSON."""
@@ -69,13 +76,19 @@ class Turnover:
             "new": self.new,
             "generation": self.generation,
             "end_lsn": self.end_lsn,
+            "reached": self.reached,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Turnover:
         """The inverse of `to_dict`."""
         return cls(
-            Way(values["way"]), str(values["old"]), str(values["new"]), int(values["generation"]), values["end_lsn"]
+            Way(values["way"]),
+            str(values["old"]),
+            str(values["new"]),
+            int(values["generation"]),
+            values["end_lsn"],
+            bool(values["reached"]),
         )
 
 
@@ -90,7 +103,7 @@ class Seen:
     old_follows: bool  # a replicator is at work there, for the new generation
     old_generation: int
     new_generation: int
-    new_lsn: int  # up to where the copy is durable
+    new_lsn: int  # up to where the copy is durable; 0 while nothing is open there that tells
     new_runs: bool
 
 
@@ -102,8 +115,8 @@ def next_step(turnover: Turnover, seen: Seen) -> Step:
         if turnover.way is Way.SWITCHOVER:
             if turnover.end_lsn is None:
                 return Step.STOP_OLD if seen.old_runs else Step.DRAIN_OLD
-            if seen.new_lsn < turnover.end_lsn:
-                return Step.WAIT_FOR_COPY
+            if not turnover.reached:
+                return Step.WAIT_FOR_COPY if seen.new_lsn < turnover.end_lsn else Step.NOTE_COPY
         return Step.PROMOTE_NEW
     return _after_promotion(turnover, seen) if seen.new_runs else Step.OPEN_NEW
 

@@ -197,7 +197,7 @@ def test_a_state_of_format_5_is_read_whole() -> None:
 
 def test_a_global_cluster_is_kept_and_the_secrets_of_its_regions_are_sealed() -> None:
     peer = Peer("eu-west-1", 1, str(UUID(int=1)), "127.0.0.1:1", "/there", "ab" * 32)
-    turnover = Turnover(Way.SWITCHOVER, "somewhere", "eu-west-1", 17, 5)
+    turnover = Turnover(Way.SWITCHOVER, "somewhere", "eu-west-1", 17, 5, reached=True)
     tail = LostTail(UUID(int=2), 3, 9, 0, 1.0)
     known = Membership("g", 0, "somewhere", (peer,), 4, turnover, 17, 9, (tail,), {"rpo_ms": 1.0})
     fleet = running_fleet()

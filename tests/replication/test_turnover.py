@@ -65,7 +65,7 @@ class World:
             old_follows=bool(old.replicator) and old.replicator == old.promised,
             old_generation=old.held.generation,
             new_generation=new.held.generation,
-            new_lsn=len(new.log),
+            new_lsn=len(new.log) if bool(new.replicator) and new.replicator == new.promised else 0,
             new_runs=bool(new.writer) and new.writer == new.promised,
         )
 
@@ -89,6 +89,9 @@ class World:
             old.open(old.held.generation)
             self.effect()
             turnover = turnover.drained(len(old.log))
+        elif step is Step.NOTE_COPY:
+            self.effect()
+            turnover = turnover.complete()
         elif step is Step.PROMOTE_NEW:
             new.open(turnover.generation)
             self.effect()
@@ -208,5 +211,6 @@ def test_a_switchover_is_taken_back(*, promoting: bool) -> None:
 def test_it_is_noted_as_plain_values_and_has_one_end() -> None:
     intended = turnover(Way.SWITCHOVER).drained(80)
     assert Turnover.from_dict(intended.to_dict()) == intended.drained(80)
+    assert Turnover.from_dict(intended.complete().to_dict()) == intended.complete() != intended
     with pytest.raises(UsageError):
         intended.drained(88)

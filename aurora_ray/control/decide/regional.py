@@ -9,6 +9,7 @@ generations, which only rise: whoever sees a higher one than its own is no prima
     Drain          a primary that made way and has no writer left is sealed, and its end noted
     AskToMakeWay   the primary is asked to, for a switchover to here
     NoteEnd        it said where it ended
+    NoteReached    the copy has all of that
     Promote        the copy is sealed for its own generation, and a writer declared
     GiveUpTurn     a change that a later generation has overtaken is void
     NoteRegions    the primary says who belongs to the global cluster
@@ -89,6 +90,16 @@ class NoteEnd(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class NoteReached(Action):
+    """Note that the copy is complete, before it is sealed and nobody is left to tell."""
+
+    kind: ClassVar = Kind.REGION
+    of: ClassVar = ("cluster",)
+    cluster: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Promote(Action):
     """Make this region the primary. `known_lsn`: up to where the old one is known to have had redo."""
 
@@ -151,17 +162,13 @@ def _of_cluster(fleet: Fleet, cluster: DBCluster, known: Membership, observed: O
     if later:
         yield from _is_overtaken(cluster, known, max(later, key=lambda v: v.generation), observed)
         return
-    if known.turnover is not None:
+    if known.yielded_to and known.drained_lsn is None:  # also of one that takes its place back: by its end
+        waits = _not_free(cluster, observed)
+        why = f"{cluster.name} made way for generation {known.yielded_to}, and no writer is left"
+        yield f"{cluster.name} is not drained yet: {waits}" if waits else Drain(why, cluster.name, known.yielded_to)
+    elif known.turnover is not None:
         yield from _turn(cluster, known, known.turnover, abroad, observed)
-        return
-    if known.yielded_to:
-        if known.drained_lsn is None and not (waits := _not_free(cluster, observed)):
-            why = f"{cluster.name} made way for generation {known.yielded_to}, and no writer is left"
-            yield Drain(why, cluster.name, known.yielded_to)
-        elif known.drained_lsn is None:
-            yield f"{cluster.name} is not drained yet: {waits}"
-        return
-    if cluster.is_secondary:
+    elif cluster.is_secondary and not known.yielded_to:
         yield from _secondary(fleet, cluster, observed)
 
 
@@ -262,6 +269,8 @@ def _turn(
             yield AskToMakeWay(f"{begun}: {step.value}", cluster.name, turnover.old, turnover.generation)
         case Step.DRAIN_OLD if drained is not None:
             yield NoteEnd(f"{begun}: {turnover.old} ended at LSN {drained}", cluster.name, drained)
+        case Step.NOTE_COPY:
+            yield NoteReached(f"{begun}: {step.value}", cluster.name, turnover.generation)
         case Step.PROMOTE_NEW:
             waits = _not_free(cluster, observed)
             known_lsn = max(old.lsn if old is not None else 0, turnover.end_lsn or 0)

@@ -215,15 +215,16 @@ class Regions:
 
     async def exchange(self, cluster: DBCluster, peer: Peer) -> None:
         """Tells a region what this one is, and takes in what it says; silence changes nothing."""
-        known = cluster.membership
-        if known is None:
-            return
+        if cluster.membership is not None:
+            with contextlib.suppress(AuroraError):
+                await self._exchange(cluster, cluster.membership, peer)
+
+    async def _exchange(self, cluster: DBCluster, known: Membership, peer: Peer) -> None:
         if known.turnover is not None or known.yielded_to:
             await self._processes.refresh(cluster.writer().instance_id)
         own = self.own_view(cluster, known).to_plain(Secret.from_text(peer.secret))
         request = pb.ExchangeViewsRequest(global_cluster=known.name, view=json.dumps(own).encode())
-        with contextlib.suppress(AuroraError):
-            self.heard(View.from_plain(await self.ask(peer, "ExchangeViews", request, CALL_TIMEOUT_S), OURS.secret))
+        self.heard(View.from_plain(await self.ask(peer, "ExchangeViews", request, CALL_TIMEOUT_S), OURS.secret))
 
     async def ask(self, peer: Peer, method: str, request: Any, timeout_s: float) -> Any:
         """A call of another region's control plane; the JSON of its report."""
@@ -233,12 +234,14 @@ class Regions:
         return await client.ask(peer, method, request, timeout_s)
 
     async def ask_to_make_way(self, cluster: DBCluster, peer: Peer, generation: int) -> None:
-        """Asks the primary to stop its writer for that generation."""
+        """Asks the primary to stop its writer for that generation, and takes in what it says then: what it said before
+        would have it asked again at once."""
         known = cluster.membership
         if known is None:
             return
         request = pb.MakeWayRequest(global_cluster=known.name, generation=generation)
         await self.ask(peer, "MakeWay", request, CALL_TIMEOUT_S)
+        await self._exchange(cluster, known, peer)
 
     def heard(self, view: View) -> None:
         """What another region says of itself; an older word than the one that is known is passed over."""

@@ -90,6 +90,18 @@ async def note_end(means: Means, action: regional.NoteEnd) -> None:
     await _change(means, action.cluster, change)
 
 
+async def note_reached(means: Means, action: regional.NoteReached) -> None:
+    """The copy is sealed next."""
+
+    def change(cluster: DBCluster, known: Membership) -> DBCluster:
+        turnover = known.turnover
+        if turnover is None or turnover.generation != action.generation:
+            return cluster
+        return replace(cluster, membership=replace(known, turnover=turnover.complete()))
+
+    await _change(means, action.cluster, change)
+
+
 async def promote_copy(means: Means, action: regional.Promote) -> None:
     """The loop opens the writer next."""
     cluster, known = _member(means, action.cluster)

@@ -426,6 +426,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     regional.Drain: regions.drain_primary,
     regional.AskToMakeWay: regions.ask_to_make_way,
     regional.NoteEnd: regions.note_end,
+    regional.NoteReached: regions.note_reached,
     regional.Promote: regions.promote_copy,
     regional.GiveUpTurn: regions.give_up_turn,
     regional.NoteRegions: regions.note_regions,

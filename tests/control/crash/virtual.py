@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 START_S = 1000.0
+STANDS_FOR = 20_000  # turns of the loop: whoever has that much to do at one moment never comes to an end
 
 
 class _Selector(selectors.SelectSelector):
@@ -19,13 +20,18 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = START_S
+        self._turns = 0  # since the time went on
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
+        self._turns += 1
+        assert self._turns < STANDS_FOR, "something is done over and over, and the time stands still meanwhile"
         if ready:
             return ready
         assert timeout is not None, "everything waits, and for nothing that is going to happen"
-        self.now_s += max(0.0, timeout)
+        if timeout > 0:
+            self._turns = 0
+            self.now_s += timeout
         return ready
 
 
