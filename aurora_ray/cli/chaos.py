@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aurora_ray.cli import options
+from aurora_ray.cli.clusters import writer_of
 from aurora_ray.cli.output import progress, write_json, write_line
 from aurora_ray.errors import UsageError
 
@@ -147,5 +148,5 @@ def failover(
     if json:
         write_json(result)
     else:
-        writer = next(instance for instance in result["instances"] if instance["role"] == "writer")
+        writer = writer_of(result)
         write_line(f"{name} has its writer {writer['id']} in {writer['az']}, epoch {result['epoch']}")

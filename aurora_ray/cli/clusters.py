@@ -10,6 +10,7 @@ import typer
 
 from aurora_ray.cli import options
 from aurora_ray.cli.output import confirm_removal, print_clusters, progress, write_json, write_line
+from aurora_ray.compute.role import Role
 from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
 from aurora_ray.errors import UsageError
 
@@ -108,8 +109,17 @@ def sql(  # noqa: PLR0917  (the command's options)
     os.execv(words[0], words)  # noqa: S606  (it takes this process's place: signals and the terminal are its own)
 
 
+def writer_of(status: dict[str, Any]) -> dict[str, Any]:
+    """The instance of a cluster that writes. Raises UsageError where none does."""
+    for instance in status["instances"]:
+        if Role(instance["role"]).traits.writes:
+            found: dict[str, Any] = instance
+            return found
+    raise UsageError(f"nobody writes to {status['cluster']} in this region: it follows another one; --reader reads it")
+
+
 def way_in(status: dict[str, Any], dsn: str) -> str:
     """The DSN of a cluster's endpoint, or the engine's own socket when the password does not lead in, see Client."""
-    writer = next(instance for instance in status["instances"] if instance["role"] == "writer")
+    writer = writer_of(status)
     directory = Path(writer["socket_dir"]) if writer["socket_dir"] else None
     return adapter(status["engine"]).client.way_in(dsn, directory, writer["port"])

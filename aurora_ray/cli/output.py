@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from aurora_ray.compute.role import Role
 from aurora_ray.errors import AuroraError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _memory(instance: dict[str, Any]) -> str:
 
 def _lag(instance: dict[str, Any]) -> str:
     """Of a reader that follows."""
-    lag_ms = instance["lag_ms"] if instance["role"] == "reader" else None
+    lag_ms = instance["lag_ms"] if Role(instance["role"]).traits.reads else None
     return "-" if lag_ms is None else f"{lag_ms:g} ms"
 
 

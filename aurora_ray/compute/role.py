@@ -1,9 +1,29 @@
-"""The kinds of instance, all that there are: whoever does something with an instance asks for its kind first."""
+"""The kinds of instance, all that there are, and what tells them apart.
+
+Whoever does something with an instance asks its kind for a trait; nobody compares kinds (tests/house). So a new kind is
+a row of the table here, an entry in `kinds.py`, and a case wherever `match` says that one is missing.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
+
+
+class Traits(NamedTuple):
+    """Of a kind of instance."""
+
+    owns: bool = False  # seals the volume and appends to it: a cluster has one of those
+    engine: bool = False  # runs an engine
+    writes: bool = False  # its engine takes what clients write: nothing is newer, and its loss is an outage
+    reads: bool = False  # its engine follows the writer, and takes what clients read
+    copies: bool = False  # copies the redo of another region
+    archives: bool = False  # puts the volume into object storage
+
+    @property
+    def addressed(self) -> bool:
+        """Whether it has an engine, or gets one when its kind changes: so it has an address, a size, and is paused."""
+        return self.engine or self.owns
 
 
 class Role(StrEnum):
@@ -16,8 +36,18 @@ class Role(StrEnum):
     REPLICA = "replica"  # follows by the engine's own replication
     REPLICATOR = "replicator"  # has the epoch of a secondary region's volume; no engine, it copies the primary's redo
 
+    @property
+    def traits(self) -> Traits:
+        """What it is and is not."""
+        return _TRAITS[self]
 
-WITHOUT_ENGINE: Final = frozenset({Role.BACKUP, Role.REPLICATOR})
 
-OWNERS: Final = frozenset({Role.WRITER, Role.REPLICATOR})
-"""Those that seal a volume and append to it: a cluster has one of them."""
+_TRAITS: Final = {
+    Role.WRITER: Traits(owns=True, engine=True, writes=True),
+    Role.READER: Traits(engine=True, reads=True),
+    Role.STATIC: Traits(engine=True),
+    Role.BACKUP: Traits(archives=True),
+    Role.REPLICA: Traits(engine=True),
+    Role.REPLICATOR: Traits(owns=True, copies=True),
+}
+assert _TRAITS.keys() == set(Role), "each kind says what it is"  # noqa: S101

@@ -18,7 +18,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
-from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, sizing
 from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.replacement import ReplaceRules
@@ -336,7 +335,7 @@ class ControlPlane:
 
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
         cluster = self.fleet.cluster_of(instance_id)
-        follows = cluster is not None and cluster.instance(instance_id).role is not Role.WRITER
+        follows = cluster is not None and not cluster.instance(instance_id).role.traits.writes
         kind = EventKind.READER if follows else EventKind.FAILOVER
         self.events.note(kind, instance_id, why, cluster.name if cluster is not None else None)
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)

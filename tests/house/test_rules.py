@@ -104,6 +104,29 @@ def _within_a_call(path: Path, node: ast.AST) -> bool:
     return any(node is inner for function in functions for inner in ast.walk(function))
 
 
+def test_kinds_of_instance_are_never_compared() -> None:
+    """Who compares them forgets the kind that comes next: `compute/role.py` says what each is, `match` asks for all."""
+    wrong = [
+        where(path, node)
+        for path, module in package_modules()
+        if module != "aurora_ray.compute.role"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Compare)
+        if any(map(_names_a_kind, (node.left, *node.comparators))) or _KIND_IN_A_REPORT.search(ast.unparse(node))
+    ]
+    assert not wrong, "ask for a trait:\n" + "\n".join(wrong)
+
+
+def _names_a_kind(side: ast.expr) -> bool:
+    """`Role.WRITER`, or a tuple with one."""
+    if isinstance(side, ast.Tuple | ast.List | ast.Set):
+        return any(map(_names_a_kind, side.elts))
+    return isinstance(side, ast.Attribute) and isinstance(side.value, ast.Name) and side.value.id == "Role"
+
+
+_KIND_IN_A_REPORT = re.compile(r"\['role'\] (==|!=) '(writer|reader|static|backup|replica|replicator)'")
+
+
 # Who tries what no client would ask, or what the client itself rests on.
 _OWN_STUBS = {"aurora_ray/rpc/node_client.py", "tests/storage/harness.py", "tests/chaos/test_bad_requests.py"}
 

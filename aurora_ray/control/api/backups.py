@@ -68,7 +68,7 @@ def report_backup(cluster: DBCluster, statuses: dict[str, InstanceStatus | None]
     plan = cluster.backup
     if plan is None:
         return None
-    found = next((statuses.get(each.instance_id) for each in cluster.instances if each.role is Role.BACKUP), None)
+    found = next((statuses.get(each.instance_id) for each in cluster.instances if each.role.traits.archives), None)
     stats = found.stats if found is not None else {}
     return {
         "url": plan.url,

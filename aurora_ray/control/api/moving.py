@@ -66,7 +66,7 @@ async def fail_over(plane: ControlPlane, name: str, target: str | None, timeout_
 
 def _check_target(plane: ControlPlane, name: str, target: str) -> None:
     declared, seen = plane.fleet.cluster(name).instance(target), plane.observe().instances
-    if declared.role is not Role.READER:
+    if not declared.role.traits.reads:
         raise UsageError(f"{target} is the {declared.role} of {name} already: choose a reader")
     if target not in seen or not seen[target].serves(Role.READER):
         raise UsageError(f"{target} does not serve at the moment: choose another reader, or leave --target out")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.state import DBCluster, DBInstance, DeletedCluster, Fleet, Group, VolumeState
 from aurora_ray.control.model.store import read_versions, volume_spec
@@ -123,7 +123,7 @@ def _as_now(cluster: DBCluster, now: Fleet) -> DBCluster:
     if found is None or (found.membership is None and cluster.membership is None):
         return cluster
     role = found.writer().role
-    instances = tuple(replace(i, role=role) if i.role in OWNERS else i for i in cluster.instances)
+    instances = tuple(replace(i, role=role) if i.role.traits.owns else i for i in cluster.instances)
     return replace(cluster, succession=found.succession, membership=found.membership, instances=instances)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.sizing import check_memory, given, mib, wanted
 from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import Kind, key
@@ -35,7 +34,7 @@ async def modify(
         cluster = fleet.cluster(name)
         others = given(fleet) - given(fleet, cluster)
         memory = memory_bytes or default_memory(machine, others)
-        for instance in (each for each in cluster.instances if each.role is not Role.BACKUP):
+        for instance in (each for each in cluster.instances if each.role.traits.addressed):
             later = replace(instance, next_memory_bytes=memory if memory != instance.memory_bytes else 0)
             now = replace(instance, memory_bytes=memory, next_memory_bytes=0)
             fleet = fleet.with_instance(name, later if at_next_start else now)

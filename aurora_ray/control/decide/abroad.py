@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.compute.role import Role
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import NOTHING_ABROAD
 
@@ -30,7 +29,7 @@ def waits_for_regions(cluster: DBCluster, instance: DBInstance, observed: Observ
         return f"region {later[0]} is of a later generation"
     if key(Kind.REGION, cluster.name) in observed.busy:
         return "its region is changing its part"
-    if instance.role is Role.WRITER:
+    if instance.role.traits.writes:
         unheard = [p.region for p in known.peers if p.region not in abroad.views]
         asks = bool(unheard) and abroad.asked_s < ASK_FIRST_S
         return f"region {unheard[0]} has not said yet whether it is the primary by now" if asks else ""

@@ -74,7 +74,7 @@ def with_backup(
     cluster = fleet.cluster(name)
     if cluster.phase is ClusterPhase.DELETING:
         raise UsageError(f"cluster {name!r} is being deleted")
-    there = tuple(each for each in cluster.instances if each.role is Role.BACKUP)
+    there = tuple(each for each in cluster.instances if each.role.traits.archives)
     if plan is None:
         kept = tuple(each for each in cluster.instances if each not in there)
         return fleet.with_cluster(replace(cluster, backup=None, instances=kept))

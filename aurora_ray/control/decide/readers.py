@@ -67,7 +67,7 @@ def reader_of(fleet: Fleet, instance_id: str) -> tuple[DBCluster, DBInstance]:
         known = [reader.instance_id for each in fleet.clusters for reader in each.readers()]
         raise UsageError(f"there is no instance {instance_id!r} (readers: {', '.join(known) or 'none'})")
     declared = cluster.instance(instance_id)
-    if declared.role is not Role.READER:
+    if not declared.role.traits.reads:
         raise UsageError(f"{instance_id} is the {declared.role} of {cluster.name}, not a reader")
     return cluster, declared
 

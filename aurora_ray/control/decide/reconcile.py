@@ -34,7 +34,7 @@ from itertools import chain
 from typing import ClassVar, assert_never
 from uuid import UUID
 
-from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.abroad import waits_for_regions
 from aurora_ray.control.model.keys import Key, Kind, key
 from aurora_ray.control.model.observed import Addresses, InstancePhase, InstanceSeen, NodeSeen, Observed
@@ -354,7 +354,7 @@ def _instance(cluster: DBCluster, instance: DBInstance, observed: Observed) -> I
 
 def _engine(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Iterator[Action | str]:
     seen = observed.instances.get(instance.instance_id)
-    if cluster.paused_since_s and instance.role is not Role.BACKUP:
+    if cluster.paused_since_s and instance.role.traits.addressed:
         if seen is not None and seen.phase is InstancePhase.AVAILABLE and observed.control_open:
             yield PauseInstance(f"{cluster.name} is paused and {instance.instance_id} serves", instance.instance_id)
         return
@@ -369,7 +369,7 @@ def _engine(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Ite
         return
     if not observed.control_open:
         waits = "the control state is not loaded"
-    elif instance.role in OWNERS:
+    elif instance.role.traits.owns:
         waits = waits_for_regions(cluster, instance, observed)
         waits = waits or _waits_for(cluster.volume, observed) or _former_writer(cluster, observed)
     elif not cluster.volume.initialised:
@@ -387,13 +387,12 @@ def _serving(
     cluster: DBCluster, instance: DBInstance, seen: InstanceSeen, observed: Observed
 ) -> Iterator[Action | str]:
     instance_id = instance.instance_id
-    looks = cluster.is_restored_now() and (seen.role, instance.role) == (Role.STATIC, Role.WRITER)
-    if seen.role is not instance.role and not looks:
+    if seen.role not in (instance.role, cluster.served_as(instance)):
         if observed.control_open:
             why = f"{instance_id} is a {seen.role} and shall be the {instance.role} of {cluster.name}"
             yield ChangeRole(why, instance_id, instance.role)
         return
-    if seen.role is Role.WRITER and not cluster.volume.initialised and observed.control_open:
+    if seen.role.traits.writes and not cluster.volume.initialised and observed.control_open:
         why = f"{instance_id} serves on the volume of {cluster.name}, so its data directory is complete"
         yield NoteInitialised(why, cluster.name, cluster.volume.volume_id)
     made = seen.repaired.intersection(cluster.repairs)
@@ -410,7 +409,7 @@ def _former_writer(cluster: DBCluster, observed: Observed) -> str:
     out."""
     for other in cluster.instances:
         seen = observed.instances.get(other.instance_id)
-        if other.role in OWNERS or seen is None or seen.role not in OWNERS:
+        if other.role.traits.owns or seen is None or not seen.role.traits.owns:
             continue
         ends_in_order = seen.phase is InstancePhase.STOPPING and key(Kind.INSTANCE, other.instance_id) in observed.busy
         if ends_in_order or seen.phase is InstancePhase.AVAILABLE:

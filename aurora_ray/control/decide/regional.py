@@ -194,7 +194,7 @@ def _not_free(cluster: DBCluster, observed: Observed) -> str:
     for instance in cluster.instances:
         seen = observed.instances.get(instance.instance_id)
         ends = (InstancePhase.AVAILABLE, InstancePhase.STOPPING, InstancePhase.OPENING)
-        if seen is not None and seen.role is Role.WRITER and seen.phase in ends:
+        if seen is not None and seen.role.traits.writes and seen.phase in ends:
             return f"its writer {instance.instance_id} has not ended yet"
     for group in cluster.volume.groups:
         if not quorum_up(group, observed.holders(cluster.volume, group)):

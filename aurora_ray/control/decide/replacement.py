@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
-from aurora_ray.compute.role import OWNERS
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import Ailment, InstancePhase, InstanceSeen, NodeSeen, Observed
@@ -191,7 +190,7 @@ def _change_of_cluster(cluster: DBCluster, pairs: Mapping[str, str], observed: O
 
 
 def _has_the_volume(seen: InstanceSeen) -> bool:
-    return seen.phase is InstancePhase.AVAILABLE and seen.role in OWNERS
+    return seen.phase is InstancePhase.AVAILABLE and seen.role.traits.owns
 
 
 def _change(

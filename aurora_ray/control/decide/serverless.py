@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import reconcile
 from aurora_ray.control.decide.capacity import Autoscaler, Idleness, Sample
 from aurora_ray.control.model.keys import Kind
@@ -137,7 +136,7 @@ class Serverless:
                     why = f"{cluster.name} scales from {rule.min_acu:g} to {rule.max_acu:g} ACU"
                     yield ScaleInstance(why, cluster.name, instance.instance_id, rule.least_acu)
                 continue
-            follows = led if instance.role is Role.READER and instance.promotion_tier in FOLLOWING_TIERS else 0.0
+            follows = led if instance.role.traits.reads and instance.promotion_tier in FOLLOWING_TIERS else 0.0
             yield from self._scale(cluster, rule, instance, now.capacity, now.connections or 0, follows)
 
     def _scale(  # noqa: PLR0917

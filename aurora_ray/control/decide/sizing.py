@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import reconcile
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
@@ -49,7 +48,7 @@ def with_sizes(fleet: Fleet, machine: Machine) -> Fleet:
     """Every instance without a size gets the default one. Machines are taken to be alike."""
     for cluster in fleet.clusters:
         for instance in cluster.instances:
-            if not instance.memory_bytes and instance.role is not Role.BACKUP:  # that has no engine
+            if not instance.memory_bytes and instance.role.traits.addressed:
                 memory = default_memory(machine, given(fleet))
                 fleet = fleet.with_instance(cluster.name, replace(instance, memory_bytes=memory))
     return fleet

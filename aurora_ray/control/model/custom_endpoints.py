@@ -54,7 +54,7 @@ class CustomEndpoint:
     def leads_to(self, instance_id: str, role: Role) -> bool:
         """Whether sessions may go to that instance while it has that role."""
         listed = instance_id in self.members if self.members else instance_id not in self.excluded
-        return listed and (self.kind is CustomKind.ANY or role is Role.READER)
+        return listed and (self.kind is CustomKind.ANY or role.traits.reads)
 
     def report(self, instance_ids: Collection[str]) -> dict[str, Any]:
         """Plain values, for JSON. `instance_ids`: that the cluster has. A list stays as it was written when one of its

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from uuid import UUID
 
-from aurora_ray.compute.role import OWNERS, WITHOUT_ENGINE, Role
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.backups import BackupPlan, RestorePlan
 from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.custom_endpoints import CLUSTER, READER, CustomEndpoint
@@ -186,7 +186,7 @@ class DBCluster:
     @property
     def is_secondary(self) -> bool:
         """Whether a replicator has its volume, and no engine may write to it."""
-        return any(instance.role is Role.REPLICATOR for instance in self.instances)
+        return any(instance.role.traits.copies for instance in self.instances)
 
     def endpoint_ports(self) -> dict[str, int]:
         """Endpoints by their names, the two that every cluster has and its custom ones."""
@@ -199,7 +199,7 @@ class DBCluster:
         return replace(self, port=at[CLUSTER], reader_port=at[READER], custom_endpoints=custom)
 
     def __post_init__(self) -> None:
-        writers = [i.instance_id for i in self.instances if i.role in OWNERS]
+        writers = [i.instance_id for i in self.instances if i.role.traits.owns]
         if len(writers) > 1:
             raise UsageError(f"cluster {self.name!r} cannot have more than one writer, not {', '.join(writers)}")
         if (readers := len(self.readers())) > READERS_MAX:
@@ -207,15 +207,20 @@ class DBCluster:
 
     def writer(self) -> DBInstance:
         """The instance that is declared to write to the volume: the writer; in a secondary region, the replicator."""
-        return next(instance for instance in self.instances if instance.role in OWNERS)
+        return next(instance for instance in self.instances if instance.role.traits.owns)
 
     def readers(self) -> tuple[DBInstance, ...]:
         """The instances that are declared to be readers."""
-        return tuple(instance for instance in self.instances if instance.role is Role.READER)
+        return tuple(instance for instance in self.instances if instance.role.traits.reads)
 
     def engines(self) -> tuple[DBInstance, ...]:
         """The instances that run an engine."""
-        return tuple(instance for instance in self.instances if instance.role not in WITHOUT_ENGINE)
+        return tuple(instance for instance in self.instances if instance.role.traits.engine)
+
+    def served_as(self, instance: DBInstance) -> Role:
+        """As what an instance of this cluster serves: as what it is declared to be; but while the volume is made out of
+        a backup, whoever shall write to it reads that."""
+        return Role.STATIC if instance.role.traits.writes and self.is_restored_now() else instance.role
 
     def is_restored_now(self) -> bool:
         """Whether its volume is being made out of a backup: until that is whole, nobody writes."""

@@ -179,7 +179,7 @@ def driver_orders(
         if main is None:
             continue
         like = [(CLUSTER, cluster.port, main), *([(READER, cluster.reader_port, reading)] if reading else [])]
-        for instance in (each for each in cluster.instances if each.role is not Role.BACKUP):
+        for instance in (each for each in cluster.instances if each.role.traits.addressed):
             there = _target(cluster, instance, instances, listen_host, machine)
             # Whoever wakes a paused cluster waits for it, at whatever address.
             hold_s = None if cluster.capacity is not None and cluster.capacity.pauses else INSTANCE_HOLD_S
@@ -219,9 +219,7 @@ def _target(
 ) -> Target | None:
     instance = instances.get(declared.instance_id)
     # Roles are declared before they are changed: whoever still is what it was gets nobody, and loses whom it has.
-    # A cluster that is being restored is read from its backup until it has a writer.
-    as_what = Role.STATIC if declared.role is Role.WRITER and cluster.is_restored_now() else declared.role
-    if cluster.paused_since_s or instance is None or not instance.seen.serves(as_what):
+    if cluster.paused_since_s or instance is None or not instance.seen.serves(cluster.served_as(declared)):
         return None
     status = instance.status
     # The same port after a restart is not the same engine; sessions of the earlier one must not live on. A reader

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.health import HealthRules
-from aurora_ray.compute.role import Role
 from aurora_ray.compute.watch import Watch, Watched
 from aurora_ray.control.decide.reconcile import Action
 from aurora_ray.control.model.keys import Kind
@@ -64,8 +63,8 @@ class Isolation:
     def waits(self, status: InstanceStatus, now_s: float) -> float:
         """Seconds that a writer's redo has been waiting without any of it becoming durable, or that a reader was found
         to hear nothing; 0 while all is well."""
-        redo_waits = status.role is Role.WRITER and status.tail_lsn > status.vdl == self._vdl
-        deaf = status.role is Role.READER and status.unheard_s >= UNHEARD_S
+        redo_waits = status.role.traits.writes and status.tail_lsn > status.vdl == self._vdl
+        deaf = status.role.traits.reads and status.unheard_s >= UNHEARD_S
         waiting = status.phase is IncarnationPhase.AVAILABLE and (redo_waits or deaf)
         self._vdl = status.vdl
         if not waiting:
@@ -193,7 +192,7 @@ class Heartbeats:
         if not all(quorum_up(group, answering) for group in volume.groups):
             isolation.storage_is_down()
             return
-        if status.role is Role.WRITER:
+        if status.role.traits.writes:
             heartbeat.hung = (
                 f"its redo has been waiting for {ISOLATED_AFTER_S:g} s for storage nodes that answer others"
             )
@@ -212,7 +211,7 @@ class Heartbeats:
 
         async def look() -> tuple[int, bool]:
             volume, instance = self._volume_of(instance_id), self._processes.instances.get(instance_id)
-            if volume is None or instance is None or instance.seen.role is not Role.WRITER:
+            if volume is None or instance is None or not instance.seen.role.traits.writes:
                 return 0, False
             nodes = dict(self._processes.nodes)
             vdls = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))

@@ -161,7 +161,7 @@ class Regions:
         for declared in cluster.instances:
             there = instances.get(declared.instance_id)
             busy = (InstancePhase.AVAILABLE, InstancePhase.OPENING, InstancePhase.STOPPING)
-            writes |= there is not None and there.seen.role is Role.WRITER and there.seen.phase in busy
+            writes |= there is not None and there.seen.role.traits.writes and there.seen.phase in busy
         owner = instances.get(cluster.writer().instance_id)
         status = owner.status if owner is not None else None
         azs = {node.node_id: node.az for node in self._declared.fleet.nodes}

@@ -18,7 +18,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.compute.commands import HoldHorizon, ReplicaStatus
-from aurora_ray.compute.role import WITHOUT_ENGINE, Role
 from aurora_ray.control.model import addresses
 from aurora_ray.control.model.state import ClusterPhase
 from aurora_ray.engine.base import RegionRow, ReplicaRow
@@ -72,7 +71,7 @@ class Replicas:
             rows = ReplicaStatus([self._row(instance, now_s) for instance in serving], regions.get(cluster.name, ()))
             horizon = HoldHorizon([h for i in serving if (h := self._horizon(i, now_s)) is not None], LEASE_S)
             for instance in serving:
-                holds = (horizon,) if instance.role is Role.WRITER and cluster.readers() else ()
+                holds = (horizon,) if instance.role.traits.writes and cluster.readers() else ()
                 yield instance.instance_id, (*holds, rows)
 
     def serving(
@@ -101,22 +100,22 @@ class Replicas:
     def _serves(self, declared: DBInstance, instances: Mapping[str, Instance]) -> bool:
         instance = instances.get(declared.instance_id)
         known = declared.instance_id in self._known
-        engine = declared.role not in WITHOUT_ENGINE
+        engine = declared.role.traits.engine
         return engine and known and instance is not None and instance.seen.serves(declared.role)
 
     def _row(self, declared: DBInstance, now_s: float) -> ReplicaRow:
         known = self._known[declared.instance_id]
         status = known.status
-        session = MASTER if declared.role is Role.WRITER else f"{declared.instance_id}/{status.pid}"
+        session = MASTER if declared.role.traits.writes else f"{declared.instance_id}/{status.pid}"
         silent_ms = max(0.0, now_s - known.at_s - LEASE_S) * 1000  # it falls behind for as long as nothing is heard
-        lag_ms = 0.0 if declared.role is Role.WRITER else (status.lag_ms or 0.0) + silent_ms
+        lag_ms = 0.0 if declared.role.traits.writes else (status.lag_ms or 0.0) + silent_ms
         cpu = float(status.stats.get("cpu_percent", 0.0))
         return ReplicaRow(declared.instance_id, session, cpu, lag_ms, known.unix_s, addresses.host_id(declared.port))
 
     def _horizon(self, declared: DBInstance, now_s: float) -> Horizon | None:
         known = self._known[declared.instance_id]
         fresh = now_s - known.at_s < LEASE_S
-        return known.status.horizon if fresh and declared.role is Role.READER else None
+        return known.status.horizon if fresh and declared.role.traits.reads else None
 
 
 async def tell(instance: Instance, commands: tuple[Command[Any], ...]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.compute.commands import UpdateSource
-from aurora_ray.compute.role import OWNERS, Role
+from aurora_ray.compute.role import Role
 from aurora_ray.control.model.origins import Origin
 from aurora_ray.control.model.regional import TAILS_MAX, LostTail, succession_of, turns_of
 from aurora_ray.control.model.state import DBCluster, Fleet, Group, PastVolume
@@ -199,7 +199,7 @@ async def tell_source(means: Means, action: regional.TellSource) -> None:
 
 def with_owner(cluster: DBCluster, role: Role) -> DBCluster:
     """The instance that has the volume is of that kind."""
-    instances = tuple(replace(i, role=role) if i.role in OWNERS else i for i in cluster.instances)
+    instances = tuple(replace(i, role=role) if i.role.traits.owns else i for i in cluster.instances)
     return replace(cluster, instances=instances)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from aurora_ray.compute.commands import Scale
 from aurora_ray.compute.config import CapacityOrder
-from aurora_ray.compute.role import WITHOUT_ENGINE
 from aurora_ray.control.decide.serverless import start_acu
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.observed import InstancePhase
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 def order_to_open(means: Means, cluster: DBCluster, declared: DBInstance) -> CapacityOrder | None:
     """The capacity with which an instance opens: the one that it had last, within the bounds."""
     rule = cluster.capacity
-    if rule is None or declared.role in WITHOUT_ENGINE:
+    if rule is None or not declared.role.traits.engine:
         return None
     last = means.processes.last_status(declared.instance_id)
     acu = start_acu(rule, float(last.stats.get("acu", 0)) if last is not None else 0.0)

@@ -14,7 +14,6 @@ from aurora_ray.compute import signals
 from aurora_ray.compute.commands import ChangeMembers, UpdateNodes
 from aurora_ray.compute.config import HalfMadeVolumeError, InstanceConfig
 from aurora_ray.compute.kinds import require_runnable
-from aurora_ray.compute.role import OWNERS, Role
 from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, scaling, sizing
 from aurora_ray.control.decide import serverless as decided
 from aurora_ray.control.model.observed import InstancePhase
@@ -232,7 +231,7 @@ async def _open_instance(means: Means, action: reconcile.OpenInstance) -> None:
     await means.declared.commit(lambda fleet: sizing.to_open(fleet, action.cluster, action.instance_id, machine))
     config = _config_of(means, action)
     await means.processes.runtime.have_spare(
-        action.instance_id, config.az, config.engine, wanted=config.role is Role.WRITER
+        action.instance_id, config.az, config.engine, wanted=config.role.traits.writes
     )
     source = tuple(sorted((n.node_id, n.address) for n in config.source.nodes)) if config.source is not None else ()
     instance.opening(means.processes.told_addresses(), config.role, source)
@@ -251,10 +250,10 @@ async def _open_instance(means: Means, action: reconcile.OpenInstance) -> None:
     for trouble in opened.troubles:
         means.say(f"{action.instance_id}: {trouble.sentence}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in opened.stages_s.items())
-    where = f"in epoch {opened.epoch}" if config.role in OWNERS else f"from LSN {opened.vdl:,} on"
+    where = f"in epoch {opened.epoch}" if config.role.traits.owns else f"from LSN {opened.vdl:,} on"
     told = f"{config.role} {action.instance_id} is available {where} ({stages})"
     means.say(told)
-    if config.role is Role.READER:
+    if config.role.traits.reads:
         means.events.note(EventKind.READER, action.instance_id, told, action.cluster)
 
 
@@ -280,8 +279,8 @@ def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
     cluster = means.declared.fleet.cluster(action.cluster)
     declared = cluster.instance(action.instance_id)
     require_runnable(declared.role, declared.instance_id)
-    writes, known = declared.role is Role.WRITER, cluster.membership
-    source = means.regions.source(cluster) if declared.role is Role.REPLICATOR else None
+    writes, known = declared.role.traits.writes, cluster.membership
+    source = means.regions.source(cluster) if declared.role.traits.copies else None
     return InstanceConfig(
         cluster=cluster.name,
         instance_id=declared.instance_id,
@@ -301,7 +300,7 @@ def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
         repairs=cluster.repairs if writes else (),
         groups_max=cluster.volume.groups_max(means.config.volume_limit_bytes),
         memory_bytes=declared.memory_bytes,
-        backup=backups.order_of(means.declared.fleet, cluster) if declared.role is Role.BACKUP else None,
+        backup=backups.order_of(means.declared.fleet, cluster) if declared.role.traits.archives else None,
         restore=backing.restore_order(cluster) if writes else None,
         capacity=serverless.order_to_open(means, cluster, declared),
         turns=cluster.succession,

@@ -108,7 +108,7 @@ class Failovers:
         noticed_ns = noticed_ns or self._clock_ns()
         good_at_ns = min(good_at_ns or noticed_ns, noticed_ns)
         found = self._find(instance_id)
-        if found is None or found[0].phase is ClusterPhase.DELETING or found[1].role is not Role.WRITER:
+        if found is None or found[0].phase is ClusterPhase.DELETING or not found[1].role.traits.writes:
             return  # the cluster has its writer, or shall have none
         self._goes_on_with(found[0].name, instance_id, why)
         if instance_id in self._active:  # it was lost again before anyone wrote: the outage goes on

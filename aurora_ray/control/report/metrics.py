@@ -152,7 +152,7 @@ def _backups(fleet: Fleet, processes: Processes) -> Iterable[bytes]:
         ({"cluster": cluster.name}, status.stats)
         for cluster in fleet.clusters
         for each in cluster.instances
-        if each.role is Role.BACKUP and (status := processes.last_status(each.instance_id)) is not None
+        if each.role.traits.archives and (status := processes.last_status(each.instance_id)) is not None
     ]
     for name, words in _BACKUP_FAMILIES:
         samples = [(labels, float(stats[f"backup_{name}"])) for labels, stats in told if f"backup_{name}" in stats]

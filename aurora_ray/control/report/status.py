@@ -48,7 +48,7 @@ def instances_dsn(cluster: DBCluster, fleet: Fleet, listen_host: str, data_dir: 
     addresses = [
         (machine, instance.port)
         for instance in cluster.instances
-        if instance.role is not Role.BACKUP
+        if instance.role.traits.addressed
         for machine in machines or [address_of(listen_host, "127.0.0.1")]
     ]
     return adapter(cluster.engine).client.dsn(
@@ -227,14 +227,14 @@ def _instance(
         "stats": dict(status.stats) if status is not None else {},
         "socket_dir": (status.socket_dir or None) if status is not None else None,
         "volume": (status.volume_id or None) if status is not None else None,
-        "lag_ms": 0 if declared.role is Role.WRITER else _lag_ms(status),
+        "lag_ms": 0 if declared.role.traits.writes else _lag_ms(status),
         "reason": reason or (attempt.error if attempt is not None else ""),
     }
 
 
 def _lag_ms(status: InstanceStatus | None) -> float | None:
     """Null while it does not follow: what it was is no news."""
-    follows = status is not None and status.phase is IncarnationPhase.AVAILABLE and status.role is not Role.WRITER
+    follows = status is not None and status.phase is IncarnationPhase.AVAILABLE and not status.role.traits.writes
     return round(status.lag_ms, 1) if status is not None and follows and status.lag_ms is not None else None
 
 

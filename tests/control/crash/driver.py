@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aurora_ray.compute.config import IncarnationPhase
-from aurora_ray.compute.role import OWNERS, Role
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.runtime import ControlConfig
@@ -163,7 +162,7 @@ class Driver:
 
     def _instance(self, instance_id: str, cluster: DBCluster) -> Iterator[str]:
         there, seen = self.world.instances.get(instance_id), self.plane.processes.instances.get(instance_id)
-        if cluster.paused_since_s and cluster.instance(instance_id).role is not Role.BACKUP:
+        if cluster.paused_since_s and cluster.instance(instance_id).role.traits.addressed:
             if there is not None and there.alive and there.phase not in (None, IncarnationPhase.ENDED):
                 yield f"{instance_id} serves although it is paused"
             return
@@ -172,7 +171,7 @@ class Driver:
             return
         declared = cluster.instance(instance_id)
         owns = there.volume.owner is there
-        if there.volume.volume_id != cluster.volume.volume_id or owns is not (declared.role in OWNERS):
+        if there.volume.volume_id != cluster.volume.volume_id or owns is not declared.role.traits.owns:
             yield f"{instance_id} does not have its volume"
         if there.config is None or there.config.role is not declared.role or seen.seen.role is not declared.role:
             yield f"{instance_id} is no {declared.role}"
@@ -183,7 +182,7 @@ class Driver:
         if there.config is None or declared.memory_bytes not in (0, there.config.memory_bytes):  # 0: not known yet
             yield f"{instance_id} has another size"
         has, rule = there.capacity, cluster.capacity
-        if declared.role is not Role.BACKUP and (
+        if declared.role.traits.addressed and (
             (has is None) is not (rule is None)
             or (has is not None and rule is not None and not rule.least_acu <= has.acu <= rule.max_acu)
         ):

@@ -216,7 +216,7 @@ class InstanceHandle:
             volume_id=str(one.config.volume.volume_id) if one.config is not None else "",
             described=one.config.backup.digest if one.config is not None and one.config.backup is not None else "",
             placements=tuple(p for p in placements if p.group in one.groups),
-            copy=COPY if one.config is not None and one.config.role is Role.REPLICATOR else None,
+            copy=COPY if one.config is not None and one.config.role.traits.copies else None,
         )
 
     async def _update_nodes(self, nodes: Sequence[NodeAddress]) -> None:

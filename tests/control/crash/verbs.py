@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 from typing import Final
 
-from aurora_ray.compute.role import Role
 from aurora_ray.control.model.backups import DAY_S
 from aurora_ray.control.model.custom_endpoints import CustomEndpoint, CustomKind
 from aurora_ray.control.model.scaling import ReaderScaling, ScalingMetric
@@ -361,7 +360,7 @@ async def back_up(driver: Driver) -> None:
 
 def backups_of(driver: Driver) -> list[str]:
     instances = driver.fleet.cluster("demo").instances
-    return [each.instance_id for each in instances if each.role is Role.BACKUP]
+    return [each.instance_id for each in instances if each.role.traits.archives]
 
 
 def is_backed_up(driver: Driver) -> bool:

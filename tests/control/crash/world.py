@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from aurora_ray.compute.config import HalfMadeVolumeError, IncarnationPhase, Opened, Outcome
-from aurora_ray.compute.role import OWNERS, Role
 from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.runtime import NodeInfo, ProcessGoneError
 from aurora_ray.control.model.store import Version
@@ -177,7 +176,7 @@ class FakeInstance(Process):
         if config.port in world.taken_ports:
             raise PortInUseError(f"port {config.port} is in use")
         volume = world.volume_of(config)
-        if config.role in (Role.READER, Role.BACKUP):
+        if not config.role.traits.owns:
             await self._follow(volume)
             return
         world.require_quorum(volume)
@@ -190,7 +189,7 @@ class FakeInstance(Process):
         volume.owner, volume.only_forked = self, False
         self.groups = frozenset(volume.placements)
         await self._step("seal")
-        if config.role is Role.REPLICATOR:
+        if config.role.traits.copies:
             volume.content = Content.COMPLETE
             await self._step("pages")
         elif volume.content is Content.NOTHING:
@@ -231,7 +230,7 @@ class FakeInstance(Process):
         self.world.passed(f"instance: {name}", self)
         await asyncio.sleep(STEP_S)  # not synchronisation: the clock is virtual
         self.check()
-        if self.volume.epoch != self.epoch and self.config is not None and self.config.role in OWNERS:
+        if self.volume.epoch != self.epoch and self.config is not None and self.config.role.traits.owns:
             raise FencedError("a higher epoch exists")
 
 
