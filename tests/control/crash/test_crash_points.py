@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 VERBS = (*LOCAL, *REGIONAL)
 POSTGRES = PostgresAdapter()
 ALL_VERBS = (*VERBS, *CAPACITY_VERBS)
-LONG = pytest.mark.long
 pytestmark = [pytest.mark.allowed_logs(r".*"), pytest.mark.timeout(300)]
 
 
@@ -159,10 +158,9 @@ def enumeration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Enumeration:
 
 
 def runs_of(verb: Verb) -> Iterator[ParameterSet]:
-    """Who ends in the middle of it. Of global clusters all but the control plane are for `make long`."""
+    """Who ends in the middle of it."""
     for ends in Ends:
-        late = verb in REGIONAL and ends is not Ends.CONTROL
-        yield pytest.param(verb, ends, id=f"{verb.name.replace(' ', '-')}-{ends.value}", marks=LONG if late else ())
+        yield pytest.param(verb, ends, id=f"{verb.name.replace(' ', '-')}-{ends.value}")
 
 
 @pytest.mark.parametrize(("verb", "ends"), [run for verb in ALL_VERBS for run in runs_of(verb)])
