@@ -48,17 +48,18 @@ def up(  # noqa: PLR0917  (the command's options)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
         bin_dir = str(named) if (named := settings.bin_dir(engine)) else None
-        running.create(
-            name,
-            engine=engine,
-            version=engine_version,
-            bin_dir=bin_dir,
-            memory_bytes=memory,
-            readers=readers,
-            exist_ok=True,
-            timeout_s=timeout_s,
-        )
-        result = running.wait_available(name, all_readers=readers > 0, timeout_s=timeout_s, progress=say)
+        with running.ended_unless_made(say):
+            running.create(
+                name,
+                engine=engine,
+                version=engine_version,
+                bin_dir=bin_dir,
+                memory_bytes=memory,
+                readers=readers,
+                exist_ok=True,
+                timeout_s=timeout_s,
+            )
+            result = running.wait_available(name, all_readers=readers > 0, timeout_s=timeout_s, progress=say)
     if json:
         write_json(result)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.control.model.runtime import NotMadeError, ProcessGoneError
 
 
 def own_error(error: BaseException) -> BaseException:
@@ -18,6 +18,8 @@ def own_error(error: BaseException) -> BaseException:
         cause = error.cause
         return cause if isinstance(cause, BaseException) else error
     if isinstance(error, ray.exceptions.RayActorError):
+        if error.actor_init_failed:  # of what it failed, Ray tells at the end of a text
+            return NotMadeError(f"its process could not be made: {str(error).strip().splitlines()[-1]}")
         return ProcessGoneError("its process died")
     return error
 

@@ -12,8 +12,10 @@ what is left of the first one may end nothing but its own process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -29,7 +31,7 @@ from aurora_ray.control.model.runtime import ADDRESS_FILE, ControlConfig, Proces
 from aurora_ray.control.plane import ControlPlane
 from aurora_ray.errors import FencedError
 from aurora_ray.ray.actors import remote_class
-from aurora_ray.ray.calls import result_of
+from aurora_ray.ray.calls import result_of, wait_for
 from aurora_ray.ray.endpoints import RayEndpointRuntime
 from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, RayRuntime, namespace_of
 from aurora_ray.rpc.admission import OURS
@@ -42,12 +44,24 @@ T = TypeVar("T")
 SLACK_S: Final = 10.0  # a call's own timeout speaks first, with a sentence
 SHUTDOWN_TIMEOUT_S: Final = 240.0
 GIVE_WAY_EVERY_S: Final = 5.0
+BEGIN_AGAIN_S: Final = 1.0
+MADE_WITHIN_S: Final = 30.0
 
 
 class ControlActor:
     """See the module's text. Every call raises errors of ours."""
 
     def __init__(self, config: ControlConfig) -> None:
+        try:
+            self._begin(config)
+        except Exception:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                raise  # whoever starts the fleet hears of it
+            _log.exception("the control plane cannot begin; the next one tries")
+            time.sleep(BEGIN_AGAIN_S)
+            os._exit(1)  # raised, it would be the last one: Ray starts a process anew that died, and no other
+
+    def _begin(self, config: ControlConfig) -> None:
         PARTY.name = CONTROL_PARTY
         configure_process("control", "control", config.data_dir, {"aurora.region": config.region})
         OURS.set(ensure_secret(config.data_dir / FILE_NAME))  # a fleet from before there were secrets gets one here
@@ -134,6 +148,13 @@ def ensure_control(config: ControlConfig) -> Any:
         "max_restarts": -1,
     }
     return remote_class(ControlActor, resources=here, **options).remote(config)
+
+
+def require_made(control: Any) -> None:
+    """Raises NotMadeError if a control actor failed in its beginning. One that is slow is not waited for: others see
+    whether it comes."""
+    with contextlib.suppress(TimeoutError):
+        wait_for(control.info.remote(), MADE_WITHIN_S)
 
 
 def find_control(fleet_id: str) -> Any:

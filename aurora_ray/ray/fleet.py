@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from aurora_ray.control.api.client import ControlClient, NotRunningError, Progre
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.durable import replace_file
-from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
 from aurora_ray.ray.probe import require_answer
@@ -48,9 +49,14 @@ class OtherFleetError(NotRunningError):
 class Fleet(ControlClient):
     """A running fleet: how to start it and find it, and the calls of its control plane."""
 
+    is_new = False  # whether `up` started it where no fleet had been yet
+
     @classmethod
     def up(cls, settings: Settings, *, region: str | None = None, progress: Progress = lambda _: None) -> Self:
-        """Starts the fleet of the data directory, or finds it running. Raises ConfigurationError, LocalRayError."""
+        """Starts the fleet of the data directory, or finds it running. Raises ConfigurationError, LocalRayError.
+
+        If it fails where no fleet had been yet, nothing that it started goes on.
+        """
         from aurora_ray.engine.account import find_account
 
         raise_descriptor_limit()
@@ -63,18 +69,47 @@ class Fleet(ControlClient):
             config = _control_config(settings, region)
             running = _find_serving(data_dir, progress)
             joined = data_dir / JOINED_NAME
+            is_new = running is None and not joined.exists() and not _existed(data_dir)
             if settings.ray_address is not None and running is not None:
                 raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
-            if settings.ray_address is not None or (running is None and joined.exists()):
-                _join(settings.ray_address or joined.read_text().strip(), config)
-            elif running is None:
-                config = _with_fleet(config)
-                progress("starting Ray")
-                running = local_ray.start(data_dir, ["--config", json.dumps(config.to_dict())])
-            elif not cls._answers(data_dir):
-                _connect(running.address, data_dir, own=True)
-                _ensure_control(running.address, config)
-            return cls.connect(data_dir, UP_TIMEOUT_S, lambda: _may_answer(data_dir))
+            try:
+                if settings.ray_address is not None or (running is None and joined.exists()):
+                    _join(settings.ray_address or joined.read_text().strip(), config)
+                elif running is None:
+                    config = _with_fleet(config)
+                    progress("starting Ray")
+                    running = local_ray.start(data_dir, ["--config", json.dumps(config.to_dict())])
+                elif not cls._answers(data_dir):
+                    _connect(running.address, data_dir, own=True)
+                    _ensure_control(running.address, config)
+                fleet = cls.connect(data_dir, UP_TIMEOUT_S, lambda: _may_answer(data_dir))
+            except OtherFleetError:
+                raise
+            except Exception:
+                if is_new:
+                    _end_again(data_dir, progress)
+                raise
+            fleet.is_new = is_new
+            return fleet
+
+    @contextmanager
+    def ended_unless_made(self, progress: Progress = lambda _: None) -> Iterator[None]:
+        """Around what makes a new fleet's first cluster. If that fails, and waiting longer is no use, the fleet ends as
+        well, unless it has a cluster that serves: what is declared stays, and the next `up` goes on from there."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_new and not (isinstance(error, AuroraError) and error.retryable and _existed(self.data_dir)):
+                self._end_unless_it_serves(progress)
+            raise
+
+    def _end_unless_it_serves(self, progress: Progress) -> None:
+        with contextlib.suppress(AuroraError):  # the state is not loaded, or nobody answers
+            if any(cluster["state"] == "available" for cluster in self.clusters()):
+                return
+        self.close()
+        with locked(self.data_dir):
+            _end_again(self.data_dir, progress)
 
     @classmethod
     def find(cls, data_dir: Path) -> Self:
@@ -93,6 +128,12 @@ class Fleet(ControlClient):
         except NotRunningError:
             return False
         return True
+
+
+def _existed(data_dir: Path) -> bool:
+    """Whether a fleet ever had a state here. Raises ConfigurationError."""
+    known = bootstrap.load(data_dir)
+    return known is not None and known.revision > 0
 
 
 def _may_answer(data_dir: Path) -> bool:
@@ -160,21 +201,35 @@ def down(data_dir: Path, *, destroy: bool, progress: Progress = lambda _: None) 
             return None
         raise NotRunningError(f"there is no fleet in {data_dir} on this machine")
     with locked(data_dir):
-        was_running = False
-        running = local_ray.find(data_dir)
-        if running.serves if running is not None else joined:  # else nobody is there to be asked
-            with contextlib.suppress(NotRunningError):
-                progress("stopping engines and storage nodes")
-                _shut_down(data_dir, destroy=destroy)
-                was_running = True
-        progress("stopping Ray")
-        was_running = local_ray.stop(data_dir) or was_running
-        require_unserved(data_dir)
-        end_leftovers(data_dir)
-        (data_dir / JOINED_NAME).unlink(missing_ok=True)
+        was_running = _end(data_dir, progress, destroy=destroy)
         if destroy:
             progress("removing data")
             remove(data_dir)
+    return was_running
+
+
+def _end_again(data_dir: Path, progress: Progress) -> None:
+    """Ends what was just started; what it failed of is what people shall hear."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()  # another connection is needed, to whatever there is now
+    with contextlib.suppress(AuroraError):
+        _end(data_dir, progress)
+
+
+def _end(data_dir: Path, progress: Progress, *, destroy: bool = False) -> bool:
+    """Ends all that runs; whether anything did. The caller holds the directory's lock. Raises UsageError."""
+    was_running = False
+    running = local_ray.find(data_dir)
+    if running.serves if running is not None else (data_dir / JOINED_NAME).exists():  # else nobody is to be asked
+        with contextlib.suppress(NotRunningError):
+            progress("stopping engines and storage nodes")
+            _shut_down(data_dir, destroy=destroy)
+            was_running = True
+    progress("stopping Ray")
+    was_running = local_ray.stop(data_dir) or was_running
+    require_unserved(data_dir)
+    end_leftovers(data_dir)
+    (data_dir / JOINED_NAME).unlink(missing_ok=True)
     return was_running
 
 
@@ -338,11 +393,13 @@ def _fleet_here(data_dir: str) -> str:
 
 
 def _ensure_control(address: str, config: ControlConfig) -> Any:
-    from aurora_ray.ray.control import ensure_control
+    from aurora_ray.ray.control import ensure_control, require_made
 
     _require_azs(config.azs, address)
     _find_ours(config.data_dir, older=False)
-    return ensure_control(_with_fleet(config))
+    control = ensure_control(_with_fleet(config))
+    require_made(control)
+    return control
 
 
 def _connect(address: str, data_dir: Path, *, own: bool) -> None:

@@ -63,6 +63,10 @@ def main() -> None:
         import ray
 
         ray.shutdown()
+    except Exception:
+        _log.exception("everything is ended")  # the last line of it is told to whoever starts the fleet
+        local_ray.end_processes(arguments.data_dir)
+        os._exit(1)  # not an orderly exit: ray would report the error to a cluster that is not there, for ever
     finally:
         local_ray.end_processes(arguments.data_dir)
 
@@ -89,9 +93,9 @@ def _start(data_dir: Path, config: ControlConfig, ended: threading.Event) -> dic
         _node_ip_address="127.0.0.1",
         _temp_dir=str(local_ray.socket_dir(data_dir)),
     )
-    from aurora_ray.ray.control import ensure_control
+    from aurora_ray.ray.control import ensure_control, require_made
 
-    ensure_control(config)  # detached: it needs no handle to live
+    require_made(ensure_control(config))  # detached: it needs no handle to live
     _end_on_signals(ended)  # ray.init has handlers of its own for these
     daemons = local_ray.daemons_of(os.getpid())
     local_ray.note(data_dir, ray.get_runtime_context().gcs_address, daemons)

@@ -37,7 +37,7 @@ from aurora_ray.errors import UNDECODABLE, AuroraError, ConfigurationError
 FILE_NAME: Final = "ray.json"
 TOKEN_NAME: Final = "ray.token"  # noqa: S105  (the name of a file)
 LOG_NAME: Final = "ray.log"
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 90.0
 RESTART_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
 END_TIMEOUT_S: Final = 10.0
@@ -179,9 +179,11 @@ def start(data_dir: Path, arguments: list[str]) -> LocalRay:
             return running
         code = process.poll()
         if code is not None:
+            end_processes(data_dir, session=process.pid)
             raise LocalRayError(f"Ray did not start (exit code {code}); see {log_path}: {_last_line(log_path)}")
         time.sleep(POLL_S)
-    process.terminate()
+    end_processes(data_dir, session=process.pid)  # it may be at anything: asking it nicely is no use
+    process.wait()
     raise LocalRayError(f"Ray was not up within {START_TIMEOUT_S:g} s; see {log_path}")
 
 

@@ -1,4 +1,7 @@
-"""The daemons of the local Ray are killed: the fleet comes back by itself, and `down` leaves nothing in any case."""
+"""The daemons of the local Ray are killed: the fleet comes back by itself, and `down` leaves nothing in any case.
+
+Nor does an `up` that fails.
+"""
 
 import time
 from collections.abc import Iterator
@@ -6,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.engine.postgres.shared_memory import posix_segments
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.host import RESTARTS_MAX
-from tests.cli.fleet import CliFleet, fleet_at, kill, pids_of_fleet
+from tests.cli.fleet import CliFleet, fleet_at, kill, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
 from tests.support.timing import scaled
 
@@ -79,3 +83,44 @@ def test_it_gives_up_when_ray_dies_again_and_again(fleet: CliFleet) -> None:
     assert done.returncode == 1
     assert "`aurora up`" in done.stderr
     assert fleet.up()["state"] == "available"
+
+
+def without_module(directory: Path, module: str) -> dict[str, str]:
+    """An environment in which that one cannot be loaded: an installation of which a part was not built."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None")
+    return {"PYTHONPATH": str(directory)}
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("aurora_ray.control.plane", "Ray did not start"),
+        pytest.param("aurora_ray.storage._versions", "3 of the storage nodes do not start", marks=pytest.mark.chaos),
+    ],
+)
+def test_an_up_that_fails_says_why_at_once_and_leaves_nothing_running(
+    run_dir: Path, tmp_path: Path, module: str, said: str
+) -> None:
+    environment = without_module(tmp_path / "without", module)
+    with fleet_at(run_dir / "fails", environment, up=False) as fleet:
+        done = fleet.run("up")
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert module in done.stderr
+        assert local_ray.processes(fleet.data_dir) == {}
+        assert not local_ray.socket_dir(fleet.data_dir).parent.exists()
+
+
+@pytest.mark.chaos
+def test_a_control_plane_that_cannot_begin_tries_again(fleet: CliFleet) -> None:
+    """Ray would leave it at one that failed in its beginning."""
+    fleet.up()
+    address = fleet.data_dir / ADDRESS_FILE
+    address.unlink()
+    address.mkdir()
+    kill(pids_titled("ray::ControlActor", fleet.data_dir)[0])
+    log = fleet.data_dir / "logs" / "control.log"
+    poll_until_blocking(lambda: log.read_text().count("cannot begin") > 1, 30, what="two were tried in vain")
+    address.rmdir()
+    assert fleet.until(lambda status: status["state"] == "available", "it is back")

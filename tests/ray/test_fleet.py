@@ -3,9 +3,10 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
@@ -15,12 +16,13 @@ from aurora_ray.control.api.client import NotRunningError
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ControlConfig
 from aurora_ray.control.plane import ControlPlane
-from aurora_ray.errors import ConfigurationError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, QuorumLostError, UsageError
 from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME
 from aurora_ray.ray.fleet import Fleet, OtherFleetError
+from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.secret_file import FILE_NAME
 from tests.control.fleets import AZS
 
@@ -105,6 +107,62 @@ def test_a_fleet_of_the_first_version_is_ours_though_it_does_not_say_so(
     assert fleet._find_ours(tmp_path) is first
     with pytest.raises(UsageError, match="older version: `aurora down`"):
         fleet._find_ours(tmp_path, older=False)
+
+
+WAITED, REFUSED = QuorumLostError("starting demo took longer than 1 s"), ConfigurationError("no such engine")
+
+
+class Outcome(NamedTuple):
+    """What became of the first cluster, and whether the fleet is to end then."""
+
+    error: AuroraError
+    has_state: bool
+    states: list[str]
+    ends: bool
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(REFUSED, has_state=False, states=[], ends=True),
+        Outcome(WAITED, has_state=False, states=[], ends=True),
+        Outcome(REFUSED, has_state=True, states=[], ends=True),
+        Outcome(REFUSED, has_state=True, states=["opening"], ends=True),
+        Outcome(WAITED, has_state=True, states=["opening"], ends=False),  # only the waiting was given up
+        Outcome(REFUSED, has_state=True, states=["opening", "available"], ends=False),
+    ],
+)
+def test_a_new_fleet_that_comes_to_nothing_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    """One that was there before never does, whatever fails."""
+    ended: list[Path] = []
+    bootstrap.save(tmp_path, replace(bootstrap.new_fleet("somewhere", AZS), revision=int(outcome.has_state)))
+    secret_file.ensure_secret(tmp_path / FILE_NAME)
+    monkeypatch.setattr(fleet, "_end", lambda data_dir, _: ended.append(data_dir))
+    monkeypatch.setattr(Fleet, "clusters", lambda _: [{"state": state} for state in outcome.states])
+    for is_new in (False, True):
+        started = Fleet(tmp_path, "127.0.0.1:1")
+        started.is_new = is_new
+        with pytest.raises(type(outcome.error)), started.ended_unless_made():
+            raise outcome.error
+        assert ended == [tmp_path] * (is_new and outcome.ends)
+        started.close()
+
+
+@pytest.mark.parametrize("has_state", [False, True])
+def test_an_up_that_fails_ends_what_it_started_unless_a_fleet_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_state: bool
+) -> None:
+    ended: list[Path] = []
+    if has_state:
+        bootstrap.save(tmp_path, replace(bootstrap.new_fleet("us-east-1", AZS), revision=1))
+    monkeypatch.setattr(local_ray, "start", lambda *_: None)
+    monkeypatch.setattr(fleet, "UP_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(fleet, "_end", lambda data_dir, _: ended.append(data_dir))
+    with pytest.raises(NotRunningError, match="does not answer"):
+        Fleet.up(load_settings(data_dir=tmp_path))
+    assert ended == [tmp_path] * (not has_state)
 
 
 @pytest.mark.parametrize(("content", "mode", "said"), [("", 0o600, "damaged"), ("ab" * 32, 0o644, "chmod 600")])

@@ -34,6 +34,12 @@ class ProcessGoneError(AuroraError):
     retryable = True
 
 
+class NotMadeError(ProcessGoneError):
+    """The process ended while it was being made, by an error that another one would meet as well."""
+
+    retryable = False
+
+
 class NoPlaceError(AuroraError):
     """No machine of the AZ takes the process now."""
 
