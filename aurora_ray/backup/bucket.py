@@ -10,6 +10,7 @@ from a command line; what is no secret may stand in the URL, as in s3://bucket/d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -154,6 +155,11 @@ class Bucket:
             except (BaseError, OSError, TimeoutError) as error:
                 raise self._error("objects could not be removed", error) from error
 
+    async def forget_directory(self, name: str) -> None:
+        """Where objects are files: removes a directory and those in it, as far as nothing is in them."""
+        if self._root is not None:
+            await asyncio.to_thread(_remove_empty, self._root / name)
+
     async def _delete_one(self, name: str) -> None:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -170,6 +176,12 @@ class Bucket:
     def _error(self, what: str, error: BaseException) -> BackupError:
         kind = NoObjectError if isinstance(error, NotFoundError | FileNotFoundError) else BackupError
         return kind(f"{self.url}: {what}: {_first_line(error)}")
+
+
+def _remove_empty(directory: Path) -> None:
+    for path, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):  # something is in it, or it is gone
+            os.rmdir(path)
 
 
 def _sync_file(root: Path, name: str) -> None:

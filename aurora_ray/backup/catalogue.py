@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.backup import chunks
+from aurora_ray.backup.ended import kept_until_s
 from aurora_ray.backup.store import Store
 from aurora_ray.errors import AuroraError, BackupError, OutOfRangeError, UsageError
 from aurora_ray.volume.origin import describe_time
@@ -44,6 +45,7 @@ class Entry:
             "readers": subject.readers,
             "retention_s": now.retention_s,
             "begun_s": now.begun_s,
+            "kept_until_s": kept_until_s(now),
             "earliest": describe_time(images[ranges[0][0]]) if ranges else None,
             "latest": describe_time(now.end_us) if ranges else None,
             "ranges": [{"from_lsn": first, "to_lsn": last} for first, last in ranges],

@@ -89,7 +89,8 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One state of a backup. `retention_s`: for how long history is kept."""
+    """One state of a backup. `retention_s`: for how long history is kept; `ended_s`: since when its volume has no
+    writer any more (Unix time; 0: it goes on), see `ended.py`."""
 
     number: int
     owner: str
@@ -102,6 +103,7 @@ class Manifest:
     images: tuple[Image, ...] = ()
     pages: tuple[CataloguePage, ...] = ()
     chunks: tuple[Chunk, ...] = ()
+    ended_s: float = 0.0
 
     @property
     def end_lsn(self) -> int:

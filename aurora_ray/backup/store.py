@@ -64,6 +64,19 @@ class Store:
         """Removes objects."""
         await self._bucket.delete(f"{self.place}/{name}" for name in names)
 
+    def beside(self, volume: str) -> Store:
+        """The backup of another volume of the same fleet, in the same bucket and with the same key."""
+        return Store(self._bucket, f"{self.place.partition('/')[0]}/{volume}", self._key)
+
+    async def neighbours(self) -> list[Store]:
+        """Those of all other volumes of the fleet that have one here. Raises BackupError."""
+        fleet, _, own = self.place.partition("/")
+        return [self.beside(volume) for volume in await self._bucket.directories(fleet) if volume != own]
+
+    async def forget_place(self) -> None:
+        """After its last object has gone: nothing is left of it to be listed."""
+        await self._bucket.forget_directory(self.place)
+
     # ---- manifests
 
     async def newest(self) -> Manifest | None:
@@ -129,7 +142,7 @@ def new_owner() -> str:
 
 async def claim(store: Store, begun: Manifest) -> Manifest:
     """Opens a backup for writing: the newest manifest with our name on it, and what `begun` says of the cluster and of
-    retention; `begun` itself if there is none. From now on who wrote before adds nothing.
+    retention, not ended; `begun` itself if there is none. From now on who wrote before adds nothing.
 
     Raises BackupError, FencedError if others do the same at this moment.
     """
@@ -143,6 +156,7 @@ async def claim(store: Store, begun: Manifest) -> Manifest:
             retention_s=begun.retention_s,
             groups=tuple(sorted({*newest.groups, *begun.groups})),
             written_s=time.time(),
+            ended_s=0.0,
         )
     await store.put_manifest(claimed)
     return claimed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 from aurora_ray.backup import chunks, manifest
 from aurora_ray.backup.collect import collect
+from aurora_ray.backup.ended import end, remove_over
 from aurora_ray.backup.images import Imaging, read_index, read_log
 from aurora_ray.backup.manifest import CataloguePage, Chunk, Manifest, Subject, span_name
 from aurora_ray.backup.store import Store, claim, new_owner
@@ -57,6 +59,7 @@ class Rules:
     image_log_bytes: tuple[int, int] = (256 << 20, 1 << 30)  # an image is due after half its size of log, within these
     held_bytes_max: int = 8 << 30  # of log that the nodes keep for us
     collect_every_s: float = 60.0
+    remove_every_s: float = 3600.0  # other backups of the fleet whose time is over
     chunks_max: int = manifest.CHUNKS_MAX
 
 
@@ -90,6 +93,7 @@ class BackupStream:
     subject: Subject
     retention_s: int
     az: str | None = None
+    former: tuple[tuple[str, float], ...] = ()  # volumes that the cluster had before rewinds, and until when
     rules: Rules = field(default_factory=Rules)
     owner: str = field(default_factory=new_owner)
     trouble: str = ""
@@ -107,6 +111,7 @@ class BackupStream:
     _from_lsn: int = 0  # where this following began
     _last_lsn: int = 0  # of the last flush that was put; its epoch and time
     _last_stamp: tuple[int, int] = (0, 0)
+    _removed_s: float = -math.inf
 
     async def run(self) -> None:
         """Raises FencedError when somebody else writes this backup, or what lasts: ConfigurationError for another key,
@@ -303,6 +308,7 @@ class BackupStream:
                 if time.monotonic() >= collect_s:
                     collect_s = time.monotonic() + self.rules.collect_every_s
                     await self._expire()
+                    await self._remove_over()
                 failures = 0
             except AuroraError as error:
                 # History that is gone where an image was to be made is there for one of a later LSN.
@@ -379,6 +385,21 @@ class BackupStream:
             if kept != self._now:
                 await self._put_manifest(kept)
             self.collected_count += len(await collect(self.store, self._now))
+
+    async def _remove_over(self) -> None:
+        """Says of the cluster's former volumes that nobody writes them any more, and removes what is over."""
+        if time.monotonic() - self._removed_s < self.rules.remove_every_s:
+            return
+        self._removed_s = time.monotonic()
+        for volume, until_s in self.former:
+            try:
+                await end(self.store.beside(volume), until_s)
+            except AuroraError as error:
+                _log.info("the backup of %s is not noted to have ended: %s", volume, error)
+        removed = await remove_over(await self.store.neighbours())
+        self.collected_count += len(removed)
+        for place in removed:
+            _log.info("the backup in %s has ended, and its time is over: it was removed", place)
 
     async def _insist(self, what: Callable[[], Awaitable[T]]) -> T:
         """Tries again for as long as that can help."""

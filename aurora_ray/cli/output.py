@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD = ("available", "healthy", "following"), ("failed", "silent", "no process", "unreachable")
 _STATE_STYLES = dict.fromkeys(_GOOD, "green") | dict.fromkeys(_BAD, "red")
+MARKS_SHOWN = 5
 _UNKNOWN = ("no process", "silent")  # nobody told what such a node has
 
 
@@ -155,7 +156,8 @@ def render_status(status: dict[str, Any]) -> RenderableType:
         f"  {status['engine']} {status['engine_version']}  ",
         _state(status["state"]),
         f"  {status['region']}  epoch {status['epoch']}  VDL {status['vdl']:,}  "
-        f"{size_text(volume['bytes'])} in {_count(volume['protection_groups'], 'protection group')}\n",
+        f"{size_text(volume['bytes'])} of {size_text(volume['limit_bytes'])}"
+        f" in {_count(volume['protection_groups'], 'protection group')}\n",
         (endpoint["dsn"], "cyan"),
         (f"\nmetrics {status['metrics']}" if status["metrics"] else "", "dim"),
     )
@@ -173,6 +175,7 @@ def render_status(status: dict[str, Any]) -> RenderableType:
     reasons += [_fault(fault) for fault in status.get("faults", ())]
     reasons += [_replacement(n) for n in status["storage_nodes"] if n["replaces"]]
     reasons += [_capacity(status["capacity"])] if status.get("capacity") else []
+    reasons += [_past(status["backtrack"])] if status.get("backtrack") else []
     reasons += [_backup(status["backup"])] if status.get("backup") else []
     reasons += [f"{i['id']}: {i['reason']}" for i in status["instances"] if i["reason"]] + status["notes"]
     return Group(head, instances, nodes, *(Text(reason, style="yellow") for reason in reasons))
@@ -186,6 +189,13 @@ def _capacity(capacity: dict[str, Any]) -> str:
     awake = f"; awake: {', '.join(capacity['awake'])}" if capacity["awake"] else ""
     idle = f"; paused after {pauses:g} s without use{awake}" if pauses else ""
     return f"serverless, {bounds}: {capacity['acu']:g} ACU now ({capacity['reason'] or 'it has just begun'}){idle}"
+
+
+def _past(known: dict[str, Any]) -> str:
+    rewound = f"; rewound {_count(known['rewound'], 'time')}" if known["rewound"] else ""
+    marks = f"; marks: {', '.join(mark['label'] for mark in known['marks'][-MARKS_SHOWN:])}" if known["marks"] else ""
+    reach = f"from {known['earliest']} to {known['latest']} (lsn:{known['latest_lsn']})"
+    return f"can be rewound to any moment {reach}{rewound}{marks}"
 
 
 def _backup(backup: dict[str, Any]) -> str:

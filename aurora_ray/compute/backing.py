@@ -49,7 +49,9 @@ class Backing:
         if order is None:
             raise UsageError(f"{config.instance_id} is not told where to back up")
         store = await asyncio.to_thread(store_at, order.url, order.place, order.key_file)
-        self._stream = BackupStream(config.volume, config.nodes, store, order.subject, order.retention_s, az=config.az)
+        self._stream = BackupStream(
+            config.volume, config.nodes, store, order.subject, order.retention_s, az=config.az, former=order.former
+        )
         self._running = asyncio.create_task(self._run(self._stream), name=f"back up {config.cluster}")
         self._phase = IncarnationPhase.AVAILABLE
         return Opened(0, 0, 0, config.port, {})

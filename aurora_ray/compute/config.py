@@ -81,13 +81,15 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True)
 class BackupOrder:
-    """Where a backup goes: its place in what lies at `url`. `key_file`: empty if it is not encrypted."""
+    """Where a backup goes: its place in what lies at `url`. `key_file`: empty if it is not encrypted. `former`: volumes
+    that the cluster had before it was rewound, each with until when (Unix time)."""
 
     url: str
     place: str
     key_file: str
     retention_s: int
     subject: Subject
+    former: tuple[tuple[str, float], ...] = ()
 
     @property
     def digest(self) -> str:

@@ -133,6 +133,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_tell_extents": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "ar_add_group": (c_int, [c_void_p, c_uint32, c_uint32]),
     "ar_free_extents": (c_uint64, [c_void_p]),
+    "ar_file_bytes": (c_uint64, [c_void_p]),
     "ar_peek": (None, [c_void_p, POINTER(Poll)]),
     "ar_poll": (None, [c_void_p, POINTER(Poll)]),
     "ar_take": (c_int, [c_void_p, POINTER(Take)]),

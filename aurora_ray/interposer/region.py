@@ -142,6 +142,10 @@ class Region:
         """Extents that the volume's protection groups can still take."""
         return int(self._lib.ar_free_extents(self._address))
 
+    def file_bytes(self) -> int:
+        """The sizes of all files in sum; holes in them are counted."""
+        return int(self._lib.ar_file_bytes(self._address))
+
     def slot(self, index: int) -> native.SlotView:
         """What the region knows of a file."""
         view = native.SlotView()

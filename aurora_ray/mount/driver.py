@@ -237,7 +237,9 @@ class Driver:
             **self._redo.stats(),
             "unsent_bytes": poll.tail - poll.head,
             "cached_bytes": poll.present_pages * spec.page_size,
-            "used_bytes": (total - free) * extent_bytes,
+            "used_bytes": min(
+                self._region.file_bytes(), (total - free) * extent_bytes
+            ),  # of one with holes, what is there
             "free_bytes": free * extent_bytes,
             "pages_fetched": self._fetcher.pages_fetched,
             "cache_budget_bytes": self._evictor.budget_bytes,

@@ -40,7 +40,7 @@ def shown(*nodes: dict[str, Any], width: int = 160, **more: Any) -> str:
         "region": "r",
         "epoch": 1,
         "vdl": 5,
-        "volume": {"bytes": 0, "protection_groups": 1},
+        "volume": {"bytes": 41 << 20, "protection_groups": 1, "limit_bytes": 128 << 40},
         "endpoints": {"cluster": {"dsn": "postgresql://"}},
         "instances": [],
         "storage_nodes": list(nodes),
@@ -52,6 +52,15 @@ def shown(*nodes: dict[str, Any], width: int = 160, **more: Any) -> str:
     with console.capture() as captured:
         console.print(render_status(status))
     return captured.get()
+
+
+def test_how_full_a_volume_is_and_how_far_it_can_be_rewound() -> None:
+    text = shown()
+    assert "41.0 MiB of 128.0 TiB in 1 protection group" in text
+    assert "rewound" not in text
+    known = {"earliest": "2026-01-01T00:00:00.000Z", "latest": "2026-01-02T00:00:00.000Z", "latest_lsn": 77}
+    text = shown(backtrack={**known, "rewound": 2, "marks": [{"label": "good", "lsn": 5}]})
+    assert "from 2026-01-01T00:00:00.000Z to 2026-01-02T00:00:00.000Z (lsn:77); rewound 2 times; marks: good" in text
 
 
 def test_a_replacement_and_how_far_it_is() -> None:
@@ -88,7 +97,7 @@ def test_faults_in_force_have_a_line_each() -> None:
 
 def test_one_and_many() -> None:
     assert "in 1 protection group " in shown().replace("\n", " ")
-    assert "in 2 protection groups" in shown(volume={"bytes": 0, "protection_groups": 2})
+    assert "in 2 protection groups" in shown(volume={"bytes": 0, "protection_groups": 2, "limit_bytes": 128 << 40})
 
 
 def test_only_the_command_itself_writes_results(

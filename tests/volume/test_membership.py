@@ -132,6 +132,21 @@ async def test_a_member_that_is_gone_is_replaced(twelve: Cluster) -> None:
     await identical(cluster, ("a2", "b2", "c1", "d1"), volume.vdl)
 
 
+async def test_a_writer_that_never_knew_where_a_lost_member_was_has_it_replaced(twelve: Cluster) -> None:
+    """It was opened after the node's end, by a control plane that names running nodes only."""
+    cluster = twelve
+    await cluster.stop("c2")
+    del cluster.nodes["c2"]
+    volume = await cluster.open()
+    await volume.append(pages((0, b"before")))
+    await volume.members.change_placement(GroupPlacement(0, NODES, NEXT))
+    await volume.members.progress.wait_caught_up("d1", timeout_s=30)
+    await volume.members.change_placement(GroupPlacement(0, NEXT))
+    await identical(cluster, ("a1", "a2", "b1", "b2", "c1", "d1"), volume.vdl)
+    with pytest.raises(UsageError, match="no addresses known"):
+        await volume.members.change_placement(GroupPlacement(0, NEXT, NODES))
+
+
 async def test_all_members_are_replaced_at_once(twelve: Cluster) -> None:
     cluster = twelve
     volume = await cluster.open()

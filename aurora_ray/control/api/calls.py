@@ -25,7 +25,7 @@ from aurora_ray.control.model.placement import place_group, place_next
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, VolumeState
 from aurora_ray.control.observe.endpoints import cluster_endpoint
-from aurora_ray.control.perform import passfiles
+from aurora_ray.control.perform import backing, passfiles
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
@@ -263,6 +263,7 @@ class ControlApi(RegionalCalls):
         await self.wait_open(timeout_s)
         record = graveyard.find(self._plane.fleet, entry)
         volume_id = record.cluster.volume.volume_id
+        await backing.end_backups(self._plane.fleet.fleet_id, record, self._plane.say)
         await self._plane.commit(lambda fleet: fleet.without_deleted(str(volume_id)))
         self._plane.events.note(EventKind.CLUSTER, record.cluster.name, "what was kept of it was purged")
 

@@ -64,7 +64,8 @@ def order_of(fleet: Fleet, cluster: DBCluster) -> BackupOrder | None:
         cluster.superuser_password if plan.key_file else "",
     )
     place = f"{fleet.fleet_id}/{cluster.volume.volume_id}"
-    return BackupOrder(plan.url, place, plan.key_file, plan.retention_s, subject)
+    former = tuple((str(past.volume.volume_id), past.until_s) for past in cluster.past)
+    return BackupOrder(plan.url, place, plan.key_file, plan.retention_s, subject, former)
 
 
 def with_backup(

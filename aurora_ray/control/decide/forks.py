@@ -100,9 +100,10 @@ def _is_used(cluster: DBCluster, observed: Observed, wall_s: float) -> bool:
 
 
 def _retention(fleet: Fleet, observed: Observed) -> Iterator[Action]:
+    clusters = (*fleet.clusters, *(each.cluster for each in fleet.deleted))  # a copy that moved is told as well
     declared = {
         volume.volume_id: (volume.volume_id, cluster.window_s, cluster.window_log_bytes)
-        for cluster in fleet.clusters
+        for cluster in clusters
         for volume in (cluster.volume, *(past.volume for past in cluster.past))
     }
     for node_id, seen in observed.nodes.items():

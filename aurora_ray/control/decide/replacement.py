@@ -11,6 +11,10 @@ can give it back what it promised under its name, so whatever takes its place ha
     CancelReplacement   the old node is well again before anything was committed, or the new one is lost itself; what
                         is being changed is taken back, and the new node is removed once it holds nothing
 
+Volumes that nobody serves (what a rewind left, what a deleted cluster had) move as well, for as long as they are kept:
+the control plane opens them for each step, as their next writer would. A node is held for them only while they could
+still be moved; of what has lost more copies than that, nothing is left that could.
+
 One node of the fleet is replaced at a time, and one group of a volume moves at a time. Nothing is begun unless a write
 quorum of the group's copies runs, and nothing that runs is taken away: until the commit the old node counts as before.
 Which step is next follows from what is declared and what the volumes' writers say, so it does not matter who of them
@@ -120,7 +124,7 @@ def _replacements(fleet: Fleet, observed: Observed, now_s: float, rules: Replace
             why = f"storage node {old} is well again"
         if why:
             yield CancelReplacement(why, new)
-    changing = any(group.next_node_ids for volume in fleet.volumes() for group in volume.groups)
+    changing = any(group.next_node_ids for volume in _all_volumes(fleet) for group in volume.groups)
     if pairs or changing or any(node.leaving for node in fleet.nodes):
         return
     answering = {node_id for node_id, seen in observed.nodes.items() if not seen.silent}
@@ -147,7 +151,11 @@ def _since_s(node_id: str, observed: Observed, now_s: float) -> float:
 
 
 def _has_taken_over(fleet: Fleet, node_id: str) -> bool:
-    return any(node_id in group.node_ids for volume in fleet.volumes() for group in volume.groups)
+    return any(node_id in group.node_ids for volume in _all_volumes(fleet) for group in volume.groups)
+
+
+def _all_volumes(fleet: Fleet) -> tuple[VolumeState, ...]:
+    return (*fleet.volumes(), *fleet.kept_volumes())
 
 
 def _short_of_quorum(fleet: Fleet, node_id: str, observed: Observed) -> str:
@@ -176,6 +184,15 @@ def _changes(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
     for cluster in fleet.clusters:
         if cluster.phase is ClusterPhase.AVAILABLE:
             yield from _change_of_cluster(cluster, pairs, observed)
+    for volume in fleet.kept_volumes():
+        yield from _change_of_kept(volume, pairs, observed)
+
+
+def _change_of_kept(volume: VolumeState, pairs: Mapping[str, str], observed: Observed) -> Iterator[Action | str]:
+    """Nobody says who holds it but its copies: whoever takes the step asks them, and notes what they say."""
+    if any(str(volume.volume_id) == seen.volume_id for seen in observed.instances.values()):
+        return  # a writer that was rewound has not left it yet
+    yield from _change(volume, "", tuple(group.placement for group in volume.groups), pairs, observed)
 
 
 def _change_of_cluster(cluster: DBCluster, pairs: Mapping[str, str], observed: Observed) -> Iterator[Action | str]:
@@ -282,8 +299,13 @@ def _is_worthless(fleet: Fleet, seen: NodeSeen, in_force: Mapping[UUID, tuple[Gr
 
 
 def _in_force(fleet: Fleet, observed: Observed) -> dict[UUID, tuple[GroupPlacement, ...]]:
-    """By volume: who holds its groups, as its writer goes by it; nothing where no writer is available."""
+    """By volume: who holds its groups, as its writer goes by it; nothing where no writer is available. Those that
+    nobody serves go by what is declared."""
     in_force = {fleet.control_volume.volume_id: observed.control_placements}
+    declared = {node.node_id for node in fleet.nodes}
+    for volume in fleet.kept_volumes():
+        if movable := tuple(group.placement for group in volume.groups if group.can_move(declared)):
+            in_force[volume.volume_id] = movable
     for cluster in fleet.clusters:
         seen = observed.instances.get(cluster.writer().instance_id)
         available = seen is not None and _has_the_volume(seen)

@@ -10,7 +10,7 @@ How it is written: codec.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from uuid import UUID
@@ -24,7 +24,7 @@ from aurora_ray.control.model.regional import NO_TURNS, Membership, Turns, newes
 from aurora_ray.control.model.scaling import READERS_MAX, ReaderScaling
 from aurora_ray.control.model.sealing import SECRET
 from aurora_ray.errors import UsageError
-from aurora_ray.log.sizes import COPIES_PER_AZ, GROUPS_MAX
+from aurora_ray.log.sizes import COPIES_PER_AZ, GROUPS_MAX, write_quorum
 from aurora_ray.volume.spec import GroupPlacement
 
 FIRST_NODES_PER_AZ = COPIES_PER_AZ
@@ -83,6 +83,11 @@ class Group:
     def placement(self) -> GroupPlacement:
         """As the volume client takes it."""
         return GroupPlacement(self.group, self.node_ids, self.next_node_ids or None)
+
+    def can_move(self, nodes: Collection[str]) -> bool:
+        """Whether these nodes have enough of its copies for others to be made; else no copy can be relied on."""
+        there = set(nodes).intersection(self.created_on)
+        return all(len(there.intersection(members)) >= write_quorum(len(members)) for members in self.placement.sets)
 
     def placed(self, placement: GroupPlacement) -> Group:
         """After a step of a change: a node that came in by it has made its copy."""
@@ -222,6 +227,14 @@ class DBCluster:
         a backup, whoever shall write to it reads that."""
         return Role.STATIC if instance.role.traits.writes and self.is_restored_now() else instance.role
 
+    def with_volume(self, volume: VolumeState) -> DBCluster:
+        """With this in the place of the volume of the same id, if it has that or had it before a rewind."""
+        now = volume if self.volume.volume_id == volume.volume_id else self.volume
+        past = tuple(
+            replace(each, volume=volume) if each.volume.volume_id == volume.volume_id else each for each in self.past
+        )
+        return replace(self, volume=now, past=past)
+
     def is_restored_now(self) -> bool:
         """Whether its volume is being made out of a backup: until that is whole, nobody writes."""
         return self.volume.restore is not None and not self.volume.initialised
@@ -285,14 +298,24 @@ class Fleet:
         """Every volume that must exist, the control volume first."""
         return (self.control_volume, *(cluster.volume for cluster in self.clusters))
 
+    def kept_volumes(self) -> tuple[VolumeState, ...]:
+        """Every volume that nobody serves, and that is kept for a while: what rewinds left, and what deleted clusters
+        had."""
+        clusters = (*self.clusters, *(each.cluster for each in self.deleted))
+        past = (past.volume for cluster in clusters for past in cluster.past)
+        return (*past, *(each.cluster.volume for each in self.deleted))
+
     def replacements(self) -> dict[str, str]:
         """Old node -> the one that takes over its copies."""
         return {node.replaces: node.node_id for node in self.nodes if node.replaces}
 
     def holds(self, node_id: str) -> bool:
-        """Whether any volume has copies on that node, or is getting them."""
+        """Whether any volume has copies on that node, or is getting them; of those that nobody serves, any that can be
+        moved from there."""
         groups = (group for volume in self.volumes() for group in volume.groups)
-        return any(node_id in group.placement.all_node_ids for group in groups)
+        declared = {node.node_id for node in self.nodes}
+        kept = (g for volume in self.kept_volumes() for g in volume.groups if g.can_move(declared))
+        return any(node_id in group.placement.all_node_ids for group in (*groups, *kept))
 
     def is_done_with(self, node: StorageNode) -> bool:
         """Whether the node was to give away all that it holds, and has."""
@@ -324,7 +347,7 @@ class Fleet:
         last copy leaves."""
         placed = {placement.group: placement for placement in placements}
         fleet = self
-        for volume in self.volumes():
+        for volume in (*self.volumes(), *self.kept_volumes()):
             if volume.volume_id == volume_id:
                 groups = tuple(g.placed(placed[g.group]) if g.group in placed else g for g in volume.groups)
                 fleet = fleet.with_volume(replace(volume, groups=groups))
@@ -384,9 +407,8 @@ class Fleet:
             return replace(self, control_volume=volume)
         return replace(
             self,
-            clusters=tuple(
-                replace(c, volume=volume) if c.volume.volume_id == volume.volume_id else c for c in self.clusters
-            ),
+            clusters=tuple(cluster.with_volume(volume) for cluster in self.clusters),
+            deleted=tuple(replace(each, cluster=each.cluster.with_volume(volume)) for each in self.deleted),
             dropped_volumes=tuple(volume if v.volume_id == volume.volume_id else v for v in self.dropped_volumes),
         )
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from aurora_ray.errors import AuroraError, StorageError, UnknownVolumeError
 from aurora_ray.rpc.node_client import CHANGE_S, FORK_S, NodeClients
 from aurora_ray.storage.v1 import storage_pb2 as pb
+from aurora_ray.volume import unserved
 from aurora_ray.volume.fork import LEASE_S
 from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 from aurora_ray.volume.volume_node import decode_places, fork_request
@@ -83,6 +84,17 @@ class NodeCalls:
             return opened.vdl
         finally:
             await opened.close()
+
+    async def change_members(
+        self,
+        volume: VolumeSpec,
+        nodes: Sequence[NodeAddress],
+        wanted: GroupPlacement,
+        filled: str,
+        timeout_s: float,
+    ) -> tuple[GroupPlacement, ...]:
+        """One step of a change of members of a volume that nobody serves; see volume/unserved.py."""
+        return await unserved.change_members(volume, nodes, wanted, filled, timeout_s)
 
     async def hold(self, node_id: str, address: str, volume_id: UUID, lsn: int) -> None:
         """Has a node keep history from an LSN on until it was forked, for a minute at most."""

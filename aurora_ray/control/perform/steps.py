@@ -52,6 +52,8 @@ async def _open_control(means: Means, _: reconcile.OpenControl) -> None:
 
 
 async def _give_up_deleted(means: Means, action: graveyard.GiveUpDeleted) -> None:
+    fleet = means.declared.fleet
+    await backing.end_backups(fleet.fleet_id, graveyard.find(fleet, action.volume_id), means.say)
     await means.declared.commit(lambda fleet: fleet.without_deleted(action.volume_id))
 
 
@@ -154,6 +156,8 @@ async def _change_members(means: Means, action: replacement.ChangeMembers) -> No
     if instance is not None:
         placements = await instance.process.do(ChangeMembers(action.placement, action.filled))
         instance.changed_members(placements)
+    elif not action.instance_id and action.volume_id != means.declared.fleet.control_volume.volume_id:
+        await past.change_members(means, action)
     elif not action.instance_id and means.declared.store is not None:
         await means.declared.store.update_nodes(means.addresses())
         await means.declared.store.change_members(action.placement, action.filled)

@@ -165,6 +165,19 @@ AR_EXPORT uint64_t ar_free_extents(struct region *region)
     return n;
 }
 
+/* What all files say that they are long: not what they take in a group, which is whole extents. */
+AR_EXPORT uint64_t ar_file_bytes(struct region *region)
+{
+    ar_attach(region);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < region->slots_used; i++) {
+        const struct slot *s = ar_slot(i);
+        if (atomic_load(&s->ino) && !atomic_load(&s->dropped))
+            n += atomic_load(&s->size);
+    }
+    return n;
+}
+
 /* ---- the log */
 
 struct poll {

@@ -67,7 +67,7 @@ class Members:
         """
         if placement.group in self._shape.members:
             raise UsageError(f"the volume has group {placement.group} already")
-        self._require_addresses(placement)
+        self._require_addresses(placement.all_node_ids)
         spec = self._shape.spec.with_placements([placement])
         created = await create_segments(spec, [placement], self._nodes.clients, timeout_s)
         # The new segments must carry our history: a node that has it for the others may not have it for these.
@@ -87,7 +87,9 @@ class Members:
         """
         self._redo.durable.check()
         async with self._lock:
-            self._require_addresses(placement)
+            # Who has a copy already may be gone for good: whoever opened the volume since then has no address of it.
+            held = self._shape.members.get(placement.group, ())
+            self._require_addresses(set(placement.all_node_ids).difference(held))
             change = self._held.start(placement)
             if change is None:
                 return self._shape.spec
@@ -108,8 +110,8 @@ class Members:
             return self._shape.spec.groups
         return (await self.change_placement(placement, STEP_TIMEOUT_S)).groups
 
-    def _require_addresses(self, placement: GroupPlacement) -> None:
-        unknown = set(placement.all_node_ids) - set(self._nodes)
+    def _require_addresses(self, nodes: Iterable[str]) -> None:
+        unknown = set(nodes) - set(self._nodes)
         if unknown:
             raise UsageError(f"no addresses known for {sorted(unknown)}: call update_nodes first")
 

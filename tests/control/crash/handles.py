@@ -91,6 +91,20 @@ class Clients:
         await self._do(nodes[0].node_id, nodes[0].address, "recover a volume", seal)
         return LSN
 
+    async def change_members(
+        self, spec: VolumeSpec, nodes: Sequence[NodeAddress], wanted: GroupPlacement, filled: str, _: float
+    ) -> tuple[GroupPlacement, ...]:
+        world = self._hand.world
+        volume = world.volumes[spec.volume_id]
+        world.shut_out(volume)
+
+        def change(_: Disk) -> None:
+            if volume.placements[wanted.group] in (spec.placements[wanted.group], wanted):
+                world.change_members(volume, wanted, filled)
+
+        await self._do(nodes[0].node_id, nodes[0].address, "change members of a volume without a writer", change)
+        return tuple(volume.placements.values())
+
     async def hold(self, node_id: str, address: str, *_: object) -> None:
         await self._do(node_id, address, "hold history", lambda disk: None)
 

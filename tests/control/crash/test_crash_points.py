@@ -38,6 +38,7 @@ from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
 from tests.control.crash.capacity_verbs import CAPACITY_VERBS
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
+from tests.control.crash.kept_verbs import KEPT
 from tests.control.crash.regional_verbs import REGIONAL, REGIONAL_LOOKS
 from tests.control.crash.verbs import LOOKS
 from tests.control.crash.verbs import VERBS as LOCAL
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 VERBS = (*LOCAL, *REGIONAL)
 POSTGRES = PostgresAdapter()
-ALL_VERBS = (*VERBS, *CAPACITY_VERBS)
+ALL_VERBS = (*VERBS, *KEPT, *CAPACITY_VERBS)
 pytestmark = [pytest.mark.allowed_logs(r".*"), pytest.mark.timeout(300)]
 
 

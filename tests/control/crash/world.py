@@ -343,6 +343,13 @@ class World:
             child.epoch, child.content, child.rows = order.origin.first_epoch, parent.content, parent.rows
         disk.segments |= {(order.volume_id, group) for group in order.groups}
 
+    def shut_out(self, volume: Volume) -> None:
+        """Somebody opens the volume for a moment; nobody may be on it who is to write."""
+        volume.epoch += 1
+        owner = volume.owner
+        if owner is not None and owner.phase is IncarnationPhase.AVAILABLE and owner.volume is volume:
+            self.lost.append(f"the writer {owner.name} was shut out of {volume.volume_id}")
+
     def change_members(self, volume: Volume, placement: GroupPlacement, filled: str) -> tuple[GroupPlacement, ...]:
         self.require_quorum(volume)
         for node_id in placement.all_node_ids:
