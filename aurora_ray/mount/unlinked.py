@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.write.volume import Volume
 
 LOOK_S: Final = 1.0
-_RENEW_LOOKS: Final = 5
+_RENEWALS: Final = 3  # within the time of a lease
 _LEASE_S: Final = 20.0
 _HOLD_MAX_S: Final = 3600.0
 _PAUSE_FACTOR: Final = 20  # between looks through /proc, so many times the CPU time of the last one
@@ -70,16 +70,16 @@ class Unlinked:
 
     async def run(self) -> None:
         """Looks for ever."""
-        looks = 0
+        renew_from_s = 0.0
         while True:
             held_lsn = self._volume.vdl  # what goes from now on goes above
             found = self._find_gone()
             if self._gone and time.monotonic() >= self._next_search_s:
                 await self._settle()
-            if found or looks % _RENEW_LOOKS == 0:
+            if found or time.monotonic() >= renew_from_s:
                 lsns = [min(gone.drop_lsn, held_lsn) for gone in self._gone.values()]
-                await self._volume.hold(self._holder, min([held_lsn, *lsns]), _LEASE_S)
-            looks += 1
+                granted_s = await self._volume.hold(self._holder, min([held_lsn, *lsns]), _LEASE_S)
+                renew_from_s = time.monotonic() + granted_s / _RENEWALS
             await asyncio.sleep(LOOK_S)
 
     def _find_gone(self) -> bool:

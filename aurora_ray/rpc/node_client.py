@@ -112,13 +112,14 @@ class NodeClient:
 
     async def set_read_point(
         self, volume: bytes, holder: str, lsn: int, lease_s: float, timeout_s: float = LOOK_S
-    ) -> None:
+    ) -> float:
         """Keeps what a reader at `lsn` needs for `lease_s`, or until the holder names another LSN; 0: no longer.
 
-        Raises OutOfRangeError if it is gone.
+        For how long it is granted, in seconds: less, if the node allows less. Raises OutOfRangeError if it is gone.
         """
         request = pb.SetReadPointRequest(volume=volume, holder=holder, lsn=lsn, lease_ms=int(1000 * lease_s))
-        await self._ask(request, pb.SetReadPointReply, timeout_s)
+        reply = await self._ask(request, pb.SetReadPointReply, timeout_s)
+        return min(lease_s, reply.lease_ms / 1e3)
 
     async def state(
         self, volume: bytes = b"", timeout_s: float = CHANGE_S, *, until_ready: bool = False

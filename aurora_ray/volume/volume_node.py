@@ -71,10 +71,10 @@ class VolumeNode:
         """Tells the node where the others are (node id -> host:port)."""
         await self._client.set_peers(addresses, timeout_s)
 
-    async def hold(self, holder: str, lsn: int, lease_s: float, timeout_s: float) -> None:
+    async def hold(self, holder: str, lsn: int, lease_s: float, timeout_s: float) -> float:
         """Keeps what can be read as of `lsn` and later, until the lease ends or the holder names another LSN; 0 s: no
-        longer. Raises OutOfRangeError if it is gone."""
-        await self._client.set_read_point(self._volume, holder, lsn, lease_s, timeout_s)
+        longer. For how many seconds it is granted. Raises OutOfRangeError if it is gone."""
+        return await self._client.set_read_point(self._volume, holder, lsn, lease_s, timeout_s)
 
     async def state(self, timeout_s: float) -> list[SegmentState]:
         """What the node has of this volume. Raises UnknownVolumeError if it has nothing."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import pytest
 
 from aurora_ray.errors import OutOfRangeError, QuorumLostError, UsageError
@@ -11,6 +14,9 @@ from aurora_ray.volume.read.lease import ReadLease
 from aurora_ray.volume.shape import Shape
 from tests.support.polling import poll_until
 from tests.volume.cluster import NODES, Cluster, pages
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def held(cluster: Cluster) -> list[list[int]]:
@@ -72,3 +78,26 @@ async def test_history_that_is_gone_cannot_be_leased(cluster: Cluster) -> None:
         assert held(cluster) == [[]] * 6
     finally:
         await nodes.close()
+
+
+async def test_where_nodes_grant_less_it_is_renewed_in_time(tmp_path: Path) -> None:
+    """A holder that kept to its own time would have lost it in between."""
+    cluster = Cluster(tmp_path, lease_s_max=0.9)
+    try:
+        await cluster.start()
+        await cluster.create()
+        nodes = Nodes(cluster.addresses, cluster.spec.volume_id.bytes)
+        volume = await cluster.open()
+        assert await volume.hold("a mount", 0, 60.0) == pytest.approx(0.9)
+        lease = await ReadLease.take(Shape(cluster.spec), nodes, holder="reader", lsn=0, lease_s=60.0)
+        try:
+            await asyncio.sleep(2.5)  # not synchronisation: longer than any node grants
+            assert held(cluster) == [[0]] * 6
+            assert not lease.lost
+            lease._task.cancel()  # type: ignore[union-attr] # the reader dies
+            await poll_until(lambda: lease.lost and held(cluster) == [[]] * 6, what="and it ends with its reader")
+        finally:
+            await lease.release()
+            await nodes.close()
+    finally:
+        await cluster.close()

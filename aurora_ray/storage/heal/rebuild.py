@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LEASE_S: Final = 30.0
+_RENEW_LEAST_S: Final = 0.2
 _CARRY_BYTES_AT_ONCE: Final = 1 << 20
 
 
@@ -129,22 +130,22 @@ async def _leases(node: Node, plan: Plan, volume: bytes, group: int) -> AsyncIte
     """Keeps the peers from collecting what is being copied."""
     holder = f"copy of {group} by {node.config.node_id}"
 
-    async def renew() -> None:
-        await asyncio.gather(
-            *(
-                peer.client.set_read_point(volume, holder, plan.floor_lsn, _LEASE_S, timeout_s=_LEASE_S / 3)
-                for peer in plan.sources
-            ),
-            return_exceptions=True,
+    async def renew() -> float:
+        """For how long the peers keep it; one that does not will not deliver, and others take its parts."""
+        asked = (
+            peer.client.set_read_point(volume, holder, plan.floor_lsn, _LEASE_S, timeout_s=_LEASE_S / 3)
+            for peer in plan.sources
         )
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return min([_LEASE_S, *(answer for answer in answers if isinstance(answer, float))])
 
-    async def keep() -> None:
+    async def keep(granted_s: float) -> None:
         while True:
-            await asyncio.sleep(_LEASE_S / 3)
-            await renew()
+            await asyncio.sleep(max(_RENEW_LEAST_S, granted_s / 3))
+            granted_s = await renew()
 
-    await renew()
-    keeper = asyncio.create_task(keep(), name="storage-copy-leases")
+    granted_s = await renew()
+    keeper = asyncio.create_task(keep(granted_s), name="storage-copy-leases")
     try:
         yield
     finally:

@@ -204,7 +204,7 @@ class StorageService:
         volume = self._node.volume(request.volume)
         lease_s = min(request.lease_ms / 1e3, self._node.config.lease_s_max)
         volume.hold(request.holder, request.lsn, self._node.clock() + lease_s)
-        return pb.SetReadPointReply()
+        return pb.SetReadPointReply(lease_ms=int(1e3 * lease_s))
 
     async def set_retention(self, request: pb.SetRetentionRequest) -> pb.SetRetentionReply:
         """For how long history is kept."""

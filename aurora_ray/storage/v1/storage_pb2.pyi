@@ -560,8 +560,10 @@ class SetReadPointRequest(_message.Message):
     def __init__(self, volume: _Optional[bytes] = ..., holder: _Optional[str] = ..., lsn: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class SetReadPointReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("lease_ms",)
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    lease_ms: int
+    def __init__(self, lease_ms: _Optional[int] = ...) -> None: ...
 
 class SetRetentionRequest(_message.Message):
     __slots__ = ("volume", "retention")

@@ -297,7 +297,8 @@ class StorageNodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetReadPoint(self, request, context):
-        """The lowest LSN that anyone may still read (PGMRPL), with the lease that keeps it; GC stays below.
+        """The lowest LSN that anyone may still read (PGMRPL), with the lease that keeps it; GC stays below. A node grants a
+        lease that is as long as it allows, and says so: who renews later than that has lost it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LEASE_S: Final = 15.0
 RENEWALS: Final = 3  # within the time of a lease
+RENEW_LEAST_S: Final = 0.2
 CALL_TIMEOUT_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class ReadLease:
         self.good_until_s = 0.0  # on the monotonic clock: so long a write quorum of each group has granted it
         self._shape, self._nodes = shape, nodes
         self._holder, self._lease_s = holder, lease_s
+        self._granted_s = lease_s  # the least that a node grants
         self._task: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()  # set when too few copies still have what is to be held
 
@@ -72,7 +74,7 @@ class ReadLease:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(self._lease_s / RENEWALS)
+            await asyncio.sleep(max(RENEW_LEAST_S, self._granted_s / RENEWALS))
             try:
                 await self._renew()
             except AuroraError as error:
@@ -82,7 +84,7 @@ class ReadLease:
 
     async def _renew(self) -> None:
         asked_s = time.monotonic()
-        failed = await self._tell(self._lease_s)
+        failed, granted_s = await self._tell(self._lease_s)
         for placement in self._shape.spec.groups:
             for members in placement.sets:
                 refused = [failed[node] for node in members if node in failed]
@@ -91,20 +93,21 @@ class ReadLease:
                     if gone:
                         raise gone[0]
                     raise QuorumLostError(f"too few copies of group {placement.group} grant a lease: {refused[0]}")
-        self.good_until_s = asked_s + self._lease_s
+        self._granted_s = granted_s
+        self.good_until_s = asked_s + granted_s
 
-    async def _tell(self, lease_s: float) -> dict[str, AuroraError]:
-        """Tells all nodes; why some have not granted it."""
-        lsn = self.lsn
+    async def _tell(self, lease_s: float) -> tuple[dict[str, AuroraError], float]:
+        """Tells all nodes; why some have not granted it, and the least that the others did."""
+        lsn, granted_s = self.lsn, [lease_s]
         failed: dict[str, AuroraError] = {}
 
         async def tell(node: str) -> None:
             try:
                 if node not in self._nodes:
                     raise QuorumLostError(f"no address is known for node {node}")
-                await self._nodes[node].hold(self._holder, lsn, lease_s, CALL_TIMEOUT_S)
+                granted_s.append(await self._nodes[node].hold(self._holder, lsn, lease_s, CALL_TIMEOUT_S))
             except AuroraError as error:
                 failed[node] = error
 
         await asyncio.gather(*(tell(node) for node in self._shape.spec.node_ids))
-        return failed
+        return failed, min(granted_s)

@@ -166,11 +166,12 @@ class Volume:
         point = self._read_point(lsn)
         return await self.reads.read_file_table(point, self._required(point)[0], timeout_s)
 
-    async def hold(self, holder: str, lsn: int, lease_s: float) -> None:
+    async def hold(self, holder: str, lsn: int, lease_s: float) -> float:
         """Asks every node to keep what can be read as of `lsn` and later, until the lease ends; returns when all have
-        answered, or had the time to."""
+        answered, or had the time to, with the least that those which did have granted, in seconds."""
         holding = (client.hold(holder, lsn, lease_s, CALL_TIMEOUT_S) for client in self._nodes.clients.values())
-        await asyncio.gather(*holding, return_exceptions=True)
+        answers = await asyncio.gather(*holding, return_exceptions=True)
+        return min([lease_s, *(answer for answer in answers if isinstance(answer, float))])
 
     def _read_point(self, lsn: int | None) -> int:
         if lsn is None:
