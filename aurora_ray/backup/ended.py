@@ -7,7 +7,8 @@ know of it (an older control state knows fewer volumes than there are, another f
 1. its newest manifest says since when it has *ended*. Only who knows for certain that the volume has no writer any
    more, and will have none, puts that there: for a rewound cluster the backup of the volume that it has now, for a
    deleted one the control plane, when it gives the volume up;
-2. more time than history is to be kept for has gone by since then, and since the last moment in it;
+2. more time than history is to be kept for has gone by since then, and since the last moment in it. A rewound cluster
+   may be given a longer retention later, so what it left is kept for the longest that there is;
 3. no restore is under way.
 
 Whoever begins to write it again all the same claims it, and with that takes its end back (`store.claim`).
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-async def end(store: Store, ended_s: float) -> bool:
-    """Notes that nobody writes the volume any more, since `ended_s` (Unix time); whether that was news.
+async def end(store: Store, ended_s: float, keep_s: int = 0) -> bool:
+    """Notes that nobody writes the volume any more, since `ended_s` (Unix time), and that history is to be kept for
+    `keep_s` at least; whether that was news.
 
     Raises BackupError, MalformedError, ConfigurationError for another key, FencedError if somebody writes it after all.
     """
     newest = await store.newest()
     if newest is None or newest.ended_s:
         return False
-    await store.put_manifest(newest.next(new_owner(), ended_s=ended_s))
+    retention_s = max(newest.retention_s, keep_s)
+    await store.put_manifest(newest.next(new_owner(), ended_s=ended_s, retention_s=retention_s))
     return True
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 CHUNKS_MAX: Final = 1000  # in a manifest; when there are more, the older half moves to a page of the catalogue
 MANIFESTS_KEPT: Final = 8
+RETENTION_MAX_S: Final = 35 * 86400  # that a cluster can be given
 _DIGITS: Final = 20
 
 

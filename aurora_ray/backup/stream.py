@@ -393,7 +393,7 @@ class BackupStream:
         self._removed_s = time.monotonic()
         for volume, until_s in self.former:
             try:
-                await end(self.store.beside(volume), until_s)
+                await end(self.store.beside(volume), until_s, manifest.RETENTION_MAX_S)
             except AuroraError as error:
                 _log.info("the backup of %s is not noted to have ended: %s", volume, error)
         removed = await remove_over(await self.store.neighbours())

@@ -41,7 +41,7 @@ async def test_one_that_has_ended_goes_when_its_time_is_over_and_its_neighbours_
     over, recent, goes_on = [(await written(bucket, place)).store for place in places]
     assert await end(over, LONG_AGO_S)
     assert not await end(over, time.time()), "once is enough"
-    assert await end(recent, time.time())
+    assert await end(recent, LONG_AGO_S, keep_s=int(time.time()) + 60)
     assert not await end(Store(bucket, "fleet/nothing", None), LONG_AGO_S)
     before = {name for name in await names(bucket) if not name.startswith(over.place)}
     assert await remove_over([over, recent, goes_on]) == [over.place]

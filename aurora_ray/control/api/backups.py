@@ -13,11 +13,12 @@ from uuid import uuid4
 from aurora_ray.backup import catalogue
 from aurora_ray.backup.bucket import Bucket, normal_url
 from aurora_ray.backup.frame import Key
+from aurora_ray.backup.manifest import RETENTION_MAX_S
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import sizing
 from aurora_ray.control.decide.backups import with_backup
 from aurora_ray.control.decide.readers import DEFAULT_TIER, with_readers
-from aurora_ray.control.model.backups import DAY_S, RETENTION_MAX_S, RETENTION_MIN_S, BackupPlan, RestorePlan
+from aurora_ray.control.model.backups import DAY_S, RETENTION_MIN_S, BackupPlan, RestorePlan
 from aurora_ray.control.model.moments import Moment, parse
 from aurora_ray.control.model.placement import place_group, place_instance
 from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet, Group, VolumeState

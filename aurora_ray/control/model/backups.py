@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 DAY_S: Final = 86400
 RETENTION_S: Final = 7 * DAY_S
 RETENTION_MIN_S: Final = DAY_S
-RETENTION_MAX_S: Final = 35 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
