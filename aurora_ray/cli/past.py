@@ -40,18 +40,33 @@ def clone(  # noqa: PLR0917  (the command's options)
     source: Annotated[str, typer.Argument(metavar="SRC", help="The cluster to clone.")],
     name: Annotated[str, typer.Argument(metavar="DST", help="The name of the new one.")],
     at: Moment = "",
-    memory: options.Memory = 0,
+    memory: Annotated[
+        int,
+        typer.Option(
+            metavar="SIZE",
+            parser=options.parse_bytes,
+            help="The size of its writer, as 2GiB; by default the source's, if there is room for that.",
+            show_default=False,
+        ),
+    ] = 0,
+    engine_version: Annotated[
+        str | None, typer.Option(metavar="V", help="Another minor version of the same series, as 18.4.")
+    ] = None,
+    bin_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The bin directory of the engine to use.")] = None,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 120.0,
 ) -> None:
     """Make a new, independent cluster with all that another one has, or had at a moment; print its DSN.
 
-    Nothing is copied: the two share files until either changes them. Parameters and password are the source's.
+    Nothing is copied: the two share files until either changes them. Parameters, size and password are the source's.
     """
+    path = str(bin_dir.absolute()) if bin_dir is not None else None
     fleet, started_s = options.find(data_dir), time.monotonic()
     with progress(f"cloning {source}", quiet=json) as say:
-        done = fleet.clone(source, name, at, memory_bytes=memory, timeout_s=timeout_s)
+        done = fleet.clone(
+            source, name, at, memory_bytes=memory, version=engine_version, bin_dir=path, timeout_s=timeout_s
+        )
         status = fleet.wait_available(name, timeout_s=timeout_s, progress=say)
     dsn = status["endpoints"]["cluster"]["dsn"]
     if json:

@@ -18,7 +18,8 @@ from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
 from aurora_ray.control.model.origins import Mark, Origin
 from aurora_ray.control.model.state import Fleet
 from aurora_ray.control.model.store import volume_spec
-from aurora_ray.errors import UsageError
+from aurora_ray.engine.machine import Machine
+from aurora_ray.errors import ConfigurationError, UsageError
 from tests.control.fleets import NODES, observed, running_fleet
 
 ORIGIN_LSN = 4800
@@ -122,6 +123,25 @@ def test_nodes_are_told_for_how_long_to_keep_history_once_they_have_said_how_the
 def test_labels_are_words() -> None:
     assert cloning.is_label("before-upgrade_2.1")
     assert not any(map(cloning.is_label, ("", "two words", "-x", "x" * 65)))
+
+
+def test_a_clone_has_its_sources_size_where_nobody_was_given_that_yet() -> None:
+    fleet, machine = running_fleet(), Machine(8 << 30, 2.0)
+    writer = replace(fleet.cluster("demo").writer(), memory_bytes=2 << 30)
+    fleet = fleet.with_instance("demo", writer)
+    assert cloning.size_for(fleet, 2 << 30, machine) == 2 << 30
+    assert cloning.size_for(fleet, 5 << 30, machine) == 0  # of six that instances can have
+
+
+async def test_a_clone_can_be_of_another_minor_version_of_the_series_only() -> None:
+    source = running_fleet().cluster("demo")
+    assert await cloning.programs_for(source, None, None) is None
+    there = await cloning.programs_for(source, source.engine_version, None)
+    assert there == await cloning.programs_for(source, None, there)
+    with pytest.raises(UsageError, match="a clone of it cannot be of 16"):
+        await cloning.programs_for(source, "16", None)
+    with pytest.raises(ConfigurationError):
+        await cloning.programs_for(source, "18.999", None)
 
 
 def test_a_deleted_parent_is_kept_until_what_was_forked_of_it_is_there() -> None:

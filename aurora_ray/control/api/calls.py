@@ -162,7 +162,16 @@ class ControlApi(RegionalCalls):
     # ---- the past
 
     async def clone(
-        self, source: str, name: str, at: str, *, memory_bytes: int = 0, temporary_s: float = 0.0, timeout_s: float
+        self,
+        source: str,
+        name: str,
+        at: str,
+        *,
+        memory_bytes: int = 0,
+        temporary_s: float = 0.0,
+        version: str | None = None,
+        bin_dir: str | None = None,
+        timeout_s: float,
     ) -> dict[str, Any]:
         """See cloning.clone; without a name, one is made up."""
         name = name or f"{source[:26].rstrip('-')}-as-of-{secrets.token_hex(3)}"
@@ -176,6 +185,8 @@ class ControlApi(RegionalCalls):
             at,
             memory_bytes=memory_bytes,
             temporary_s=temporary_s,
+            version=version,
+            bin_dir=bin_dir,
             free=self._free,
             timeout_s=timeout_s,
         )

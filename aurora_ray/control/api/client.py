@@ -231,11 +231,20 @@ class ControlClient:
         *,
         memory_bytes: int = 0,
         temporary_s: float = 0.0,
+        version: str | None = None,
+        bin_dir: str | None = None,
         timeout_s: float = LONG_TIMEOUT_S,
     ) -> dict[str, Any]:
         """Declares a clone, for good or for a while (then the name may be empty); what is to be made."""
         request = pb.CloneClusterRequest(
-            source=source, name=name, at=at, memory_bytes=memory_bytes, temporary_s=temporary_s, timeout_s=timeout_s
+            source=source,
+            name=name,
+            at=at,
+            memory_bytes=memory_bytes,
+            temporary_s=temporary_s,
+            engine_version=version,
+            bin_dir=bin_dir,
+            timeout_s=timeout_s,
         )
         return dict(self._report("CloneCluster", request, 2 * timeout_s + SLACK_S))
 

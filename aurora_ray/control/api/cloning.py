@@ -12,8 +12,9 @@ present one.
 rewind. Storage may not have heard there of what was acknowledged last. So when the moment asked for reaches that far,
 the volume is opened and closed once, as its next writer would: what that finds is its end, for good.
 
-**What a clone takes over**: engine and version, parameters, the superuser's password (it stands in the data as well).
-Its size, ports, readers and history are its own.
+**What a clone takes over**: engine and version, unless another minor version of the series is asked for; parameters,
+the superuser's password (it stands in the data as well), and the size, if it is not more than no instance was given
+yet. Its ports, readers and history are its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
@@ -37,6 +39,7 @@ from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.registry import adapter
+from aurora_ray.engine.sizes import memory_for_instances
 from aurora_ray.errors import AuroraError, OutOfRangeError, UsageError
 from aurora_ray.volume.fork import find_point
 from aurora_ray.volume.origin import LSN_MAX, ForkPoint, GroupPlace, Range, Target, describe_time
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.control.model.state import Fleet
     from aurora_ray.control.plane import ControlPlane
+    from aurora_ray.engine.machine import Machine
     from aurora_ray.volume.origin import Answers
 
     FreePorts = Callable[[Fleet, int], list[int]]
@@ -75,16 +79,20 @@ async def clone(
     *,
     memory_bytes: int = 0,
     temporary_s: float = 0.0,
+    version: str | None = None,
+    bin_dir: str | None = None,
     free: FreePorts,
     timeout_s: float,
 ) -> dict[str, Any]:
     """Declares `name`, a cluster with all that `source` had at the moment `at` (empty: the present). `temporary_s`: it
-    is read-only, and is deleted after so many seconds, once nobody uses it.
+    is read-only, and is deleted after so many seconds, once nobody uses it. `version`, `bin_dir`: of the engine.
 
-    Raises UsageError, OutOfRangeError, which names what can be had, and QuorumLostError.
+    Raises UsageError, OutOfRangeError, which names what can be had, QuorumLostError, and ConfigurationError for an
+    engine that is not here.
     """
     machine = this_machine()
     sizing.check_memory(memory_bytes, machine)
+    programs = await programs_for(graveyard.source(plane.fleet, source), version, bin_dir)
     found = await find(plane, source, parse(at, time.time()), timeout_s)
     volume = forks.forked(found.volume, Origin.of(found.volume.volume_id, found.point), uuid4())
     await _hold(plane, found)
@@ -96,8 +104,9 @@ async def clone(
         if found.volume.volume_id not in {v.volume_id for v in (parent.volume, *(p.volume for p in parent.past))}:
             raise OutOfRangeError(f"what {source} was {_moment(found)} was given up meanwhile")
         cluster = _cloned(fleet, parent, volume, name, free(fleet, 3))
-        writer = replace(cluster.writer(), memory_bytes=memory_bytes)
-        cluster = replace(cluster, instances=(writer,))
+        memory = memory_bytes or (0 if temporary_s else size_for(fleet, parent.writer().memory_bytes, machine))
+        writer = replace(cluster.writer(), memory_bytes=memory)
+        cluster = replace(cluster, instances=(writer,), bin_dir=cluster.bin_dir if programs is None else programs)
         if temporary_s:
             read_only = adapter(cluster.engine).read_only_parameters
             parameters = tuple(sorted({**dict(cluster.parameters), **read_only}.items()))
@@ -111,6 +120,24 @@ async def clone(
     plane.events.note(EventKind.CLUSTER, name, told, name)
     plane.notify()
     return {"cluster": name, "source": source, **_told(found)}
+
+
+async def programs_for(source: DBCluster, version: str | None, bin_dir: str | None) -> str | None:
+    """Where the programs are of the minor version that is asked for; None: as the source has them. Raises UsageError
+    for one that cannot open the source's data, ConfigurationError for one that is not here."""
+    if version is None and bin_dir is None:
+        return None
+    found = await asyncio.to_thread(adapter(source.engine).find, version, Path(bin_dir) if bin_dir else None)
+    if found.series != source.engine_version:
+        raise UsageError(
+            f"{source.name} is of {source.engine} {source.engine_version}: a clone of it cannot be of {found.version}"
+        )
+    return str(found.bin_dir)
+
+
+def size_for(fleet: Fleet, memory_bytes: int, machine: Machine) -> int:
+    """The same size, if no other instance was given that already; else 0."""
+    return memory_bytes if sizing.given(fleet) + memory_bytes <= memory_for_instances(machine) else 0
 
 
 def _cloned(fleet: Fleet, source: DBCluster, volume: VolumeState, name: str, ports: Sequence[int]) -> DBCluster:

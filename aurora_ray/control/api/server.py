@@ -166,6 +166,8 @@ class ControlServer:
             request.at,
             memory_bytes=request.memory_bytes,
             temporary_s=request.temporary_s,
+            version=request.engine_version if request.HasField("engine_version") else None,
+            bin_dir=request.bin_dir if request.HasField("bin_dir") else None,
             timeout_s=request.timeout_s,
         )
         return _report(done)

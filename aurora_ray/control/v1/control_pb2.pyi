@@ -316,20 +316,24 @@ class TrailRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CloneClusterRequest(_message.Message):
-    __slots__ = ("source", "name", "at", "memory_bytes", "temporary_s", "timeout_s")
+    __slots__ = ("source", "name", "at", "memory_bytes", "temporary_s", "timeout_s", "engine_version", "bin_dir")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     TEMPORARY_S_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BIN_DIR_FIELD_NUMBER: _ClassVar[int]
     source: str
     name: str
     at: str
     memory_bytes: int
     temporary_s: float
     timeout_s: float
-    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., temporary_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    engine_version: str
+    bin_dir: str
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., temporary_s: _Optional[float] = ..., timeout_s: _Optional[float] = ..., engine_version: _Optional[str] = ..., bin_dir: _Optional[str] = ...) -> None: ...
 
 class BacktrackClusterRequest(_message.Message):
     __slots__ = ("name", "to", "timeout_s")
