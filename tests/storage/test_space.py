@@ -146,6 +146,29 @@ async def test_a_segment_that_was_busy_once_gives_log_and_memory_back(start) -> 
     assert await server.pages(writer, writer.lsn, 1, count=10) == [writer.page_at(writer.lsn, 1, n) for n in range(10)]
 
 
+async def test_memory_goes_back_once_when_commits_pause_and_never_among_them(start) -> None:
+    """Of ten segments that had been busy a node kept 130 MB, of which it used 17."""
+    server = await start(background_interval_s=1e6, idle_s=0.0)
+    writer, background = await Writer().open(server), server.server.background
+    segment, counters = server.segment(writer), server.server.node.counters
+
+    async def looks(now_s: float) -> int:
+        await background._look_after_memory(now_s)
+        return int(counters["memory_trims"])
+
+    assert await looks(0.0) == 0, "nothing was freed"
+    await server.send(writer.flush(rec.page_full(1, 7, b"content")))
+    await reclaim(server, writer)
+    assert await looks(100.0) == 0, "commits come in"
+    segment.last_append_s -= 10
+    await reclaim(server, writer)
+    assert [await looks(101.0), await looks(200.0)] == [1, 1]
+    await server.send(writer.flush(rec.page_full(1, 8, b"content")))
+    segment.last_append_s -= 10
+    await reclaim(server, writer)
+    assert [await looks(102.0), await looks(200.0)] == [1, 2], "not again and again"
+
+
 async def test_log_that_is_being_read_is_not_reopened_under_the_reader(start) -> None:
     server = await start()
     writer = await Writer().open(server)

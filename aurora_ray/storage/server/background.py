@@ -21,6 +21,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import ConfigurationError, UnknownVolumeError
+from aurora_ray.rpc.process import give_memory_back
 from aurora_ray.storage.disk.damage import DamagedError
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.pacing import Pacer
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 _DISK_CHECK_S: Final = 1.0
 _DISK_MEASURE_S: Final = 10.0
 _RETRY_S: Final = 5.0
+_TRIM_EVERY_S: Final = 30.0
 _ANOMALIES_LOGGED: Final = 3  # a layer
 
 
@@ -63,6 +65,8 @@ class Background:
         self._measured_s = -_DISK_MEASURE_S
         self._fold_from_s = 0.0
         self._settled: weakref.WeakKeyDictionary[Segment, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self._settled_since_trim = False
+        self._trimmed_s = -_TRIM_EVERY_S
         self._compaction: asyncio.Task[None] | None = None
         self._passes = 0
         self._trouble = ""  # of the last look at the directory
@@ -86,12 +90,21 @@ class Background:
     async def _look_after_disk(self) -> float:
         self._check()
         now_s = time.monotonic()
+        await self._look_after_memory(now_s)
         if now_s - self._measured_s >= _DISK_MEASURE_S:
             self._measured_s = now_s
             await self._node.measure_disk()
             with contextlib.suppress(FileNotFoundError):  # the directory is gone: the next look sees to it
                 await self._node.tend_graveyard()
         return _DISK_CHECK_S
+
+    async def _look_after_memory(self, now_s: float) -> None:
+        """What segments freed when their commits paused leaves the process, at a time when nobody commits anything."""
+        busy = any(segment.commits_come_in() for segment in self._node.segments.values())
+        if self._settled_since_trim and not busy and now_s - self._trimmed_s >= _TRIM_EVERY_S:
+            self._settled_since_trim, self._trimmed_s = False, now_s
+            await asyncio.to_thread(give_memory_back)
+            self._node.counters["memory_trims"] += 1
 
     async def _lane(self, *, busy: bool) -> float:
         """A turn of each segment to which commits come in, or of each of the others."""
@@ -223,6 +236,7 @@ class Background:
             if self._settled.get(segment) != state:
                 self._settled[segment] = state
                 await settle(segment)
+                self._settled_since_trim = True
             await note_folded(segment)
             thorough = thorough_compaction_due(segment)
         if (thorough or segment.store.compaction_due) and (self._compaction is None or self._compaction.done()):
