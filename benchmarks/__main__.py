@@ -14,8 +14,9 @@ from benchmarks import backup, cache, failover, forks, mounting, readers, region
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
+from benchmarks.raw import OUT
 from benchmarks.results import Result
-from benchmarks.runner import OUT, Request, console_for, prepare_data, run_suite
+from benchmarks.runner import Request, console_for, prepare_data, run_suite
 from benchmarks.site import prepared
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS

@@ -11,11 +11,9 @@ import contextlib
 import json
 import os
 import random
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,12 +23,12 @@ import typer
 from benchmarks import machine
 from benchmarks.failover_client import Client, PgbenchLoad
 from benchmarks.failover_peers import KINDS, PEERS, Account, Peer
+from benchmarks.raw import Saved, end_in_order, file_of
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site, query
 
 FORMAT: Final = 1
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 LOAD_S: Final = "6,20"  # before a fault, drawn anew each time: it decides how much WAL there is to replay
 SETTLED_S: Final = 6.0  # above control.plane.SETTLED_AFTER_S
 OUTAGE_TIMEOUT_S: Final = 90.0
@@ -53,7 +51,7 @@ class Turn:
 
 
 @dataclass(slots=True, kw_only=True)
-class FailoverResult:
+class FailoverResult(Saved):
     """A run."""
 
     started: str
@@ -72,13 +70,6 @@ class FailoverResult:
     load_averages: list[float] = field(default_factory=list)  # of the last minute, when each turn began
     suite: str = "failover"
     format: int = FORMAT
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> FailoverResult:
@@ -131,7 +122,7 @@ def run(
 
     started_s = time.monotonic()
     console = console_for()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    end_in_order()
     before = FailoverResult.load(resume) if resume is not None else None
     scale = before.scale if before is not None else scale
     with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
@@ -144,7 +135,7 @@ def run(
             load_s=_bounds(load_s),
             seed=seed,
         )
-        path = out or resume or OUT / f"failover-{result.started.replace('-', '').replace(':', '')[:15]}.json"
+        path = out or resume or file_of("failover", result.started)
         with contextlib.ExitStack() as cleanup:
             running = {name: cleanup.enter_context(PEERS[name](site)) for name in result.peers}
             for number, kind, name in list(result.left()):

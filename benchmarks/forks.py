@@ -25,7 +25,7 @@ import typer
 
 from benchmarks.fleet import UserFleet
 from benchmarks.machine import describe
-from benchmarks.runner import OUT
+from benchmarks.raw import OUT
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site
 from benchmarks.systems.server import Server, copy_tree

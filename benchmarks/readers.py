@@ -9,17 +9,12 @@ when it is killed and when another one is asked for. The file is written after e
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final
@@ -28,30 +23,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, readers_lag
+from benchmarks import readers_lag
 from benchmarks.failover_client import Client, PgbenchLoad
 from benchmarks.failover_report import percentile
 from benchmarks.loads import Load
 from benchmarks.pgbench import run_pgbench
 from benchmarks.procfs import usage
+from benchmarks.raw import RawFigures, Steps, end_in_order, facts, file_of
 from benchmarks.readers_peers import PEERS, FleetPeer, Peer
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site
 
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 RATES: Final = (100, 1000, 0)  # writes a second; 0: as many as go
 WRITERS: Final = 8  # clients
 READING: Final = 32
-WARM_S: Final = 1.0  # of load before the lag is looked at
 READER_BYTES: Final = 700 << 20  # what an instance of the machine's memory is asked for at least
 OUTAGE_TIMEOUT_S: Final = 90.0
 LOAD_BEFORE_S: Final = 4.0
 KINDS: Final = {"kill": "kill -9 of the writer's processes", "planned": "aurora failover"}
-# One row changed in a transaction of its own, so that a rate of transactions is one of writes.
-_WRITE: Final = (
-    "\\set aid random(1, 100000 * :scale)\nUPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +89,15 @@ class OutageTurn:
 
 
 @dataclass(slots=True, kw_only=True)
-class ReadersResult:
+class ReadersResult(RawFigures):
     """A run."""
 
-    started: str
     seed: int
     rounds: int
     seconds: float
     counts: list[int]
     scale: int
     large_scale: int
-    commit: dict[str, Any]
-    machine: dict[str, Any]
-    versions: dict[str, str]
     titles: dict[str, str]
     memory_bytes: int
     lags: list[LagTurn] = field(default_factory=list)
@@ -119,16 +105,7 @@ class ReadersResult:
     adds: list[AddTurn] = field(default_factory=list)
     outages: list[OutageTurn] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    load_averages: list[float] = field(default_factory=list)
-    took_s: float = 0.0
     suite: str = "readers"
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
 
 def main(
@@ -148,7 +125,7 @@ def main(
 ) -> None:
     """Measure readers: lag, their price for the writer, reads, failover, adding. About 12 minutes."""
     console, began_s = console_for(), time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    end_in_order()
     wanted = sorted({int(each) for each in counts.split(",")})
     held, notes = _held(wanted)
     memory_bytes = memory or _memory_for(max(held))
@@ -165,14 +142,8 @@ def main(
             seed=seed,
             notes=notes,
         )
-        path = out or OUT / f"readers-{result.started.replace('-', '').replace(':', '')[:15]}.json"
-
-        def step(what: str) -> None:
-            result.load_averages.append(round(os.getloadavg()[0], 2))
-            result.took_s = round(time.monotonic() - began_s, 1)
-            result.save(path)
-            console.print(f"{result.took_s:6.0f} s  {what}", highlight=False)
-
+        path = out or file_of("readers", result.started)
+        step = Steps(result, path, console, began_s)
         with contextlib.ExitStack() as stack:
             running = [stack.enter_context(PEERS[name](site)) for name in chosen]
             _measure(running, result, adds=adds, faults=faults, step=step)
@@ -224,25 +195,11 @@ def _add_turns(running: Sequence[Peer], result: ReadersResult, adds: int) -> Non
 
 def _lag_turn(peer: Peer, result: ReadersResult, count: int, rate: int, number: int) -> LagTurn:
     """The same load whatever the number of readers; without one, nobody looks."""
-    with tempfile.TemporaryDirectory(prefix="load-") as directory:
-        script = Path(directory, "write.sql")
-        script.write_text(_WRITE)
-        load = Load(
-            scripts=(str(script),),
-            clients=WRITERS,
-            seconds=WARM_S + result.seconds,
-            scale=result.scale,
-            seed=_seed(result, count, rate, number),
-            rate_tps=rate or None,
-            log_share=0.01,
-        )
-        before = usage(peer.writers())
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(run_pgbench, peer.dsn, load, peer.site.bin_dir)
-            time.sleep(WARM_S)
-            lags_ms = readers_lag.measure(peer.dsn, peer.readers(), result.seconds - 0.5) if count else []
-            done = running.result()
-        used = usage(peer.writers()).since(before)
+    seed = _seed(result, count, rate, number)
+    writes = readers_lag.Writes(WRITERS, rate, result.seconds, result.scale, seed, peer.site.bin_dir)
+    before = usage(peer.writers())
+    done, lags_ms = readers_lag.under_load(peer.dsn, peer.readers() if count else [], writes)
+    used = usage(peer.writers()).since(before)
     cpu_ms = used.cpu_s * 1e3 / max(1, done.transactions)
     return LagTurn(
         peer=peer.name,
@@ -323,14 +280,7 @@ def _memory_for(count: int) -> int:
 
 
 def _new_result(site: Site, **of: Any) -> ReadersResult:
-    return ReadersResult(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=machine.commit(),
-        machine=machine.describe(site.work_dir),
-        versions=machine.versions(site.install.version),
-        memory_bytes=site.memory_bytes,
-        **of,
-    )
+    return ReadersResult(memory_bytes=site.memory_bytes, **facts(site), **of)
 
 
 # ---- what came of it
@@ -363,8 +313,7 @@ def _lag_table(result: ReadersResult) -> Table:
         lags = [lag for turn in turns for lag in turn.lags_ms]
         if lags:
             tps = f"{median(turn.tps for turn in turns):,.0f}"
-            figures = (f"{percentile(lags, 0.5):.1f}", f"{percentile(lags, 0.99):.1f}", f"{max(lags):.1f}")
-            asked = str(rate or "max")
+            asked, figures = str(rate or "max"), readers_lag.figures(lags)
             table.add_row(str(count), asked, result.titles[peer], tps, str(len(lags)), *figures)
     return table
 

@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
+
+from benchmarks.failover_report import percentile
+from benchmarks.loads import Load
+from benchmarks.pgbench import run_pgbench
+
+if TYPE_CHECKING:
+    from benchmarks.loads import LoadResult
 
 PAUSE_S: Final = 0.01  # between two commits
 LOOK_EVERY_S: Final = 0.0003
 LATE_S: Final = 10.0  # it is not waited for longer; counts as so long
+WARM_S: Final = 1.0  # of load before the lag is looked at
 _TABLE: Final = "reader_lag"
+# One row changed in a transaction of its own, so that a rate of transactions is one of writes.
+_WRITE: Final = (
+    "\\set aid random(1, 100000 * :scale)\nUPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n"
+)
+
+
+class Writes(NamedTuple):
+    """The load of a turn: `clients` change one row a transaction for `seconds`, `rate` a second (0: as many as go)."""
+
+    clients: int
+    rate: int
+    seconds: float
+    scale: int
+    seed: int
+    bin_dir: str
+
+
+def under_load(dsn: str, readers: Sequence[str], writes: Writes) -> tuple[LoadResult, list[float]]:
+    """What came of the load, and lags in ms, looked at when it has run for WARM_S; without a reader, nobody looks."""
+    with tempfile.TemporaryDirectory(prefix="load-") as directory:
+        script = Path(directory, "write.sql")
+        script.write_text(_WRITE)
+        load = Load(
+            scripts=(str(script),),
+            clients=writes.clients,
+            seconds=WARM_S + writes.seconds,
+            scale=writes.scale,
+            seed=writes.seed,
+            rate_tps=writes.rate or None,
+            log_share=0.01,
+        )
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_pgbench, dsn, load, writes.bin_dir)
+            time.sleep(WARM_S)
+            lags_ms = measure(dsn, readers, writes.seconds - 0.5) if readers else []
+            return running.result(), lags_ms
+
+
+def figures(lags_ms: Sequence[float]) -> tuple[str, str, str]:
+    """Of a table's row: p50, p99, max."""
+    return f"{percentile(lags_ms, 0.5):.1f}", f"{percentile(lags_ms, 0.99):.1f}", f"{max(lags_ms):.1f}"
 
 
 def prepare(dsn: str) -> None:

@@ -8,16 +8,10 @@ does, by the DSN of both regions that `aurora global status` has. The file is wr
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final
@@ -26,32 +20,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, readers_lag
+from benchmarks import readers_lag
 from benchmarks.failover_client import Client
-from benchmarks.failover_report import percentile
 from benchmarks.fleet import UserFleet
-from benchmarks.loads import Load
-from benchmarks.pgbench import run_pgbench
+from benchmarks.raw import RawFigures, Steps, end_in_order, facts, file_of
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site, fill
 
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 RATES: Final = (100, 1000)  # writes a second
 GLOBAL: Final = "bench"
 CLUSTER: Final = "demo"
 HERE: Final = "us-east-1"
 THERE: Final = "eu-west-1"
 WRITERS: Final = 8
-WARM_S: Final = 1.0
 BEFORE_S: Final = 3.0  # of writes before a fault
 OUTAGE_TIMEOUT_S: Final = 120.0
 TURN_TIMEOUT_S: Final = 150.0
 KINDS: Final = {"switchover": "aurora global switchover", "failover": "chaos kill region, aurora global failover"}
-# One row changed in a transaction of its own, so that a rate of transactions is one of writes.
-_WRITE: Final = (
-    "\\set aid random(1, 100000 * :scale)\nUPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,29 +67,16 @@ class TurnOfRegions:
 
 
 @dataclass(slots=True, kw_only=True)
-class RegionsResult:
+class RegionsResult(RawFigures):
     """A run."""
 
-    started: str
     rounds: int
     seconds: float
     scale: int
-    commit: dict[str, Any]
-    machine: dict[str, Any]
-    versions: dict[str, str]
     one_way_ms: float = 0.0
     loads: list[LoadTurn] = field(default_factory=list)
     turns: list[TurnOfRegions] = field(default_factory=list)
-    load_averages: list[float] = field(default_factory=list)
-    took_s: float = 0.0
     suite: str = "regions"
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
 
 class TwoRegions:
@@ -169,25 +142,11 @@ def main(
 ) -> None:
     """Measure two regions: lag, the writer's price, the link, switchover and failover. About six minutes."""
     console, began_s = console_for(), time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    end_in_order()
     with prepared(scale=0, version=None, work_dir=work_dir, keep=False, memory_bytes=memory) as site:
-        result = RegionsResult(
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            rounds=rounds,
-            seconds=seconds,
-            scale=scale,
-            commit=machine.commit(),
-            machine=machine.describe(site.work_dir),
-            versions=machine.versions(site.install.version),
-        )
-        path = out or OUT / f"regions-{result.started.replace('-', '').replace(':', '')[:15]}.json"
-
-        def step(what: str) -> None:
-            result.load_averages.append(round(os.getloadavg()[0], 2))
-            result.took_s = round(time.monotonic() - began_s, 1)
-            result.save(path)
-            console.print(f"{result.took_s:6.0f} s  {what}", highlight=False)
-
+        result = RegionsResult(rounds=rounds, seconds=seconds, scale=scale, **facts(site))
+        path = out or file_of("regions", result.started)
+        step = Steps(result, path, console, began_s)
         regions = TwoRegions(site)
         try:
             _measure(regions, result, memory, faults, step)
@@ -227,25 +186,9 @@ def _measure(regions: TwoRegions, result: RegionsResult, memory: int, faults: in
 def _load_turn(two: TwoRegions, result: RegionsResult, dsn: str, *, regions: int, rate: int, number: int) -> LoadTurn:
     """The same load with one region, where nobody looks, and with two."""
     before = two.link_bytes() if regions > 1 else 0
-    with tempfile.TemporaryDirectory(prefix="load-") as directory:
-        script = Path(directory, "write.sql")
-        script.write_text(_WRITE)
-        load = Load(
-            scripts=(str(script),),
-            clients=WRITERS,
-            seconds=WARM_S + result.seconds,
-            scale=result.scale,
-            seed=number + 1,
-            rate_tps=rate or None,
-            log_share=0.01,
-        )
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(run_pgbench, dsn, load, two.site.bin_dir)
-            time.sleep(WARM_S)
-            lags_ms: list[float] = []
-            if rate:
-                lags_ms = readers_lag.measure(dsn, [two.endpoints[THERE]["reader"]["dsn"]], result.seconds - 0.5)
-            done = running.result()
+    writes = readers_lag.Writes(WRITERS, rate, result.seconds, result.scale, number + 1, two.site.bin_dir)
+    readers = [two.endpoints[THERE]["reader"]["dsn"]] if rate else []
+    done, lags_ms = readers_lag.under_load(dsn, readers, writes)
     used = two.link_bytes() - before if regions > 1 else 0
     link_bytes = used / max(1, done.transactions + len(lags_ms))
     return LoadTurn(
@@ -299,7 +242,7 @@ def _load_table(result: RegionsResult) -> Table:
     for count, rate in dict.fromkeys((turn.regions, turn.rate) for turn in result.loads):
         turns = [turn for turn in result.loads if (turn.regions, turn.rate) == (count, rate)]
         lags = [lag for turn in turns for lag in turn.lags_ms]
-        figures = [f"{percentile(lags, 0.5):.1f}", f"{percentile(lags, 0.99):.1f}", f"{max(lags):.1f}"] if lags else []
+        figures = readers_lag.figures(lags) if lags else ()
         tps, link = (f"{median(values):,.0f}" for values in zip(*((t.tps, t.link_bytes) for t in turns), strict=True))
         table.add_row(str(count), str(rate or "max"), tps, link, str(len(lags)), *figures)
     return table

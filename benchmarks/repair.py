@@ -12,15 +12,12 @@ through; its transactions are sorted into phases by the moments that the control
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, Popen
@@ -34,11 +31,11 @@ from aurora_ray.ray.fleet import Fleet
 from benchmarks import machine
 from benchmarks.failover_peers import AuroraPeer
 from benchmarks.failover_report import percentile
+from benchmarks.raw import Saved, end_in_order, file_of
 from benchmarks.site import prepared
 from benchmarks.systems.base import query
 
 FORMAT: Final = 1
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 REPLACE_AFTER_S: Final = 1.0  # of a node without its data
 HEAL_TIMEOUT_S: Final = 240.0
 WARM_S: Final = 3.0
@@ -74,7 +71,7 @@ class Turn:
 
 
 @dataclass(slots=True, kw_only=True)
-class RepairResult:
+class RepairResult(Saved):
     """A run."""
 
     started: str
@@ -86,13 +83,6 @@ class RepairResult:
     turns: list[Turn] = field(default_factory=list)
     suite: str = "repair"
     format: int = FORMAT
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
 
 class RepairedFleet(AuroraPeer):
@@ -118,7 +108,7 @@ def main(
 ) -> None:
     """Measure. Example: python -m benchmarks.repair --turns 1 --scale 10."""
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    end_in_order()
     os.environ["AURORA_REPLACE_EMPTY_AFTER_S"] = str(REPLACE_AFTER_S)
     with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = RepairResult(
@@ -129,7 +119,7 @@ def main(
             machine=machine.describe(site.work_dir),
             versions=machine.versions(site.install.version),
         )
-        path = out or OUT / f"repair-{result.started.replace('-', '').replace(':', '')[:15]}.json"
+        path = out or file_of("repair", result.started)
         with RepairedFleet(site) as peer, _connected(peer) as fleet:
             for number in range(turns):
                 result.turns.append(take_turn(peer, fleet, number, clients=clients, load_s=load_s))

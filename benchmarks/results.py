@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from aurora_ray.errors import UsageError
+from benchmarks.raw import Saved
 
 FORMAT: Final = 1
 
@@ -58,7 +59,7 @@ class Figure:
 
 
 @dataclass(slots=True, kw_only=True)
-class Result:
+class Result(Saved):
     """A whole run."""
 
     suite: str
@@ -78,13 +79,6 @@ class Result:
     timeline: list[list[Any]] = field(default_factory=list)  # [seconds since the start, step that began then]
     seconds: float = 0.0
     format: int = FORMAT
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Result:

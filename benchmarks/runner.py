@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aurora_ray.errors import UsageError
 from benchmarks import machine
+from benchmarks.raw import OUT, end_in_order
 from benchmarks.results import Result
 from benchmarks.schedule import Run, out_path
 from benchmarks.site import DISK, prepared, require_room
@@ -29,7 +28,6 @@ from benchmarks.suites import SUITES, Suite
 from benchmarks.systems import SYSTEMS
 from benchmarks.systems.server import template
 
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 _SEEDS: Final = 1_000_000
 WIDTH_PIPED: Final = 140
 
@@ -79,7 +77,7 @@ def run_suite(request: Request, console: Console) -> tuple[Result, Path]:
     seed = earlier.seed if earlier else secrets.randbelow(_SEEDS) if request.seed is None else request.seed
     require_room(request.keep_in or request.work_dir or DISK, suite.data, names)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+        end_in_order()
     with _bar(console) as progress:
         task = progress.add_task("prepare")
         begun = [0]

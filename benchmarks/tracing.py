@@ -12,14 +12,11 @@ something is traced at all, some 0.1 us each.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,12 +33,12 @@ from benchmarks.failover_peers import AuroraPeer
 from benchmarks.load import run_load
 from benchmarks.loads import Load
 from benchmarks.procfs import usage
+from benchmarks.raw import Saved, end_in_order, file_of
 from benchmarks.runner import console_for
 from benchmarks.site import prepared
 from benchmarks.span_cost import measured_in_child
 from benchmarks.statistics import Comparison, compare, spread
 
-OUT: Final = machine.ROOT / "benchmarks" / "out"
 FLEETS: Final = {"traced": {"OTEL_SDK_DISABLED": "false"}, "untraced": {"OTEL_SDK_DISABLED": "true"}}
 WARM_S: Final = 5.0
 LIMIT: Final = 0.02
@@ -64,7 +61,7 @@ class TracingTurn:
 
 
 @dataclass(slots=True, kw_only=True)
-class TracingResult:
+class TracingResult(Saved):
     """A run."""
 
     started: str
@@ -76,13 +73,6 @@ class TracingResult:
     span_us: float
     turns: list[TracingTurn] = field(default_factory=list)
     suite: str = "tracing"
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
 
     def figures(self, fleet: str, name: str) -> dict[int, float]:
         """One figure of a fleet by round."""
@@ -103,7 +93,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="the JSON file; default: benchmarks/out/tracing-<time>.json")] = None,
 ) -> None:
     """Measure. Example: python -m benchmarks tracing --rounds 3 --seconds 5."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    end_in_order()
     console = console_for()
     with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = TracingResult(
@@ -115,7 +105,7 @@ def run(
             machine=machine.describe(site.work_dir),
             span_us=measured_in_child(),
         )
-        path = out or OUT / f"tracing-{result.started.replace('-', '').replace(':', '')[:15]}.json"
+        path = out or file_of("tracing", result.started)
         with contextlib.ExitStack() as cleanup:
             fleets = {
                 name: cleanup.enter_context(AuroraPeer(site, label=name, environment=environment))

@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from aurora_ray.endpoint import native
-from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, PortInUseError, UsageError
+from aurora_ray.errors import AuroraError, ConfigurationError, FencedError, UsageError
+from aurora_ray.rpc.listening import listen
 
 HOLD_S: Final = 20.0  # above the longest failover that is still normal
 HELD_MAX: Final = 1024
@@ -128,7 +129,7 @@ class Relay:
         with self._lock:
             if self._handle is not None:
                 raise UsageError(f"This relay listens already, on port {self._port}.")
-            with _listen(host, port) as listener:
+            with listen(host, port, _BACKLOG, flags=socket.SOCK_NONBLOCK) as listener:
                 bound: int = listener.getsockname()[1]
                 handle = c_void_p()
                 result = library.ar_relay_start(listener.fileno(), byref(self._options), byref(handle))
@@ -200,27 +201,3 @@ def _order(target: Target, generation: int, *, fallback: bool) -> native.TargetO
         raise UsageError(f"{target.hand_over} is too long a name for a socket.")
     incarnation = hashlib.blake2b((target.incarnation or str(generation)).encode(), digest_size=8).digest()
     return native.TargetOrder(host.encode(), target.port, fallback, int.from_bytes(incarnation, "little"), path)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = None
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old sessions are no obstacle to a restart
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        kind = PortInUseError if error.errno == errno.EADDRINUSE else ConfigurationError
-        raise kind(_sentence(host, port, error)) from error
-    return listener
-
-
-def _sentence(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop what listens there or choose another port"
-    if error.errno == errno.EACCES:
-        return f"port {port} on {host} needs privileges: choose one above 1023"
-    return f"cannot listen on {host}, port {port}: {error.strerror}"

@@ -113,7 +113,11 @@ def test_what_is_no_mariadb_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="it has no mariadbd"):
         find_install(None, tmp_path)
     server = tmp_path / "mariadbd"
-    for version, why in (("10.6.1-MariaDB", "too old"), ("8.0.36", "names no MariaDB"), ("11.4.2-MariaDB", "has no")):
+    for version, why in (
+        ("10.6.1-MariaDB", "too old"),
+        ("8.0.36", "names no version of MariaDB"),
+        ("11.4.2-MariaDB", "has no"),
+    ):
         server.write_text(f"#!/bin/sh\necho 'mariadbd  Ver {version} for Linux'\n")
         server.chmod(0o755)
         with pytest.raises(ConfigurationError, match=why):
@@ -233,7 +237,7 @@ async def _compare(
 
 @pytest.mark.mariadb
 def test_people_get_the_client_program() -> None:
-    words = MariadbClient().command_line("--port=1", "10.11", None, ["select 1", "select 2"], ["--table"])
-    assert words[1:] == ["--port=1", "--execute=select 1;select 2", "--table"]
+    words = MariadbClient().command_line("--port=1", "10.11", None, ["select 1 -- one", "select 2;"], ["--table"])
+    assert words[1:] == ["--port=1", "--execute=select 1 -- one\n;\nselect 2", "--table"]
     done = subprocess.run([words[0], "--version"], capture_output=True, text=True, check=True, timeout=30)
     assert "MariaDB" in done.stdout

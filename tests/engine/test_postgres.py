@@ -186,7 +186,7 @@ async def test_long_paths_get_their_sockets_elsewhere(
 
 
 async def test_a_log_that_grows_is_cut(engine: PostgresEngine, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_ray.engine.postgres.server.LOG_BYTES_MAX", 10)
+    monkeypatch.setattr("aurora_ray.engine.server.LOG_BYTES_MAX", 10)
     await engine.start(cluster)
     await engine.check()
     ended = await engine.stop()

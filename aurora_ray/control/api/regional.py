@@ -18,6 +18,7 @@ from aurora_ray.compute.role import Role
 from aurora_ray.control.api import readers
 from aurora_ray.control.decide import sizing
 from aurora_ray.control.decide.readers import DEFAULT_TIER, with_readers
+from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.placement import place_group, place_instance
 from aurora_ray.control.model.regional import SEALED, Membership, Peer, turns_from_plain
@@ -207,9 +208,7 @@ async def wait_copied(plane: ControlPlane, name: str, timeout_s: float) -> None:
     cluster, _ = member(plane, name)
 
     def copied() -> bool:
-        attempt = plane.attempts.get(key(Kind.INSTANCE, cluster.writer().instance_id))
-        if attempt is not None and attempt.permanent:
-            raise UsageError(f"the copy of {cluster.name} cannot be made: {attempt.error}")
+        check_hope(plane.attempts, key(Kind.INSTANCE, cluster.writer().instance_id))
         return plane.fleet.cluster(cluster.name).volume.initialised
 
     await plane.wait_until(copied, timeout_s, f"copying {cluster.name} to {plane.fleet.region}")

@@ -107,7 +107,9 @@ class MariadbClient:
         self, dsn: str, version: str, bin_dir: Path | None, statements: Sequence[str], arguments: Sequence[str]
     ) -> list[str]:
         """The installation's own client, or any that is found."""
-        command = [f"--execute={';'.join(statements)}"] if statements else []
+        # On lines of their own: a comment at the end of one shall not take the next one with it.
+        script = "\n;\n".join(statement.rstrip().rstrip(";") for statement in statements)
+        command = [f"--execute={script}"] if statements else []
         return [str(_program(version, bin_dir)), *shlex.split(dsn), *command, *arguments]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Final
 
-from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
+from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import EngineInstall
+from aurora_ray.engine.version import is_of, version_of
 from aurora_ray.errors import ConfigurationError
 
 KIND: Final = "mysql"  # as users call it: what clients speak
@@ -19,7 +19,6 @@ CLIENTS: Final = ("mariadb", "mysql")
 PACKAGES: Final = "mariadb-server-core mariadb-client-core"
 SERIES_MIN: Final = (10, 11)  # the redo log's format, and innodb_log_file_buffering, which the settings rely on
 SYSTEM_DIRS: Final = tuple(map(Path, ("/usr/sbin", "/usr/libexec", "/usr/local/mysql/bin", "/usr/local/mariadb/bin")))
-VERSION_TIMEOUT_S: Final = 30.0
 _VERSION = re.compile(r"Ver (\d+\.\d+\.\d+)-MariaDB")
 
 
@@ -30,12 +29,12 @@ def find_install(version: str | None = None, bin_dir: Path | None = None) -> Eng
     """
     if bin_dir is not None:
         install = install_at(bin_dir)
-        if version is not None and not _matches(install.version, version):
+        if not is_of(install.version, version):
             raise ConfigurationError(f"{bin_dir} holds MariaDB {install.version}, not {version}")
         return install
     found = [install_at(directory) for directory in SYSTEM_DIRS if (directory / SERVER).is_file()]
     for install in found:
-        if version is None or _matches(install.version, version):
+        if is_of(install.version, version):
             return install
     have = ", ".join(install.version for install in found) or "none"
     raise ConfigurationError(
@@ -49,21 +48,7 @@ def install_at(bin_dir: Path) -> EngineInstall:
     server = bin_dir / SERVER
     if not server.is_file():
         raise ConfigurationError(f"{bin_dir} is not MariaDB's: it has no {SERVER}")
-    try:
-        done = subprocess.run(
-            [str(server), "--no-defaults", "--version"],
-            env=dict(BASE_ENVIRONMENT),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=VERSION_TIMEOUT_S,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigurationError(f"{server} does not run: {error}") from error
-    match = _VERSION.search(done.stdout)
-    if match is None:
-        raise ConfigurationError(f"{server} --version answers {done.stdout.strip()!r}, which names no MariaDB")
-    install = EngineInstall(KIND, match[1], bin_dir, series_numbers=2)
+    install = EngineInstall(KIND, version_of("MariaDB", server, _VERSION, "--no-defaults"), bin_dir, series_numbers=2)
     if tuple(map(int, install.series.split("."))) < SERIES_MIN:
         oldest = ".".join(map(str, SERIES_MIN))
         raise ConfigurationError(f"MariaDB {install.version} in {bin_dir} is too old: {oldest} is the oldest")
@@ -96,7 +81,3 @@ def stage(install: EngineInstall, account: EngineAccount) -> EngineInstall:
             "make it readable to others"
         )
     return install
-
-
-def _matches(version: str, wanted: str) -> bool:
-    return version == wanted or version.startswith(f"{wanted}.")

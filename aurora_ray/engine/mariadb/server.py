@@ -19,13 +19,12 @@ import signal
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 from aurora_ray import telemetry
-from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
-from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
-from aurora_ray.engine.dirs import make_private, rotate, short_dir
+from aurora_ray.engine.base import EngineExit, EngineTrouble, StopMode, VolatilePattern
+from aurora_ray.engine.dirs import make_private, short_dir
 from aurora_ray.engine.mariadb import accounts
 from aurora_ray.engine.mariadb.administration import Administration
 from aurora_ray.engine.mariadb.client import ADMIN_FILE, MariadbClient
@@ -40,11 +39,13 @@ from aurora_ray.engine.mariadb.settings import (
     for_server,
     forced_settings,
 )
-from aurora_ray.engine.mariadb.start import StartProgress, StartRefusedError, first_complaint, greets, wait_ready
+from aurora_ray.engine.mariadb.start import StartProgress, first_complaint, greets, wait_ready
 from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.process import EngineProcess, processes_in
+from aurora_ray.engine.server import Server
 from aurora_ray.engine.sizes import LEAST_SIZE
-from aurora_ray.engine.tree_edit import Edit, edit_tree, read_text
+from aurora_ray.engine.start import StartRefusedError
+from aurora_ray.engine.tree_edit import Edit, read_text
 from aurora_ray.errors import EngineError, UsageError
 from aurora_ray.troubles import TroubleCode
 
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
 
@@ -65,7 +67,6 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 KILL_TIMEOUT_S: Final = 10.0
 CHECK_TIMEOUT_S: Final = 2.0
-LOG_BYTES_MAX: Final = 32 * MIB
 
 
 class _Rung(StrEnum):
@@ -76,92 +77,25 @@ class _Rung(StrEnum):
     BARE = "our settings alone, without our account"
 
 
-class MariadbEngine:
-    """One MariaDB server. `run_dir` is for its sockets and log; it must be reachable for the account.
+class MariadbEngine(Server):
+    """One MariaDB server; see Server."""
 
-    `port` 0 takes a free one at each start. `parameters` are the cluster's (MariaDB's own names and values); those that
-    are not the user's to set are refused (ConfigurationError) at the start. One run at a time; after its end it can
-    start again.
-    """
+    title = "MariaDB"
+    log_name = "mariadb.log"
+    client = MariadbClient()
 
     def __init__(
-        self,
-        install: EngineInstall,
-        account: EngineAccount,
-        run_dir: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        size: InstanceSize = LEAST_SIZE,
-        parameters: Mapping[str, str] | None = None,
-        name: str = "",
+        self, install: EngineInstall, account: EngineAccount, run_dir: Path, **options: Unpack[Options]
     ) -> None:
-        self._install = install
-        self._account = account
-        self._run_dir = run_dir
-        self._host = host
-        self._port_wanted = port
-        self._port = port
-        self._size = size
-        self._parameters = dict(parameters or {})
-        self._name = name
-        self._socket_dir = short_dir(run_dir, "socket", SOCKET_NAME)
-        self._process: EngineProcess | None = None
-        self._watcher: asyncio.Task[EngineExit] | None = None
-        self._data_dir = run_dir
-        self._env: dict[str, str] = {}
-        self._pass_fds: tuple[int, ...] = ()
-        self._troubles: tuple[EngineTrouble, ...] = ()
-        self._progress: StartProgress | None = None
+        super().__init__(install, account, run_dir, short_dir(run_dir, "socket", SOCKET_NAME), **options)
         self._rung = _Rung.ALL
-        self._first_start = False
         self._repairs: tuple[str, ...] = ()
         self._admin = Administration(self._socket_dir / SOCKET_NAME)
-
-    @property
-    def install(self) -> EngineInstall:
-        """The version in use."""
-        return self._install
-
-    @property
-    def pid(self) -> int | None:
-        """The server's while it runs."""
-        return None if self._process is None else self._process.pid
-
-    @property
-    def port(self) -> int:
-        """The TCP port; 0 before the start if it is to be chosen."""
-        return self._port
 
     @property
     def hand_over(self) -> Path | None:
         """None: clients come over TCP. A server of threads has no process whose end tells that a session ended."""
         return None
-
-    @property
-    def first_start(self) -> bool:
-        """Whether no start on this data directory was noted before the present one."""
-        return self._first_start
-
-    @property
-    def troubles(self) -> tuple[EngineTrouble, ...]:
-        """What of the user's is not in force in the present run."""
-        return self._troubles
-
-    @property
-    def recovering(self) -> str:
-        """How far a start is; empty when there is nothing to say."""
-        return self._progress.words if self._progress is not None else ""
-
-    @property
-    def socket_dir(self) -> Path:
-        """Where its Unix socket lies while it runs."""
-        return self._socket_dir
-
-    @property
-    def log_path(self) -> Path:
-        """What the server writes to stderr, all runs one after the other."""
-        return self._run_dir / "mariadb.log"
 
     def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:  # noqa: ARG002
         """What may stay out of the volume."""
@@ -170,11 +104,6 @@ class MariadbEngine:
     async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:  # noqa: ARG002
         """Raises UsageError: see NO_FOLLOWING."""
         raise UsageError(NO_FOLLOWING)
-
-    def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
-        """The connection string for clients; `host` and `port` for one that goes through an endpoint."""
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
-        return MariadbClient().dsn([(host or reachable, port or self._port)], passfile)
 
     async def start(
         self,
@@ -195,8 +124,7 @@ class MariadbEngine:
         """
         if follow is not None:
             raise UsageError(NO_FOLLOWING)
-        if self._process is not None:
-            raise EngineError(f"this engine already runs, as process {self._process.pid}")
+        self._require_stopped()
         parameters = check_parameters(self._parameters)
         self._check_data_dir(data_dir)
         self._data_dir, self._env, self._pass_fds = data_dir, dict(env or {}), tuple(pass_fds)
@@ -221,25 +149,13 @@ class MariadbEngine:
     ) -> None:
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
-        command = self._command(rung, parameters)
-        with telemetry.span("engine.spawn"):
-            process = EngineProcess.spawn(
-                command,
-                account=self._account,
-                env=self._env,
-                pass_fds=self._pass_fds,
-                work_dir=self._socket_dir,
-                log_path=self.log_path,
-                death_signal="KILL",
-            )
-        self._process = process
-        self._watcher = asyncio.create_task(self._watch(process), name=f"watch mariadb {process.pid}")
-        self._progress = StartProgress(process, moved, time.monotonic())
+        process = self._spawn(self._command(rung, parameters), {}, death_signal="KILL")
+        progress = self._progress = StartProgress(process, moved, time.monotonic())
         try:
             with telemetry.span("engine.recover"):
                 address = (self._host, self._port)
                 socket = self._socket_dir / SOCKET_NAME
-                await wait_ready(process, socket, self._progress, timeout_s=timeout_s, address=address)
+                await wait_ready(process, socket, progress, timeout_s=timeout_s, address=address)
         except BaseException:
             await self.stop(StopMode.KILL)
             raise
@@ -317,8 +233,7 @@ class MariadbEngine:
     async def note_good_start(self) -> None:
         """Notes that there was a start. Raises EngineError."""
         if not (self._data_dir / STARTED_FILE).exists():
-            edit = Edit(STARTED_FILE, self._install.version + "\n")
-            await edit_tree(self._data_dir, [edit], account=self._account, env=self._env, pass_fds=self._pass_fds)
+            await self._edit([Edit(STARTED_FILE, self._install.version + "\n")])
 
     async def stop(self, mode: StopMode = StopMode.FAST, *, timeout_s: float = STOP_TIMEOUT_S) -> EngineExit | None:
         """Ends the server and says how the run ended; None if there has been none. What does not end in order within
@@ -336,23 +251,11 @@ class MariadbEngine:
                 await process.kill(KILL_TIMEOUT_S)
         return await asyncio.shield(watcher)
 
-    async def wait_exit(self) -> EngineExit:
-        """Waits until the run has ended for whatever reason."""
-        if self._watcher is None:
-            raise EngineError("this engine has not been started")
-        return await asyncio.shield(self._watcher)
-
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Whether it is alive: it greets whoever comes. Raises EngineError if it does not."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await greets(self._socket_dir / SOCKET_NAME)
-        except TimeoutError:
-            raise EngineError(f"MariaDB on port {self._port} did not answer within {timeout_s:g} s") from None
-        except OSError as error:
-            raise EngineError(f"MariaDB on port {self._port} refuses: {error}") from error
-        if self.log_path.stat().st_size > LOG_BYTES_MAX:
-            await asyncio.to_thread(rotate, self.log_path)
+        async with self._answering(timeout_s):
+            await greets(self._socket_dir / SOCKET_NAME)
+        await self._bound_log()
 
     async def give_password(self, password: str, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Makes `password` the owner's if he has none: one that somebody set stays. Only a hash is sent."""
@@ -400,9 +303,7 @@ class MariadbEngine:
         for directory in (self._tmp_dir, self._log_dir):
             directory.mkdir(mode=0o700, exist_ok=True)
             self._account.own(directory, 0o700)
-        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
-            rotate(self.log_path)
-        self.log_path.touch(mode=0o600)
+        self._begin_log()
 
     async def _watch(self, process: EngineProcess) -> EngineExit:
         """Sees a run to its end. Raises EngineError if a process survives SIGKILL."""

@@ -1,11 +1,8 @@
-"""A MariaDB server on its way to being ready: how far it is, whether it moves, and why it ended.
+"""A MariaDB server on its way to being ready, see engine/start.py.
 
 It is alive when it greets: it speaks first, before it knows who is there, so whatever users do to accounts, this stays.
 It takes connections while it starts and greets when its recovery is done. A refusal ("Too many connections") is a sign
 of life as well.
-
-A recovery takes as long as it must. What may not be is that nothing moves: not the server's CPU time, not its log, not
-what the caller knows of (pages that come from the volume).
 """
 
 from __future__ import annotations
@@ -16,50 +13,29 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, PortInUseError
+from aurora_ray.engine.start import Progress, start_error
+from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from aurora_ray.engine.process import EngineProcess
 
 READY_INTERVAL_S: Final = 0.02
 GREETING_TIMEOUT_S: Final = 0.5
-PROGRESS_EVERY_S: Final = 0.5
-CPU_SHARE_MIN: Final = 0.02  # of one core, below which a server that waits for something is not at work
 _ERROR = re.compile(r"\[ERROR\] (.*)")
 _STAMP = re.compile(r"^\S+\s+\S+ \d+ ")
 
 
-class StartRefusedError(EngineError):
-    """The server ended by itself during its start, in order: something that it was given does not suit it."""
-
-
-class StartProgress:
-    """Looked at now and then, says whether anything moved since; `words` is for people."""
-
-    def __init__(self, process: EngineProcess, moved: Callable[[], object], now_s: float) -> None:
-        self.words = ""
-        self._process = process
-        self._moved = moved
-        self._begun_s = self._moved_at_s = self._looked_at_s = now_s
-        self._before: object = None
-        self._cpu_s = 0.0
+class StartProgress(Progress):
+    """Of a server that says in its log how far it is."""
 
     def look(self, now_s: float) -> float:
         """Seconds since something moved."""
-        if now_s - self._looked_at_s < PROGRESS_EVERY_S:
-            return now_s - self._moved_at_s
-        since_s, self._looked_at_s = now_s - self._looked_at_s, now_s
-        tail = self._process.log_tail()
-        seen, cpu_s = (tail, self._moved()), self._process.cpu_s()
-        if seen != self._before or cpu_s - self._cpu_s > CPU_SHARE_MIN * since_s:
-            self._moved_at_s = now_s
-        self._before, self._cpu_s = seen, cpu_s
-        last = _STAMP.sub("", tail.splitlines()[-1]) if tail else "starting"
-        self.words = f"recovering for {now_s - self._begun_s:.0f} s ({last})"
-        return now_s - self._moved_at_s
+        if self._is_due(now_s):
+            tail = self._process.log_tail()
+            self._look(now_s, tail, _STAMP.sub("", tail.splitlines()[-1]) if tail else "starting")
+        return self._still_s(now_s)
 
 
 async def greets(socket: Path) -> None:
@@ -81,7 +57,8 @@ async def wait_ready(
     ended by itself."""
     while True:
         if process.returncode is not None:
-            raise start_error(process, *address)
+            bind_failed = "Bind on TCP/IP port" in process.log_tail()
+            raise start_error(process, "MariaDB", address, bind_failed=bind_failed)
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(GREETING_TIMEOUT_S):
                 await greets(socket)
@@ -92,17 +69,6 @@ async def wait_ready(
                 f"Its log ends:\n{process.log_tail()}"
             )
         await process.wait_main(READY_INTERVAL_S)
-
-
-def start_error(process: EngineProcess, host: str, port: int) -> AuroraError:
-    """Why a server ended during its start, from its log."""
-    tail = process.log_tail()
-    if "Bind on TCP/IP port" in tail:
-        if "Address already in use" in tail:  # taken between our look at the port and the server's own
-            return PortInUseError(f"port {port} on {host} is in use: stop what listens there or choose another port")
-        return ConfigurationError(f"cannot listen on {host}, port {port}; the server's log ends:\n{tail}")
-    kind = StartRefusedError if (process.returncode or 0) > 0 else EngineError
-    return kind(f"MariaDB ended during its start with code {process.returncode}; its log ends:\n{tail}")
 
 
 def first_complaint(error: Exception) -> str:

@@ -17,13 +17,13 @@ from aurora_ray.durable import move_tree
 from aurora_ray.engine.account import BASE_ENVIRONMENT, EngineAccount
 from aurora_ray.engine.base import EngineInstall, TreePart
 from aurora_ray.engine.postgres.wheels import PACKAGES, WHEELS
+from aurora_ray.engine.version import VERSION_TIMEOUT_S, is_of, version_of
 from aurora_ray.errors import ConfigurationError
 
 COPY_FORMAT: Final = "synced"  # copies by other names were not: a power cut may have emptied them
 KIND: Final = "postgres"
 MAJOR_MIN: Final = 15  # recovery_prefetch and the shared-memory statistics, which the settings rely on
 SYSTEM_PATTERNS: Final = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")  # Debian's, PGDG's for RPM systems
-VERSION_TIMEOUT_S: Final = 30.0
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+(?:\.\d+)*)")
 
 
@@ -45,12 +45,12 @@ def find_install(version: str | None = None, bin_dir: Path | None = None) -> Eng
     """
     if bin_dir is not None:
         install = install_at(bin_dir)
-        if version is not None and not _matches(install.version, version):
+        if not is_of(install.version, version):
             raise ConfigurationError(f"{bin_dir} holds PostgreSQL {install.version}, not {version}")
         return install
     candidates = discover()
     for candidate in candidates:
-        if version is None or _matches(candidate.version, version):
+        if is_of(candidate.version, version):
             return candidate
     have = ", ".join(candidate.version for candidate in candidates) or "none"
     raise ConfigurationError(
@@ -64,21 +64,7 @@ def install_at(bin_dir: Path) -> EngineInstall:
     for program in ("postgres", "initdb", "pg_resetwal", "pg_controldata"):
         if not (bin_dir / program).is_file():
             raise ConfigurationError(f"{bin_dir} is not PostgreSQL's bin directory: it has no {program}")
-    try:
-        done = subprocess.run(
-            [str(server), "--version"],
-            env=dict(BASE_ENVIRONMENT),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=VERSION_TIMEOUT_S,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigurationError(f"{server} does not run: {error}") from error
-    match = _VERSION.search(done.stdout)
-    if match is None:
-        raise ConfigurationError(f"{server} --version answers {done.stdout.strip()!r}, which names no version")
-    install = EngineInstall(KIND, match[1], bin_dir, _parts(bin_dir))
+    install = EngineInstall(KIND, version_of("PostgreSQL", server, _VERSION), bin_dir, _parts(bin_dir))
     if install.major < MAJOR_MIN:
         raise ConfigurationError(f"PostgreSQL {install.version} in {bin_dir} is too old: {MAJOR_MIN} is the oldest")
     return install
@@ -176,7 +162,3 @@ def _parts(bin_dir: Path) -> tuple[TreePart, ...]:
 def _system_bin_dirs() -> list[Path]:
     found = [path for pattern in SYSTEM_PATTERNS for path in Path("/").glob(pattern)]
     return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", str(path))], reverse=True)
-
-
-def _matches(version: str, wanted: str) -> bool:
-    return version == wanted or version.startswith(f"{wanted}.")

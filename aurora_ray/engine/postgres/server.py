@@ -19,15 +19,13 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import psycopg
 
 from aurora_ray import telemetry
-from aurora_ray.config import MIB
 from aurora_ray.durable import replace_file
-from aurora_ray.engine.base import EngineExit, EngineInstall, EngineTrouble, StopMode, VolatilePattern
-from aurora_ray.engine.dirs import rotate
+from aurora_ray.engine.base import EngineExit, StopMode, VolatilePattern
 from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.postgres import functions, password_once, told
 from aurora_ray.engine.postgres.client import PostgresClient
@@ -56,17 +54,19 @@ from aurora_ray.engine.postgres.settings import VOLATILE_PATTERNS, check_paramet
 from aurora_ray.engine.postgres.shared_memory import posix_segments, remove_segments
 from aurora_ray.engine.postgres.standby import begin
 from aurora_ray.engine.postgres.standby.takeover import Takeover
-from aurora_ray.engine.postgres.start import StartProgress, StartRefusedError, first_complaint, wait_ready
+from aurora_ray.engine.postgres.start import StartProgress, first_complaint, wait_ready
 from aurora_ray.engine.process import EngineProcess
+from aurora_ray.engine.server import Server
 from aurora_ray.engine.sizes import LEAST_SIZE
-from aurora_ray.engine.tree_edit import Edit, edit_tree
+from aurora_ray.engine.start import StartRefusedError
 from aurora_ray.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
 
@@ -80,71 +80,28 @@ IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followe
 KILL_TIMEOUT_S: Final = 10.0
 ORPHAN_GRACE_S: Final = 0.2  # after an orderly end the others are on their way out already
 CHECK_TIMEOUT_S: Final = 2.0
-LOG_BYTES_MAX: Final = 32 * MIB  # then it becomes postgres.log.1, so at most twice this
 POSTMASTER_EVERY: Final = 5  # checks that the module answers; all of them while one has just failed
 
 _SIGNALS: Final = {StopMode.FAST: signal.SIGINT, StopMode.IMMEDIATE: signal.SIGQUIT, StopMode.KILL: signal.SIGKILL}
 _ROUGHER: Final = {StopMode.FAST: StopMode.IMMEDIATE, StopMode.IMMEDIATE: StopMode.KILL}
 
 
-class PostgresEngine:
-    """One PostgreSQL server. `run_dir` is for its sockets and log; it must be reachable for the account.
+class PostgresEngine(Server):
+    """One PostgreSQL server; see Server."""
 
-    `port` 0 takes a free one at each start. `parameters` are the cluster's (PostgreSQL's own names and values); those
-    that are not the user's to set are refused (ConfigurationError) at the start. One run at a time; after its end it
-    can start again.
-    """
+    title = "PostgreSQL"
+    log_name = "postgres.log"
+    client = PostgresClient()
 
     def __init__(
-        self,
-        install: EngineInstall,
-        account: EngineAccount,
-        run_dir: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        size: InstanceSize = LEAST_SIZE,
-        parameters: Mapping[str, str] | None = None,
-        name: str = "",
+        self, install: EngineInstall, account: EngineAccount, run_dir: Path, **options: Unpack[Options]
     ) -> None:
-        self._install = install
-        self._account = account
-        self._run_dir = run_dir
-        self._host = host
-        self._port_wanted = port
-        self._port = port
-        self._size = size
-        self._parameters = dict(parameters or {})
-        self._name = name
-        self._socket_dir = socket_dir(run_dir)
-        self._process: EngineProcess | None = None
-        self._watcher: asyncio.Task[EngineExit] | None = None
+        super().__init__(install, account, run_dir, socket_dir(run_dir), **options)
         self._segments: set[Path] = set()
-        self._data_dir = run_dir
-        self._env: dict[str, str] = {}
-        self._pass_fds: tuple[int, ...] = ()
-        self._troubles: tuple[EngineTrouble, ...] = ()
-        self._progress: StartProgress | None = None
         self._rung = Rung.ALL
-        self._first_start = False
         self._files = Files(None, None, None, None, None, ())
         self._checks = 0  # that succeeded one after the other
         self._follow: StandbyFeed | None = None
-
-    @property
-    def install(self) -> EngineInstall:
-        """The version in use."""
-        return self._install
-
-    @property
-    def pid(self) -> int | None:
-        """The postmaster's while it runs."""
-        return None if self._process is None else self._process.pid
-
-    @property
-    def port(self) -> int:
-        """The TCP port; 0 before the start if it is to be chosen."""
-        return self._port
 
     @property
     def hand_over(self) -> Path | None:
@@ -152,31 +109,6 @@ class PostgresEngine:
         if PRELOADED not in self._env:
             return None
         return self._socket_dir / HAND_OVER_NAME / f".s.PGSQL.{self._port}"
-
-    @property
-    def first_start(self) -> bool:
-        """Whether no start on this data directory was noted before the present one."""
-        return self._first_start
-
-    @property
-    def troubles(self) -> tuple[EngineTrouble, ...]:
-        """What of the user's is not in force in the present run."""
-        return self._troubles
-
-    @property
-    def recovering(self) -> str:
-        """How far a start is; empty when there is nothing to say."""
-        return self._progress.words if self._progress is not None else ""
-
-    @property
-    def socket_dir(self) -> Path:
-        """Where its Unix socket lies while it runs."""
-        return self._socket_dir
-
-    @property
-    def log_path(self) -> Path:
-        """What the server writes to stderr, all runs one after the other."""
-        return self._run_dir / "postgres.log"
 
     @property
     def _pid_note(self) -> Path:
@@ -194,12 +126,6 @@ class PostgresEngine:
         takeover = Takeover(self._edit, lambda: self._process)
         of_volume = begin.Mounted(data_dir, table, lsn, read)
         return begin.make_feed(self._run_dir, self._account, (major, settings), of_volume, takeover)
-
-    def dsn(self, passfile: Path, *, host: str | None = None, port: int | None = None) -> str:
-        """The connection string for clients; `host` and `port` for one that goes through an endpoint."""
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
-        name = host or reachable
-        return PostgresClient().dsn([(name, port or self._port)], passfile)
 
     async def start(
         self,
@@ -219,8 +145,7 @@ class PostgresEngine:
         start are left out (`troubles`). Raises ConfigurationError (no such program, port in use, a refused parameter)
         or EngineError, which quotes the end of the log. Then nothing is left running.
         """
-        if self._process is not None:
-            raise EngineError(f"this engine already runs, as process {self._process.pid}")
+        self._require_stopped()
         if not os.access(self._install.bin_dir / "postgres", os.X_OK):
             raise ConfigurationError(f"{self._install.bin_dir} has no postgres that can be run: is it still installed?")
         check_data_dir(data_dir, self._account, self._install)
@@ -264,23 +189,14 @@ class PostgresEngine:
         self._port = claim_port(self._host, self._port_wanted)
         self._write_conf(rung, files, parameters)
         command = await self._command()
-        with telemetry.span("engine.spawn"):
-            process = EngineProcess.spawn(
-                command,
-                account=self._account,
-                env={**self._env, **told.environment(self._socket_dir, self._name, self.hand_over)},
-                pass_fds=self._pass_fds,
-                work_dir=self._socket_dir,
-                log_path=self.log_path,
-            )
-        self._process, self._segments, self._checks = process, set(), 0
-        self._watcher = asyncio.create_task(self._watch(process), name=f"watch postgres {process.pid}")
-        self._progress = StartProgress(process, self._socket_dir, moved, time.monotonic())
+        process = self._spawn(command, told.environment(self._socket_dir, self._name, self.hand_over))
+        self._segments, self._checks = set(), 0
+        progress = self._progress = StartProgress(process, self._socket_dir, moved, time.monotonic())
         try:
             replace_file(self._pid_note, str(process.pid), durable=False)  # an engine without a note would be nobody's
             with telemetry.span("engine.recover"):
                 address = (self._host, self._port)
-                await wait_ready(process, self._data_dir, self._progress, timeout_s=timeout_s, address=address)
+                await wait_ready(process, self._data_dir, progress, timeout_s=timeout_s, address=address)
             with telemetry.span("engine.check"):
                 await self.check(timeout_s=max(CHECK_TIMEOUT_S, timeout_s / 4))
         except BaseException:
@@ -334,9 +250,6 @@ class PostgresEngine:
         if self._rung is Rung.ALL:
             await self._edit(Files.read(self._data_dir).worked())
 
-    async def _edit(self, edits: Sequence[Edit]) -> None:
-        await edit_tree(self._data_dir, edits, account=self._account, env=self._env, pass_fds=self._pass_fds)
-
     async def stop(self, mode: StopMode = StopMode.FAST, *, timeout_s: float = STOP_TIMEOUT_S) -> EngineExit | None:
         """Ends every process and says how the run ended; None if there has been none.
 
@@ -360,30 +273,18 @@ class PostgresEngine:
             current, limit_s = _ROUGHER.get(current), IMMEDIATE_TIMEOUT_S
         return await asyncio.shield(watcher)
 
-    async def wait_exit(self) -> EngineExit:
-        """Waits until the run has ended for whatever reason and all its processes are gone."""
-        if self._watcher is None:
-            raise EngineError("this engine has not been started")
-        return await asyncio.shield(self._watcher)
-
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Whether it is alive, see probe; a refusal is a sign of life. Raises EngineError if it is not.
 
         The module is asked each time; the postmaster, which forks for the answer, less often while all is well.
         """
         checks, self._checks = self._checks, 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await module_answers(self._socket_dir)
-                if answer is None or checks % POSTMASTER_EVERY == 0:
-                    await postmaster_answers(self._socket_dir, self._port)
-        except TimeoutError:
-            raise EngineError(f"PostgreSQL on port {self._port} did not answer within {timeout_s:g} s") from None
-        except OSError as error:
-            raise EngineError(f"PostgreSQL on port {self._port} refuses: {error}") from error
+        async with self._answering(timeout_s):
+            answer = await module_answers(self._socket_dir)
+            if answer is None or checks % POSTMASTER_EVERY == 0:
+                await postmaster_answers(self._socket_dir, self._port)
         self._checks = checks + 1
-        if self.log_path.stat().st_size > LOG_BYTES_MAX:
-            await asyncio.to_thread(rotate, self.log_path)
+        await self._bound_log()
 
     async def probe(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> ProbeAnswer | None:
         """Where the WAL is; None from a server without the module. Raises TimeoutError."""
@@ -407,7 +308,7 @@ class PostgresEngine:
     ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """An administrator's session; everything in it must happen within the timeout. Raises EngineError."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._answering(timeout_s):
                 session = await psycopg.AsyncConnection.connect(
                     host=str(self._socket_dir),
                     port=self._port,
@@ -421,8 +322,6 @@ class PostgresEngine:
                     yield session
                 finally:
                     await session.close()
-        except TimeoutError:
-            raise EngineError(f"PostgreSQL on port {self._port} did not answer within {timeout_s:g} s") from None
         except psycopg.Error as error:
             raise EngineError(f"PostgreSQL on port {self._port} refuses: {str(error).strip()}") from error
 
@@ -469,9 +368,7 @@ class PostgresEngine:
         self._account.require_reachable(self._run_dir)
         make_sockets(self._socket_dir, self._run_dir, self._account)
         forget_run(self._run_dir)
-        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
-            rotate(self.log_path)
-        self.log_path.touch(mode=0o600)
+        self._begin_log()
 
     async def _watch(self, process: EngineProcess) -> EngineExit:
         """Sees a run to its end. Raises EngineError if processes survive SIGKILL."""

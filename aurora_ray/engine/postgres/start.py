@@ -1,8 +1,4 @@
-"""A PostgreSQL server on its way to being ready: how far it is, whether it moves, and why it ended.
-
-A recovery takes as long as it must. What may not be is that nothing moves: not the server's CPU time, not the WAL that
-is replayed, not its own state, and not what the caller knows of (pages that come from the volume).
-"""
+"""A PostgreSQL server on its way to being ready, see engine/start.py: it moves while WAL is replayed."""
 
 from __future__ import annotations
 
@@ -13,52 +9,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.postgres.probe import module_answers
-from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, PortInUseError
+from aurora_ray.engine.start import Progress, start_error
+from aurora_ray.errors import EngineError
 
 if TYPE_CHECKING:
     from aurora_ray.engine.process import EngineProcess
 
 READY_INTERVAL_S: Final = 0.01
-PROGRESS_EVERY_S: Final = 0.5
 PROBE_TIMEOUT_S: Final = 0.5
-CPU_SHARE_MIN: Final = 0.02  # of one core, below which a server that waits for something is not at work
 READY_LINE: Final = 7  # of postmaster.pid, from 0: pid, directory, start, port, sockets, address, shared memory, state
 _VAGUE: Final = ("contains errors", "could not load")  # what a line says that leaves the reason to the one before
 READY_STATES: Final = ("ready", "standby")  # the second: a standby without hot_standby, which takes no sessions
 
 
-class StartRefusedError(EngineError):
-    """The server ended by itself during its start, in order: something that it was given does not suit it."""
-
-
-class StartProgress:
-    """Looked at now and then, says whether anything moved since; `words` is for people."""
+class StartProgress(Progress):
+    """Of a server with its module: it tells how far the WAL is replayed."""
 
     def __init__(self, process: EngineProcess, socket_dir: Path, moved: Callable[[], object], now_s: float) -> None:
-        self.words = ""
-        self._process = process
+        super().__init__(process, moved, now_s)
         self._socket_dir = socket_dir
-        self._moved = moved
-        self._begun_s = self._moved_at_s = self._looked_at_s = now_s
-        self._before: object = None
-        self._cpu_s = 0.0
 
     async def look(self, now_s: float, state: object) -> float:
         """Seconds since something moved."""
-        if now_s - self._looked_at_s < PROGRESS_EVERY_S:
-            return now_s - self._moved_at_s
-        since_s, self._looked_at_s = now_s - self._looked_at_s, now_s
-        lsn = await self._lsn()
-        seen = (state, lsn, self._moved())
-        cpu_s = self._process.cpu_s()
-        worked = cpu_s - self._cpu_s > CPU_SHARE_MIN * since_s
-        if seen != self._before or worked:
-            self._moved_at_s = now_s
-        self._before, self._cpu_s = seen, cpu_s
-        title = self._process.title("startup")
-        where = f", WAL replayed up to {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}" if lsn else ""
-        self.words = f"recovering for {now_s - self._begun_s:.0f} s ({title or 'starting'}{where})"
-        return now_s - self._moved_at_s
+        if self._is_due(now_s):
+            lsn = await self._lsn()
+            title = self._process.title("startup")
+            where = f", WAL replayed up to {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}" if lsn else ""
+            self._look(now_s, (state, lsn), f"{title or 'starting'}{where}")
+        return self._still_s(now_s)
 
     async def _lsn(self) -> int:
         try:
@@ -79,7 +57,9 @@ async def wait_ready(
     lock = data_dir / "postmaster.pid"
     while True:
         if process.returncode is not None:
-            raise start_error(process, *address)
+            tail = process.log_tail()
+            bind_failed = "could not bind" in tail or "could not create any TCP/IP sockets" in tail
+            raise start_error(process, "PostgreSQL", address, bind_failed=bind_failed)
         try:
             lines = lock.read_text().splitlines()
         except FileNotFoundError:
@@ -92,17 +72,6 @@ async def wait_ready(
                 + (f"\nIt was {progress.words} and nothing moved." if progress.words else "")
             )
         await process.wait_main(READY_INTERVAL_S)
-
-
-def start_error(process: EngineProcess, host: str, port: int) -> AuroraError:
-    """Why a server ended during its start, from its log."""
-    tail = process.log_tail()
-    if "could not bind" in tail or "could not create any TCP/IP sockets" in tail:
-        if "Address already in use" in tail:  # taken between our look at the port and the server's own
-            return PortInUseError(f"port {port} on {host} is in use: stop what listens there or choose another port")
-        return ConfigurationError(f"cannot listen on {host}, port {port}; the server's log ends:\n{tail}")
-    kind = StartRefusedError if (process.returncode or 0) > 0 else EngineError
-    return kind(f"PostgreSQL ended during its start with code {process.returncode}; its log ends:\n{tail}")
 
 
 def first_complaint(error: Exception) -> str:
