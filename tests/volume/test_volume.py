@@ -10,7 +10,6 @@ import pytest
 
 from aurora_ray.errors import NodeTimeoutError, OutOfRangeError, QuorumLostError, UsageError
 from aurora_ray.log.record import create, size
-from aurora_ray.log.wire import append_reply
 from aurora_ray.volume.read.pages import PageRange
 from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.spec import GroupPlacement
@@ -284,16 +283,3 @@ async def test_a_copy_that_fails_as_another_answers_leaves_nothing_unheard(
         volume.reads._latencies.clear()
     gc.collect()
     assert not unheard
-
-
-@pytest.mark.allowed_logs(r"acknowledges LSN \d+ and was sent \d+: not believed")
-async def test_a_node_that_acknowledges_what_it_was_not_sent_is_not_believed(cluster: Cluster) -> None:
-    volume = await cluster.open()
-    lsn = await volume.append(pages((0, b"x")))
-    stream = volume._fanout._streams["a1"]
-    broken = stream.reconnect_count
-    stream.on_message(append_reply(lsn + 1_000_000, subscribed=False))
-    await poll_until(lambda: stream.reconnect_count > broken, what="its stream begins anew")
-    later = await volume.append(pages((1, b"y")))
-    await poll_until(lambda: stream.acked_lsn == later, what="it is believed what it can have")
-    assert volume.vdl == later

@@ -283,8 +283,6 @@ class Segment:
                 if annulled(epochs.truncations, header.epoch, header.flush_end)
                 or doubtful(epochs.truncations, held.installed_epoch, self.vdl, header.flush_end)
             ]
-            # The other half of this pair is `Recovery._decide`'s, of the end that it finds.
-            assert all(lsn > self.vdl for lsn in gone), "what is durable is never annulled"  # noqa: S101
             self._keep_tail(gone)
             changes = self.store.batch()
             for lsn in gone:

@@ -88,7 +88,6 @@ class NodeStream:
         self.reconnect_count = 0
         self.message_count = 0
         self.acked_lsn = 0
-        self._sent_lsn = 0  # up to where the node may acknowledge
         self.subscribed = False  # somebody follows the log at the node
         self._smoothed_s = 0.0
         self._reply_count = 0
@@ -234,7 +233,6 @@ class NodeStream:
                 end = entry.end
                 nbytes += len(entry.message)
             message = b"".join(parts)
-        self._sent_lsn = max(self._sent_lsn, end)
         self._messages.append(_Unanswered(end, time.monotonic()))
         self.message_count += 1
         return message
@@ -243,13 +241,6 @@ class NodeStream:
         """An acknowledgement."""
         answer = pb.AppendReply.FromString(reply)
         lsn: int = answer.acked_lsn
-        if lsn > self._sent_lsn:  # it would count for flushes that it has never seen
-            logger.error(
-                "storage node %s acknowledges LSN %d and was sent %d: not believed", self.node_id, lsn, self._sent_lsn
-            )
-            if self._call is not None:
-                self._call.cancel()
-            return
         newly_subscribed = answer.subscribed and not self.subscribed
         self.subscribed = answer.subscribed
         sent, messages = self._sent, self._messages
