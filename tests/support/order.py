@@ -39,8 +39,9 @@ def recorded_s() -> dict[str, float]:
 
 
 def record(durations: Mapping[str, float]) -> None:
-    """Keep those of this run, for files that took long enough to matter."""
-    kept = {path: round(took_s, 1) for path, took_s in sorted(durations.items()) if took_s >= RECORDED_FROM_S}
+    """Keep those of this run, for files that took long enough to matter; what did not run stays as it was."""
+    known = {**recorded_s(), **durations}
+    kept = {path: round(took_s, 1) for path, took_s in sorted(known.items()) if took_s >= RECORDED_FROM_S}
     RECORDED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
