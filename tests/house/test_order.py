@@ -51,6 +51,11 @@ def test_recorded_durations_are_read_again(tmp_path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(order, "RECORDED", tmp_path / "durations.json")
     order.record({"tests/a.py": 12.34, "tests/short.py": 0.2})
     assert recorded_s() == {"tests/a.py": 12.3}
+    here = "tests/house/test_order.py"
+    order.record({here: 2.0})
+    assert recorded_s() == {here: 2.0}, "of a file that is gone nothing is kept"
+    order.record({"tests/a.py": 12.34})
+    assert recorded_s() == {"tests/a.py": 12.3, here: 2.0}, "what did not run stays as it was"
 
 
 def test_recorded_durations_are_of_files_that_are_there() -> None:

@@ -34,13 +34,16 @@ def guessed_s(markers: Iterable[str], tests: int) -> float:
 
 def recorded_s() -> dict[str, float]:
     """The durations of an earlier run: path below the project -> seconds."""
+    if not RECORDED.exists():
+        return {}
     durations: dict[str, float] = json.loads(RECORDED.read_text(encoding="utf-8"))
     return durations
 
 
 def record(durations: Mapping[str, float]) -> None:
     """Keep those of this run, for files that took long enough to matter; what did not run stays as it was."""
-    known = {**recorded_s(), **durations}
+    root = Path(__file__).parents[2]
+    known = {**{path: took_s for path, took_s in recorded_s().items() if (root / path).is_file()}, **durations}
     kept = {path: round(took_s, 1) for path, took_s in sorted(known.items()) if took_s >= RECORDED_FROM_S}
     RECORDED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
