@@ -109,7 +109,7 @@ chaos: $(BUILT) account ## kill, stop and cut off real processes at random and j
 	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: long
-long: $(BUILT) account ## tests that take minutes each, on a machine of their own: fifteen readers, a lost fleet restored, two regions
+long: $(BUILT) account ## tests that take minutes each, on a machine of their own: fifty clones, a lost fleet restored, two regions
 	@deploy/prepare-machine --test-engines
 	$(BIN)/pytest -m long --timeout=1200 $(ARGS)
 

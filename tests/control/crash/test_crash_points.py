@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,7 +32,9 @@ from aurora_ray.control.model import bootstrap, capacity
 from aurora_ray.control.model import declared as declared_module
 from aurora_ray.control.model.backups import RestorePlan
 from aurora_ray.control.observe import endpoints, heartbeats
+from aurora_ray.control.observe.regions import Regions
 from aurora_ray.control.perform import ports
+from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.engine.postgres.adapter import PostgresAdapter
 from aurora_ray.errors import ConfigurationError
 from tests.control.crash import virtual
@@ -173,6 +175,21 @@ def test_every_point_of_every_verb(
         enumeration.run(verb, Crash(ends, at))
     record_property("crash points", points)
     sys.stdout.write(f"crash points: {verb.name}: {points} ({ends})\n")
+
+
+def test_what_was_done_and_is_wanted_again_at_once_waits(
+    enumeration: Enumeration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the effect of an action is not seen at once, the loop would carry it out for as long as no time goes by."""
+
+    async def asks_and_hears_nothing(regions: Regions, cluster: Any, peer: Any, generation: int) -> None:
+        request = pb.MakeWayRequest(global_cluster=cluster.membership.name, generation=generation)
+        await regions.ask(peer, "MakeWay", request, 1.0)
+
+    monkeypatch.setattr(Regions, "ask_to_make_way", asks_and_hears_nothing)
+    (verb,) = [verb for verb in REGIONAL if verb.name == "switchover to here"]
+    effects = enumeration.run(verb, Crash(Ends.CONTROL)).effects
+    assert 1 <= effects.count("region: make way") <= 5
 
 
 def test_no_verb_and_no_action_is_left_out(enumeration: Enumeration) -> None:
