@@ -50,15 +50,16 @@ def check_with_amcheck(stack: Stack) -> bool:
     return True
 
 
-def check_as_of(stack: Stack, choose: random.Random, *, newest: bool) -> int:
+def check_as_of(stack: Stack, choose: random.Random, *, newest: bool, oldest_lsn: int = 0) -> int:
     """A stock server on a copy of the volume as of a random LSN (or the newest) finds it consistent; the LSN.
 
-    At the newest LSN after an orderly end, the copy's checksums are verified before the server touches it.
+    At the newest LSN after an orderly end, the copy's checksums are verified before the server touches it. Before
+    `oldest_lsn`, while the engine's first files came in, the volume holds no data directory that a server would open.
     """
     account = find_account(ACCOUNT)
     install = stage(find_install(stack.version), account, stack.directory / "data" / "engines")
     target = stack.directory / "copy"
-    lsn = None if newest else asyncio.run(_some_lsn(stack, choose))
+    lsn = None if newest else asyncio.run(_some_lsn(stack, choose, oldest_lsn))
     try:
         lsn = asyncio.run(export(stack.spec, stack.addresses, lsn, target, account))
         if newest and not stack.writer.alive:
@@ -69,10 +70,17 @@ def check_as_of(stack: Stack, choose: random.Random, *, newest: bool) -> int:
     return lsn
 
 
-async def _some_lsn(stack: Stack, choose: random.Random) -> int:
+async def _some_lsn(stack: Stack, choose: random.Random, oldest_lsn: int) -> int:
     states = [await state_of(node, stack.spec) for node in stack.addresses]
     known = [state for state in states if state is not None]
-    return choose.randint(max(state.floor_lsn for state in known), min(state.vdl for state in known))
+    oldest_lsn = max(oldest_lsn, *(state.floor_lsn for state in known))
+    return choose.randint(oldest_lsn, max(oldest_lsn, min(state.vdl for state in known)))
+
+
+def newest_lsn(stack: Stack) -> int:
+    """The highest VDL that a storage node has heard of."""
+    states = [asyncio.run(state_of(node, stack.spec)) for node in stack.addresses]
+    return max(state.vdl for state in states if state is not None)
 
 
 async def _ask_stock_server(install: EngineInstall, account: EngineAccount, data_dir: Path) -> None:

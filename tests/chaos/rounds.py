@@ -17,7 +17,7 @@ import psycopg
 from tests.chaos.agreement import check_agreement
 from tests.chaos.checks import check_indexes, check_tables, check_transfers
 from tests.chaos.clients import SCHEMA, Load, Tables
-from tests.chaos.engine_tools import check_as_of, check_with_amcheck
+from tests.chaos.engine_tools import check_as_of, check_with_amcheck, newest_lsn
 from tests.chaos.faults import FAULTS, Arena, fault_of_round
 from tests.chaos.ledger import Ledger, Outcome
 from tests.support.stack import Stack
@@ -96,6 +96,7 @@ class Chaos:
         self.ledger = Ledger(stack.directory / "ledger", accounts=100)
         self.tables = Tables()
         self.amcheck_count = self.as_of_count = 0
+        self._prepared_lsn = 0
 
     def prepare(self) -> None:
         """Starts the stack and makes the schema."""
@@ -103,6 +104,7 @@ class Chaos:
         self.stack.writer.open()
         with self.stack.connect() as session:
             session.execute(SCHEMA.encode())
+        self._prepared_lsn = newest_lsn(self.stack)
 
     def run_round(self, number: int, fault: str | None = None) -> RoundResult:
         """One round. Raises AssertionError when something that must hold does not."""
@@ -143,7 +145,7 @@ class Chaos:
             check_indexes(session)
         self.amcheck_count += check_with_amcheck(self.stack)
         if number % AS_OF_EVERY == 0:
-            check_as_of(self.stack, choose, newest=False)
+            check_as_of(self.stack, choose, newest=False, oldest_lsn=self._prepared_lsn)
             self.as_of_count += 1
         return RoundResult(
             number=number,
