@@ -23,6 +23,7 @@ class TroubleCode(StrEnum):
     COPY_LOST = "copy_lost"  # a storage node has lost copies, which its peers give back
     READ_ONLY = "read_only"  # a cluster that runs and takes no writes: standby.signal, default_transaction_read_only
     PARAMETER_LEFT_OUT = "parameter_left_out"  # the engine does not start with it
+    SESSIONS_FAIL = "sessions_fail"  # the engine runs, and no session can begin with its settings
     CERTIFICATE = "certificate"  # near its end
     PORT_TAKEN = "port_taken"  # an endpoint or an instance cannot listen where it did
     STATE_DAMAGED = "state_damaged"  # a version of the control state was passed over

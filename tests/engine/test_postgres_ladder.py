@@ -122,6 +122,18 @@ async def test_settings_that_lock_users_out_are_no_matter(
     assert engine.troubles == ()
 
 
+async def test_a_library_that_no_session_begins_with_is_told_and_not_kept(
+    engine: PostgresEngine, good: Path, account: EngineAccount
+) -> None:
+    write(account, good / AUTO, "session_preload_libraries = 'no_such'\n")
+    await engine.start(good)
+    await engine.note_good_start()
+    [trouble] = engine.troubles
+    assert trouble.code is TroubleCode.SESSIONS_FAIL
+    assert '"no_such"' in trouble.sentence
+    assert settings_in((good / GOOD_AUTO).read_text()) == {"work_mem": "7MB"}  # the last that worked
+
+
 async def test_roles_and_databases_are_no_matter(engine: PostgresEngine, cluster: Path) -> None:
     await engine.start(cluster)
     async with await session(engine) as client:

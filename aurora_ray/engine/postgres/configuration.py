@@ -181,6 +181,15 @@ def troubles_of(rung: Rung, files: Files, why: str, parameters: Mapping[str, str
     return found
 
 
+def sessions_fail(why: str) -> EngineTrouble:
+    """The server starts with the user's settings, and then no session does."""
+    return EngineTrouble(
+        TroubleCode.SESSIONS_FAIL,
+        f"no session can begin with the settings of the user ({why}): take them back with `aurora parameters NAME "
+        "reset SETTING`, or with `aurora repair cluster NAME settings` if ALTER SYSTEM set them",
+    )
+
+
 def _left_out(what: str, why: str) -> EngineTrouble:
     return EngineTrouble(
         TroubleCode.PARAMETER_LEFT_OUT,

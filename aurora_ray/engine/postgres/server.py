@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -44,6 +45,7 @@ from aurora_ray.engine.postgres.configuration import (
     Files,
     Rung,
     conf_text,
+    sessions_fail,
     troubles_of,
 )
 from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME, check_data_dir, clear_lock, make_sockets, socket_dir
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PID_NOTE: Final = "postgres.pid"
+_LIBRARY: Final = re.compile(r"could not (access file|load library) .*|incompatible library .*")
 PRELOADED: Final = "LD_PRELOAD"  # in a server's environment: the library that takes sockets which are handed over
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -245,10 +248,26 @@ class PostgresEngine(Server):
     async def note_good_start(self) -> None:
         """Keeps the configuration of this run in the data directory, as the last that worked, if it is all in force.
 
-        Raises EngineError.
+        A configuration with which no session can begin has not worked. Raises EngineError.
         """
-        if self._rung is Rung.ALL:
-            await self._edit(Files.read(self._data_dir).worked())
+        if self._rung is not Rung.ALL:
+            return
+        if (why := await self._why_no_session()) is not None:
+            self._troubles = (*self._troubles, sessions_fail(why))
+            return
+        await self._edit(Files.read(self._data_dir).worked())
+
+    async def _why_no_session(self) -> str | None:
+        """What a session says that ends for want of a library (session_preload_libraries, local_preload_libraries).
+
+        Whether roles, databases and rules let anybody in is for users to decide, and no trouble.
+        """
+        try:
+            async with self._session(CHECK_TIMEOUT_S, options="-c lc_messages=C"):
+                return None
+        except EngineError as error:
+            refused = _LIBRARY.search(str(error))
+            return refused[0] if refused else None
 
     async def stop(self, mode: StopMode = StopMode.FAST, *, timeout_s: float = STOP_TIMEOUT_S) -> EngineExit | None:
         """Ends every process and says how the run ended; None if there has been none.
