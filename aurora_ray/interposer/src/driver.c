@@ -350,6 +350,8 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
     t->nbatches = 0;
     if (from == tail)
         return 1;
+    if (tail - from > r->ring_bytes)
+        return -1; /* the other half of ar_lock_with_space: nothing is overwritten before it was taken */
     uint64_t to = measure(r, t, from, tail, &places), offset = lay_out(t, &places);
     if (to == from || offset > t->buffer_bytes || offset != to - from + t->nbatches * front_bytes(t->nbatches))
         return -1;

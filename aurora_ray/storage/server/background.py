@@ -204,10 +204,11 @@ class Background:
         if now_s - self._node.started_s < config.lease_s_max:
             return  # readers that held leases before a restart get the time to renew them
         kept = segment.meta.retention
+        limit_lsn = min([segment.vdl, *live_read_points(volume.read_points, now_s)])
         floor_lsn = new_floor(
             segment.meta.layers,
             floor_lsn=segment.meta.floor_lsn,
-            limit_lsn=min([segment.vdl, *live_read_points(volume.read_points, now_s)]),
+            limit_lsn=limit_lsn,
             tail_bytes=segment.tail_bytes,
             oldest_us=(now_s - (kept.seconds or config.retention_s)) * 1e6,
             retention_bytes=self._node.space().history_bytes(
@@ -215,6 +216,8 @@ class Background:
             ),
         )
         if floor_lsn > segment.meta.floor_lsn:
+            # The other half of this pair is `NodeVolume.hold`'s, which grants no lease below the floor.
+            assert floor_lsn <= limit_lsn, "what somebody may still read is kept"  # noqa: S101
             self._node.counters["floors_raised"] += 1
         await collect(segment, floor_lsn)
 

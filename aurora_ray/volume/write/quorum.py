@@ -99,6 +99,8 @@ class QuorumTracker:
             return False
         self._acked[node] = lsn
         inflight = self._inflight
+        # The other half of this pair is `Redo`'s, of the VDL. A node may have it from its peers, never from nobody.
+        assert lsn <= (inflight[-1].end if inflight else self.vdl), "only what was submitted is acknowledged"  # noqa: S101
         if not inflight or lsn < inflight[0].end:
             return False
         return self._advance()
