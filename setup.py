@@ -1,4 +1,5 @@
-"""Builds what pyproject.toml cannot say: modules for PostgreSQL, against the headers that each version's wheel has."""
+"""Builds what pyproject.toml cannot say: modules for PostgreSQL, against the headers that each version's wheel has, and
+the plugin for MariaDB."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ HEADERS = {
 }
 MODULE = ("commit", "facts", "horizon", "probe", "workers")
 HEADERS_OF_MODULE = [f"aurora_ray/engine/src/{name}.h" for name in MODULE[1:]]
+SERVER_PLUGIN = ("mariadb", "mariadb_table")
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
 
 
@@ -36,6 +38,17 @@ def engine_module(major: int) -> Extension:
     )
 
 
+def server_plugin() -> Extension:
+    """The plugin that tells MySQL's clients of the cluster; no headers of a server are needed for it."""
+    return Extension(
+        "aurora_ray.engine._mariadb_plugin",
+        [f"aurora_ray/engine/src/{name}.c" for name in SERVER_PLUGIN],
+        depends=["aurora_ray/engine/src/mariadb.h", "aurora_ray/engine/src/mariadb_abi.h"],
+        extra_compile_args=[*FLAGS, "-fvisibility=hidden"],
+        extra_link_args=["-lm"],
+    )
+
+
 class BuildWithEngineModules(build_ext):
     """build_ext, for the extensions of pyproject.toml and the engine's modules."""
 
@@ -43,7 +56,8 @@ class BuildWithEngineModules(build_ext):
         """Adds the modules before anybody looks at the list."""
         known = list(self.distribution.ext_modules or [])
         names = {extension.name for extension in known}
-        modules = [module for module in map(engine_module, HEADERS) if module.name not in names]
+        all_modules = [*map(engine_module, HEADERS), server_plugin()]
+        modules = [module for module in all_modules if module.name not in names]
         self.distribution.ext_modules = [*known, *modules]
         super().finalize_options()
 

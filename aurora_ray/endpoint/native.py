@@ -24,6 +24,7 @@ class RelayOptions(Structure):
         ("sessions_max", c_uint32),
         ("hold_ms", c_uint64),
         ("cancel_code", c_uint32),
+        ("keeps_address", c_uint32),
         ("refusal_bytes", c_uint32),
         ("refusal", c_uint8 * REFUSAL_BYTES_MAX),
     ]
@@ -58,7 +59,7 @@ COUNTERS = (
 )
 Counters = c_uint64 * len(COUNTERS)
 
-assert ctypes.sizeof(RelayOptions) == 152  # noqa: S101 - a relation between constants, checked at import
+assert ctypes.sizeof(RelayOptions) == 160  # noqa: S101 - a relation between constants, checked at import
 assert ctypes.sizeof(TargetOrder) == 176  # noqa: S101
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

@@ -53,10 +53,13 @@ class RelayError(AuroraError):
 class ClientProtocol(NamedTuple):
     """What an endpoint knows of how clients speak to an engine. `cancel_code`: bytes 4 to 8, big-endian, of a
     connection's first message that asks to cancel what another session does; 0: there is no such thing. `refusal`: an
-    error message of at most 128 bytes, for a client that cannot be served since there are too many."""
+    error message of at most 128 bytes, for a client that cannot be served since there are too many.
+    `keeps_address`: the server learns by which address of this machine (127.0.0.0/8) a client came, as the one that
+    it is connected from."""
 
     cancel_code: int = 0
     refusal: bytes = b""
+    keeps_address: bool = False
 
 
 ANY_PROTOCOL: Final = ClientProtocol()
@@ -111,7 +114,13 @@ class Relay:
     ) -> None:
         refusal = protocol.refusal[: native.REFUSAL_BYTES_MAX]
         self._options = native.RelayOptions(
-            held_max, sessions_max, round(hold_s * 1000), protocol.cancel_code, len(refusal), tuple(refusal)
+            held_max,
+            sessions_max,
+            round(hold_s * 1000),
+            protocol.cancel_code,
+            protocol.keeps_address,
+            len(refusal),
+            tuple(refusal),
         )
         self._lock = threading.Lock()
         self._handle: c_void_p | None = None

@@ -359,8 +359,8 @@ class Adapter(Protocol):
     that the first sessions will want. `programs`: names of what its processes run. `last_file`: of a new cluster's
     import, so a volume that has it is complete. `version_file`: says in a volume which major version it is of; the path
     is no other engine's. `repairs`: kinds of `Engine.repair`. `read_only_parameters`: with them, nothing is changed.
-    `cancel_code`, `refusal`: as in endpoint.relay.ClientProtocol. `has_readers`: whether its servers can follow a
-    writer. `passfile_suffix`: of the files in which a program of its clients finds a password.
+    `cancel_code`, `refusal`, `keeps_address`: as in endpoint.relay.ClientProtocol. `has_readers`: whether
+    its servers can follow a writer. `passfile_suffix`: of the files in which a program of its clients finds a password.
     """
 
     name: str
@@ -376,6 +376,7 @@ class Adapter(Protocol):
     client: Client
     cancel_code: int
     refusal: bytes
+    keeps_address: bool
     has_readers: bool
     passfile_suffix: str
 

@@ -2,22 +2,25 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 
+from aurora_ray.compute.commands import ReplicaStatus
 from aurora_ray.compute.config import EngineChoice, InstanceConfig
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.account import find_account
-from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.base import ReplicaRow, StopMode
 from aurora_ray.errors import AuroraError
 from tests.support.leaks import remove_tree
 from tests.support.stack_export import export
@@ -67,8 +70,9 @@ def config(cluster: Cluster, shared_dir: Path, free_port: int) -> InstanceConfig
     )
 
 
-def connect(config: InstanceConfig) -> "pymysql.Connection[Any]":
+def connect(config: InstanceConfig, **more: Any) -> "pymysql.Connection[Any]":
     return pymysql.connect(
+        **more,
         host="127.0.0.1",
         port=config.port,
         user="admin",
@@ -116,6 +120,27 @@ async def check_pages(config: InstanceConfig, cluster: Cluster, target: Path) ->
     return len(spaces)
 
 
+async def tells_drivers(writer: Writer, config: InstanceConfig) -> None:
+    """What drivers for Amazon Aurora ask, in a session that came by the ordinary address and in one by another."""
+    me, now_s = config.instance_id, 1_700_000_000.25
+    rows = (
+        ReplicaRow(me, "MASTER_SESSION_ID", 12.5, 0.0, now_s, "60.75"),
+        ReplicaRow("another", "something", 1.0, 20.25, now_s, "60.76"),
+    )
+    await writer.do(ReplicaStatus(rows, ()))
+    (shown,) = await execute(config, "show variables like 'aurora_version'")
+    assert shown == ("aurora_version", version("aurora-ray"))
+    assert await execute(config, "select @@aurora_server_id, @@innodb_read_only") == [(me, 0)]
+    lines = "select * from information_schema.replica_host_status order by 1 desc"
+    found = await execute(config, "set time_zone = '+00:00'", lines)
+    when = dt.datetime(2023, 11, 14, 22, 13, 20, 250_000)
+    assert found == [(me, "MASTER_SESSION_ID", 12.5, 0.0, when), ("another", "something", 1.0, 20.25, when)]
+    assert await execute(config, "select count(*) from information_schema.replica_host_status") == [(2,)]
+    with closing(connect(config, bind_address="127.0.60.75")) as session, session.cursor() as cursor:
+        cursor.execute("select @@aurora_server_id, server_id from information_schema.replica_host_status")
+        assert cursor.fetchall() == (("60.75", "60.75"), ("60.75", "60.76"))
+
+
 @ENDS
 async def test_what_was_committed_is_there_after_every_end(
     config: InstanceConfig, cluster: Cluster, data_dir: Path
@@ -129,6 +154,7 @@ async def test_what_was_committed_is_there_after_every_end(
     again = replace(config, initialise=False)
     writer, pid = await opened(again)
     assert await execute(again, "select count(*), count(distinct i) from d.t") == [(20000, 20000)]
+    await tells_drivers(writer, again)
     await execute(again, *["insert into d.t (s) values ('after')"] * 200)
     await killed(writer, pid)
     assert await check_pages(config, cluster, data_dir / "tree") > 3

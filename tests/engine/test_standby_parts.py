@@ -15,9 +15,9 @@ from aurora_ray.engine.postgres.dirs import feed_dir
 from aurora_ray.engine.postgres.standby import protocol
 from aurora_ray.engine.postgres.standby.feed import PORT, PostgresFeed
 from aurora_ray.engine.postgres.standby.files import ConfigFiles
-from aurora_ray.engine.postgres.standby.progress import POINTS_MAX, Progress
 from aurora_ray.engine.postgres.standby.segments import WalFiles
 from aurora_ray.engine.postgres.standby.takeover import Takeover
+from aurora_ray.engine.progress import POINTS_MAX, Progress
 from aurora_ray.engine.tree_edit import Edit
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record as records

@@ -149,7 +149,7 @@ def orders_for(
         writers, readers = targets(Role.WRITER), targets(Role.READER)
         leaving = targets(Role.READER, leaving=True)
         engine = adapter(cluster.engine)
-        protocol = ClientProtocol(engine.cancel_code, engine.refusal)
+        protocol = ClientProtocol(engine.cancel_code, engine.refusal, engine.keeps_address)
         name = cluster_endpoint(cluster.name)
         # In a secondary region nobody is waited for: who asks both regions for the writer goes on to the other one.
         hold_s = INSTANCE_HOLD_S if cluster.is_secondary else None

@@ -105,7 +105,7 @@ struct counters { /* in the order in which Python reads them */
 struct relay_options {
     uint32_t held_max, sessions_max;
     uint64_t hold_ms;
-    uint32_t cancel_code, refusal_bytes;
+    uint32_t cancel_code, keeps_address, refusal_bytes;
     uint8_t refusal[RELAY_REFUSAL_BYTES_MAX];
 };
 

@@ -211,6 +211,26 @@ void session_not_taken(struct relay *relay, struct session *s)
     session_move(relay, s, SESSION_HELD);
 }
 
+/*
+ * Connects to a target on this machine from the address by which the client came, if that is one of 127.0.0.0/8 as well:
+ * the server tells by it whom it serves. Where it cannot be done, any address will do.
+ */
+static void keep_address(const struct session *s, const struct target *t)
+{
+    struct sockaddr_in came = {0}, to;
+    socklen_t size = sizeof came;
+    int later = 1; /* the port is chosen when it is connected, of all that no other connection to that target has */
+
+    memcpy(&to, &t->address, sizeof to);
+    if (getsockname(s->client.fd, (struct sockaddr *)&came, &size) < 0 || came.sin_family != AF_INET ||
+        to.sin_family != AF_INET || ntohl(came.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET ||
+        ntohl(to.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET)
+        return;
+    came.sin_port = 0;
+    (void)setsockopt(s->server.fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &later, sizeof later);
+    (void)bind(s->server.fd, (const struct sockaddr *)&came, sizeof came);
+}
+
 /* Begins to connect to a target by TCP. False: it cannot be had. */
 bool session_dial(struct relay *relay, struct session *s, const struct target *t, int64_t now_ms)
 {
@@ -218,6 +238,8 @@ bool session_dial(struct relay *relay, struct session *s, const struct target *t
     if (s->server.fd < 0)
         return false;
     tune(s->server.fd);
+    if (relay->options.keeps_address)
+        keep_address(s, t);
     if (connect(s->server.fd, (const struct sockaddr *)&t->address, t->address_bytes) < 0 && errno != EINPROGRESS)
         return false;
     session_wait(relay, s, now_ms + RELAY_CONNECT_MS);

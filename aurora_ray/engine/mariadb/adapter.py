@@ -47,6 +47,7 @@ class MariadbAdapter:
     client: Client = MariadbClient()
     cancel_code = 0  # a statement is cancelled by another one (KILL QUERY), in a session of its own
     refusal = REFUSAL
+    keeps_address = True  # so a session that came by an address of the cluster's own is known (told.py)
     has_readers = False
     passfile_suffix = ".cnf"
 

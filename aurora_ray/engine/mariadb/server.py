@@ -25,7 +25,7 @@ from aurora_ray import telemetry
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineTrouble, StopMode, VolatilePattern
 from aurora_ray.engine.dirs import make_private, short_dir
-from aurora_ray.engine.mariadb import accounts
+from aurora_ray.engine.mariadb import accounts, told
 from aurora_ray.engine.mariadb.administration import Administration
 from aurora_ray.engine.mariadb.client import ADMIN_FILE, MariadbClient
 from aurora_ray.engine.mariadb.credentials import new_password, options_text
@@ -74,7 +74,7 @@ class _Rung(StrEnum):
 
     ALL = "all"
     DEFAULTS = "our settings alone"  # not the cluster's parameters, nor its size
-    BARE = "our settings alone, without our account"
+    BARE = "our settings alone, without our account and plugin"
 
 
 class MariadbEngine(Server):
@@ -89,6 +89,7 @@ class MariadbEngine(Server):
     ) -> None:
         super().__init__(install, account, run_dir, short_dir(run_dir, "socket", SOCKET_NAME), **options)
         self._rung = _Rung.ALL
+        self._follow: StandbyFeed | None = None
         self._repairs: tuple[str, ...] = ()
         self._admin = Administration(self._socket_dir / SOCKET_NAME)
 
@@ -149,7 +150,8 @@ class MariadbEngine(Server):
     ) -> None:
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
-        process = self._spawn(self._command(rung, parameters), {}, death_signal="KILL")
+        more = told.environment(self._socket_dir, self._name, follows=self._follow is not None)
+        process = self._spawn(self._command(rung, parameters), more, death_signal="KILL")
         progress = self._progress = StartProgress(process, moved, time.monotonic())
         try:
             with telemetry.span("engine.recover"):
@@ -181,6 +183,7 @@ class MariadbEngine(Server):
             server_id=self._server_id(),
         )
         if rung is not _Rung.BARE:
+            forced |= told.plugin_settings(self._install, self._run_dir)
             password = new_password()
             statements = (*accounts.at_start(password), *self._repairs)
             script = self._socket_dir / "init.sql"
@@ -220,8 +223,9 @@ class MariadbEngine(Server):
     async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
         """Nobody follows."""
 
-    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
-        """Sessions cannot ask for it yet."""
+    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:  # noqa: ARG002
+        """What sessions are shown of their cluster (information_schema.replica_host_status) from now on."""
+        told.tell_replicas(self._socket_dir, self._account, rows)
 
     async def write_back(self, *, timeout_s: float) -> None:
         """See Engine: all dirty pages, and with them the checkpoint follows."""

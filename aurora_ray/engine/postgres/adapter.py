@@ -50,6 +50,7 @@ class PostgresAdapter:
     client: Client = PostgresClient()
     cancel_code = CANCEL_CODE
     refusal = REFUSAL
+    keeps_address = False  # clients' sockets come with their addresses
     has_readers = True
     passfile_suffix = ".pgpass"
 

@@ -24,9 +24,9 @@ from aurora_ray.engine.postgres.dirs import feed_dir
 from aurora_ray.engine.postgres.settings import standby_settings
 from aurora_ray.engine.postgres.standby.connection import Connection
 from aurora_ray.engine.postgres.standby.files import FILE_PAGES_MAX, ConfigFiles
-from aurora_ray.engine.postgres.standby.progress import Progress
 from aurora_ray.engine.postgres.standby.segments import WalFiles
 from aurora_ray.engine.postgres.standby.window import PAGE_BYTES, WalWindow
+from aurora_ray.engine.progress import Progress
 from aurora_ray.errors import AuroraError, EngineError
 from aurora_ray.log.batch import inflate, payload
 from aurora_ray.log.pages import scan

@@ -1,4 +1,5 @@
-"""How far a standby has replayed, in the volume's LSNs, and for how long it is behind. Pure: the clock comes in."""
+"""How far a server that follows has replayed, in the volume's LSNs, and for how long it is behind. Pure: the clock
+comes in. A place in what it is fed with (`wal`: PostgreSQL's WAL, MariaDB's binary log) is a number that only grows."""
 
 from __future__ import annotations
 
