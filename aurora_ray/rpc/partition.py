@@ -106,7 +106,11 @@ class Gate(_Interceptor):
         if PARTY.mutes(party):
             await PARTY.wait_heard(party)
         handler = await continuation(handler_call_details)
-        # Long-lived streams are the ones to break; others end by themselves.
+        # Streams are the ones to break: of the log to a follower, of redo from a writer. Others end by themselves.
+        if handler is not None and inspect.iscoroutinefunction(handler.unary_stream):
+            return grpc.unary_stream_rpc_method_handler(
+                _breakable(handler.unary_stream, party), handler.request_deserializer, handler.response_serializer
+            )
         if handler is not None and inspect.iscoroutinefunction(handler.stream_stream):
             return grpc.stream_stream_rpc_method_handler(
                 _breakable(handler.stream_stream, party), handler.request_deserializer, handler.response_serializer

@@ -8,13 +8,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from aurora_ray.errors import NodeTimeoutError
+from aurora_ray.errors import NodeTimeoutError, NodeUnreachableError
 from aurora_ray.rpc.admission import Doorkeeper
 from aurora_ray.rpc.channel import bind, make_server, open_channel
 from aurora_ray.rpc.partition import PARTY, Cut
 
 ECHO = "/test.Echo/Say"
 STREAM = "/test.Echo/Stream"
+TELL = "/test.Echo/Tell"
 
 
 async def _say(request: bytes, context: object) -> bytes:
@@ -26,12 +27,19 @@ async def _stream(_: object, context: Any) -> None:
         await context.write(message)
 
 
+async def _tell(request: bytes, context: Any) -> None:
+    while True:
+        await context.write(request)
+        await asyncio.sleep(0.01)  # not synchronisation: a log that grows
+
+
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
     server, guard = make_server(Doorkeeper("echo"))
     handlers = {
         "Say": grpc.unary_unary_rpc_method_handler(_say),
         "Stream": grpc.stream_stream_rpc_method_handler(_stream),
+        "Tell": grpc.unary_stream_rpc_method_handler(_tell),
     }
     server.add_registered_method_handlers("test.Echo", handlers)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
@@ -73,6 +81,21 @@ async def test_running_streams_break(address: str, party: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(stream.read(), 10)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_is_told_without_being_asked_breaks_too(address: str, party: str) -> None:
+    """Of the calls that run on, a follower's of the log: it would go on hearing what it cannot ask for."""
+    async with open_channel(address, "echo") as channel:
+        told = aiter(channel.unary_stream(TELL)(b"a"))
+        assert await anext(told) == b"a"
+        PARTY.set_cut(Cut(frozenset({party})))
+
+        async def hear() -> None:
+            async for _ in told:
+                pass
+
+        with pytest.raises(NodeUnreachableError):
+            await asyncio.wait_for(hear(), 10)
 
 
 async def test_others_are_heard(address: str, party: str) -> None:
