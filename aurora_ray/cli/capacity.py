@@ -1,8 +1,9 @@
-"""The command for serverless capacity."""
+"""The commands for serverless capacity, and for what a cluster has used."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -13,10 +14,11 @@ from aurora_ray.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the commands."""
     app.command(
         epilog="Example: aurora scale demo --min 0 --max 4 --pause-after 300      aurora scale demo --off",
     )(scale)
+    app.command(epilog="Example: aurora usage demo --since -1h --json")(usage)
 
 
 def scale(  # noqa: PLR0917  (the command's options)
@@ -53,3 +55,30 @@ def scale(  # noqa: PLR0917  (the command's options)
     else:
         idle = f", paused after {now['pause_after_s']:g} s without use" if now["pause_after_s"] else ""
         write_line(f"{name}: {now['min']:g} to {now['max']:g} ACU, {now['acu']:g} at the moment{idle}")
+
+
+def usage(
+    name: options.Name = options.DEFAULT_NAME,
+    since: Annotated[
+        str, typer.Option("--since", metavar="T", help="A time or a distance as -1h; else since it is counted.")
+    ] = "",
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Show what a cluster has used: capacity (ACU-hours), I/O, and storage over time.
+
+    Capacity counts from when an engine accepts statements until it is asked to end or has ended. With --since it is
+    counted from the last note before that, at most a minute earlier, which is shown.
+    """
+    used = options.find(data_dir).usage(name, since)
+    if json:
+        write_json(used)
+        return
+    io, storage = used["io"], used["storage"]
+    at = datetime.fromtimestamp(used["from"], UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    write_line(f"{name} since {at}")
+    write_line(f"  capacity  {used['acu_hours']:.4f} ACU-hours ({used['acu_seconds']:.0f} ACU-seconds)")
+    write_line(f"  I/O       {io['read_pages']:,} pages read, {io['redo_bytes']:,} bytes of redo written")
+    write_line(f"  storage   {storage['byte_hours'] / (1 << 30):.4f} GiB-hours, {storage['bytes']:,} bytes now")
+    if (now := used["capacity"]) is not None:
+        write_line(f"  now       {now['acu']:g} ACU: {now['reason'] or 'it has just begun'}")

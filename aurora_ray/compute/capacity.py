@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,10 @@ class Granted:
         place = hashlib.sha256(str(config.dirs.root).encode()).hexdigest()[:12]
         self._quota = CpuQuota(f"aurora-ray-{config.instance_id}-{place}")
         self._cache_bytes = 0  # that the mount was opened with
+        self._since_ns = time.time_ns()  # tells it from all others of the instance
+        self._acu_s = 0.0  # that were had up to ...
+        self._counted_s: float | None = None  # ... then; None while it does not serve
+        self._ended = False
 
     @property
     def acu(self) -> float:
@@ -59,7 +64,8 @@ class Granted:
         )
 
     async def begin(self, engine: Engine, mounted: MountedVolume) -> None:
-        """The engine accepts statements."""
+        """The engine accepts statements: from now on its capacity counts."""
+        self._counted_s = time.monotonic()
         self._cache_bytes = int(mounted.stats().get("cache_budget_bytes", 0))
         mounted.set_cache_bytes(self._budget)
         if engine.pid is not None:
@@ -67,12 +73,14 @@ class Granted:
 
     async def scale(self, order: CapacityOrder, mounted: MountedVolume) -> None:
         """Another capacity, in force when this returns but for what the engine must be told (`size`)."""
+        self._count()
         self._order = order
         await asyncio.to_thread(self._quota.limit, self.size.cpus)
         mounted.set_cache_bytes(self._budget)
 
     async def end(self, mounted: MountedVolume) -> None:
         """Nothing holds it back any more."""
+        self.stop_counting()
         mounted.set_cache_bytes(self._cache_bytes)
         await asyncio.to_thread(self._quota.limit, 0)
 
@@ -81,9 +89,24 @@ class Granted:
         wanted = int(self.size.memory_bytes * CACHE_SHARE)
         return min(wanted, self._cache_bytes) if self._cache_bytes else wanted
 
+    def _count(self) -> None:
+        if self._counted_s is not None:
+            before_s, self._counted_s = self._counted_s, time.monotonic()
+            self._acu_s += self.acu * (self._counted_s - before_s)
+
+    def stop_counting(self) -> None:
+        """What it has from now on is for its end."""
+        self._count()
+        self._counted_s, self._ended = None, True
+
     def stats(self) -> Mapping[str, int | float]:
-        """Numbers for `status`."""
+        """Numbers for `status`. `acu_s`: ACU-seconds since `metered_since_ns`, at `metered_at_s` (Unix times)."""
+        self._count()
         return {
+            "acu_s": round(self._acu_s, 6),
+            "metered_since_ns": self._since_ns,
+            "metered_at_s": time.time(),
+            "ended": int(self._ended),
             "acu": self.acu,
             "acu_room": acu_on(self._machine),
             "cpus_per_acu": self._order.cpus_per_acu,
@@ -96,4 +119,5 @@ class Granted:
 
     def close(self) -> None:
         """The engine has ended."""
+        self.stop_counting()
         self._quota.close()

@@ -28,6 +28,7 @@ from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.leftovers import end_leftovers
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.machine import this_machine
+from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.sizes import size_on
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.troubles import Trouble
@@ -144,6 +145,8 @@ class Opening(ABC):
             prepared = await prepare_engine(self.config.engine)
             prepare_instance_dirs(dirs, prepared.account)
             await end_leftovers(dirs.pid_file, dirs.mount, prepared.adapter.programs)
+            if self.config.port and self.config.role.traits.engine:
+                claim_port(self.config.host, self.config.port)  # if it is taken, that is better known before the mount
         return prepared
 
     def _make_engine(self, prepared: PreparedEngine) -> Engine:
@@ -261,6 +264,8 @@ class Opening(ABC):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         self._phase = IncarnationPhase.STOPPING
+        if self._granted is not None:
+            self._granted.stop_counting()
         reason = "it was asked to stop"
         if self._engine is not None:
             try:

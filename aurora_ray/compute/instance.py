@@ -12,10 +12,12 @@ from aurora_ray.compute.config import EngineChoice, IncarnationPhase, InstanceCo
 from aurora_ray.compute.kinds import incarnation_of
 from aurora_ray.compute.usage import LOOK_EVERY_S, Usage
 from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.network import hold_port
 from aurora_ray.engine.registry import adapter
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
     from aurora_ray.compute.commands import Command
@@ -31,6 +33,8 @@ class Instance:
         self._open: Incarnation | None = None
         self._usage: Usage | None = None
         self._volume_id = ""
+        self._place: tuple[str, int] | None = None  # where the engine of the latest incarnation listened
+        self._port_held: socket.socket | None = None
 
     async def get_ready(self, choice: EngineChoice) -> None:
         """Does what opening will need before it is asked for; `open` reports what goes wrong with it."""
@@ -46,6 +50,8 @@ class Instance:
 
         if self._open is not None and self._open.status().phase is not IncarnationPhase.ENDED:
             raise UsageError(f"{config.instance_id} is open already")
+        self._let_go_of_port()
+        self._place = (config.host, config.port) if config.port and config.role.traits.addressed else None
         self._open = incarnation_of(config)
         self._volume_id = str(config.volume.volume_id)
         counters = self._open.counters if isinstance(self._open, Opening) else dict
@@ -75,7 +81,18 @@ class Instance:
         return await self._open.do(command)
 
     async def stop(self, *, fast: bool, reopens: bool = False) -> Outcome | None:
-        """Ends the incarnation, in order if `fast`, else at once. `reopens`: see Opening.stop."""
+        """Ends the incarnation, in order if `fast`, else at once. `reopens`: see Opening.stop; until then nobody else
+        gets its port, for which whoever wakes a paused cluster would wait longer, as there would be another."""
         if self._open is None:
             return None
-        return await self._open.stop(StopMode.FAST if fast else StopMode.KILL, reopens=reopens)
+        outcome = await self._open.stop(StopMode.FAST if fast else StopMode.KILL, reopens=reopens)
+        if reopens and self._place is not None and self._port_held is None:
+            self._port_held = hold_port(*self._place)
+        elif not reopens:
+            self._let_go_of_port()
+        return outcome
+
+    def _let_go_of_port(self) -> None:
+        if self._port_held is not None:
+            self._port_held.close()
+            self._port_held = None

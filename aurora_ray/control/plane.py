@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aurora_ray import telemetry
 from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, sizing
 from aurora_ray.control.decide.ailing import AilingNodes
+from aurora_ray.control.decide.metering import Meter, reading_of
 from aurora_ray.control.decide.replacement import ReplaceRules
 from aurora_ray.control.decide.scaling import Scaling
 from aurora_ray.control.decide.serverless import EndpointUse, Serverless
@@ -47,7 +48,8 @@ from aurora_ray.control.report.events import EventKind, EventLog
 from aurora_ray.control.report.failovers import Failovers
 from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.control.report.metrics_port import MetricsPort
-from aurora_ray.errors import AuroraError, FencedError, QuorumLostError, UsageError
+from aurora_ray.control.report.usage import UsageLog
+from aurora_ray.errors import AuroraError, FencedError, MalformedError, QuorumLostError, UsageError
 from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import NodeAddress
 
@@ -109,6 +111,7 @@ class ControlPlane:
             serving=lambda cluster: self.replicas.serving(cluster, self.processes.instances, clock()),
         )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
+        self.meter, self.usage_log = Meter(), UsageLog(config.data_dir)
         self.means = Means(
             config,
             self.declared,
@@ -122,6 +125,7 @@ class ControlPlane:
             lambda cluster: self.endpoints.withdrawn(cluster, self.declared.epoch),
             lambda what: self.attempts.pop(what, None),
             self.regions,
+            self._save_usage,
         )
         self.serverless = Serverless()
         self._used: dict[str, EndpointUse] = {}
@@ -197,7 +201,7 @@ class ControlPlane:
 
     async def metrics(self) -> bytes:
         """All metrics of the fleet, as Prometheus text."""
-        return await fleet_metrics(self.fleet, self.processes, self.endpoints, self.own_troubles())
+        return await fleet_metrics(self.fleet, self.processes, self.endpoints, self.own_troubles(), self.meter)
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """The running storage nodes, for a volume client."""
@@ -233,6 +237,7 @@ class ControlPlane:
             sizing.wanted(self.fleet, observed.instances) if self.is_open else (),
             self._scaling.wanted(self.fleet, observed.instances, now_s, time.time()) if self.is_open else (),
             self._capacity(observed.instances, now_s) if self.is_open else (),
+            self._metered() if self.is_open else (),
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )
@@ -251,6 +256,27 @@ class ControlPlane:
 
     def _capacity(self, seen: Mapping[str, InstanceSeen], now_s: float) -> Iterator[reconcile.Action]:
         return self.serverless.wanted(self.fleet, seen, self._used, self.endpoints.held, now_s, time.time())
+
+    def _metered(self) -> Iterator[reconcile.Action]:
+        processes, wall_s = self.processes, time.time()
+        said = {
+            i.instance_id: (processes.instances.get(i.instance_id), processes.last_status(i.instance_id))
+            for cluster in self.fleet.clusters
+            for i in cluster.instances
+        }
+        readings = {of: reading_of(i.seen if i is not None else None, status) for of, (i, status) in said.items()}
+        self.meter.look(self.fleet, {of: each for of, each in readings.items() if each is not None}, wall_s)
+        return self.meter.wanted(wall_s)
+
+    async def _save_usage(self) -> None:
+        wall_s = time.time()
+        counts = self.meter.pack(wall_s)
+        self.usage_log.note(self.fleet, self.meter, wall_s)
+        try:
+            await self.declared.save_usage(counts)
+        except BaseException:
+            self.meter.failed()
+            raise
 
     async def _look_at_endpoints(self) -> None:
         """How much each cluster is used that could be paused."""
@@ -368,6 +394,11 @@ class ControlPlane:
     async def open_store(self, *, choice: int | None = None, rebuilt: Fleet | None = None) -> None:
         """See Declared.open; what is found is told."""
         store = await self.declared.open(self.addresses(), choice=choice, rebuilt=rebuilt)
+        try:
+            self.meter.load(store.usage)
+        except MalformedError as error:
+            self.say(str(error))
+            self.events.note(EventKind.STATE, "control", f"{error}: counting begins anew")
         self.failovers.take_over()
         passfiles.follow(self.config.data_dir, self.fleet, self.say)
         for version in store.damaged:

@@ -99,6 +99,23 @@ def test_it_pauses_when_nobody_uses_it_and_whoever_comes_wakes_it(fleet: CliFlee
         session.execute("select 1")
 
 
+def test_what_is_used_is_counted_and_nothing_while_it_is_paused(fleet: CliFleet) -> None:
+    paused(fleet)
+    before = fleet.json("usage", "demo")
+    assert before["acu_seconds"] > 1, before
+    assert before["io"]["redo_bytes"] > 0, before
+    (control,) = pids_titled("ray::ControlActor", fleet.data_dir)
+    kill(control)  # the meter
+    fleet.until(lambda status: status["state"] == "paused", "it answers again")
+    after = fleet.json("usage", "demo")
+    assert after["acu_seconds"] == before["acu_seconds"]
+    assert after["from"] == before["from"]
+    assert after["storage"]["byte_hours"] > before["storage"]["byte_hours"]
+    assert fleet.json("usage", "demo", "--since", "-1s")["acu_seconds"] <= after["acu_seconds"]
+    assert "say --since -1h" in fleet.run("usage", "demo", "--since", "lsn:5").stderr
+    assert 'aurora_usage_acu_seconds_total{cluster="demo"}' in fleet.check("status", "--metrics")
+
+
 def test_who_waits_is_served_though_the_control_plane_is_killed(fleet: CliFleet) -> None:
     dsn = paused(fleet)
     comer = Comer(dsn)

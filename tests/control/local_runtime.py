@@ -45,6 +45,8 @@ def stats_of(capacity: CapacityOrder | None) -> dict[str, int | float]:
         "cpus_per_acu": capacity.cpus_per_acu,
         "cpus": 0.0,
         "looked_at_s": asyncio.get_running_loop().time(),
+        "acu_s": 1.0,
+        "metered_since_ns": 1,
     }
 
 

@@ -123,6 +123,28 @@ async def test_the_last_versions_can_be_read_and_one_that_is_damaged_is_passed_o
         await store.close()
 
 
+async def test_counts_of_use_are_kept_beside_the_versions_and_the_older_control_plane_is_fenced(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        six = Six(cluster)
+        await six.create()
+        first, _ = await six.open()
+        fleet = running_fleet()
+        await first.save(fleet)
+        for number in range(VERSIONS_KEPT + 5):
+            await first.save_usage(b"%d" % number)
+        await first.save(replace(fleet, revision=7))
+        assert [version.number for version in await first.versions()] == [VERSIONS_KEPT + 7, 1]
+        second, found = await six.open()
+        assert (found, second.usage) == (replace(fleet, revision=7), b"%d" % (VERSIONS_KEPT + 4))
+        with pytest.raises(FencedError):
+            await first.save_usage(b"of one that was replaced")
+        await second.save_usage(b"more")
+        third, _ = await six.open()
+        assert third.usage == b"more"
+        for store in (first, second, third):
+            await store.close()
+
+
 async def test_with_nothing_but_damage_it_is_said_and_only_a_repair_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster:
         six = Six(cluster)

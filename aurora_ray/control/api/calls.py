@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from aurora_ray.compute.role import Role
 from aurora_ray.control.api import administration, backups, cloning, custom, readers, regional, repair_state
-from aurora_ray.control.api.capacity import report_capacity, scale, wake
+from aurora_ray.control.api.capacity import report_capacity, scale, usage, wake
 from aurora_ray.control.api.moving import fail_over
 from aurora_ray.control.api.regional_calls import LOOK_TIMEOUT_S, RegionalCalls
 from aurora_ray.control.api.sizing import modify
@@ -316,6 +316,11 @@ class ControlApi(RegionalCalls):
             pause_after_s=pause_after_s,
             timeout_s=timeout_s,
         )
+
+    async def usage(self, name: str, since: str, timeout_s: float) -> dict[str, Any]:
+        """See capacity.usage."""
+        await self.wait_open(timeout_s)
+        return usage(self._plane, name, since)
 
     async def repair(self, name: str, kinds: Sequence[str], timeout_s: float) -> None:
         """See administration.repair."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.capacity import PAUSE_AFTER_S, Capacity
 from aurora_ray.control.model.keys import Kind, key
+from aurora_ray.control.model.moments import parse
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.perform.serverless import with_resumed
 from aurora_ray.control.report.events import EventKind
+from aurora_ray.control.report.usage import report_usage
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,9 +125,22 @@ def report_capacity(plane: ControlPlane, cluster: DBCluster) -> dict[str, Any] |
         serves = there is not None and there.seen.phase is InstancePhase.AVAILABLE
         acu += there.seen.capacity.acu if serves and there is not None and there.seen.capacity is not None else 0.0
     reason = "nobody uses it" if cluster.paused_since_s else plane.serverless.reason(writer)
+    totals = plane.meter.totals(cluster.name)
     return rule.report() | {
         "acu": acu,
+        "acu_hours": round(totals.acu_s / 3600, 6) if totals is not None else 0.0,
         "reason": reason,
         "paused_since": cluster.paused_since_s or None,
         "awake": list(plane.serverless.awake(cluster.name)),
     }
+
+
+def usage(plane: ControlPlane, name: str, since: str) -> dict[str, Any]:
+    """What a cluster has used, since a moment (empty: since it is counted), and what it has now. Raises UsageError."""
+    cluster, now_s = plane.fleet.cluster(name), time.time()
+    moment = parse(since, now_s)
+    if since and moment.time_us is None:
+        raise UsageError(f"what was used is counted by time: say --since -1h, or a time, not {since}")
+    since_s = moment.time_us / 1e6 if moment.time_us is not None else None
+    found = report_usage(cluster, plane.meter, plane.usage_log, since_s, now_s)
+    return found | {"capacity": report_capacity(plane, cluster)}

@@ -313,6 +313,11 @@ class ControlClient:
         )
         return dict(self._report("ScaleCluster", request, timeout_s + SLACK_S))
 
+    def usage(self, name: str, since: str = "", timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+        """What a cluster has used since a moment (empty: since it is counted)."""
+        request = pb.DescribeUsageRequest(name=name, since=since, timeout_s=timeout_s)
+        return dict(self._report("DescribeUsage", request, timeout_s + SLACK_S))
+
     def create_endpoint(
         self,
         name: str,

@@ -102,6 +102,7 @@ class ControlServer:
             "DeleteEndpoint": (self._delete_endpoint, pb.DeleteEndpointRequest),
             "ModifyCluster": (self._modify, pb.ModifyClusterRequest),
             "ScaleCluster": (self._scale, pb.ScaleClusterRequest),
+            "DescribeUsage": (self._usage, pb.DescribeUsageRequest),
             "ModifyParameters": (self._modify_parameters, pb.ModifyParametersRequest),
             "RepairCluster": (self._repair, pb.RepairClusterRequest),
             "ListDeleted": (self._list_deleted, pb.ListDeletedRequest),
@@ -226,6 +227,9 @@ class ControlServer:
         said = {name: getattr(request, name) for name in ("min_acu", "max_acu", "pause_after_s")}
         given = {name: value if request.HasField(name) else None for name, value in said.items()}
         return _report(await self._api.scale(request.name, off=request.off, **given, timeout_s=request.timeout_s))
+
+    async def _usage(self, request: pb.DescribeUsageRequest) -> pb.Report:
+        return _report(await self._api.usage(request.name, request.since, request.timeout_s))
 
     async def _create_endpoint(self, request: pb.CreateEndpointRequest) -> pb.Report:
         wanted = CustomEndpoint(

@@ -118,6 +118,13 @@ class Declared:
         self._on_change()
         return changed
 
+    async def save_usage(self, counts: bytes) -> None:
+        """See ControlStore.save_usage. Raises SupersededError, QuorumLostError."""
+        async with self._saving:
+            if self.store is not None:
+                with self._own_volume():
+                    await self.store.save_usage(counts)
+
     @property
     def file_follows(self) -> bool:
         """Whether the fleet's file says what is in force."""

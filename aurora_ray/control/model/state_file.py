@@ -8,6 +8,9 @@ Version `n` is the file with id `n`, named `control-state.<n>`, in pages of the 
   0 u32 magic "ARC2" | 4 u32 crc32c of all that follows | 8 u64 length of the state | 16 u64 n
   | 24 f64 when it was saved (Unix time, s) | 32 the state (see model.py), then zeros
 
+Counts of what was used are saved in the same form, often, in files of their own (`usage.<n>`) that are numbered with
+the others; one is kept, and the one before it. Programs from before there were any pass over them.
+
 Format 1 ("ARC1") was a single file that was written over, id 1, named `control-state`, with a header of magic, crc32c
 of the state, and its length as u64. It is read as version 1. The first save afterwards copies it to a version of this
 format and drops it, so that a program that knows nothing else finds no state rather than an old one.
@@ -36,6 +39,7 @@ HEADER: Final = struct.Struct("<IIQQd")
 MAGIC: Final = 0x32435241  # "ARC2"
 _CRC_FROM: Final = 8
 FILE_PATH: Final = b"control-state"
+USAGE_PATH: Final = b"usage"  # counts of what was used (decide/metering.py), in files of the same form
 STATE_BYTES_MAX: Final = 32 << 20  # one flush must carry it
 VERSIONS_KEPT: Final = 20
 
@@ -68,9 +72,9 @@ class Content:
     first_format: bool = False
 
 
-def path_of(number: int) -> bytes:
+def path_of(number: int, name: bytes = FILE_PATH) -> bytes:
     """The name of a version's file."""
-    return b"%s.%d" % (FILE_PATH, number)
+    return b"%s.%d" % (name, number)
 
 
 def frame(state: bytes, number: int, saved_at_s: float, page_size: int) -> list[bytes]:
@@ -109,29 +113,31 @@ def unframe_first(content: bytes) -> bytes:
     return state
 
 
-def writing(number: int, pages: Sequence[bytes], page_size: int) -> list[Record]:
+def writing(number: int, pages: Sequence[bytes], page_size: int, name: bytes = FILE_PATH) -> list[Record]:
     """The records that make a version's file."""
     extents = -(-len(pages) // EXTENT_PAGES)
     return [
-        create(number, path_of(number)),
+        create(number, path_of(number, name)),
         *(extent(number, each, 0) for each in range(extents)),
         size(number, len(pages) * page_size),
         *(page_full(number, at, page) for at, page in enumerate(pages)),
     ]
 
 
-def removing(number: int, *, first_format: bool = False) -> list[Record]:
+def removing(number: int, name: bytes = FILE_PATH, *, first_format: bool = False) -> list[Record]:
     """The records that take a version's file away."""
-    return [unlink(number, FILE_PATH if first_format else path_of(number)), drop(number)]
+    return [unlink(number, FILE_PATH if first_format else path_of(number, name)), drop(number)]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The versions that there are, oldest first, the number of the next one, and whether number 1 has format 1."""
+    """The versions that there are, oldest first, the number of the next one, and whether number 1 has format 1.
+    `usage`: the counts of what was used, as `numbers`."""
 
     numbers: tuple[int, ...] = ()
     next_number: int = 1
     first_format: bool = False
+    usage: tuple[int, ...] = ()
 
 
 async def listing(source: Pages) -> Listing:
@@ -142,7 +148,8 @@ async def listing(source: Pages) -> Listing:
     first_format = first is not None and FILE_PATH in first.paths
     if first_format:
         numbers.add(FIRST_FILE_ID)
-    return Listing(tuple(sorted(numbers)), table.next_file_id, first_format)
+    usage = sorted(e.file_id for e in table.entries() if path_of(e.file_id, USAGE_PATH) in e.paths)
+    return Listing(tuple(sorted(numbers)), table.next_file_id, first_format, tuple(usage))
 
 
 async def read(source: Pages, there: Listing, number: int, page_size: int) -> Content:

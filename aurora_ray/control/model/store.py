@@ -27,6 +27,7 @@ from aurora_ray.volume.write.volume import Volume
 
 CLOSE_TIMEOUT_S: Final = 3.0
 SAVE_TIMEOUT_S: Final = 30.0
+USAGE_KEPT: Final = 2
 
 
 class StateDamagedError(MalformedError):
@@ -82,6 +83,8 @@ class ControlStore:
         self._volume = volume
         self._kept = list(there.numbers)  # versions that are in the log, whatever the outcome of their saves
         self._next = there.next_number
+        self.usage = b""  # what was saved last of what was used
+        self._usage_kept = list(there.usage)
         self._first = first  # the state in a file of format 1, until the first save
         self._saved: list[bytes] = []  # the pages of the last version known to be durable
 
@@ -115,12 +118,15 @@ class ControlStore:
         if volume.tail_lsn == 0:
             return cls(volume, Listing())
         there = await state_file.listing(volume)
+        usage = await _usage(volume, there)
         damaged: list[Version] = []
         for number in reversed([n for n in there.numbers if choice in (None, n)]):
             content = await state_file.read(volume, there, number, volume.spec.page_size)
             version = _version(content)
             if version.fleet is not None:
-                return cls(volume, there, version, damaged, content.state if content.first_format else None)
+                store = cls(volume, there, version, damaged, content.state if content.first_format else None)
+                store.usage = usage
+                return store
             damaged.append(version)
         if even_damaged:
             return cls(volume, there, None, damaged)
@@ -161,6 +167,21 @@ class ControlStore:
                 self._kept, self._next, self._first = kept[-VERSIONS_KEPT:], kept[-1] + 1, None
         return lsn
 
+    async def save_usage(self, counts: bytes, timeout_s: float = SAVE_TIMEOUT_S) -> None:
+        """The same for what was used, which is no version of the state. Raises as `save` does."""
+        page_size, number = self._volume.spec.page_size, self._next
+        pages = state_file.frame(counts, number, time.time(), page_size)
+        records = state_file.writing(number, pages, page_size, state_file.USAGE_PATH)
+        kept = [*self._usage_kept, number]
+        for old in kept[:-USAGE_KEPT]:
+            records += state_file.removing(old, state_file.USAGE_PATH)
+        tail_lsn = self._volume.tail_lsn
+        try:
+            await self._volume.append(records, timeout_s)
+        finally:
+            if self._volume.tail_lsn != tail_lsn:
+                self._usage_kept, self._next = kept[-USAGE_KEPT:], number + 1
+
     async def versions(self) -> list[Version]:
         """All versions, newest first. Raises QuorumLostError."""
         return await read_versions(self._volume, self._volume.spec.page_size) if self._volume.tail_lsn else []
@@ -183,6 +204,15 @@ class ControlStore:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._volume.close()
+
+
+async def _usage(source: Volume, there: Listing) -> bytes:
+    """The newest counts that are whole; empty if there are none."""
+    for number in reversed(there.usage):
+        content = await state_file.read(source, there, number, source.spec.page_size)
+        if not content.problem:
+            return content.state
+    return b""
 
 
 async def read_versions(source: Pages, page_size: int) -> list[Version]:

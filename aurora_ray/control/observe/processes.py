@@ -192,7 +192,9 @@ class Processes:
             status = await process.status()
             if status is not None and status.phase is IncarnationPhase.AVAILABLE:
                 self.set_available(instance_id, instance, status, since_s=-math.inf)
-            elif status is not None and status.phase is not IncarnationPhase.ENDED:
+            elif status is not None and status.phase is IncarnationPhase.ENDED:
+                self._last_statuses[instance_id] = status  # its last word
+            elif status is not None:
                 instance.is_at(InstancePhase.OPENING, role=status.role)
                 self._watch_open(instance_id, instance)
         return instance

@@ -30,7 +30,7 @@ class Means:
     `notify` says that something changed,
     `open_control` opens the control volume, `runs_for_s` says for how long this control plane has been looking,
     `withdrawn`: see Endpoints; `forget_attempt`: what failed before is tried again at once; `regions` are the other
-    regions of global clusters."""
+    regions of global clusters; `save_usage` saves what was counted of what clusters use."""
 
     config: ControlConfig
     declared: Declared
@@ -44,6 +44,7 @@ class Means:
     withdrawn: Callable[[DBCluster], AbstractAsyncContextManager[bool]]
     forget_attempt: Callable[[Key], object]
     regions: Regions
+    save_usage: Callable[[], Awaitable[None]]
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """The running storage nodes, for a volume client."""

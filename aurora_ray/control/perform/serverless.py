@@ -1,17 +1,18 @@
 """How capacities change, and how a cluster is paused and woken. Each can be cut short anywhere and is decided anew.
 
-To pause: its endpoints lead nowhere first, which is refused if anybody is connected or waits, so no session is ever cut
-for it; then that is declared, and only then do its engines end. Whoever comes from the first moment on is held, and
-wakes it. To wake it is to declare that it runs: everything else is a start like any other.
+To pause: its engine writes back, while it serves, what its end would take time for. Then its endpoints lead nowhere,
+which is refused if anybody is connected or waits, so no session is ever cut for it; then that is declared, and only
+then do its engines end. Whoever comes from the first moment on is held, and wakes it. To wake it is to declare that it
+runs: everything else is a start like any other.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from aurora_ray.compute.commands import Scale
+from aurora_ray.compute.commands import Scale, WriteBack
 from aurora_ray.compute.config import CapacityOrder
 from aurora_ray.control.decide.serverless import start_acu
 from aurora_ray.control.model.keys import Kind, key
@@ -20,7 +21,10 @@ from aurora_ray.control.perform.ending import end_incarnation
 from aurora_ray.control.perform.means import END_TIMEOUT_S, engine_choice
 from aurora_ray.control.report.events import EventKind
 
+WRITE_BACK_S: Final = 10.0
+
 if TYPE_CHECKING:
+    from aurora_ray.control.decide.metering import SaveUsage
     from aurora_ray.control.decide.reconcile import PauseInstance
     from aurora_ray.control.decide.serverless import PauseCluster, ResumeCluster, ScaleInstance
     from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet
@@ -58,6 +62,11 @@ async def scale_instance(means: Means, action: ScaleInstance) -> None:
     means.events.note(EventKind.CAPACITY, action.instance_id, action.why, action.cluster)
 
 
+async def save_usage(means: Means, _: SaveUsage) -> None:
+    """A mark."""
+    await means.save_usage()
+
+
 async def pause_cluster(means: Means, action: PauseCluster) -> None:
     """Nobody is cut: see the module."""
     before = means.declared.fleet.cluster(action.cluster)
@@ -68,12 +77,20 @@ async def pause_cluster(means: Means, action: PauseCluster) -> None:
             return fleet  # its user has said otherwise
         return fleet.with_cluster(replace(cluster, paused_since_s=time.time()))
 
+    await _write_back(means, before)
     async with means.withdrawn(before) as withdrawn:
         if not withdrawn:
             means.say(f"{action.cluster} is not paused: somebody has come")
             return
         await means.declared.commit(change)
     means.events.note(EventKind.CAPACITY, action.cluster, f"paused: {action.why}", action.cluster)
+
+
+async def _write_back(means: Means, cluster: DBCluster) -> None:
+    """Whoever comes while the engine ends waits for that, too: so it shall not take long."""
+    writer = means.processes.instances.get(cluster.writer().instance_id)
+    if writer is not None and writer.seen.phase is InstancePhase.AVAILABLE and writer.seen.role.traits.writes:
+        await writer.process.do(WriteBack(WRITE_BACK_S))
 
 
 async def pause_instance(means: Means, action: PauseInstance) -> None:

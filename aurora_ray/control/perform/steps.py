@@ -14,7 +14,17 @@ from aurora_ray.compute import signals
 from aurora_ray.compute.commands import ChangeMembers, UpdateNodes
 from aurora_ray.compute.config import HalfMadeVolumeError, InstanceConfig
 from aurora_ray.compute.kinds import require_runnable
-from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, scaling, sizing
+from aurora_ray.control.decide import (
+    backups,
+    forks,
+    graveyard,
+    metering,
+    reconcile,
+    regional,
+    replacement,
+    scaling,
+    sizing,
+)
 from aurora_ray.control.decide import serverless as decided
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.placement import az_to_start, place_group
@@ -38,6 +48,7 @@ if TYPE_CHECKING:
 
 REMOVE_TIMEOUT_S: Final = 10.0
 AZ_GRACE_S: Final = 10.0
+PORTS_TRIED: Final = 3  # one after the other, before an opening counts as failed
 
 _REPLACEMENTS: Final = telemetry.counter("aurora_control_replacements", "Storage nodes that others took the place of.")
 
@@ -227,6 +238,17 @@ def _azs_that_ran(means: Means, azs: Mapping[str, str]) -> set[str]:
 
 
 async def _open_instance(means: Means, action: reconcile.OpenInstance) -> None:
+    for left in reversed(range(PORTS_TRIED)):
+        try:
+            await _try_to_open(means, action)
+        except PortInUseError:  # it has another one by now, and somebody may wait
+            if not left:
+                raise
+        else:
+            return
+
+
+async def _try_to_open(means: Means, action: reconcile.OpenInstance) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is None:
         raise ProcessGoneError(f"the process of {action.instance_id} ended meanwhile")
@@ -440,6 +462,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     scaling.RemoveDrained: reading.remove_drained,
     reconcile.PauseInstance: serverless.pause_instance,
     decided.ScaleInstance: serverless.scale_instance,
+    metering.SaveUsage: serverless.save_usage,
     decided.PauseCluster: serverless.pause_cluster,
     decided.ResumeCluster: serverless.resume_cluster,
     replacement.ReplaceNode: _replace_node,

@@ -18,6 +18,7 @@ from aurora_ray.telemetry.fleet_metrics import family, merge
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import InstanceStatus
+    from aurora_ray.control.decide.metering import Meter, Totals
     from aurora_ray.control.model.state import Fleet
     from aurora_ray.control.observe.endpoints import Endpoints
     from aurora_ray.control.observe.known import Instance
@@ -35,6 +36,12 @@ _BACKUP_FAMILIES: Final = (
     ("lsn", "Up to where all is in the bucket"),
     ("time_s", "When the last flush in the bucket was written, Unix time"),
     ("lag_s", "For how long something durable is not in the bucket"),
+)
+_USAGE_FAMILIES: Final[tuple[tuple[str, str, Callable[[Totals], float]], ...]] = (
+    ("aurora_usage_acu_seconds_total", "Capacity units times seconds", lambda totals: totals.acu_s),
+    ("aurora_usage_read_pages_total", "Pages that engines read from storage", lambda totals: totals.pages),
+    ("aurora_usage_redo_bytes_total", "Redo that became durable", lambda totals: totals.redo_bytes),
+    ("aurora_usage_storage_byte_seconds_total", "Bytes of the volume times seconds", lambda totals: totals.byte_s),
 )
 _ENDPOINT_FAMILIES: Final = (
     ("open", "gauge", "Sessions, relayed or handed over"),
@@ -59,7 +66,9 @@ _COPY_FAMILIES: Final[tuple[tuple[str, str, Callable[[Any], int]], ...]] = (
 )
 
 
-async def fleet_metrics(fleet: Fleet, processes: Processes, endpoints: Endpoints, troubles: Sequence[Trouble]) -> bytes:
+async def fleet_metrics(
+    fleet: Fleet, processes: Processes, endpoints: Endpoints, troubles: Sequence[Trouble], meter: Meter
+) -> bytes:
     """`troubles`: what the control plane says of itself. Whoever does not answer in time is left out."""
     instances, nodes = dict(processes.instances), dict(processes.nodes)
     texts, states, endpoint_states = await asyncio.gather(
@@ -73,6 +82,7 @@ async def fleet_metrics(fleet: Fleet, processes: Processes, endpoints: Endpoints
     declared = [node.node_id for node in fleet.nodes]
     parts = (
         _clusters(fleet, processes, troubles, known),
+        _usage(fleet, meter),
         _endpoints(endpoint_states),
         _storage(known, declared),
         _segments(known),
@@ -139,6 +149,12 @@ def _clusters(
     counted = Counter((str(trouble.code), trouble.subject) for trouble in told)
     counts = [({"code": code, "subject": subject}, float(count)) for (code, subject), count in counted.items()]
     yield family("aurora_troubles", "gauge", "What is not as it shall be; `aurora status` says it in words", counts)
+
+
+def _usage(fleet: Fleet, meter: Meter) -> Iterable[bytes]:
+    known = [({"cluster": c.name}, totals) for c in fleet.clusters if (totals := meter.totals(c.name)) is not None]
+    for name, words, value in _USAGE_FAMILIES:
+        yield family(name, "counter", words, [(labels, float(value(totals))) for labels, totals in known])
 
 
 def _acu(instance: Instance | None) -> float:

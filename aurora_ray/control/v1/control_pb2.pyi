@@ -208,6 +208,16 @@ class ScaleClusterRequest(_message.Message):
     timeout_s: float
     def __init__(self, name: _Optional[str] = ..., off: _Optional[bool] = ..., min_acu: _Optional[float] = ..., max_acu: _Optional[float] = ..., pause_after_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
+class DescribeUsageRequest(_message.Message):
+    __slots__ = ("name", "since", "timeout_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    since: str
+    timeout_s: float
+    def __init__(self, name: _Optional[str] = ..., since: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
 class ModifyParametersRequest(_message.Message):
     __slots__ = ("name", "set", "reset")
     class SetEntry(_message.Message):

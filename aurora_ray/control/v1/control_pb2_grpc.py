@@ -134,6 +134,11 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
                 _registered_method=True)
+        self.DescribeUsage = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/DescribeUsage',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeUsageRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.ModifyParameters = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/ModifyParameters',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ModifyParametersRequest.SerializeToString,
@@ -379,6 +384,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeUsage(self, request, context):
+        """What it has used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ModifyParameters(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -618,6 +630,11 @@ def add_ControlServicer_to_server(servicer, server):
             'ScaleCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.ScaleCluster,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'DescribeUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeUsage,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeUsageRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
             ),
             'ModifyParameters': grpc.unary_unary_rpc_method_handler(
@@ -1265,6 +1282,33 @@ class Control:
             target,
             '/aurora_ray.control.v1.Control/ScaleCluster',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.ScaleClusterRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/DescribeUsage',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeUsageRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,

@@ -265,6 +265,7 @@ class World:
         self.endpoints: FakeEndpoints | None = None
         self.volumes: dict[UUID, Volume] = {}
         self.saved: list[bytes] = []
+        self.usage = b""
         self.control_epoch = 0
         self.crash: Crash | None = None
         self.hand = Hand(self)
@@ -455,6 +456,20 @@ class Store:
             return len(self._hand.world.saved)
 
         return await self._hand.do("control: save", saves, answer=QuorumLostError("no answer"))
+
+    @property
+    def usage(self) -> bytes:
+        return self._hand.world.usage
+
+    async def save_usage(self, counts: bytes) -> None:
+        async def saves() -> None:
+            if self._hand.world.control_epoch != self.epoch:
+                self._on_fenced()
+                raise FencedError("a higher epoch exists")
+            self._hand.world.require_quorum(self._volume)
+            self._hand.world.usage = counts
+
+        await self._hand.do("control: usage", saves, answer=QuorumLostError("no answer"))
 
     async def versions(self) -> list[Version]:
         saved = self._hand.world.saved
