@@ -23,7 +23,7 @@ from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.metering import Meter, reading_of
 from aurora_ray.control.decide.replacement import ReplaceRules
 from aurora_ray.control.decide.scaling import Scaling
-from aurora_ray.control.decide.serverless import EndpointUse, Serverless
+from aurora_ray.control.decide.serverless import EndpointUse, Serverless, fitted
 from aurora_ray.control.faults.chaos import Chaos
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.attempt import Attempt
@@ -36,6 +36,7 @@ from aurora_ray.control.model.runtime import SupersededError
 from aurora_ray.control.observe import replicas
 from aurora_ray.control.observe.endpoints import Endpoints, PointEndpoints, StartEndpoints
 from aurora_ray.control.observe.heartbeats import Heartbeats, KillInstance
+from aurora_ray.control.observe.pools import Pools
 from aurora_ray.control.observe.processes import Processes
 from aurora_ray.control.observe.refusals import Refusals
 from aurora_ray.control.observe.regions import Regions
@@ -112,6 +113,7 @@ class ControlPlane:
         )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
         self.meter, self.usage_log = Meter(), UsageLog(config.data_dir)
+        self.pools = Pools(runtime, clock)
         self.means = Means(
             config,
             self.declared,
@@ -126,6 +128,7 @@ class ControlPlane:
             lambda what: self.attempts.pop(what, None),
             self.regions,
             self._save_usage,
+            self.pools,
         )
         self.serverless = Serverless()
         self._used: dict[str, EndpointUse] = {}
@@ -255,7 +258,9 @@ class ControlPlane:
         self._look_around(now_s)
 
     def _capacity(self, seen: Mapping[str, InstanceSeen], now_s: float) -> Iterator[reconcile.Action]:
-        return self.serverless.wanted(self.fleet, seen, self._used, self.endpoints.held, now_s, time.time())
+        held, short = self.endpoints.held, self.pools.short()
+        yield from self.serverless.wanted(self.fleet, seen, self._used, held, now_s, time.time(), short)
+        yield from fitted(self.fleet, seen, self.pools.held, short)
 
     def _metered(self) -> Iterator[reconcile.Action]:
         processes, wall_s = self.processes, time.time()

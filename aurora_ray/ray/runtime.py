@@ -26,12 +26,13 @@ from aurora_ray.control.model.runtime import NodeInfo, NoPlaceError, ProcessGone
 from aurora_ray.errors import UsageError
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, InstanceActor, StorageNodeActor, remote_class
 from aurora_ray.ray.calls import result_of
+from aurora_ray.ray.pool import Pools
 from aurora_ray.ray.spares import Spares, instance_of, names
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from aurora_ray.compute.commands import Command
@@ -178,6 +179,15 @@ class RayRuntime:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._spares: Spares[RayInstance] = Spares(self._new_instance)
+        self._pools = Pools(namespace)
+
+    async def held_capacity(self) -> Mapping[str, float]:
+        """See Runtime and pool.py."""
+        return await self._pools.held()
+
+    async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
+        """See Runtime and pool.py."""
+        return await self._pools.hold(instance_id, host, acu, cpus_per_acu)
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
         """A storage node actor that serves."""

@@ -262,6 +262,8 @@ class LocalRuntime:
     volumes: list[Volume] = field(default_factory=list)
     answers_to_changes: asyncio.Event | None = None  # a change of members is answered only after this, if it is given
     broken: set[str] = field(default_factory=set)  # storage nodes that do not start
+    pools: dict[str, float] = field(default_factory=dict)  # what instances hold of their machine, in ACUs ...
+    room_acu: float = 64.0  # ... of which it has so many for each
     may_wipe: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds the removing of data up
 
     def __post_init__(self) -> None:
@@ -302,6 +304,15 @@ class LocalRuntime:
 
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         self.made_ready.append((instance_id, az))
+
+    async def held_capacity(self) -> dict[str, float]:
+        return dict(self.pools)
+
+    async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
+        self.pools[instance_id] = min(acu, self.room_acu)
+        if not acu:
+            del self.pools[instance_id]
+        return self.pools.get(instance_id, 0.0)
 
     async def find_instance(self, instance_id: str) -> LocalInstance | None:
         return (await self.find_instances()).get(instance_id)

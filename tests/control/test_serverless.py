@@ -9,10 +9,13 @@ from aurora_ray.control.decide import reconcile
 from aurora_ray.control.decide.serverless import (
     KEEP_PROCESSES_S,
     EndpointUse,
+    FitPool,
+    LookAtPools,
     PauseCluster,
     ResumeCluster,
     ScaleInstance,
     Serverless,
+    fitted,
     keeps_awake,
     start_acu,
 )
@@ -159,3 +162,29 @@ def test_the_engines_of_a_paused_cluster_end_and_nobody_starts_others() -> None:
 @pytest.mark.parametrize(("last", "begins"), [(0, 1), (0.5, 1), (3.5, 3.5), (99, 8), (2.7, 2.5)])
 def test_an_instance_begins_with_what_it_had_within_the_bounds(last: float, begins: float) -> None:
     assert start_acu(Capacity(1, 8), last) == begins
+
+
+def test_what_is_held_of_machines_becomes_what_is_in_force() -> None:
+    fleet = declared(Capacity(1, 8))
+    serves = {"demo-1": serving(Role.WRITER, used(2))}
+
+    def fits(seen: dict[str, InstanceSeen], held: dict[str, float] | None, short: tuple[str, ...] = ()) -> list[float]:
+        return [a.acu for a in fitted(fleet, seen, held, short) if isinstance(a, FitPool)]
+
+    assert fits(serves, {}) == [2]
+    assert fits(serves, {"demo-1": 4.0}) == [2]
+    assert fits(serves, {"demo-1": 2.0, "gone-1": 1.0}) == [0]
+    assert fits(serves, {"demo-1": 1.0}, ("demo-1",)) == []
+    assert fits({"demo-1": InstanceSeen(InstancePhase.OPENING)}, {"demo-1": 4.0}) == []
+    assert fits({"demo-1": InstanceSeen(InstancePhase.ENDED)}, {"demo-1": 4.0}) == [0]
+    assert isinstance(next(fitted(fleet, serves, None)), LookAtPools)
+
+
+def test_where_the_machine_has_no_more_nothing_is_decided_that_it_cannot_have() -> None:
+    fleet, by = declared(Capacity(1, 8)), Serverless()
+    busy = {"demo-1": serving(Role.WRITER, used(2, 0.6))}
+    assert list(by.wanted(fleet, busy, {}, (), 0, WALL_S, {"demo-1": 2.0})) == []
+    assert "it needs a machine with more room: of this one it holds 2 ACU" in by.reason("demo-1")
+    (up,) = by.wanted(fleet, {"demo-1": serving(Role.WRITER, used(2, 0.6, at_s=1))}, {}, (), 1, WALL_S)
+    assert isinstance(up, ScaleInstance)
+    assert up.acu > 2

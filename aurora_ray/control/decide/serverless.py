@@ -1,5 +1,9 @@
 """Clusters whose capacity follows their load: how much each instance gets, who is paused, and who is woken.
 
+What an instance has in force it holds of its machine: more is given to it when it holds it, and given back when it has
+less (`FitPool`; whoever is cut short in between is found out by comparing the two). Where its machine has no more,
+nothing is decided that it cannot have, and the reason says so.
+
 An instance whose capacity is not the one that the policy (capacity.py) wants gets another (`ScaleInstance`). It has
 none, but a size, until it is first given one, and again when its cluster has no bounds any more. Readers of promotion
 tiers 0 and 1 follow the writer, whose place they may have to take; the others scale alone.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.control.decide import reconcile
@@ -53,6 +58,23 @@ class ScaleInstance(reconcile.Action):
 
 
 @dataclass(frozen=True, slots=True)
+class FitPool(reconcile.Action):
+    """Have an instance hold as much of its machine as it has in force; 0: nothing."""
+
+    kind: ClassVar = Kind.CAPACITY
+    of: ClassVar = ("instance_id",)
+    instance_id: str
+    acu: float
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtPools(reconcile.Action):
+    """Find what instances hold of their machines."""
+
+    kind: ClassVar = Kind.LOOK_AT_POOLS
+
+
+@dataclass(frozen=True, slots=True)
 class PauseCluster(reconcile.Action):
     """Declare that a cluster is paused, unless somebody has come meanwhile."""
 
@@ -79,6 +101,7 @@ class Serverless:
         self._accepted: dict[str, int] = {}
         self._why: dict[str, str] = {}  # by instance: why it has the capacity that it has
         self._awake: dict[str, tuple[str, ...]] = {}
+        self._short: Mapping[str, float] = {}
 
     def reason(self, instance_id: str) -> str:
         """Why it has the capacity that it has; empty: not known."""
@@ -96,9 +119,12 @@ class Serverless:
         held: Collection[str],
         now_s: float,
         wall_s: float,
+        short: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterator[reconcile.Action]:
         """Actions, as in `reconcile`. `use`: of the endpoints, by cluster, where it is known; `held`: the paused
-        clusters for which somebody waits; `wall_s`: Unix time."""
+        clusters for which somebody waits; `wall_s`: Unix time; `short`: what those hold of their machines that have no
+        more."""
+        self._short = short
         for cluster in fleet.clusters:
             if cluster.phase is not ClusterPhase.AVAILABLE:
                 continue
@@ -150,7 +176,8 @@ class Serverless:
     ) -> Iterator[reconcile.Action]:
         instance_id = instance.instance_id
         scaler = self._scalers.setdefault(instance_id, Autoscaler())
-        room = replace(rule, min_acu=min(rule.min_acu, used.room), max_acu=min(rule.max_acu, used.room))
+        most = used.room if instance_id not in self._short else min(used.room, max(self._short[instance_id], used.acu))
+        room = replace(rule, min_acu=min(rule.min_acu, most), max_acu=min(rule.max_acu, most))
         sample = Sample(
             used.at_s,
             used.acu,
@@ -163,7 +190,10 @@ class Serverless:
         )
         decision = scaler.look(room, sample, follows=follows)
         why = decision.why
-        if decision.acu == used.room < rule.max_acu and decision.acu > used.acu:
+        if instance_id in self._short and most < rule.max_acu and decision.acu >= most:
+            why = f"{why}; it needs a machine with more room: {_others(self._short[instance_id])}"
+            self._why[instance_id] = why
+        elif decision.acu == used.room < rule.max_acu and decision.acu > used.acu:
             why += ", and its machine has no more"
         if decision.acu != used.acu:
             self._why[instance_id] = why
@@ -253,6 +283,30 @@ def _ungoverned(cluster: DBCluster, seen: Mapping[str, InstanceSeen]) -> Iterato
         now = seen.get(instance.instance_id)
         if now is not None and now.phase is InstancePhase.AVAILABLE and now.capacity is not None:
             yield ScaleInstance(f"{cluster.name} has no capacity that changes", cluster.name, instance.instance_id, 0.0)
+
+
+def _others(holds: float) -> str:
+    return f"of this one it holds {holds:g} ACU, and others hold the rest"
+
+
+def fitted(
+    fleet: Fleet, seen: Mapping[str, InstanceSeen], held: Mapping[str, float] | None, short: Collection[str] = ()
+) -> Iterator[reconcile.Action]:
+    """Whatever instances hold of their machines (None: that is not known) becomes what they have in force. One that is
+    opening, or ending, keeps what it has; one whose machine has no more (`short`) does not ask again."""
+    if held is None:
+        yield LookAtPools("it is not known what instances hold of their machines")
+        return
+    declared = {i.instance_id for cluster in fleet.clusters for i in cluster.instances}
+    for instance_id in sorted(declared | held.keys()):
+        now = seen.get(instance_id) if instance_id in declared else None
+        if now is not None and now.phase in (InstancePhase.OPENING, InstancePhase.STOPPING):
+            continue
+        serves = now is not None and now.phase is InstancePhase.AVAILABLE
+        acu = now.capacity.acu if serves and now is not None and now.capacity is not None else 0.0
+        holds = held.get(instance_id, 0.0)
+        if acu < holds or (acu > holds and instance_id not in short):
+            yield FitPool(f"{instance_id} has {acu:g} ACU and holds {holds:g} of its machine", instance_id, acu)
 
 
 def start_acu(rule: Capacity, last: float) -> float:

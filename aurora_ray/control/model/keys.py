@@ -46,6 +46,7 @@ class Kind(StrEnum):
     CAPACITY = "capacity"
     PAUSE = "pause"
     USAGE = "usage"
+    LOOK_AT_POOLS = "look-at-pools"
     LOOK_AT_ENDPOINTS = "look-at-endpoints"
     REGION = "region"  # what a cluster's region decides of its part of a global cluster
     TELL_SOURCE = "tell-source"

@@ -199,3 +199,10 @@ class Runtime(Protocol):
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """Instance processes that an earlier control plane started and that still run."""
+
+    async def held_capacity(self) -> Mapping[str, float]:
+        """What instances hold of their machines, in ACUs. Raises NoPlaceError."""
+
+    async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
+        """Has an instance hold so many ACUs of a machine, and of no other; how many it holds then: the machine may have
+        no more. Raises NoPlaceError."""

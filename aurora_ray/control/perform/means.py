@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.model.keys import Key
     from aurora_ray.control.model.runtime import ControlConfig, NodeProcess
     from aurora_ray.control.model.state import DBCluster
+    from aurora_ray.control.observe.pools import Pools
     from aurora_ray.control.observe.processes import Processes
     from aurora_ray.control.observe.regions import Regions
     from aurora_ray.control.report.events import EventLog
@@ -45,6 +46,7 @@ class Means:
     forget_attempt: Callable[[Key], object]
     regions: Regions
     save_usage: Callable[[], Awaitable[None]]
+    pools: Pools
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """The running storage nodes, for a volume client."""

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray import telemetry
 from aurora_ray.compute.commands import Scale, WriteBack
 from aurora_ray.compute.config import CapacityOrder
 from aurora_ray.control.decide.serverless import start_acu
@@ -26,8 +27,9 @@ WRITE_BACK_S: Final = 10.0
 if TYPE_CHECKING:
     from aurora_ray.control.decide.metering import SaveUsage
     from aurora_ray.control.decide.reconcile import PauseInstance
-    from aurora_ray.control.decide.serverless import PauseCluster, ResumeCluster, ScaleInstance
+    from aurora_ray.control.decide.serverless import FitPool, LookAtPools, PauseCluster, ResumeCluster, ScaleInstance
     from aurora_ray.control.model.state import DBCluster, DBInstance, Fleet
+    from aurora_ray.control.observe.known import Instance
     from aurora_ray.control.perform.means import Means
 
 
@@ -52,14 +54,40 @@ async def scale_instance(means: Means, action: ScaleInstance) -> None:
         or (rule is None) is not (action.acu == 0)
     ):
         return
+    used, acu = instance.seen.capacity, action.acu
+    if used is not None and acu > used.acu:
+        with telemetry.span("capacity.place", {"aurora.acu": acu}):
+            acu = await _hold(means, instance, action.instance_id, acu)
+        if acu <= used.acu:
+            means.say(f"{action.instance_id} keeps {used.acu:g} ACU: its machine has no room for {action.acu:g}")
+            return
     order = None
     if rule is not None:
-        order = CapacityOrder(action.acu, rule.least_acu, rule.max_acu, means.config.cpus_per_acu)
-    governed = instance.seen.capacity is not None
-    instance.has_capacity(await instance.process.do(Scale(order)))
-    if not governed:
+        order = CapacityOrder(acu, rule.least_acu, rule.max_acu, means.config.cpus_per_acu)
+    with telemetry.span("capacity.give", {"aurora.acu": acu}):
+        instance.has_capacity(await instance.process.do(Scale(order)))
+    if used is None:
         await means.processes.refresh(action.instance_id)
-    means.events.note(EventKind.CAPACITY, action.instance_id, action.why, action.cluster)
+    told = action.why if acu == action.acu else f"{action.why}; its machine has room for {acu:g}"
+    means.events.note(EventKind.CAPACITY, action.instance_id, told, action.cluster)
+
+
+async def _hold(means: Means, instance: Instance, instance_id: str, acu: float) -> float:
+    return await means.pools.hold(instance_id, instance.process.host, acu, means.config.cpus_per_acu)
+
+
+async def look_at_pools(means: Means, _: LookAtPools) -> None:
+    """What an earlier control plane left."""
+    await means.pools.look()
+
+
+async def fit_pool(means: Means, action: FitPool) -> None:
+    """To what is in force by now."""
+    instance = means.processes.instances.get(action.instance_id)
+    if instance is None:
+        await means.pools.hold(action.instance_id, "", 0.0, means.config.cpus_per_acu)
+        return
+    await _hold(means, instance, action.instance_id, action.acu)
 
 
 async def save_usage(means: Means, _: SaveUsage) -> None:

@@ -462,6 +462,8 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     scaling.RemoveDrained: reading.remove_drained,
     reconcile.PauseInstance: serverless.pause_instance,
     decided.ScaleInstance: serverless.scale_instance,
+    decided.LookAtPools: serverless.look_at_pools,
+    decided.FitPool: serverless.fit_pool,
     metering.SaveUsage: serverless.save_usage,
     decided.PauseCluster: serverless.pause_cluster,
     decided.ResumeCluster: serverless.resume_cluster,

@@ -150,6 +150,9 @@ class Driver:
         for cluster in fleet.clusters:
             found += self._leads(cluster)
         found += self._segments()
+        running = {n: i.capacity.acu for n, i in world.instances.items() if i.serves and i.capacity is not None}
+        if world.pools != running:
+            found.append(f"{running} is in force, and {world.pools} is held")
         found += self._retention()
         if world.running() != {node.node_id for node in fleet.nodes}:
             found.append(f"{sorted(world.running())} run")

@@ -38,6 +38,7 @@ from tests.control.local_runtime import stats_of
 
 T = TypeVar("T")
 PAGE_BYTES = 8192
+ROOM_ACU = 64.0
 LSN = 8  # that everything is durable up to
 COPY = CopyStatus(True, LSN, LSN, 0.0, 0, 0.0, 0.0, 0.0, 0, 1, 1)
 
@@ -425,6 +426,19 @@ class FakeRuntime:
 
     async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
         await self._hand.alive()
+
+    async def held_capacity(self) -> dict[str, float]:
+        await self._hand.alive()
+        return dict(self._world.pools)
+
+    async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
+        async def holds() -> float:
+            self._world.pools[instance_id] = min(acu, ROOM_ACU)
+            if not acu:
+                del self._world.pools[instance_id]
+            return self._world.pools.get(instance_id, 0.0)
+
+        return await self._hand.do("pool: hold", holds, answer=NoPlaceError("no answer"))
 
     async def find_instance(self, instance_id: str) -> InstanceHandle | None:
         return (await self.find_instances()).get(instance_id)

@@ -152,6 +152,10 @@ class FakeInstance(Process):
             self.phase = IncarnationPhase.ENDED
 
     @property
+    def serves(self) -> bool:
+        return self.alive and self.phase is IncarnationPhase.AVAILABLE
+
+    @property
     def volume(self) -> Volume:
         assert self.config is not None
         return self.world.volumes[self.config.volume.volume_id]
@@ -266,6 +270,7 @@ class World:
         self.volumes: dict[UUID, Volume] = {}
         self.saved: list[bytes] = []
         self.usage = b""
+        self.pools: dict[str, float] = {}  # what instances hold of their machines, in ACUs
         self.control_epoch = 0
         self.crash: Crash | None = None
         self.hand = Hand(self)
