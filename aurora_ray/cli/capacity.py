@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Final
 
 import typer
 
 from aurora_ray.cli import options
 from aurora_ray.cli.output import progress, write_json, write_line
 from aurora_ray.errors import UsageError
+
+NO_IDLE_SESSIONS: Final = (
+    "open sessions always keep a cluster awake. One cannot outlive its engine's pause: what it is stands in the "
+    "engine's process (its TLS and login, settings, prepared statements, temporary tables, locks, LISTEN), and a new "
+    "process would have to log in for the client, whose password nobody here has. Have the pool close idle connections "
+    "sooner than --pause-after (in PostgreSQL also `aurora parameters NAME set idle_session_timeout=60s`)"
+)
+
+
+class Mode(StrEnum):
+    """In whose way a cluster scales."""
+
+    V1 = "v1"
+    V2 = "v2"
+
+
+class TimeoutAction(StrEnum):
+    """What becomes of a step of v1 for which there was no safe point."""
+
+    FORCE = "force"
+    ROLLBACK = "rollback"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +54,25 @@ def scale(  # noqa: PLR0917  (the command's options)
         typer.Option("--pause-after", metavar="S", help="With --min 0: after so long without use, 10 s to a day."),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Each instance has its size again.")] = False,
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="v1: 1, 2, 4, 8 … ACU, changed when no session is at work.")
+    ] = None,
+    safe_timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout-action-after", metavar="S", help="v1: how long a step waits, 60 to 600 s."),
+    ] = None,
+    action: Annotated[
+        TimeoutAction | None, typer.Option("--timeout-action", help="v1: what becomes of a step that waited so long.")
+    ] = None,
+    provisioned: Annotated[
+        list[str] | None, typer.Option("--provisioned", metavar="INSTANCE", help="It keeps its size (repeatable).")
+    ] = None,
+    serverless: Annotated[
+        list[str] | None, typer.Option("--serverless", metavar="INSTANCE", help="It scales again (repeatable).")
+    ] = None,
+    pause_idle: Annotated[
+        bool, typer.Option("--pause-idle-sessions", help="Not possible; says why.", hidden=True)
+    ] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 60.0,
@@ -41,13 +82,19 @@ def scale(  # noqa: PLR0917  (the command's options)
     No session ends for it. With --min 0 its engines stop when nobody has used it for a while, and whoever connects
     wakes it, and waits for that. What is not said stays as it is.
     """
-    if off and (least, most, pause_after_s) != (None, None, None):
+    if pause_idle:
+        raise UsageError(NO_IDLE_SESSIONS)
+    given = {"min_acu": least, "max_acu": most, "pause_after_s": pause_after_s, "safe_timeout_s": safe_timeout_s}
+    given |= {"by_powers": None if mode is None else mode is Mode.V1}
+    given |= {"force": None if action is None else action is TimeoutAction.FORCE}
+    if off and any(value is not None for value in given.values()):
         raise UsageError("say bounds, or --off")
-    if not off and least is None and most is None and pause_after_s is None:
+    if not off and not provisioned and not serverless and all(value is None for value in given.values()):
         raise UsageError("say --min and --max, or --off")
+    kinds = {"provisioned": provisioned or [], "serverless": serverless or []}
     fleet, started_s = options.find(data_dir), time.monotonic()
     with progress(f"scaling {name}", quiet=json):
-        done = fleet.scale(name, off=off, min_acu=least, max_acu=most, pause_after_s=pause_after_s, timeout_s=timeout_s)
+        done = fleet.scale(name, off=off, timeout_s=timeout_s, **given, **kinds)
     if json:
         write_json({**done, "seconds": round(time.monotonic() - started_s, 3)})
     elif (now := done["capacity"]) is None:

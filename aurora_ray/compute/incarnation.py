@@ -29,6 +29,7 @@ from aurora_ray.compute.leftovers import end_leftovers
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.network import claim_port
+from aurora_ray.engine.registry import adapter
 from aurora_ray.engine.sizes import size_on
 from aurora_ray.errors import AuroraError, EngineError, FencedError, UsageError
 from aurora_ray.troubles import Trouble
@@ -213,7 +214,10 @@ class Opening(ABC):
 
     def _stats(self) -> dict[str, int | float]:
         stats = dict(self._mounted.stats()) if self._mounted is not None else {}
-        return stats | dict(self._granted.stats()) if self._granted is not None else stats
+        if self._granted is None:
+            return stats
+        slots = adapter(self.config.engine.engine).slots(self.config.dirs.mount)
+        return stats | {"replication_slots": slots} | dict(self._granted.stats())
 
     async def wait_ended(self) -> Outcome:
         """Waits, without a limit, until everything is torn down."""

@@ -55,7 +55,8 @@ class Instance:
         self._open = incarnation_of(config)
         self._volume_id = str(config.volume.volume_id)
         counters = self._open.counters if isinstance(self._open, Opening) else dict
-        self._usage = Usage(adapter(config.engine.engine).sessions, counters=counters)
+        known = adapter(config.engine.engine)
+        self._usage = Usage(known.sessions, counters=counters, busy=known.busy_sessions)
         with telemetry.attached(telemetry.extract_dict(trace)):
             return await self._open.start()
 

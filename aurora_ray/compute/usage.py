@@ -42,7 +42,8 @@ def _ticks(pid: int) -> tuple[int, int, int, int]:
 
 class Usage:
     """Of one engine after the other. `sessions` counts the clients of an engine with these processes; `counters`, asked
-    at the same moments, are numbers that grow. Belongs to one event loop."""
+    at the same moments, are numbers that grow; `busy` counts those clients that are in the middle of something. Belongs
+    to one event loop."""
 
     def __init__(
         self,
@@ -51,8 +52,10 @@ class Usage:
         clock: Callable[[], float] = time.monotonic,
         every_s: float = LOOK_EVERY_S,
         counters: Callable[[], Mapping[str, float]] = dict,
+        busy: Callable[[int, Sequence[int]], int] | None = None,
     ) -> None:
         self._sessions = sessions
+        self._busy = busy
         self._clock = clock
         self.every_s = every_s
         self._counters = counters
@@ -64,8 +67,8 @@ class Usage:
         self._last: dict[str, int | float] = {}
 
     def of(self, pid: int) -> dict[str, int | float]:
-        """`connections`, and from the second look on since the look before: `cpu_percent` of this machine's CPUs,
-        `cpus`, and how much each counter has grown a second (`NAME_rate`). `looked_at_s`: when, monotonic."""
+        """`connections`, `busy`, and from the second look on since the look before: `cpu_percent` of this machine's
+        CPUs, `cpus`, and how much each counter has grown a second (`NAME_rate`). `looked_at_s`: when, monotonic."""
         if pid != self._pid:
             self._pid, self._last, self._next_s = pid, {}, 0.0
         idle = self._looking is None or self._looking.done()
@@ -79,6 +82,8 @@ class Usage:
         before, now = self._seen, (self._clock(), cpu_seconds(pid, below))
         counted, grown = self._counters(), self._counted
         found: dict[str, int | float] = {"connections": self._sessions(pid, below)}
+        if self._busy is not None:
+            found["busy"] = self._busy(pid, below)
         if "connections" in self._last:
             took_s = max(now[0] - before[0], 1e-3)
             cpus = max(0.0, now[1] - before[1]) / took_s

@@ -112,8 +112,7 @@ class ControlPlane:
             serving=lambda cluster: self.replicas.serving(cluster, self.processes.instances, clock()),
         )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
-        self.meter, self.usage_log = Meter(), UsageLog(config.data_dir)
-        self.pools = Pools(runtime, clock)
+        self.meter, self.usage_log, self.pools = Meter(), UsageLog(config.data_dir), Pools(runtime, clock)
         self.means = Means(
             config,
             self.declared,

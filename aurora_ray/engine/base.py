@@ -420,5 +420,12 @@ class Adapter(Protocol):
     def sessions(self, pid: int, below: Sequence[int]) -> int:
         """How many clients an engine serves. `pid`: its main process, `below`: those that this has started."""
 
+    def busy_sessions(self, pid: int, below: Sequence[int]) -> int:
+        """How many of them are in the middle of something, a statement or a transaction; all, where that is not
+        seen."""
+
+    def slots(self, data_dir: Path) -> int:
+        """Replication slots: somebody who may not be there now counts on the log being kept for him, and sent."""
+
     def forget_run(self, run_dir: Path) -> None:
         """Gives the kernel back what a run held whose end nobody saw to. All of it is gone."""

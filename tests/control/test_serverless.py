@@ -188,3 +188,28 @@ def test_where_the_machine_has_no_more_nothing_is_decided_that_it_cannot_have() 
     (up,) = by.wanted(fleet, {"demo-1": serving(Role.WRITER, used(2, 0.6, at_s=1))}, {}, (), 1, WALL_S)
     assert isinstance(up, ScaleInstance)
     assert up.acu > 2
+
+
+def test_a_provisioned_instance_keeps_its_size_and_the_others_scale() -> None:
+    fleet = declared(Capacity(1, 8), tiers=(0, 2))
+    cluster = fleet.clusters[0]
+    writer = replace(cluster.writer(), provisioned=True, memory_bytes=5 << 30)
+    fleet = fleet.with_instance("demo", writer)
+    seen = {"demo-1": serving(Role.WRITER, None)} | {f"demo-{n}": serving(Role.READER, used(1)) for n in (2, 3)}
+    (follows,) = (s for s in wanted(fleet, seen) if isinstance(s, ScaleInstance))
+    assert (follows.instance_id, follows.acu) == ("demo-2", 2.5), "the first tiers have what the writer has"
+    (back,) = (s for s in wanted(fleet, WRITER) if isinstance(s, ScaleInstance))
+    assert (back.instance_id, back.acu) == ("demo-1", 0)
+    reader = replace(cluster.readers()[1], provisioned=True)
+    mixed = declared(Capacity(1, 8), tiers=(0, 2)).with_instance("demo", reader)
+    seen |= {"demo-1": serving(Role.WRITER, used(2)), "demo-3": serving(Role.READER, None)}
+    assert [s.instance_id for s in wanted(mixed, seen) if isinstance(s, ScaleInstance)] == ["demo-2"]
+
+
+def test_provisioned_instances_and_replication_slots_keep_it_awake() -> None:
+    fleet = declared(RULE)
+    assert list(keeps_awake(fleet, fleet.clusters[0], WRITER)) == []
+    slots = {"demo-1": serving(Role.WRITER, replace(used(0.5), slots=2))}
+    assert list(keeps_awake(fleet, fleet.clusters[0], slots)) == ["2 replication slots on demo-1"]
+    fleet = fleet.with_instance("demo", replace(fleet.clusters[0].writer(), provisioned=True))
+    assert list(keeps_awake(fleet, fleet.clusters[0], WRITER)) == ["demo-1 is provisioned, and never stops"]

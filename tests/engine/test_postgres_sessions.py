@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ray.engine.postgres.sessions import count_sessions
+from aurora_ray.engine.postgres.sessions import count_busy, count_sessions, count_slots
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,25 @@ def test_titles(title: bytes, serves: bool, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_process_that_is_gone_serves_nobody() -> None:
     assert count_sessions([2**22 - 1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("title", "busy"),
+    [
+        (b"postgres: postgres demo [local] idle", 0),
+        (b"postgres: postgres demo 127.0.0.1(5321) idle\0", 0),
+        (b"postgres: app user some db 127.0.0.1(53210) INSERT waiting", 1),
+        (b"postgres: main: postgres demo ::1(53210) idle in transaction", 1),
+        (b"postgres: checkpointer ", 0),
+    ],
+)
+def test_who_is_in_the_middle_of_something(title: bytes, busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: title)
+    assert count_busy([1]) == busy
+
+
+def test_replication_slots(tmp_path: Path) -> None:
+    assert count_slots(tmp_path) == 0
+    (tmp_path / "pg_replslot" / "one").mkdir(parents=True)
+    (tmp_path / "pg_replslot" / "two.tmp").mkdir()
+    assert count_slots(tmp_path) == 1

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from aurora_ray.compute.role import Role
 from aurora_ray.control.api import administration, backups, cloning, custom, readers, regional, repair_state
-from aurora_ray.control.api.capacity import report_capacity, scale, usage, wake
+from aurora_ray.control.api.capacity import Scaling, report_capacity, scale, usage, wake
 from aurora_ray.control.api.moving import fail_over
 from aurora_ray.control.api.regional_calls import LOOK_TIMEOUT_S, RegionalCalls
 from aurora_ray.control.api.sizing import modify
@@ -295,27 +295,10 @@ class ControlApi(RegionalCalls):
         await wake(self._plane, name, "another size was asked for", timeout_s)
         return await modify(self._plane, name, memory_bytes, at_next_start=at_next_start, timeout_s=timeout_s)
 
-    async def scale(
-        self,
-        name: str,
-        *,
-        off: bool = False,
-        min_acu: float | None = None,
-        max_acu: float | None = None,
-        pause_after_s: float | None = None,
-        timeout_s: float,
-    ) -> dict[str, Any]:
+    async def scale(self, name: str, said: Scaling, timeout_s: float) -> dict[str, Any]:
         """See capacity.scale."""
         await self.wait_open(timeout_s)
-        return await scale(
-            self._plane,
-            name,
-            off=off,
-            min_acu=min_acu,
-            max_acu=max_acu,
-            pause_after_s=pause_after_s,
-            timeout_s=timeout_s,
-        )
+        return await scale(self._plane, name, said, timeout_s)
 
     async def usage(self, name: str, since: str, timeout_s: float) -> dict[str, Any]:
         """See capacity.usage."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.control.model.attempt import check_hope
-from aurora_ray.control.model.capacity import PAUSE_AFTER_S, Capacity
+from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.keys import Kind, key
 from aurora_ray.control.model.moments import parse
 from aurora_ray.control.model.observed import InstancePhase
@@ -21,24 +21,31 @@ if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
 
 
-async def scale(
-    plane: ControlPlane,
-    name: str,
-    *,
-    off: bool,
-    min_acu: float | None,
-    max_acu: float | None,
-    pause_after_s: float | None,
-    timeout_s: float,
-) -> dict[str, Any]:
-    """Declares bounds (what is None stays as it is), or none; returns when each instance that runs is within them.
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What a user says of a cluster's capacity; what is None stays as it is. `by_powers`, `safe_timeout_s`, `force`:
+    see Capacity. `provisioned` and `serverless` name instances that have their size, or follow the cluster's bounds."""
+
+    off: bool = False
+    min_acu: float | None = None
+    max_acu: float | None = None
+    pause_after_s: float | None = None
+    by_powers: bool | None = None
+    safe_timeout_s: float | None = None
+    force: bool | None = None
+    provisioned: tuple[str, ...] = ()
+    serverless: tuple[str, ...] = ()
+
+
+async def scale(plane: ControlPlane, name: str, said: Scaling, timeout_s: float) -> dict[str, Any]:
+    """Declares bounds, or none; returns when each instance that runs is within them.
 
     Raises UsageError for bounds that cannot be, and what `wait_until` raises.
     """
 
     def change(fleet: Fleet) -> Fleet:
-        cluster = fleet.cluster(name)
-        rule = None if off else _bounds(cluster, min_acu, max_acu, pause_after_s)
+        cluster = _kinds(fleet.cluster(name), said)
+        rule = None if said.off else _bounds(cluster, said)
         if rule is not None:
             _check_running(plane, cluster, rule)
         changed = fleet.with_cluster(replace(cluster, capacity=rule))
@@ -55,16 +62,33 @@ async def scale(
     return {"cluster": name, "capacity": report_capacity(plane, plane.fleet.cluster(name))}
 
 
-def _bounds(cluster: DBCluster, min_acu: float | None, max_acu: float | None, pause_after_s: float | None) -> Capacity:
+def _kinds(cluster: DBCluster, said: Scaling) -> DBCluster:
+    """With the named instances provisioned, or serverless."""
+    both = set(said.provisioned) & set(said.serverless)
+    if both:
+        raise UsageError(f"{', '.join(sorted(both))} cannot be provisioned and serverless at once")
+    now = dict.fromkeys(said.provisioned, True) | dict.fromkeys(said.serverless, False)
+    for instance_id in now:
+        if not cluster.instance(instance_id).role.traits.engine:
+            raise UsageError(f"{instance_id} has no engine, and so no capacity")
+    changed = (replace(i, provisioned=now.get(i.instance_id, i.provisioned)) for i in cluster.instances)
+    return replace(cluster, instances=tuple(changed))
+
+
+def _bounds(cluster: DBCluster, said: Scaling) -> Capacity:
     before = cluster.capacity
-    least = min_acu if min_acu is not None else before.min_acu if before is not None else None
-    most = max_acu if max_acu is not None else before.max_acu if before is not None else None
+    least = said.min_acu if said.min_acu is not None else before.min_acu if before is not None else None
+    most = said.max_acu if said.max_acu is not None else before.max_acu if before is not None else None
     if least is None or most is None:
         raise UsageError(f"{cluster.name} has no bounds yet: say both, as in --min 0.5 --max 8")
-    if pause_after_s is not None and least > 0:
+    if said.pause_after_s is not None and least > 0:
         raise UsageError(f"a cluster is paused with --min 0 alone: with at least {least:g} ACU it never is")
-    after_s = pause_after_s if pause_after_s is not None else before.pause_after_s if before is not None else None
-    return Capacity(least, most, PAUSE_AFTER_S if after_s is None else after_s)
+    known = before or Capacity(least, most)
+    given = {n: getattr(said, n) for n in ("pause_after_s", "by_powers", "safe_timeout_s", "force")}
+    rule = replace(known, min_acu=least, max_acu=most, **{n: value for n, value in given.items() if value is not None})
+    if not rule.by_powers and (said.safe_timeout_s is not None or said.force is not None):
+        raise UsageError("steps wait for a safe point in the mode v1 alone: say --mode v1")
+    return rule
 
 
 def _check_running(plane: ControlPlane, cluster: DBCluster, rule: Capacity) -> None:
@@ -80,10 +104,10 @@ def _check_running(plane: ControlPlane, cluster: DBCluster, rule: Capacity) -> N
 
 def _in_force(plane: ControlPlane, name: str) -> bool:
     cluster = plane.fleet.cluster(name)
-    rule = cluster.capacity
     if cluster.paused_since_s:
-        return rule is not None and rule.pauses
+        return cluster.capacity is not None and cluster.capacity.pauses
     for instance in cluster.engines():
+        rule = cluster.rule_of(instance)
         check_hope(plane.attempts, key(Kind.INSTANCE, instance.instance_id))
         there = plane.processes.instances.get(instance.instance_id)
         if there is None or there.seen.phase is not InstancePhase.AVAILABLE:

@@ -297,20 +297,9 @@ class ControlClient:
             )
         return dict(self._report("AutoscaleReaders", request))
 
-    def scale(
-        self,
-        name: str,
-        *,
-        off: bool = False,
-        min_acu: float | None = None,
-        max_acu: float | None = None,
-        pause_after_s: float | None = None,
-        timeout_s: float = LONG_TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Declares between which capacities a cluster scales; what is None stays as it is."""
-        request = pb.ScaleClusterRequest(
-            name=name, off=off, min_acu=min_acu, max_acu=max_acu, pause_after_s=pause_after_s, timeout_s=timeout_s
-        )
+    def scale(self, name: str, *, timeout_s: float = LONG_TIMEOUT_S, **said: Any) -> dict[str, Any]:
+        """Declares between which capacities a cluster scales; `said`: see api.capacity.Scaling, what is None stays."""
+        request = pb.ScaleClusterRequest(name=name, timeout_s=timeout_s, **said)
         return dict(self._report("ScaleCluster", request, timeout_s + SLACK_S))
 
     def usage(self, name: str, since: str = "", timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
 
+from aurora_ray.control.api.capacity import Scaling
 from aurora_ray.control.api.regional_server import regional_methods
 from aurora_ray.control.model.custom_endpoints import CustomEndpoint, custom_kind
 from aurora_ray.control.model.runtime import ADDRESS_FILE
@@ -34,6 +36,7 @@ _log = logging.getLogger(__name__)
 HOST: Final = "127.0.0.1"
 SERVICE_NAME: Final = "aurora_ray.control.v1.Control"
 
+_SCALING: Final = ("min_acu", "max_acu", "pause_after_s", "by_powers", "safe_timeout_s", "force")
 _Method = Callable[[Any], Awaitable[Any]]
 
 
@@ -224,9 +227,9 @@ class ControlServer:
         return _report(await self._api.autoscale_readers(request.name, rule))
 
     async def _scale(self, request: pb.ScaleClusterRequest) -> pb.Report:
-        said = {name: getattr(request, name) for name in ("min_acu", "max_acu", "pause_after_s")}
-        given = {name: value if request.HasField(name) else None for name, value in said.items()}
-        return _report(await self._api.scale(request.name, off=request.off, **given, timeout_s=request.timeout_s))
+        said = {name: getattr(request, name) for name in _SCALING if request.HasField(name)}
+        kinds = Scaling(off=request.off, provisioned=tuple(request.provisioned), serverless=tuple(request.serverless))
+        return _report(await self._api.scale(request.name, replace(kinds, **said), request.timeout_s))
 
     async def _usage(self, request: pb.DescribeUsageRequest) -> pb.Report:
         return _report(await self._api.usage(request.name, request.since, request.timeout_s))

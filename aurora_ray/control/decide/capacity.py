@@ -56,7 +56,8 @@ class Sample:
     """A look at an instance, at `at_s` of any monotonic clock. Since the look before, it used `cpus` (1.0: one CPU all
     the time) and was held back by its quota for a share `held_back` of the time; `misses` pages a second were fetched.
 
-    `cpus_per_acu` is what one ACU gives; `acu` the capacity that it had.
+    `cpus_per_acu` is what one ACU gives; `acu` the capacity that it had. Of its sessions, `busy` are in the middle of
+    something (for stepwise.py).
     """
 
     at_s: float
@@ -67,6 +68,7 @@ class Sample:
     misses: float = 0.0
     cache_full: bool = False
     sessions: int = 0
+    busy: int = 0
 
 
 @dataclass(frozen=True, slots=True)

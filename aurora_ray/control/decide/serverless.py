@@ -5,8 +5,9 @@ less (`FitPool`; whoever is cut short in between is found out by comparing the t
 nothing is decided that it cannot have, and the reason says so.
 
 An instance whose capacity is not the one that the policy (capacity.py) wants gets another (`ScaleInstance`). It has
-none, but a size, until it is first given one, and again when its cluster has no bounds any more. Readers of promotion
-tiers 0 and 1 follow the writer, whose place they may have to take; the others scale alone.
+none, but a size, until it is first given one, and again when its cluster has no bounds any more; a provisioned one
+keeps its size. Readers of promotion tiers 0 and 1 follow the writer, whose place they may have to take; the others
+scale alone.
 
 A cluster whose minimum is 0 is paused (`PauseCluster`) when for its time nothing kept it awake: `awake` says what does.
 That is declared, and `reconcile` then stops its engines. It is woken (`ResumeCluster`) when somebody waits at one of
@@ -23,11 +24,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.control.decide import reconcile
-from aurora_ray.control.decide.capacity import Autoscaler, Idleness, Sample
+from aurora_ray.control.decide.capacity import Autoscaler, Idleness, Sample, steps_up
+from aurora_ray.control.decide.stepwise import Stepwise, power_down
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet
-from aurora_ray.engine.sizes import ACU_STEP
+from aurora_ray.engine.sizes import ACU_BYTES, ACU_STEP
 
 if TYPE_CHECKING:
     from aurora_ray.control.model.capacity import Capacity
@@ -96,7 +98,7 @@ class Serverless:
     """All clusters with bounds. `wanted` is called again and again, with the same clock."""
 
     def __init__(self) -> None:
-        self._scalers: dict[str, Autoscaler] = {}  # by instance
+        self._scalers: dict[str, Autoscaler | Stepwise] = {}  # by instance
         self._idle: dict[str, Idleness] = {}
         self._accepted: dict[str, int] = {}
         self._why: dict[str, str] = {}  # by instance: why it has the capacity that it has
@@ -150,9 +152,12 @@ class Serverless:
     def _scaled(
         self, cluster: DBCluster, rule: Capacity, seen: Mapping[str, InstanceSeen]
     ) -> Iterator[reconcile.Action]:
-        writer = seen.get(cluster.writer().instance_id)
-        led = writer.capacity.acu if writer is not None and writer.capacity is not None else 0.0
+        led = _leads(cluster.writer(), seen.get(cluster.writer().instance_id))
         for instance in cluster.engines():
+            if cluster.rule_of(instance) is None:
+                self._scalers.pop(instance.instance_id, None)
+                yield from _governed_no_more(cluster, instance, seen)
+                continue
             now = seen.get(instance.instance_id)
             if now is None or now.phase is not InstancePhase.AVAILABLE:
                 self._scalers.pop(instance.instance_id, None)
@@ -175,8 +180,11 @@ class Serverless:
         follows: float,
     ) -> Iterator[reconcile.Action]:
         instance_id = instance.instance_id
-        scaler = self._scalers.setdefault(instance_id, Autoscaler())
+        scaler, kind = self._scalers.get(instance_id), Stepwise if rule.by_powers else Autoscaler
+        if not isinstance(scaler, kind):
+            scaler = self._scalers[instance_id] = kind()
         most = used.room if instance_id not in self._short else min(used.room, max(self._short[instance_id], used.acu))
+        most = power_down(most) if rule.by_powers else most
         room = replace(rule, min_acu=min(rule.min_acu, most), max_acu=min(rule.max_acu, most))
         sample = Sample(
             used.at_s,
@@ -187,6 +195,7 @@ class Serverless:
             used.misses,
             cache_full=used.cache_full,
             sessions=sessions,
+            busy=used.busy,
         )
         decision = scaler.look(room, sample, follows=follows)
         why = decision.why
@@ -238,6 +247,10 @@ def keeps_awake(fleet: Fleet, cluster: DBCluster, seen: Mapping[str, InstanceSee
         yield storage
     for instance in cluster.engines():
         now = seen.get(instance.instance_id)
+        if instance.provisioned:
+            yield f"{instance.instance_id} is provisioned, and never stops"
+        if now is not None and now.capacity is not None and now.capacity.slots:
+            yield f"{now.capacity.slots} replication slots on {instance.instance_id}"
         if now is None or not now.serves(instance.role):
             yield f"{instance.instance_id} does not serve yet"
         elif now.connections is None:
@@ -280,9 +293,22 @@ def _paused(
 
 def _ungoverned(cluster: DBCluster, seen: Mapping[str, InstanceSeen]) -> Iterator[reconcile.Action]:
     for instance in cluster.engines():
-        now = seen.get(instance.instance_id)
-        if now is not None and now.phase is InstancePhase.AVAILABLE and now.capacity is not None:
-            yield ScaleInstance(f"{cluster.name} has no capacity that changes", cluster.name, instance.instance_id, 0.0)
+        yield from _governed_no_more(cluster, instance, seen)
+
+
+def _governed_no_more(
+    cluster: DBCluster, instance: DBInstance, seen: Mapping[str, InstanceSeen]
+) -> Iterator[reconcile.Action]:
+    now = seen.get(instance.instance_id)
+    if now is not None and now.phase is InstancePhase.AVAILABLE and now.capacity is not None:
+        yield ScaleInstance(f"{instance.instance_id} has its size", cluster.name, instance.instance_id, 0.0)
+
+
+def _leads(writer: DBInstance, now: InstanceSeen | None) -> float:
+    """What readers have that follow the writer: of a provisioned one, what its memory comes to."""
+    if now is not None and now.capacity is not None:
+        return now.capacity.acu
+    return steps_up(writer.memory_bytes / ACU_BYTES) if writer.provisioned else 0.0
 
 
 def _others(holds: float) -> str:

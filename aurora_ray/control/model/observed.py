@@ -75,6 +75,8 @@ class CapacityUse:
     held_back: float
     misses: float
     cache_full: bool
+    busy: int = 0
+    slots: int = 0  # replication slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ class DBInstance:
     next_memory_bytes: int = 0
     scaled: bool = False
     leaving_since_s: float = 0.0
+    provisioned: bool = False  # it has its size, whatever bounds its cluster has
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,10 @@ class DBCluster:
     def engines(self) -> tuple[DBInstance, ...]:
         """The instances that run an engine."""
         return tuple(instance for instance in self.instances if instance.role.traits.engine)
+
+    def rule_of(self, instance: DBInstance) -> Capacity | None:
+        """Between which capacities an instance scales; None: it has its size."""
+        return None if instance.provisioned else self.capacity
 
     def served_as(self, instance: DBInstance) -> Role:
         """As what an instance of this cluster serves: as what it is declared to be; but while the volume is made out of

@@ -218,4 +218,6 @@ def _capacity_of(stats: Mapping[str, int | float]) -> CapacityUse | None:
         held_back=min(1.0, number("held_back_rate")),
         misses=number("misses_rate"),
         cache_full=budget > 0 and number("cached_bytes") >= FULL * budget,
+        busy=int(number("busy")),
+        slots=int(number("replication_slots")),
     )

@@ -262,6 +262,15 @@ class Processes:
             if instance.told(status):
                 self._on_change()
 
+    async def hear_last_word(self, instance_id: str) -> None:
+        """Of an incarnation that has ended in order, in a process that stays: what it says of itself as a whole."""
+        instance = self.instances.get(instance_id)
+        with contextlib.suppress(ProcessGoneError, TimeoutError):
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                status = await instance.process.status() if instance is not None else None
+            if status is not None and status.phase is IncarnationPhase.ENDED:
+                self._last_statuses[instance_id] = status
+
     async def _watch_process(self, instance_id: str, instance: Instance) -> None:
         why = await instance.process.wait_gone()
         if self.instances.get(instance_id) is instance:

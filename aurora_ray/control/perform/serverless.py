@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def order_to_open(means: Means, cluster: DBCluster, declared: DBInstance) -> CapacityOrder | None:
     """The capacity with which an instance opens: the one that it had last, within the bounds."""
-    rule = cluster.capacity
+    rule = cluster.rule_of(declared)
     if rule is None or not declared.role.traits.engine:
         return None
     last = means.processes.last_status(declared.instance_id)
@@ -47,7 +47,8 @@ async def scale_instance(means: Means, action: ScaleInstance) -> None:
     """One step."""
     instance = means.processes.instances.get(action.instance_id)
     cluster = means.declared.fleet.cluster(action.cluster)
-    rule = cluster.capacity
+    declared = next((each for each in cluster.instances if each.instance_id == action.instance_id), None)
+    rule = cluster.rule_of(declared) if declared is not None else None
     if (
         instance is None
         or instance.seen.phase is not InstancePhase.AVAILABLE
@@ -131,6 +132,7 @@ async def pause_instance(means: Means, action: PauseInstance) -> None:
     choice = engine_choice(means.config, cluster)
     await means.processes.runtime.have_spare(declared.instance_id, declared.az, choice, wanted=False)
     await end_incarnation(instance, means.notify, END_TIMEOUT_S, "its cluster is paused")
+    await means.processes.hear_last_word(action.instance_id)
 
 
 async def resume_cluster(means: Means, action: ResumeCluster) -> None:

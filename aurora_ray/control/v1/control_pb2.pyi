@@ -193,20 +193,30 @@ class ModifyClusterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., at_next_start: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ScaleClusterRequest(_message.Message):
-    __slots__ = ("name", "off", "min_acu", "max_acu", "pause_after_s", "timeout_s")
+    __slots__ = ("name", "off", "min_acu", "max_acu", "pause_after_s", "timeout_s", "provisioned", "serverless", "by_powers", "safe_timeout_s", "force")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFF_FIELD_NUMBER: _ClassVar[int]
     MIN_ACU_FIELD_NUMBER: _ClassVar[int]
     MAX_ACU_FIELD_NUMBER: _ClassVar[int]
     PAUSE_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONED_FIELD_NUMBER: _ClassVar[int]
+    SERVERLESS_FIELD_NUMBER: _ClassVar[int]
+    BY_POWERS_FIELD_NUMBER: _ClassVar[int]
+    SAFE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     off: bool
     min_acu: float
     max_acu: float
     pause_after_s: float
     timeout_s: float
-    def __init__(self, name: _Optional[str] = ..., off: _Optional[bool] = ..., min_acu: _Optional[float] = ..., max_acu: _Optional[float] = ..., pause_after_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    provisioned: _containers.RepeatedScalarFieldContainer[str]
+    serverless: _containers.RepeatedScalarFieldContainer[str]
+    by_powers: bool
+    safe_timeout_s: float
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., off: _Optional[bool] = ..., min_acu: _Optional[float] = ..., max_acu: _Optional[float] = ..., pause_after_s: _Optional[float] = ..., timeout_s: _Optional[float] = ..., provisioned: _Optional[_Iterable[str]] = ..., serverless: _Optional[_Iterable[str]] = ..., by_powers: _Optional[bool] = ..., safe_timeout_s: _Optional[float] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class DescribeUsageRequest(_message.Message):
     __slots__ = ("name", "since", "timeout_s")

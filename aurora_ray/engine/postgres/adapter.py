@@ -11,7 +11,7 @@ from aurora_ray.engine.postgres.control_file import CONTROL_PATH
 from aurora_ray.engine.postgres.image import PAGE_BYTES, SUPERUSER, prepare_image
 from aurora_ray.engine.postgres.repair import Repair
 from aurora_ray.engine.postgres.server import PostgresEngine, forget_run
-from aurora_ray.engine.postgres.sessions import count_sessions
+from aurora_ray.engine.postgres.sessions import count_busy, count_sessions, count_slots
 from aurora_ray.engine.postgres.settings import canonical
 
 if TYPE_CHECKING:
@@ -102,6 +102,14 @@ class PostgresAdapter:
     def sessions(self, pid: int, below: Sequence[int]) -> int:  # noqa: ARG002
         """See Adapter."""
         return count_sessions(below)
+
+    def busy_sessions(self, pid: int, below: Sequence[int]) -> int:  # noqa: ARG002
+        """See Adapter."""
+        return count_busy(below)
+
+    def slots(self, data_dir: Path) -> int:
+        """See Adapter."""
+        return count_slots(data_dir)
 
     def forget_run(self, run_dir: Path) -> None:
         """See Adapter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from aurora_ray.control.api.capacity import Scaling
 from tests.control.crash.driver import Driver, Verb
 from tests.control.crash.verbs import TIMEOUT_S, clone, create, delete, exists, failover, is_cloned
 
@@ -12,7 +13,7 @@ PAUSE_AFTER_S: Final = 1.0  # less than users may say
 
 
 async def scale(driver: Driver) -> None:
-    await driver.api.scale("demo", min_acu=1, max_acu=4, timeout_s=TIMEOUT_S)
+    await driver.api.scale("demo", Scaling(min_acu=1, max_acu=4), TIMEOUT_S)
 
 
 def acus(driver: Driver) -> list[float]:
@@ -27,11 +28,11 @@ async def create_scaled_capacity(driver: Driver) -> None:
 
 
 async def raise_minimum(driver: Driver) -> None:
-    await driver.api.scale("demo", min_acu=2, timeout_s=TIMEOUT_S)
+    await driver.api.scale("demo", Scaling(min_acu=2), TIMEOUT_S)
 
 
 async def scale_no_more(driver: Driver) -> None:
-    await driver.api.scale("demo", off=True, timeout_s=TIMEOUT_S)
+    await driver.api.scale("demo", Scaling(off=True), TIMEOUT_S)
 
 
 def is_paused(driver: Driver) -> bool:
@@ -40,7 +41,7 @@ def is_paused(driver: Driver) -> bool:
 
 async def pause(driver: Driver) -> None:
     """Nobody uses it."""
-    await driver.api.scale("demo", min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S, timeout_s=TIMEOUT_S)
+    await driver.api.scale("demo", Scaling(min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S), TIMEOUT_S)
     await driver.plane.wait_until(lambda: is_paused(driver), TIMEOUT_S, "its pause")
 
 
@@ -58,7 +59,7 @@ async def somebody_comes(driver: Driver) -> None:
 
 
 async def somebody_comes_while_it_is_paused(driver: Driver) -> None:
-    await driver.api.scale("demo", min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S, timeout_s=TIMEOUT_S)
+    await driver.api.scale("demo", Scaling(min_acu=0, max_acu=4, pause_after_s=PAUSE_AFTER_S), TIMEOUT_S)
     await driver.plane.wait_until(lambda: is_paused(driver), TIMEOUT_S, "its pause")
     await somebody_comes(driver)
 

@@ -495,5 +495,5 @@ VERBS: Final = (
     Verb("another port for an instance", port_is_taken, listens_elsewhere, prepare=create, again=False),
 )
 
-# Calls of ControlApi that change nothing.
-LOOKS: Final = {"wait_open", "wait_available", "clusters", "status", "secret", "trail", "graveyard", "look_at_state"}
+_ASKING = "wait_open wait_available clusters status secret trail graveyard look_at_state usage"
+LOOKS: Final = frozenset(_ASKING.split())  # calls of ControlApi that change nothing
