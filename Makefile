@@ -145,6 +145,10 @@ bench-fork: $(BUILT) account ## clone, backtrack and as-of beside pg_basebackup 
 bench-global: $(BUILT) account ## two regions: lag, the link, the writer's price, switchover and failover, in six minutes
 	$(BIN)/python -m benchmarks regions $(ARGS)
 
+.PHONY: bench-serverless
+bench-serverless: $(BUILT) account ## capacity that follows load: resumes, steps, paused and noisy tenants, in six minutes
+	$(BIN)/python -m benchmarks serverless $(ARGS)
+
 .PHONY: bench-report
 bench-report: $(BUILT) ## write benchmarks/RESULTS.md and its charts from the results in benchmarks/results
 	$(BIN)/python -m benchmarks report $(ARGS)

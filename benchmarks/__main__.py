@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
-from benchmarks import backup, cache, failover, forks, mounting, readers, regions, space, tracing
+from benchmarks import backup, cache, failover, forks, mounting, readers, regions, serverless, space, tracing
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -39,6 +39,7 @@ app.command("readers")(readers.main)
 app.command("regions")(regions.main)
 app.command("backup")(backup.run)
 app.command("fork")(forks.run)
+app.command("serverless")(serverless.run)
 
 
 @app.command()

@@ -33,6 +33,7 @@ def register(parent: typer.Typer) -> None:
     for name, words in SUITES.items():
         text = f"Measure beside stock PostgreSQL and six synchronous standbys, all started here, {words}."
         app.command(name, help=text, epilog=f"Example: aurora bench {name} --rounds 5")(_suite(name))
+    app.command(epilog="Example: aurora bench serverless --tenants 10")(serverless)
     app.command(epilog="Example: aurora bench report benchmarks/out/standard-*.json")(report)
     parent.add_typer(app, name="bench")
 
@@ -71,6 +72,19 @@ def run(  # noqa: PLR0917  (the command's options)
         {"workload": workload, "scale": scale, "clients": clients, "seconds": seconds, "rate_tps": rate},
         json=json,
     )
+
+
+def serverless(
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Resumes.")] = 6,
+    seconds: Annotated[float, typer.Option(metavar="S", min=2, help="Of each measurement under load.")] = 12.0,
+    tenants: Annotated[int, typer.Option(metavar="N", min=1, help="Paused at once.")] = 4,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The figures, as JSON; the plot beside it.")] = None,
+) -> None:
+    """Measure capacity that follows the load, on a fleet of its own: resumes, steps, paused and noisy tenants."""
+    _find_benchmarks()
+    from benchmarks import serverless as suite
+
+    suite.run(rounds=rounds, seconds=seconds, tenants=tenants, out=out)
 
 
 def report(
