@@ -17,7 +17,7 @@ NO_IDLE_SESSIONS: Final = (
     "open sessions always keep a cluster awake. One cannot outlive its engine's pause: what it is stands in the "
     "engine's process (its TLS and login, settings, prepared statements, temporary tables, locks, LISTEN), and a new "
     "process would have to log in for the client, whose password nobody here has. Have the pool close idle connections "
-    "sooner than --pause-after (in PostgreSQL also `aurora parameters NAME set idle_session_timeout=60s`)"
+    "sooner than --pause-after, or the engine: its parameter for it is idle_session_timeout, or wait_timeout"
 )
 
 
