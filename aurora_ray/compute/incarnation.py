@@ -110,6 +110,9 @@ class Opening(ABC):
     async def _before_mount_goes(self) -> None:  # noqa: B027 - most kinds have nothing to do here
         """In an orderly end, when the engine has shut down."""
 
+    async def leave_tree(self) -> None:  # noqa: B027
+        """After an orderly end: the names of the next mount, which takes time that whoever wakes it would wait."""
+
     async def _before_engine_goes(self) -> None:  # noqa: B027
         """Before the engine is killed, if it still runs."""
 

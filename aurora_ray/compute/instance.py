@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,7 @@ class Instance:
         self._volume_id = ""
         self._place: tuple[str, int] | None = None  # where the engine of the latest incarnation listened
         self._port_held: socket.socket | None = None
+        self._leaving: asyncio.Task[None] | None = None  # holds what goes on after an end
 
     async def get_ready(self, choice: EngineChoice) -> None:
         """Does what opening will need before it is asked for; `open` reports what goes wrong with it."""
@@ -86,7 +88,13 @@ class Instance:
         gets its port, for which whoever wakes a paused cluster would wait longer, as there would be another."""
         if self._open is None:
             return None
+        from aurora_ray.compute.incarnation import Opening
+
         outcome = await self._open.stop(StopMode.FAST if fast else StopMode.KILL, reopens=reopens)
+        if reopens and isinstance(self._open, Opening):
+            self._leaving = asyncio.create_task(
+                self._open.leave_tree(), name=f"a tree in waiting for {self._volume_id}"
+            )
         if reopens and self._place is not None and self._port_held is None:
             self._port_held = hold_port(*self._place)
         elif not reopens:

@@ -35,6 +35,7 @@ from aurora_ray.compute.incarnation import (
 from aurora_ray.compute.leftovers import write_pid_file
 from aurora_ray.compute.watch import writer_watch
 from aurora_ray.errors import AuroraError, EngineError, UsageError
+from aurora_ray.mount.localtree import leave_in_waiting
 from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 
     from aurora_ray.compute.commands import Command
     from aurora_ray.compute.engines import PreparedEngine
+    from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import Engine
+    from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.mount import MountedVolume
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress
 
@@ -65,6 +68,8 @@ class Writer(Opening):
         self._noting: asyncio.Task[None] | None = None
         self._fenced = asyncio.Event()
         self._first_write: FirstWrite | None = None
+        self._account: EngineAccount | None = None
+        self._left: tuple[FileTable, str] | None = None  # what the volume was at an orderly end, and at which
 
     # ---- opening
 
@@ -87,7 +92,7 @@ class Writer(Opening):
         if config.initialise:
             with self._stage("initialise", IncarnationPhase.INITIALISING):
                 await self._initialise(volume, prepared)
-        engine = self._make_engine(prepared)
+        engine, self._account = self._make_engine(prepared), prepared.account
         with self._stage("mount", IncarnationPhase.MOUNTING):
             mounted = self._mounted = await mount_for(
                 prepared,
@@ -286,8 +291,24 @@ class Writer(Opening):
 
     async def _before_mount_goes(self) -> None:
         """Everything that the engine wrote is durable."""
-        if self._mounted is not None:
-            await self._mounted.flush(timeout_s=self.config.stop_timeout_s)
+        if self._mounted is None:
+            return
+        await self._mounted.flush(timeout_s=self.config.stop_timeout_s)
+        if self._granted is not None and self._volume is not None:
+            lsn = self._volume.tail_lsn
+            self._left = await self._volume.read_file_table(lsn), f"{self._volume.spec.volume_id}-{lsn}"
+
+    async def leave_tree(self) -> None:
+        """See Opening. What the volume was at its end it is when it opens next, unless another writer comes between:
+        then its end is another one, and this tree is nobody's."""
+        left, self._left = self._left, None
+        if left is None or self._account is None:
+            return
+        uid, gid = (self._account.uid, self._account.gid) if self._account.switch else (None, None)
+        try:
+            await asyncio.to_thread(leave_in_waiting, left[0], self.config.dirs.mount, left[1], uid, gid)
+        except AuroraError as error:
+            _log.warning("%s: its next mount is not prepared: %s", self.config.instance_id, error)
 
     async def _before_engine_goes(self) -> None:
         if self._noting is not None:

@@ -22,6 +22,18 @@ def unfinished(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.new-{time.time_ns()}")
 
 
+def waiting(directory: Path, what: str) -> Path:
+    """A name for what may become `directory` later, if it is `what` then; otherwise the next sweep removes it."""
+    return directory.with_name(f"{directory.name}.ready-{what}")
+
+
+def in_waiting(directory: Path) -> list[Path]:
+    """What has such a name, whole or not."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(directory.parent.glob(f"{directory.name}.ready-*"))
+    return []
+
+
 def set_aside(directory: Path) -> Path | None:
     """Renames a directory, so that its name is free; its new name, or None if there is nothing to remove any more.
 
@@ -46,7 +58,7 @@ def remove(directory: Path) -> None:
 
 async def sweep(directory: Path, after_s: float = SWEEP_AFTER_S) -> None:
     """Removes, after a while, whatever was set aside from this name by now."""
-    doomed = _waiting(directory)
+    doomed = [*_waiting(directory), *in_waiting(directory)]
     if doomed:
         await asyncio.sleep(after_s)
     for each in doomed:

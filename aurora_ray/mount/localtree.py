@@ -4,6 +4,11 @@ A mount makes thousands of files at once, shortly after another mount's thousand
 again for minutes after its removal, and looks at each such inode anew for every file that it makes in the same group
 of inodes: ten thousand files take 17 s and more then, and 1 s elsewhere. So each tree gets groups of its own: ext4
 spreads the directories below one that is marked as a place of unrelated ones, by the name under which each is made.
+
+On a disk that is busy it takes longer than all else that opening takes together. So where it is known that the same
+state is going to be mounted again, by whoever comes next, a tree of it is left in waiting (`leave_in_waiting`): it has
+no page of any file, and its name says of what volume it is, and as of which LSN. Nobody else's fits, as what a volume
+is at an LSN that was durable never changes.
 """
 
 from __future__ import annotations
@@ -64,6 +69,31 @@ def make_tree(
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise ConfigurationError(f"cannot mount at {mount_dir}: {error.strerror}") from error
+    return files
+
+
+def leave_in_waiting(table: FileTable, mount_dir: Path, volume: str, uid: int | None, gid: int | None) -> None:
+    """Makes a tree of what `table` has, which `take_waiting` finds; others that wait go. `volume`: which, and the LSN.
+    Raises ConfigurationError."""
+    for other in discarding.in_waiting(mount_dir):
+        discarding.remove(other)
+    make_tree(table, discarding.waiting(mount_dir, volume), uid, gid)
+
+
+def take_waiting(table: FileTable, mount_dir: Path, volume: str) -> list[MountedFile] | None:
+    """The tree of that volume and LSN, put in its place, as `make_tree` does; None if there is none."""
+    ready = discarding.waiting(mount_dir, volume)
+    root = os.fsencode(ready) + b"/"
+    try:
+        files = [
+            MountedFile(os.lstat(root + entry.paths[0]).st_ino, entry)
+            for entry in table.entries()
+            if entry.kind is FileKind.FILE and entry.paths
+        ]
+        discarding.set_aside(mount_dir)
+        ready.rename(mount_dir)
+    except OSError:
+        return None
     return files
 
 

@@ -25,7 +25,7 @@ from aurora_ray.interposer.region import Region
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
-from aurora_ray.mount.localtree import make_tree
+from aurora_ray.mount.localtree import make_tree, take_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -85,10 +85,8 @@ class MountedVolume:
             base_lsn = source.read_lsn if writer is None else writer.tail_lsn
             table = await source.read_file_table(base_lsn)
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
-            of = f"of {len(table):,} files are made"
-            files = await asyncio.to_thread(
-                make_tree, table, mount_dir, owner_uid, owner_gid, made=lambda count: told(f"{count:,} {of}")
-            )
+            volume = f"{source.spec.volume_id}-{base_lsn}"
+            files = await _tree(table, mount_dir, volume, (owner_uid, owner_gid), told)
         region = Region(
             page_bytes=source.spec.page_size,
             base_lsn=base_lsn,
@@ -185,6 +183,22 @@ class MountedVolume:
             if old is not None and not later:
                 await asyncio.to_thread(discarding.remove, old)
             _library_copy(self.mount_dir).unlink(missing_ok=True)
+
+
+async def _tree(
+    table: FileTable,
+    mount_dir: Path,
+    volume: str,
+    owner: tuple[int | None, int | None],
+    told: Callable[[str], None],
+) -> list[MountedFile]:
+    """The one that is in waiting for this volume and LSN, or a new one."""
+    files = await asyncio.to_thread(take_waiting, table, mount_dir, volume)
+    if files is None:
+        of = f"of {len(table):,} files are made"
+        tell = lambda count: told(f"{count:,} {of}")  # noqa: E731
+        files = await asyncio.to_thread(make_tree, table, mount_dir, *owner, made=tell)
+    return files
 
 
 def _library_copy(mount_dir: Path) -> Path:

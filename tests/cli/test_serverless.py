@@ -85,7 +85,8 @@ def test_capacity_follows_the_load_and_no_session_ends_for_it(fleet: CliFleet) -
 def test_it_pauses_when_nobody_uses_it_and_whoever_comes_wakes_it(fleet: CliFleet) -> None:
     fleet.check("scale", "demo", "--min", "0", "--pause-after", "10")
     dsn = fleet.status()["endpoints"]["cluster"]["dsn"]
-    fleet.execute(dsn, "create table if not exists kept as select 1 as one")
+    with psycopg.connect(dsn, connect_timeout=60, autocommit=True) as session:
+        session.execute("create table if not exists kept as select 1 as one")
     dsn = paused(fleet)
     comers = [Comer(dsn) for _ in range(10)]
     took_s = [comer.served() for comer in comers]

@@ -15,7 +15,13 @@ import psycopg
 import pytest
 
 from aurora_ray.compute.assemble import is_complete
-from aurora_ray.compute.config import EngineChoice, HalfMadeVolumeError, IncarnationPhase, InstanceConfig
+from aurora_ray.compute.config import (
+    CapacityOrder,
+    EngineChoice,
+    HalfMadeVolumeError,
+    IncarnationPhase,
+    InstanceConfig,
+)
 from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.leftovers import working_below
 from aurora_ray.compute.writer import Writer
@@ -23,6 +29,7 @@ from aurora_ray.engine.account import find_account
 from aurora_ray.engine.image import import_records
 from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, QuorumLostError
+from aurora_ray.mount import discarding
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until
 from tests.support.timing import scaled
@@ -131,6 +138,28 @@ async def test_everything_survives_an_orderly_end_and_a_kill(config: InstanceCon
     assert (await again.start()).epoch == opened.epoch + 1
     assert await execute(config, "select count(*) from t") == [(1000,)]
     await again.stop()
+
+
+async def test_the_next_mount_is_prepared_at_the_end_of_one_that_is_paused(config: InstanceConfig) -> None:
+    config = replace(config, capacity=CapacityOrder(0.5, 0.5, 2, 0.25))
+    writer = Writer(config)
+    await writer.start()
+    await execute(config, "create table t as select generate_series(1, 1000) i")
+    await writer.stop(reopens=True)
+    await writer.leave_tree()
+    (ready,) = discarding.in_waiting(config.dirs.mount)
+    inode = ready.stat().st_ino
+    again = Writer(replace(config, initialise=False))
+    await again.start()
+    assert config.dirs.mount.stat().st_ino == inode
+    assert discarding.in_waiting(config.dirs.mount) == []
+    assert await execute(config, "select count(*) from t") == [(1000,)]
+    await execute(config, "insert into t values (1)")
+    await again.stop()
+    third = Writer(replace(config, initialise=False))
+    await third.start()
+    assert await execute(config, "select count(*) from t") == [(1001,)]
+    await third.stop()
 
 
 @ENDS

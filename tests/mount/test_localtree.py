@@ -15,7 +15,7 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.log import record
 from aurora_ray.log.filetable import FileTable
 from aurora_ray.mount import discarding
-from aurora_ray.mount.localtree import make_tree
+from aurora_ray.mount.localtree import leave_in_waiting, make_tree, take_waiting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,3 +92,25 @@ def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
     table = table_of(*(record.create(number, b"%d" % number) for number in range(1, 1301)))
     make_tree(table, tmp_path / "mount", None, None, made=told.append)
     assert told == [512, 1024, 1300]
+
+
+def test_a_tree_in_waiting_is_taken_by_who_mounts_the_same_and_by_nobody_else(tmp_path: Path) -> None:
+    table = table_of(record.mkdir(b"d", 0o750), record.create(1, b"d/f", 0o640), record.size(1, 100_000))
+    mount = tmp_path / "mount"
+    leave_in_waiting(table, mount, "v-1", None, None)
+    leave_in_waiting(table, mount, "v-2", None, None)
+    assert [path.name for path in discarding.in_waiting(mount)] == ["mount.ready-v-2"], "one waits"
+    assert take_waiting(table, mount, "v-1") is None
+    assert not mount.exists()
+    mount.mkdir()
+    files = take_waiting(table, mount, "v-2")
+    assert files is not None
+    assert [(file.ino, file.entry.file_id) for file in files] == [((mount / "d" / "f").stat().st_ino, 1)]
+    assert (mount / "d" / "f").stat().st_size == 100_000
+    assert take_waiting(table, mount, "v-2") is None
+
+
+async def test_what_nobody_took_is_swept(tmp_path: Path) -> None:
+    leave_in_waiting(table_of(record.create(1, b"f", 0o640)), tmp_path / "mount", "v-1", None, None)
+    await discarding.sweep(tmp_path / "mount", 0)
+    assert os.listdir(tmp_path) == []
