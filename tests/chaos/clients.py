@@ -128,6 +128,12 @@ class Tables:
     """What the churn knows: for each table the numbers of rows that it may have; None if it may be missing."""
 
     possible: dict[str, set[int | None]] = field(default_factory=dict)
+    may_be_taken_back: bool = False  # then what was possible stays so
+
+    def note(self, name: str, rows: int | None, *, certain: bool) -> None:
+        """It has so many rows now, or perhaps."""
+        others = self.possible.get(name, {None})
+        self.possible[name] = {rows} if certain and not self.may_be_taken_back else {*others, rows}
 
 
 class ChurnClient(Client):
@@ -167,11 +173,10 @@ class ChurnClient(Client):
             session.execute(choose.choice(self._upkeep))
 
     def _do(self, session: psycopg.Connection, name: str, rows: int | None, *statements: str) -> None:
-        before = self._tables.possible.get(name, {None})
-        self._tables.possible[name] = {*before, rows}
+        self._tables.note(name, rows, certain=False)
         session.execute("; ".join(["BEGIN", *statements]).encode())
         if session.execute("COMMIT").statusmessage == "COMMIT":
-            self._tables.possible[name] = {rows}
+            self._tables.note(name, rows, certain=True)
 
 
 _UPKEEP = (

@@ -30,7 +30,8 @@ import psycopg
 
 from tests.chaos.checks import check_tables
 from tests.chaos.clients import ChurnClient, Tables
-from tests.chaos.fleet_faults import FLEET_FAULTS, FleetArena, fault_of_round, instances_of
+from tests.chaos.fleet_faults import FleetArena, instances_of
+from tests.chaos.fleet_rota import FLEET_FAULTS, fault_of_round
 from tests.chaos.history_round import HistoryRound, Memory, Verdict
 from tests.chaos.workload import SCHEMA, SESSION_OPTIONS, UPKEEP
 from tests.cli.fleet import CliFleet
@@ -129,7 +130,9 @@ class FleetChaos:
         )
         self._until_works(history.prepare)
         choose = random.Random(f"fleet {self.seed}:{number}")
-        arena = FleetArena(self.fleet, status, choose, self._pause, history.recorder, instances_of(status))
+        self._tables.may_be_taken_back = False
+        processes = instances_of(status)
+        arena = FleetArena(self.fleet, status, choose, self._pause, history, processes, self._tables)
         churn = ChurnClient("churn", self._connect, f"{self.seed}:{number} churn", self._tables, UPKEEP)
         history.start()
         churn.start()

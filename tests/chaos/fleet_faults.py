@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from aurora_ray.compute.signals import family
+from tests.chaos.clients import Tables
 from tests.chaos.faults import harm_segment
+from tests.chaos.history_round import HistoryRound
 from tests.chaos.recorder import Recorder
 from tests.cli.fleet import CliFleet, parent_of, pids_of_fleet, pids_titled
 from tests.support.polling import poll_until_blocking
@@ -34,8 +36,14 @@ class FleetArena:
     status: dict[str, Any]
     random: random.Random
     pause: Callable[[float], None]
-    recorder: Recorder
+    history: HistoryRound
     processes: dict[str, int]
+    tables: Tables
+
+    @property
+    def recorder(self) -> Recorder:
+        """Of the round's history."""
+        return self.history.recorder
 
     @property
     def writer(self) -> dict[str, Any]:
@@ -82,7 +90,7 @@ class FleetArena:
 FleetFault = Callable[[FleetArena], None]
 
 
-def _kill(*pids: int) -> None:
+def kill(*pids: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -103,44 +111,44 @@ def instances_of(status: dict[str, Any]) -> dict[str, int]:
     return {each["id"]: parent_of(int(each["pid"])) for each in status["instances"]}
 
 
-def _instance(arena: FleetArena) -> list[int]:
+def instance_of(arena: FleetArena) -> list[int]:
     """The writer's, if it still runs."""
     return [pid for pid in [arena.processes[arena.writer["id"]]] if _runs(pid)]
 
 
-def _control(arena: FleetArena) -> list[int]:
+def control_of(arena: FleetArena) -> list[int]:
     return pids_titled(CONTROL, arena.fleet.data_dir)
 
 
 def kill_engine(arena: FleetArena) -> None:
     """The postmaster."""
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
 
 
 def kill_backend(arena: FleetArena) -> None:
     """One of its children."""
-    _kill(*arena.random.sample(children_of(arena.engine_pid), 1))
+    kill(*arena.random.sample(children_of(arena.engine_pid), 1))
 
 
 def kill_instance(arena: FleetArena) -> None:
     """The process that drives the volume, with the engine in its care."""
-    _kill(*_instance(arena))
+    kill(*instance_of(arena))
 
 
 def kill_all_instances(arena: FleetArena) -> None:
     """The processes of the writer and of the readers, and those in waiting."""
-    _kill(*pids_titled(INSTANCE, arena.fleet.data_dir))
+    kill(*pids_titled(INSTANCE, arena.fleet.data_dir))
 
 
 def kill_readers_engine(arena: FleetArena) -> None:
     """No client of the cluster endpoint notices."""
-    _kill(int(arena.reader["pid"]))
+    kill(int(arena.reader["pid"]))
     arena.writes_go_on("without a reader", 10)
 
 
 def kill_reader(arena: FleetArena) -> None:
     """The process that drives a reader."""
-    _kill(arena.processes[arena.reader["id"]])
+    kill(arena.processes[arena.reader["id"]])
     arena.writes_go_on("without a reader", 10)
 
 
@@ -154,19 +162,19 @@ def kill_reader_and_engine(arena: FleetArena) -> None:
     """A reader, and shortly before or after the writer's engine."""
     victims = [int(arena.reader["pid"]), arena.engine_pid]
     arena.random.shuffle(victims)
-    _kill(victims[0])
+    kill(victims[0])
     arena.pause(arena.random.uniform(0, 1.5))
-    _kill(victims[1])
+    kill(victims[1])
 
 
 def fail_over_and_kill(arena: FleetArena) -> None:
     """Roles change, and on the way one of those that change them is lost: an instance, or the control plane."""
     target = arena.reader
-    victims = [[arena.engine_pid], [int(target["pid"])], list(arena.processes.values()), _control(arena)]
+    victims = [[arena.engine_pid], [int(target["pid"])], list(arena.processes.values()), control_of(arena)]
     asking = threading.Thread(target=arena.fleet.run, args=("failover", "demo", "--target", target["id"]), daemon=True)
     asking.start()
     arena.pause(arena.random.uniform(0.5, 3.0))  # the command takes a second to begin
-    _kill(*arena.random.choice(victims))
+    kill(*arena.random.choice(victims))
     asking.join(NEXT_WRITER_TIMEOUT_S)
 
 
@@ -177,20 +185,20 @@ def hang_engine(arena: FleetArena) -> None:
 
 def hang_instance(arena: FleetArena) -> None:
     """The process that drives the volume does, while the engine wants to go on."""
-    _hang(arena, _instance(arena), arena.random.uniform(4.0, 10.0))
+    _hang(arena, instance_of(arena), arena.random.uniform(4.0, 10.0))
 
 
 def hang_instance_for_a_moment(arena: FleetArena) -> None:
     """About as long as it takes to notice: it may be replaced or not."""
-    _hang(arena, _instance(arena), arena.random.uniform(1.0, 3.5))
+    _hang(arena, instance_of(arena), arena.random.uniform(1.0, 3.5))
 
 
 def hang_writer_and_control(arena: FleetArena) -> None:
     """Both hang; the control plane wakes up first, with no idea of the time, and then the writer that it suspects."""
-    control = _control(arena)
+    control = control_of(arena)
     for pid in control:
         os.kill(pid, signal.SIGSTOP)
-    instance = _instance(arena)
+    instance = instance_of(arena)
     for pid in instance:
         os.kill(pid, signal.SIGSTOP)
     arena.pause(arena.random.uniform(3.0, 6.0))
@@ -215,16 +223,16 @@ def cut_control_off(arena: FleetArena) -> None:
     arena.pause(arena.random.uniform(4.0, 7.0))
     arena.writes_go_on("without a control plane", 10)
     assert _runs(arena.engine_pid), f"the writer was replaced for nothing\n{arena.fleet.trail()}"
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
 
 
 def hang_control(arena: FleetArena) -> None:
     """Nobody looks after the writer, which needs nobody; then its engine dies, and nobody notices for a while."""
-    control = _control(arena)
+    control = control_of(arena)
     for pid in control:
         os.kill(pid, signal.SIGSTOP)
     arena.writes_go_on("without a control plane", 10)
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
     arena.pause(arena.random.uniform(1.0, 4.0))
     for pid in control:
         os.kill(pid, signal.SIGCONT)
@@ -232,36 +240,36 @@ def hang_control(arena: FleetArena) -> None:
 
 def kill_control(arena: FleetArena) -> None:
     """It alone: no client notices."""
-    _kill(*_control(arena))
+    kill(*control_of(arena))
     arena.writes_go_on("without a control plane", 10)
 
 
 def kill_control_and_engine(arena: FleetArena) -> None:
     """The control plane, in the middle of what it does about a dead engine."""
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
     arena.pause(arena.random.uniform(0, 1.5))
-    _kill(*_control(arena))
+    kill(*control_of(arena))
 
 
 def kill_control_and_instance(arena: FleetArena) -> None:
     """The same with a dead process, for which a new one must be started."""
-    _kill(*_instance(arena))
+    kill(*instance_of(arena))
     arena.pause(arena.random.uniform(0, 2.5))
-    _kill(*_control(arena))
+    kill(*control_of(arena))
 
 
 def kill_twice(arena: FleetArena) -> None:
     """The engine, and while the next one comes up its process as well."""
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
     arena.pause(arena.random.uniform(0, 2.0))
-    _kill(*_instance(arena))
+    kill(*instance_of(arena))
 
 
 def fail_over_twice(arena: FleetArena) -> None:
     """A second writer is lost as soon as it has acknowledged something."""
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
     arena.writes_go_on("with the second writer", count=1)
-    _kill(*_instance(arena))
+    kill(*instance_of(arena))
 
 
 def ask_for_failover(arena: FleetArena) -> None:
@@ -273,9 +281,9 @@ def kill_endpoint_and_engine(arena: FleetArena) -> None:
     """What relays all sessions, and the writer shortly before or after."""
     victims = [pids_titled(ENDPOINT, arena.fleet.data_dir), [arena.engine_pid]]
     arena.random.shuffle(victims)
-    _kill(*victims[0])
+    kill(*victims[0])
     arena.pause(arena.random.uniform(0, 1.0))
-    _kill(*victims[1])
+    kill(*victims[1])
 
 
 def hang_endpoint(arena: FleetArena) -> None:
@@ -283,18 +291,18 @@ def hang_endpoint(arena: FleetArena) -> None:
     endpoint = pids_titled(ENDPOINT, arena.fleet.data_dir)
     for pid in endpoint:
         os.kill(pid, signal.SIGSTOP)
-    _kill(arena.engine_pid)
+    kill(arena.engine_pid)
     _hang(arena, endpoint, arena.random.uniform(1.0, 5.0))
 
 
 def kill_two_nodes(arena: FleetArena) -> None:
     """Any two storage nodes."""
-    _kill(*arena.node_pids(2))
+    kill(*arena.node_pids(2))
 
 
 def kill_four_nodes(arena: FleetArena) -> None:
     """More than the volume bears: commits wait until they are back."""
-    _kill(*arena.node_pids(4))
+    kill(*arena.node_pids(4))
 
 
 def lose_zone(arena: FleetArena) -> None:
@@ -338,7 +346,7 @@ def fail_over_during_repair(arena: FleetArena) -> None:
     harm_segment(arena.fleet.data_dir / "nodes" / node["id"] / "volumes" / volume / "0", arena.random)
     arena.chaos("resume", f"node:{node['id']}")
     arena.pause(arena.random.uniform(0.0, 2.5))
-    _kill(*([arena.engine_pid] if arena.random.random() < 0.5 else _instance(arena)))
+    kill(*([arena.engine_pid] if arena.random.random() < 0.5 else instance_of(arena)))
 
 
 def fail_over_during_replacement(arena: FleetArena) -> None:
@@ -346,59 +354,13 @@ def fail_over_during_replacement(arena: FleetArena) -> None:
     node = arena.random.choice(arena.nodes)
     arena.chaos("kill", f"node:{node['id']}", "--for-good")
     arena.pause(arena.random.uniform(0.0, 6.0))
-    _kill(*([arena.engine_pid] if arena.random.random() < 0.5 else _instance(arena)))
+    kill(*([arena.engine_pid] if arena.random.random() < 0.5 else instance_of(arena)))
 
 
 def power_cut(arena: FleetArena) -> None:
     """Every process of the fleet and of its Ray; then `aurora up`."""
     host = json.loads((arena.fleet.data_dir / "ray.json").read_text())["pid"]
     victims = {host, arena.engine_pid, *arena.node_pids(6), *pids_of_fleet(arena.fleet.data_dir)}
-    _kill(*victims)
+    kill(*victims)
     poll_until_blocking(lambda: not any(map(_runs, victims)), GONE_TIMEOUT_S, what="all are dead")
     arena.fleet.up()
-
-
-FLEET_FAULTS: dict[str, FleetFault] = {
-    fault.__name__: fault
-    for fault in (
-        kill_engine,
-        kill_backend,
-        kill_instance,
-        kill_all_instances,
-        kill_readers_engine,
-        kill_reader,
-        hang_reader,
-        kill_reader_and_engine,
-        fail_over_and_kill,
-        hang_engine,
-        hang_instance,
-        hang_instance_for_a_moment,
-        hang_writer_and_control,
-        cut_writer_from_nodes,
-        cut_control_off,
-        hang_control,
-        kill_control,
-        kill_control_and_engine,
-        kill_control_and_instance,
-        kill_twice,
-        fail_over_twice,
-        ask_for_failover,
-        kill_endpoint_and_engine,
-        hang_endpoint,
-        kill_two_nodes,
-        kill_four_nodes,
-        lose_zone,
-        lose_zone_and_node,
-        fail_over_during_repair,
-        fail_over_during_replacement,
-        power_cut,
-    )
-}
-
-
-def fault_of_round(seed: int, number: int) -> str:
-    """Rounds go through all faults in a random order before one comes again."""
-    turn, place = divmod(number - 1, len(FLEET_FAULTS))
-    order = sorted(FLEET_FAULTS)
-    random.Random(f"faults {seed}:{turn}").shuffle(order)
-    return order[place]

@@ -14,7 +14,8 @@ from tests.chaos.workload import CLIENTS, OPENING_BALANCE, Keys, perform
 from tests.histories.check import Unknown, check, settle
 from tests.histories.lists import understand
 from tests.histories.model import Anomaly, Append, History, Op, Outcome, Read, ReadList, Write
-from tests.histories.snapshots import check_snapshots
+from tests.histories.rewinds import still_seen
+from tests.histories.snapshots import Snapshot, check_snapshots
 from tests.support.polling import poll_until_blocking
 
 SHOWN_MAX = 12
@@ -125,6 +126,19 @@ class HistoryRound:
         for client in self._clients:
             client.start()
 
+    def look_at_clone(self, session: psycopg.Connection, asked_ns: int) -> None:
+        """What a clone shows is a snapshot like a reader's, with all that was acknowledged before it was asked for.
+        Raises WrongHistoryError."""
+        with session.transaction():
+            session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            reads = [perform(session, ReadList(key)) for key in [*self._keys.lists, *self._keys.accounts]]
+        values = {read.key: read.values or () for read in reads if isinstance(read, ReadList)}
+        self._snapshots.add(Snapshot(f"a clone of {asked_ns}", time.monotonic_ns(), values))
+        for txn in self.recorder.acknowledged(asked_ns):
+            for op in txn.ops:
+                if isinstance(op, Append) and op.key in values and op.value not in values[op.key]:
+                    raise WrongHistoryError(f"a clone lacks {op} of {txn.name}, which was acknowledged before it")
+
     def stop(self, patience_s: float) -> None:
         """Ends all clients; see Client.join."""
         for client in self._clients:
@@ -148,7 +162,7 @@ class HistoryRound:
             raise WrongHistoryError("; ".join(self.recorder.odd_errors[:SHOWN_MAX]))
         begun_s = time.monotonic()
         history = self.recorder.history()
-        snapshots = self._snapshots.all()
+        snapshots = still_seen(self._snapshots.all(), self.recorder.rewinds)
         anomalies = check(history) + check_snapshots(history, snapshots)
         if anomalies:
             raise WrongHistoryError(_tell(anomalies, self.recorder.path))

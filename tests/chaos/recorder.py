@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.histories.model import Append, History, Op, Outcome, Txn, Write, op_to_json
+from tests.histories.rewinds import Rewind, taken_back
 
 # What a client may be told while something is lost: a broken or refused connection (None: the client noticed by
 # itself; classes 08 and 57), or that it must try again (class 40). Anything else is a wrong answer.
@@ -28,6 +29,7 @@ class Recorder:
         self._next_id = first_id
         self._txns: dict[int, Txn] = {}
         self._write_times_ns: list[int] = []
+        self.rewinds: list[Rewind] = []
         self._write({"type": "run", **header, "accounts": accounts})
 
     @property
@@ -78,10 +80,22 @@ class Recorder:
         with self._lock:
             self._write({"type": kind, "time_ns": time.monotonic_ns(), **fields})
 
+    def rewound(self, rewind: Rewind) -> None:
+        """What was written was taken back, from a mark on."""
+        self.rewinds.append(rewind)
+        mark, over = [rewind.mark_began_ns, rewind.mark_ended_ns], [rewind.began_ns, rewind.ended_ns]
+        self.note("rewind", mark=mark, rewind=over)
+
     def history(self) -> History:
         """What there is so far; call it when no client is at work."""
         with self._lock:
-            return History(list(self._txns.values()), dict(self._accounts))
+            return taken_back(History(list(self._txns.values()), dict(self._accounts)), self.rewinds)
+
+    def acknowledged(self, before_ns: int) -> list[Txn]:
+        """Those that were acknowledged by then."""
+        with self._lock:
+            txns = list(self._txns.values())
+        return [txn for txn in txns if txn.outcome is Outcome.OK and (txn.ended_ns or before_ns + 1) <= before_ns]
 
     def outage_s(self) -> float:
         """The longest time between two acknowledged writes."""

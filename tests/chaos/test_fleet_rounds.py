@@ -3,7 +3,7 @@
 import pytest
 
 from tests.chaos.fleet import UNKNOWN_ROUNDS_MIN, FleetRound, FleetSummary
-from tests.chaos.fleet_faults import FLEET_FAULTS, fault_of_round
+from tests.chaos.fleet_rota import FLEET_FAULTS, fault_of_round
 from tests.chaos.history_round import Verdict
 from tests.histories.check import Unknown
 
