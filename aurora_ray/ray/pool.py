@@ -5,8 +5,8 @@ autoscaler sees it, while it waits for a place, as it sees an actor that waits. 
 32 would cost 2 to 3 GB. Groups are detached and named by fleet, instance and machine, so they outlive whoever made
 them, and the next control plane finds them; their names say all that is known of them.
 
-A machine that has no more gives what it has: what Ray finds no place for, or is not there within ROOM_WITHIN_S, is
-taken back.
+A machine that has no more gives what it has: what Ray finds no place for, in several tries, or is not there within
+ROOM_WITHIN_S, is taken back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 CRUMB: Final = 0.001
 ROOM_WITHIN_S: Final = 4.0
+NO_PLACE_AFTER_S: Final = 0.8
 LOOK_EVERY_S: Final = 0.005
 CALL_TIMEOUT_S: Final = 10.0
 _THERE: Final = ("CREATED", "RESCHEDULING")
@@ -79,8 +80,8 @@ class Pools:
             placement_group([bundle], name=self._name(instance_id, host, next(numbers)), lifetime="detached")
             for _ in range(halves - len(kept))
         ]
-        ends_s = time.monotonic() + ROOM_WITHIN_S
-        placed = [_is_placed(group, ends_s) for group in asked]
+        began_s = time.monotonic()
+        placed = [_is_placed(group, began_s) for group in asked]
         for group, there in zip(asked, placed, strict=True):
             if not there:
                 remove_placement_group(group)
@@ -112,12 +113,14 @@ class Pools:
             raise NoPlaceError(f"Ray does not say what is held of its machines: {error}") from error
 
 
-def _is_placed(group: PlacementGroup, ends_s: float) -> bool:
-    """As soon as that is known."""
+def _is_placed(group: PlacementGroup, began_s: float) -> bool:
+    """As soon as that is known. Ray may not have found a place at its first try for what was just given back."""
     while True:
         now: dict[str, Any] = placement_group_table(group)
         if now["state"] in _THERE:
             return True
-        if now["stats"]["scheduling_state"] in _NO_PLACE or time.monotonic() >= ends_s:
+        took_s = time.monotonic() - began_s
+        found_none = now["stats"]["scheduling_state"] in _NO_PLACE and took_s >= NO_PLACE_AFTER_S
+        if found_none or took_s >= ROOM_WITHIN_S:
             return False
         time.sleep(LOOK_EVERY_S)

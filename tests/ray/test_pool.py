@@ -40,7 +40,13 @@ async def test_a_pool_grows_and_shrinks_by_halves_and_has_no_more_than_there_is(
     assert await others.hold("a-1", machine, 0.5, 0.25) == 0.5
     assert await pools.held() == {"a-1": 1.5}
     assert await pools.hold("a-1", machine, 0.5, 0.25) == 0.5
-    assert await pools.hold("b-1", machine, 8, 0.25) == 2, "of the 6 GiB, 2 are others'"
+    held = [0.0]
+    for _ in range(20):  # what was given back is free a moment later
+        held.append(await pools.hold("b-1", machine, 8, 0.25))
+        if held[-1] == 2:
+            break
+    assert held[-1] == 2, "of the 6 GiB, 2 are others'"
+    assert held == sorted(held), "what it has it keeps"
     assert await pools.hold("a-1", machine, 1, 0.25) == 0.5
     assert await Pools("fleet-1").held() == {"a-1": 0.5, "b-1": 2}, "whoever comes next finds it"
     assert await Pools("fleet-1").hold("b-1", "", 0, 0.25) == 0
