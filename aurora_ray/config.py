@@ -50,6 +50,10 @@ class Settings(BaseSettings):
     region: str = Field("us-east-1", description="The region, one of the files in regions/, that this cluster is in.")
     regions_dir: Path | None = Field(None, description="A directory of region files to use instead of the shipped one.")
 
+    telemetry_region: str = Field(
+        "", description="The region that exported traces and metrics go to, which policies of residency ask for."
+    )
+
     engine_user: str = Field(
         "aurora-ray", description="The account that engines run as when we are root.", min_length=1
     )

@@ -39,6 +39,10 @@ class ConfigurationError(AuroraError):
     """The machine or the settings lack something: no compiler, no engine, no account, a port in use."""
 
 
+class ResidencyError(AuroraError):
+    """A policy forbids that data comes there; the message names the rule."""
+
+
 class PortInUseError(ConfigurationError):
     """Something else listens on the port; another port will do."""
 

@@ -26,7 +26,7 @@ from aurora_ray.errors import UNDECODABLE, ConfigurationError, DivergedError, Ma
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # of what names a policy of residency, to which an older program would not keep; else 1
 CHUNKS_MAX: Final = 1000  # in a manifest; when there are more, the older half moves to a page of the catalogue
 MANIFESTS_KEPT: Final = 8
 RETENTION_MAX_S: Final = 35 * 86400  # that a cluster can be given
@@ -74,7 +74,9 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The cluster, as far as it takes to make it again. `password`: empty where there is no key to keep it by."""
+    """The cluster, as far as it takes to make it again. `password`: empty where there is no key to keep it by.
+    `region`: where its data lies; `residency`: the regions and the jurisdictions in which it may lie, none: anywhere.
+    """
 
     cluster: str
     engine: str
@@ -86,6 +88,8 @@ class Subject:
     parameters: tuple[tuple[str, str], ...] = ()
     marks: tuple[tuple[str, int], ...] = ()
     password: str = field(default="", repr=False)
+    region: str = ""
+    residency: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,8 @@ class Manifest:
 
 def pack(manifest: Manifest) -> bytes:
     """Msgpack of a map by field name; what it is made of, as arrays in the order of the fields."""
-    packed: bytes = msgpack.packb({"format": FORMAT, **{name: _plain(getattr(manifest, name)) for name in _FIELDS}})
+    number = FORMAT if any(manifest.subject.residency) else 1
+    packed: bytes = msgpack.packb({"format": number, **{name: _plain(getattr(manifest, name)) for name in _FIELDS}})
     return packed
 
 
@@ -264,7 +269,7 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
 
 def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     """A page of the catalogue."""
-    packed: bytes = msgpack.packb({"format": FORMAT, "chunks": _plain(tuple(chunks))})
+    packed: bytes = msgpack.packb({"format": 1, "chunks": _plain(tuple(chunks))})
     return packed
 
 

@@ -34,6 +34,9 @@ def backup(  # noqa: PLR0917  (the command's options)
     ] = "",
     retention: Annotated[str, typer.Option(metavar="TIME", help="How long to keep history: 1d to 35d.")] = "7d",
     key_file: KeyFile = None,
+    location: Annotated[
+        str, typer.Option(metavar="REGION", help="The region it lies in, which a policy of residency asks for.")
+    ] = "",
     off: Annotated[bool, typer.Option("--off", help="Back up no more; what is there stays.")] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -47,7 +50,8 @@ def backup(  # noqa: PLR0917  (the command's options)
     if bool(to) is off:
         raise UsageError("say where to, as --to s3://bucket/backups, or --off")
     key = str(key_file.absolute()) if key_file is not None else ""
-    done = options.find(data_dir).set_backup(name, _absolute(to) if to else "", key, duration_s(retention))
+    url = _absolute(to) if to else ""
+    done = options.find(data_dir).set_backup(name, url, key, duration_s(retention), location)
     if json:
         write_json(done)
     elif done["url"]:

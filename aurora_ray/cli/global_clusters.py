@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aurora_ray.cli import options
-from aurora_ray.cli.output import print_regions, progress, size_text, write_json, write_line
+from aurora_ray.cli.output import print_regions, print_table, progress, size_text, write_json, write_line
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def register(parent: typer.Typer) -> None:
     app.command(epilog="Example: aurora global status g --json")(status)
     app.command(epilog="Example: aurora global switchover g --to eu-west-1")(switchover)
     app.command(epilog="Example: aurora global failover g --to eu-west-1")(failover)
+    app.command(epilog="Example: aurora global residency g --jurisdiction EU --region us-east-1")(residency)
+    app.command(epilog="Example: aurora global audit g -n 5")(audit)
     app.command("remove-region", epilog="Example: aurora global remove-region g eu-west-1")(remove_region)
     app.command(epilog="Example: aurora global detach g eu-west-1")(detach)
     parent.add_typer(app, name="global")
@@ -170,6 +172,55 @@ def detach(
         write_json(done)
     else:
         write_line(f"{done['cluster']} in {done['region']} is a cluster of its own")
+
+
+def residency(  # noqa: PLR0917  (the command's options)
+    name: Name,
+    region: Annotated[list[str] | None, typer.Option(metavar="REGION", help="Data may lie there.")] = None,
+    jurisdiction: Annotated[
+        list[str] | None, typer.Option(metavar="J", help="And there, as region files have it: EU, or a country.")
+    ] = None,
+    anywhere: Annotated[bool, typer.Option("--anywhere", help="Data may lie anywhere again.")] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 60.0,
+) -> None:
+    """Show where the data of a global cluster may lie, or say it: in these regions and jurisdictions, nowhere else.
+
+    It is asked when a region is added, a backup begun or restored in another region, and traces are exported (their
+    place: AURORA_TELEMETRY_REGION). It goes with the data: to later clones, backups, and regions that leave.
+    """
+    primary = _primary(options.settings(data_dir).data_dir, name)
+    if bool(region or jurisdiction) and anywhere:
+        raise UsageError("--anywhere excludes --region and --jurisdiction")
+    if region or jurisdiction or anywhere:
+        done = primary.set_residency(name, region or [], jurisdiction or [], timeout_s=timeout_s)
+    else:
+        done = {key: value for key, value in primary.residency(name).items() if key != "audit"}
+    if json:
+        write_json(done)
+    else:
+        write_line(f"{name}: {done['rule']}")
+
+
+def audit(
+    name: Name,
+    count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="The newest N.")] = 20,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+) -> None:
+    """Show what a region's policies of residency were asked, and what they allowed and refused; newest last.
+
+    Each region has its own log, of about a thousand lines: this is that of the fleet in --data-dir.
+    """
+    lines = options.find(data_dir).residency(name)["audit"][-count:]
+    if json:
+        write_json(lines)
+        return
+    rows = [
+        tuple(each[key] or "-" for key in ("time", "verdict", "purpose", "subject", "from", "to")) for each in lines
+    ]
+    print_table(("time", "verdict", "purpose", "of", "from", "to"), rows)
 
 
 # ---- inside

@@ -29,6 +29,8 @@ from aurora_ray.errors import AuroraError, ConfigurationError, UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.ray.data_dir import JOINED_NAME, end_leftovers, locked, remove, require_unserved
 from aurora_ray.ray.probe import require_answer
+from aurora_ray.regions import load_region, load_regions
+from aurora_ray.replication.residency import Purpose, judge
 from aurora_ray.rpc import secret_file
 
 if TYPE_CHECKING:
@@ -239,7 +241,6 @@ def repair_file(settings: Settings, region: str | None, *, write: bool) -> dict[
     Raises UsageError while the fleet runs, ConfigurationError if the directories do not tell enough.
     """
     from aurora_ray.control.api import repair_file as repair
-    from aurora_ray.regions import load_regions
 
     data_dir = settings.data_dir
     if not bootstrap.signs(data_dir):
@@ -274,20 +275,39 @@ def _find_serving(data_dir: Path, progress: Progress = lambda _: None) -> local_
         raise NotRunningError(str(error)) from error
 
 
-def _control_config(settings: Settings, region: str | None) -> ControlConfig:
-    from aurora_ray.regions import load_region
+def _exports_to(settings: Settings) -> str | None:
+    """The region that traces and metrics of this fleet go to, empty if nobody said it; None if none go anywhere."""
+    from aurora_ray.telemetry import otlp
 
+    exported = any(otlp.wanted(os.environ, signal) for signal in ("TRACES", "METRICS"))
+    return settings.telemetry_region if exported else None
+
+
+def _require_quiet(settings: Settings, region: str) -> None:
+    """Raises ResidencyError if they would go where a policy of this fleet lets nothing go."""
+    exports_to = _exports_to(settings)
+    if exports_to is None:
+        return
+    known = load_regions(settings.regions_dir)
+    for policy in bootstrap.policies(settings.data_dir):
+        where = known.get(exports_to, exports_to or "a place that AURORA_TELEMETRY_REGION does not name")
+        judge(policy, "this fleet", Purpose.DIAGNOSTICS, region, where).require()
+
+
+def _control_config(settings: Settings, region: str | None) -> ControlConfig:
     existing = bootstrap.load(settings.data_dir)
     if existing is not None:
         if region is not None and region != existing.region:
             raise UsageError(f"the fleet in {settings.data_dir} is in region {existing.region}, not {region}")
         name, azs = existing.region, existing.azs
+        _require_quiet(settings, name)
     else:
         found = load_region(region or settings.region, settings.regions_dir)
         name, azs = found.name, found.availability_zones
     return ControlConfig(
         data_dir=settings.data_dir,
         region=name,
+        exports_to=_exports_to(settings),
         azs=tuple(azs),
         group_bytes=int(settings.group_bytes),
         volume_limit_bytes=int(settings.volume_limit_bytes),

@@ -4,6 +4,9 @@ A policy names regions, jurisdictions, or both; a region is allowed if either na
 allows every one. It is asked wherever data could come to another place, with the *purpose* in a word; a move that is
 forbidden is refused with the rule that forbids it. Every answer, yes or no, is a line for an audit log: whoever asks
 writes it down before acting on it.
+
+The policy goes with the data and not with the global cluster: clones, backups, what is restored out of them and a
+region that left have it too.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from aurora_ray.errors import AuroraError, UsageError
+from aurora_ray.errors import ResidencyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,14 +28,10 @@ class Purpose(StrEnum):
     """Ways in which data comes to another place."""
 
     ADD_REGION = "add-region"
-    CLONE = "clone"
     RESTORE = "restore"
     BACKUP = "backup"
     DIAGNOSTICS = "diagnostics"
-
-
-class ResidencyError(AuroraError):
-    """A policy forbids that data comes there; the message names the rule."""
+    POLICY = "residency"  # where data lies already, when a policy is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +57,27 @@ class Policy:
         said += [f"jurisdictions {', '.join(sorted(self.jurisdictions))}"] if self.jurisdictions else []
         return f"data stays in {' and '.join(said)}" if said else "data may lie anywhere"
 
+    @property
+    def restricts(self) -> bool:
+        """Whether it forbids anything."""
+        return bool(self.regions or self.jurisdictions)
+
     def allows(self, region: Region) -> bool:
         """Whether data may lie there."""
-        free = not self.regions and not self.jurisdictions
-        return free or region.name in self.regions or region.jurisdiction in self.jurisdictions
+        return not self.restricts or region.name in self.regions or region.jurisdiction in self.jurisdictions
+
+    def sorted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The regions and the jurisdictions, always in the same order."""
+        return tuple(sorted(self.regions)), tuple(sorted(self.jurisdictions))
 
     def to_dict(self) -> dict[str, list[str]]:
         """Plain values, for msgpack or JSON."""
         return {"regions": sorted(self.regions), "jurisdictions": sorted(self.jurisdictions)}
+
+    @classmethod
+    def from_pair(cls, values: tuple[Iterable[str], Iterable[str]]) -> Policy:
+        """The inverse of `sorted`."""
+        return cls(*map(frozenset, values))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Iterable[str]]) -> Policy:
@@ -75,11 +87,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a policy says of one move; `rule` as it stood."""
+    """What a policy says of one move of what is called `subject`; `rule` as it stood."""
 
     allowed: bool
     purpose: Purpose
-    global_cluster: str
+    subject: str
     source: str
     target: str
     rule: str
@@ -91,7 +103,7 @@ class Verdict:
             "event": "data residency",
             "verdict": "allowed" if self.allowed else "refused",
             "purpose": self.purpose.value,
-            "global_cluster": self.global_cluster,
+            "subject": self.subject,
             "from": self.source,
             "to": self.target,
             "rule": self.rule,
@@ -100,18 +112,16 @@ class Verdict:
     def require(self) -> None:
         """Raises ResidencyError if the move is forbidden."""
         if not self.allowed:
+            came = f" from {self.source}" if self.source else ""
             raise ResidencyError(
-                f"{self.purpose} of {self.global_cluster} from {self.source} to {self.target} is forbidden:"
-                f" {self.rule}; choose another region, or have the policy changed"
+                f"{self.purpose} of {self.subject}{came} to {self.target} is forbidden:"
+                f" {self.rule}; choose another place, or have the policy changed (`aurora global residency`)"
             )
 
 
-def judge(policy: Policy, global_cluster: str, purpose: Purpose, source: Region, target: Region) -> Verdict:
-    """Whether data of the global cluster may come from `source` to `target`. Staying where it is, it may always."""
-    allowed = source.name == target.name or policy.allows(target)
-    return Verdict(allowed, purpose, global_cluster, source.name, target.name, str(policy))
-
-
-def excluded(policy: Policy, members: Iterable[Region]) -> list[str]:
-    """Regions that hold data already and that a new policy would not allow: they are to be removed first."""
-    return sorted(region.name for region in members if not policy.allows(region))
+def judge(policy: Policy, subject: str, purpose: Purpose, source: str, target: Region | str) -> Verdict:
+    """Whether data of `subject` may come from region `source` to `target`. Staying where it is, it may always. A target
+    that is only a name is a place that no region file knows: nothing that is restricted comes there."""
+    name = target if isinstance(target, str) else target.name
+    known = policy.allows(target) if not isinstance(target, str) else not policy.restricts
+    return Verdict(name == source or known, purpose, subject, source, name, str(policy))

@@ -28,6 +28,7 @@ _TABLE: Final[tuple[tuple[type[errors.AuroraError], grpc.StatusCode, str], ...]]
     (errors.QuorumLostError, grpc.StatusCode.UNAVAILABLE, "quorum_lost"),
     (errors.PortInUseError, grpc.StatusCode.FAILED_PRECONDITION, "port_in_use"),
     (errors.ConfigurationError, grpc.StatusCode.FAILED_PRECONDITION, "configuration"),
+    (errors.ResidencyError, grpc.StatusCode.PERMISSION_DENIED, "residency"),
     (errors.BackupError, grpc.StatusCode.UNAVAILABLE, "backup"),
     (errors.EngineError, grpc.StatusCode.INTERNAL, "engine"),
 )

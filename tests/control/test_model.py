@@ -15,6 +15,7 @@ from aurora_ray.control.model.placement import default_nodes, place_group, place
 from aurora_ray.control.model.regional import LostTail, Membership, Peer
 from aurora_ray.control.model.state import Fleet, StorageNode
 from aurora_ray.errors import ConfigurationError, MalformedError, UsageError
+from aurora_ray.replication.residency import Policy
 from aurora_ray.replication.turnover import Turnover, Way
 from tests.control.fleets import AZS, NODES, created, running_fleet, volume_id
 
@@ -182,7 +183,7 @@ def test_a_state_of_before_there_were_global_clusters_is_of_one_region_and_of_th
     assert (cluster.succession, cluster.generation, cluster.membership) == (((0, 0),), 0, None)
     assert not cluster.is_secondary
     assert unpack(pack(fleet)) == fleet
-    assert msgpack.unpackb(pack(fleet))["format"] == 6
+    assert msgpack.unpackb(pack(fleet))["format"] == 7
 
 
 @pytest.mark.allowed_logs("was sealed with another secret")
@@ -193,6 +194,18 @@ def test_a_state_of_format_5_is_read_whole() -> None:
     assert (demo.backup, len(demo.past), demo.marks[0].label) == (BackupPlan("/backups", "/key", 86400), 1, "m")
     assert demo.volume.origin is not None
     assert again.volume.restore == RestorePlan("s3://b", "fleet/volume", 8, "/key")
+
+
+@pytest.mark.allowed_logs("was sealed with another secret")
+def test_a_state_of_format_6_lets_data_lie_anywhere_and_a_policy_is_kept() -> None:
+    fleet = unpack((Path(__file__).parent / "data" / "state-format-6.msgpack").read_bytes())
+    demo = fleet.cluster("demo")
+    assert demo.membership is not None
+    assert (demo.membership.name, demo.residency.restricts) == ("g", False)
+    assert (demo.backup, demo.generation) == (BackupPlan("/backups", "/key", 86400), 17)
+    policy = Policy(frozenset({"eu-west-1"}), frozenset({"EU", "CH"}))
+    changed = fleet.with_cluster(replace(demo, residency=policy, backup=BackupPlan("/b", location="eu-west-1")))
+    assert unpack(pack(changed)) == changed
 
 
 def test_a_global_cluster_is_kept_and_the_secrets_of_its_regions_are_sealed() -> None:

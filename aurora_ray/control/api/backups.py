@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 from aurora_ray.backup import catalogue
@@ -15,6 +16,7 @@ from aurora_ray.backup.bucket import Bucket, normal_url
 from aurora_ray.backup.frame import Key
 from aurora_ray.backup.manifest import RETENTION_MAX_S
 from aurora_ray.compute.role import Role
+from aurora_ray.control.api import moves
 from aurora_ray.control.decide import sizing
 from aurora_ray.control.decide.backups import with_backup
 from aurora_ray.control.decide.readers import DEFAULT_TIER, with_readers
@@ -29,6 +31,7 @@ from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.registry import adapter
 from aurora_ray.engine.sizes import memory_for_instances
 from aurora_ray.errors import UsageError
+from aurora_ray.replication.residency import Policy, Purpose
 from aurora_ray.volume.origin import describe_time
 
 if TYPE_CHECKING:
@@ -42,12 +45,21 @@ if TYPE_CHECKING:
 
 
 async def set_backup(  # noqa: PLR0917
-    plane: ControlPlane, name: str, url: str, key_file: str, retention_s: int, free: FreePorts
+    plane: ControlPlane,
+    name: str,
+    url: str,
+    key_file: str,
+    retention_s: int,
+    free: FreePorts,
+    *,
+    location: str = "",
 ) -> dict[str, Any]:
     """Declares where a cluster is backed up, and for how long history is kept there; without a URL, that it is not
-    backed up any more. What is in the bucket stays.
+    backed up any more. What is in the bucket stays. `location`: the region in which that place lies; where it is not
+    said, the `region` of the URL.
 
-    Raises UsageError, ConfigurationError for a key that cannot be read, BackupError for a place that cannot be used.
+    Raises UsageError, ConfigurationError for a key that cannot be read, BackupError for a place that cannot be used,
+    ResidencyError for one where the cluster's data may not lie.
     """
     plan = None
     if url:
@@ -55,13 +67,24 @@ async def set_backup(  # noqa: PLR0917
             raise UsageError(f"a backup is kept for 1 to {RETENTION_MAX_S // DAY_S} days, as --retention 7d")
         if key_file:
             await asyncio.to_thread(Key.load, Path(key_file))
+        location = located(url, location)
+        moves.require_place(plane.config, plane.fleet.cluster(name), plane.fleet.region, location)
         await asyncio.to_thread(Bucket.at, url)
-        plan = BackupPlan(normal_url(url), key_file, retention_s)
+        plan = BackupPlan(normal_url(url), key_file, retention_s, location)
     await plane.commit(lambda fleet: with_backup(fleet, name, plan, free))
     told = f"{name} is backed up to {plan.url}" if plan is not None else f"{name} is not backed up any more"
     plane.events.note(EventKind.CLUSTER, name, told, name)
     plane.notify()
     return {"cluster": name, "url": plan.url if plan else None, "retention_s": plan.retention_s if plan else None}
+
+
+def located(url: str, location: str) -> str:
+    """The region in which the place of a backup lies, as its user says or its URL does; empty if neither. Raises
+    UsageError if they differ: who is right cannot be told from here."""
+    there = dict(parse_qsl(urlsplit(url).query)).get("region", "")
+    if there and location and there != location:
+        raise UsageError(f"{url} is in {there} by its own word, not in {location}: leave --location out")
+    return location or there
 
 
 def report_backup(cluster: DBCluster, statuses: dict[str, InstanceStatus | None]) -> dict[str, Any] | None:
@@ -73,6 +96,7 @@ def report_backup(cluster: DBCluster, statuses: dict[str, InstanceStatus | None]
     stats = found.stats if found is not None else {}
     return {
         "url": plan.url,
+        "location": plan.location or None,
         "encrypted": bool(plan.key_file),
         "retention_s": plan.retention_s,
         "lsn": int(stats.get("backup_lsn", 0)),
@@ -112,10 +136,15 @@ async def look_up(url: str, cluster: str, moment: Moment, key_file: str) -> Sour
 async def restore(plane: ControlPlane, source: Source, name: str, free: FreePorts) -> dict[str, Any]:
     """Declares `name`, a new cluster with all that the source's had at a moment: its size, parameters and readers.
 
+    What may lie here is up to the policy that stands in the backup, which the new cluster has as well.
+
     Its password is the source's where that is known: it stands in an encrypted backup, and in this fleet's state if it
-    has that cluster. Otherwise it gets a new one when it opens for writing. Raises UsageError, ConfigurationError.
+    has that cluster. Otherwise it gets a new one when it opens for writing. Raises UsageError, ConfigurationError,
+    ResidencyError.
     """
     subject, machine, config = source.subject, this_machine(), plane.config
+    policy = Policy.from_pair(subject.residency)
+    moves.require(config, policy, subject.cluster, Purpose.RESTORE, [(subject.region, plane.fleet.region)])
     known = adapter(subject.engine)
     await asyncio.to_thread(known.find, subject.engine_version, None)
     password = subject.password or _known_password(plane.fleet, source.volume_id)
@@ -170,6 +199,7 @@ def _restored(fleet: Fleet, source: Source, name: str, password: str, ports: Seq
         created_at_s=time.time(),
         reader_port=ports[1],
         parameters=subject.parameters,
+        residency=Policy.from_pair(subject.residency),
     )
 
 

@@ -212,12 +212,14 @@ class ControlApi(RegionalCalls):
 
     # ---- backups
 
-    async def set_backup(self, name: str, url: str, key_file: str, retention_s: int) -> dict[str, Any]:
+    async def set_backup(
+        self, name: str, url: str, key_file: str, retention_s: int, location: str = ""
+    ) -> dict[str, Any]:
         """See backups.set_backup."""
         await self.wait_open(LOOK_TIMEOUT_S)
         if url:
             regional.require_writer(self._plane.fleet.cluster(name), "be backed up")
-        return await backups.set_backup(self._plane, name, url, key_file, retention_s, self._free)
+        return await backups.set_backup(self._plane, name, url, key_file, retention_s, self._free, location=location)
 
     async def restore_backup(
         self, url: str, name: str, *, cluster: str, at: str, key_file: str, timeout_s: float

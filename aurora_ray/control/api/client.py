@@ -263,9 +263,9 @@ class ControlClient:
         request = pb.SetBacktrackWindowRequest(name=name, window_s=window_s, log_bytes=log_bytes)
         return dict(self._report("SetBacktrackWindow", request))
 
-    def set_backup(self, name: str, url: str, key_file: str, retention_s: int) -> dict[str, Any]:
+    def set_backup(self, name: str, url: str, key_file: str, retention_s: int, location: str = "") -> dict[str, Any]:
         """Declares where a cluster is backed up (no URL: nowhere); what is in force."""
-        request = pb.SetBackupRequest(name=name, url=url, key_file=key_file, retention_s=retention_s)
+        request = pb.SetBackupRequest(name=name, url=url, key_file=key_file, retention_s=retention_s, location=location)
         return dict(self._report("SetBackup", request))
 
     def restore_backup(
@@ -399,6 +399,19 @@ class ControlClient:
         request = pb.TurnRequest(global_cluster=name, region=to, way=way, timeout_s=timeout_s)
         done = self._run(self._watched("TurnGlobalCluster", request, 3 * timeout_s + SLACK_S, progress))
         return dict(json.loads(done.json))
+
+    def set_residency(
+        self, name: str, regions: Sequence[str], jurisdictions: Sequence[str], *, timeout_s: float
+    ) -> dict[str, Any]:
+        """Where the data of a global cluster may lie, none of both: anywhere; the rule in words."""
+        request = pb.SetResidencyRequest(
+            global_cluster=name, regions=regions, jurisdictions=jurisdictions, timeout_s=timeout_s
+        )
+        return dict(self._report("SetResidency", request, timeout_s + SLACK_S))
+
+    def residency(self, name: str) -> dict[str, Any]:
+        """The policy as that region knows it, and its audit log."""
+        return dict(self._report("DescribeResidency", pb.DescribeRegionRequest(global_cluster=name)))
 
     def global_status(self, name: str) -> dict[str, Any]:
         """All regions of a global cluster."""

@@ -159,6 +159,7 @@ def _cloned(fleet: Fleet, source: DBCluster, volume: VolumeState, name: str, por
         window_s=source.window_s,
         window_log_bytes=source.window_log_bytes,
         succession=source.succession,  # the fork's epochs go on from its parent's
+        residency=source.residency,
     )
 
 

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from aurora_ray.compute.commands import FirstWrite
 from aurora_ray.compute.role import Role
-from aurora_ray.control.api import readers
+from aurora_ray.control.api import moves, readers
 from aurora_ray.control.decide import sizing
 from aurora_ray.control.decide.readers import DEFAULT_TIER, with_readers
 from aurora_ray.control.model.attempt import check_hope
@@ -40,6 +40,7 @@ from aurora_ray.errors import (
     QuorumLostError,
     UsageError,
 )
+from aurora_ray.replication.residency import Policy, Purpose
 from aurora_ray.replication.succession import next_generation
 from aurora_ray.replication.turnover import Turnover, Way
 from aurora_ray.rpc.admission import OURS, Secret
@@ -99,6 +100,7 @@ async def invite(plane: ControlPlane, name: str, guest: Mapping[str, Any]) -> di
     slot = there.slot if there is not None else known.free_slot()
     secret = Secret.from_text(unseal(SEALED, str(guest["secret"]))).to_text()
     peer = Peer(region, slot, fleet_id, str(guest["address"]), str(guest["data_dir"]), secret)
+    moves.require(plane.config, cluster.residency, name, Purpose.ADD_REGION, [(plane.fleet.region, region)])
     lsn = await _present(plane, cluster)
 
     def change(fleet: Fleet) -> Fleet:
@@ -134,6 +136,7 @@ async def invite(plane: ControlPlane, name: str, guest: Mapping[str, Any]) -> di
         "first_lsn": lsn,
         "window_s": cluster.window_s,
         "window_log_bytes": cluster.window_log_bytes,
+        "residency": cluster.residency.to_dict(),
     }
 
 
@@ -148,7 +151,10 @@ async def join(
     except UNDECODABLE as error:
         raise MalformedError(f"that is no invitation to a global cluster: {error!r}") from error
     readers.check(reader_count, wanted.engine)
-    name = wanted.name
+    name, policy = wanted.name, wanted.residency
+    move = (str(invitation["primary"]), plane.fleet.region)
+    moves.require(plane.config, policy, str(invitation["global"]), Purpose.ADD_REGION, [move])
+    moves.require_quiet(plane.config, policy, str(invitation["global"]), plane.fleet.region)
 
     def change(fleet: Fleet) -> Fleet:
         there = next((c for c in fleet.clusters if c.name == name), None)
@@ -199,6 +205,7 @@ def _invited(plain: Mapping[str, Any]) -> DBCluster:
         window_log_bytes=int(plain["window_log_bytes"]),
         succession=turns_from_plain(plain["turns"]),
         membership=known,
+        residency=Policy.from_dict(plain.get("residency", {})),
     )
 
 

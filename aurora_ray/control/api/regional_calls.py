@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aurora_ray.control.api import regional, regional_report
+from aurora_ray.control.api import regional, regional_report, residency
 from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.runtime import SupersededError
@@ -12,7 +12,7 @@ from aurora_ray.errors import ConfigurationError
 from aurora_ray.log.sizes import COPIES, WRITE_QUORUM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aurora_ray.control.plane import ControlPlane
 
@@ -85,6 +85,18 @@ class RegionalCalls:
         """See regional.turn."""
         await self.wait_open(timeout_s)
         return await regional.turn(self._plane, name, to, way, timeout_s)
+
+    async def set_residency(
+        self, name: str, regions: Sequence[str], jurisdictions: Sequence[str], *, timeout_s: float
+    ) -> dict[str, Any]:
+        """See residency.set_policy."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return await residency.set_policy(self._plane, name, regions, jurisdictions, timeout_s)
+
+    async def describe_residency(self, name: str) -> dict[str, Any]:
+        """See residency.describe."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return residency.describe(self._plane, name)
 
     async def make_way(self, name: str, generation: int) -> dict[str, Any]:
         """See regional.make_way."""

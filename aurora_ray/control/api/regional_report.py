@@ -106,6 +106,7 @@ def _row(plane: ControlPlane, cluster: DBCluster, known: Membership) -> dict[str
         "readers": len(cluster.readers()),
         "endpoints": endpoints,
         "data_dir": str(plane.config.data_dir),
+        "residency": str(cluster.residency),
         "promotion": known.promotion,
         "turnover": known.turnover.to_dict() if known.turnover is not None else None,
         "lost_tails": [

@@ -76,6 +76,21 @@ def regional_methods(api: ControlApi) -> dict[str, tuple[Callable[[Any], Awaitab
         "DescribeRegion": (describe, pb.DescribeRegionRequest),
         "ExchangeViews": (exchange, pb.ExchangeViewsRequest),
         "MakeWay": (make_way, pb.MakeWayRequest),
+        **_residency_methods(api),
+    }
+
+
+def _residency_methods(api: ControlApi) -> dict[str, tuple[Callable[[Any], Awaitable[Any]], Any]]:
+    async def set_residency(request: pb.SetResidencyRequest) -> pb.Report:
+        where = list(request.regions), list(request.jurisdictions)
+        return _report(await api.set_residency(request.global_cluster, *where, timeout_s=request.timeout_s))
+
+    async def residency(request: pb.DescribeRegionRequest) -> pb.Report:
+        return _report(await api.describe_residency(request.global_cluster))
+
+    return {
+        "SetResidency": (set_residency, pb.SetResidencyRequest),
+        "DescribeResidency": (residency, pb.DescribeRegionRequest),
     }
 
 

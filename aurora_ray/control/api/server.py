@@ -186,7 +186,9 @@ class ControlServer:
         return _report(await self._api.set_window(request.name, request.window_s, request.log_bytes))
 
     async def _set_backup(self, request: pb.SetBackupRequest) -> pb.Report:
-        done = await self._api.set_backup(request.name, request.url, request.key_file, request.retention_s)
+        done = await self._api.set_backup(
+            request.name, request.url, request.key_file, request.retention_s, request.location
+        )
         return _report(done)
 
     async def _restore_backup(self, request: pb.RestoreBackupRequest) -> pb.Report:

@@ -62,6 +62,8 @@ def order_of(fleet: Fleet, cluster: DBCluster) -> BackupOrder | None:
         cluster.parameters,
         tuple((mark.label, mark.lsn) for mark in cluster.marks if mark.volume_id == cluster.volume.volume_id),
         cluster.superuser_password if plan.key_file else "",
+        fleet.region,
+        cluster.residency.sorted(),
     )
     place = f"{fleet.fleet_id}/{cluster.volume.volume_id}"
     former = tuple((str(past.volume.volume_id), past.until_s) for past in cluster.past)

@@ -15,16 +15,19 @@ RETENTION_MIN_S: Final = DAY_S
 
 @dataclass(frozen=True, slots=True)
 class BackupPlan:
-    """Where a cluster is backed up. `key_file`: on the machines of its instances; empty: it is not encrypted."""
+    """Where a cluster is backed up. `key_file`: on the machines of its instances; empty: it is not encrypted.
+    `location`: the region in which that place lies, as its user said; empty: nobody has."""
 
     url: str
     key_file: str = ""
     retention_s: int = RETENTION_S
+    location: str = ""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> BackupPlan:
         """Out of the serialised state."""
-        return cls(str(plain["url"]), str(plain["key_file"]), int(plain["retention_s"]))
+        retention_s, location = int(plain["retention_s"]), str(plain.get("location", ""))
+        return cls(str(plain["url"]), str(plain["key_file"]), retention_s, location)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 The declared state lives in a volume on the storage nodes; to start those, one must know which there are. That little,
 and nothing else, is kept beside them: the fleet's identity, its region and AZs, the storage nodes with the machine each
-is pinned to, which of them hold the control volume, and whether a state was ever saved there. Whenever one of these
-changes in the declared state, the file follows.
+is pinned to, which of them hold the control volume, whether a state was ever saved there, and policies of residency.
+Whenever one of these changes in the declared state, the file follows.
 
 A fleet is made once, by `aurora up`, where there is no sign of an older one (`found_or_new`). From then on the file is
 required: without it nobody starts storage nodes, which would be empty ones under the old names.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -22,6 +22,7 @@ from aurora_ray.control.model.placement import default_nodes, place_group
 from aurora_ray.control.model.state import Fleet, Group, StorageNode, VolumeState, control_volume_id
 from aurora_ray.durable import replace_file
 from aurora_ray.errors import UNDECODABLE, ConfigurationError, UsageError
+from aurora_ray.replication.residency import Policy
 
 FILE_NAME = "fleet.toml"
 CONTROL_PAGE_SIZE = 8192
@@ -121,6 +122,17 @@ def load(data_dir: Path) -> Fleet | None:
         ) from error
 
 
+def policies(data_dir: Path) -> list[Policy]:
+    """The policies of residency of the fleet's clusters: whoever starts it keeps to them. Raises ConfigurationError."""
+    path = data_dir / FILE_NAME
+    try:
+        return [Policy.from_dict(each) for each in tomllib.loads(path.read_text()).get("residency", ())]
+    except FileNotFoundError:
+        return []
+    except (OSError, *UNDECODABLE) as error:
+        raise ConfigurationError(f"{path} is damaged ({error}): restore it from a copy") from error
+
+
 def _whole(value: object) -> int:
     """A number of the file as a count. Raises ValueError for all but a positive integer: `int` would take 1.5."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -131,7 +143,9 @@ def _whole(value: object) -> int:
 def save(data_dir: Path, fleet: Fleet) -> None:
     """Writes the file, durably, if its content changes. Raises ConfigurationError."""
     path = data_dir / FILE_NAME
-    text = render(fleet)
+    # Before the state is loaded nobody knows of clusters: their policies stay as they stand.
+    unknown = fleet.revision <= 1 and not fleet.clusters
+    text = render(fleet, policies(data_dir) if unknown else ())
     try:
         if path.exists() and path.read_text() == text:
             return
@@ -140,7 +154,7 @@ def save(data_dir: Path, fleet: Fleet) -> None:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def render(fleet: Fleet) -> str:
+def render(fleet: Fleet, more: Iterable[Policy] = ()) -> str:
     """The file's text. JSON strings, numbers and arrays of strings are also TOML."""
     control = fleet.control_volume
     group = control.groups[0]
@@ -164,4 +178,8 @@ def render(fleet: Fleet) -> str:
         lines += ["", "[[nodes]]", f"id = {json.dumps(node.node_id)}", f"az = {json.dumps(node.az)}"]
         if node.host:
             lines.append(f"host = {json.dumps(node.host)}")
+    clusters = (*fleet.clusters, *(deleted.cluster for deleted in fleet.deleted))
+    found = {*more, *(cluster.residency for cluster in clusters if cluster.residency.restricts)}
+    for policy in sorted(found, key=str):
+        lines += ["", "[[residency]]", *(f"{key} = {json.dumps(value)}" for key, value in policy.to_dict().items())]
     return "\n".join(lines) + "\n"

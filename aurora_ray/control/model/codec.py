@@ -4,7 +4,7 @@ Msgpack of `{"format": FORMAT, "fleet": {...}}`; dataclasses as maps by field na
 tuples as arrays. A reader refuses a format newer than its own and fills in defaults for fields that are missing, so an
 added field with a default needs no new format. Format 2 seals secrets (see sealing.py); format 1 had them in
 clear. Format 3 has forks, format 4 backups, and volumes that are made out of them, format 5 capacities and clusters
-that are paused, format 6 global clusters.
+that are paused, format 6 global clusters, format 7 policies of residency.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from aurora_ray.control.model.state import (
     VolumeState,
 )
 from aurora_ray.errors import UNDECODABLE, ConfigurationError, MalformedError, UsageError
+from aurora_ray.replication.residency import Policy
 from aurora_ray.replication.turnover import Turnover
 
 # 2: sealed passwords; deleted clusters, which an older program would forget. 3: forks. 4: backups, as well. 5: clusters
-# that are paused, which an older program would start. 6: it would open a secondary region's volume for a writer.
-FORMAT = 6
+# that are paused, which an older program would start. 6: it would open a secondary region's volume for a writer. 7: it
+# would let data go where a policy forbids it.
+FORMAT = 7
 
 
 def pack(fleet: Fleet) -> bytes:
@@ -67,7 +69,7 @@ def unpack(data: bytes) -> Fleet:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Turnover):
+    if isinstance(value, Turnover | Policy):
         return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -132,6 +134,7 @@ def _cluster(plain: dict[str, Any]) -> DBCluster:
             "custom_endpoints": tuple(map(custom_from_plain, known.get("custom_endpoints", ()))),
             "succession": turns_from_plain(known.get("succession", NO_TURNS)),
             "membership": _membership(known["membership"]) if known.get("membership") else None,
+            "residency": Policy.from_dict(known.get("residency", {})),
         }
     )
 

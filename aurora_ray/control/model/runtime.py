@@ -74,6 +74,7 @@ class ControlConfig:
     volume_limit_bytes: int = VOLUME_BYTES_MAX
     cpus_per_acu: float = CPUS_PER_ACU
     regions_dir: str = ""  # where regions are described; empty: as shipped
+    exports_to: str | None = None  # the region that traces and metrics go to; empty: nobody has said; None: none go
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
 
     @property

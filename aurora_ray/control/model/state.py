@@ -25,6 +25,7 @@ from aurora_ray.control.model.scaling import READERS_MAX, ReaderScaling
 from aurora_ray.control.model.sealing import SECRET
 from aurora_ray.errors import UsageError
 from aurora_ray.log.sizes import COPIES_PER_AZ, GROUPS_MAX, write_quorum
+from aurora_ray.replication.residency import Policy
 from aurora_ray.volume.spec import GroupPlacement
 
 FIRST_NODES_PER_AZ = COPIES_PER_AZ
@@ -183,6 +184,7 @@ class DBCluster:
     paused_since_s: float = 0.0  # its engines are stopped since then, until somebody comes (Unix time; 0: it runs)
     succession: Turns = NO_TURNS  # of its volume: from which LSN on its redo is of which generation
     membership: Membership | None = None  # in a global cluster
+    residency: Policy = field(default_factory=Policy)  # where its data may lie
 
     @property
     def generation(self) -> int:

@@ -14,6 +14,7 @@ from aurora_ray.control.model.regional import NO_TURNS, Membership, Peer, Turns,
 from aurora_ray.control.model.sealing import seal, unseal
 from aurora_ray.engine.base import RegionRow, ReplicaRow
 from aurora_ray.errors import UNDECODABLE, MalformedError, UsageError
+from aurora_ray.replication.residency import Policy
 from aurora_ray.rpc.admission import Secret
 from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 
@@ -30,7 +31,8 @@ class View:
     `generation` and `turns`: of its copy. `writes`: a writer is open there, or may be. `lsn`: up to where its volume is
     durable. `nodes`: (id, AZ, address) of running storage nodes. `members`: the other regions that it knows, their
     secrets sealed for whoever this is told to. For people: `lag_ms` behind the primary, which that has none of, and
-    `instances` that serve, with the LSN that each shows.
+    `instances` that serve, with the LSN that each shows. `residency`: where data may lie, as the primary said;
+    `backs_up_to`: the place of its backup, if it makes one.
     """
 
     name: str
@@ -49,6 +51,8 @@ class View:
     address: str = ""
     lag_ms: float = 0.0
     instances: tuple[tuple[ReplicaRow, int], ...] = ()
+    residency: Policy = field(default_factory=Policy)
+    backs_up_to: str | None = None
 
     @property
     def generation(self) -> int:
@@ -80,7 +84,8 @@ class View:
         """For JSON, as a region with that secret may read it."""
         sealed = [{**asdict(peer), "secret": seal(_SEALED, peer.secret, reader)} for peer in self.members]
         rows = [[*astuple(row), lsn] for row, lsn in self.instances]
-        return {**{f: getattr(self, f) for f in View.__dataclass_fields__}, "members": sealed, "instances": rows}
+        plain = {f: getattr(self, f) for f in View.__dataclass_fields__}
+        return {**plain, "members": sealed, "instances": rows, "residency": self.residency.to_dict()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], reader: Secret) -> View:
@@ -115,6 +120,8 @@ class View:
                 address=str(plain["address"]),
                 lag_ms=float(plain["lag_ms"]),
                 instances=tuple(map(_instance, plain["instances"])),
+                residency=Policy.from_dict(plain.get("residency", {})),
+                backs_up_to=None if plain.get("backs_up_to") is None else str(plain["backs_up_to"]),
             )
         except (*UNDECODABLE, UsageError) as error:
             raise MalformedError(f"what another region told of itself makes no sense: {error!r}") from error
@@ -126,7 +133,8 @@ def _instance(plain: Sequence[Any]) -> tuple[ReplicaRow, int]:
 
 
 def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
-    """What the primary says of who belongs to the global cluster, taken over; its own address as it says now."""
+    """What the primary says of who belongs to the global cluster, and of where data may lie, taken over; its own
+    address as it says now."""
     known = cluster.membership
     if known is None:
         return cluster
@@ -137,4 +145,4 @@ def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     peers: Membership = replace(known, peers=())
     for peer in (primary, *others):
         peers = peers.with_peer(peer)
-    return replace(cluster, membership=replace(known, peers=peers.peers))
+    return replace(cluster, membership=replace(known, peers=peers.peers), residency=view.residency)

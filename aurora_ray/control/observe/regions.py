@@ -184,6 +184,8 @@ class Regions:
             address=self.own_address,
             lag_ms=status.copy.lag_ms if status is not None and status.copy is not None else 0.0,
             instances=self._serving(cluster),
+            residency=cluster.residency,
+            backs_up_to=(cluster.backup.location or cluster.backup.url) if cluster.backup is not None else None,
         )
 
     def rows(self, wall_s: float) -> dict[str, list[RegionRow]]:

@@ -386,16 +386,18 @@ class SetBacktrackWindowRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., window_s: _Optional[int] = ..., log_bytes: _Optional[int] = ...) -> None: ...
 
 class SetBackupRequest(_message.Message):
-    __slots__ = ("name", "url", "key_file", "retention_s")
+    __slots__ = ("name", "url", "key_file", "retention_s", "location")
     NAME_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
     KEY_FILE_FIELD_NUMBER: _ClassVar[int]
     RETENTION_S_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     url: str
     key_file: str
     retention_s: int
-    def __init__(self, name: _Optional[str] = ..., url: _Optional[str] = ..., key_file: _Optional[str] = ..., retention_s: _Optional[int] = ...) -> None: ...
+    location: str
+    def __init__(self, name: _Optional[str] = ..., url: _Optional[str] = ..., key_file: _Optional[str] = ..., retention_s: _Optional[int] = ..., location: _Optional[str] = ...) -> None: ...
 
 class RestoreBackupRequest(_message.Message):
     __slots__ = ("url", "name", "cluster", "at", "key_file", "timeout_s")
@@ -484,6 +486,18 @@ class TurnRequest(_message.Message):
     way: str
     timeout_s: float
     def __init__(self, global_cluster: _Optional[str] = ..., region: _Optional[str] = ..., way: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class SetResidencyRequest(_message.Message):
+    __slots__ = ("global_cluster", "regions", "jurisdictions", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    JURISDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    jurisdictions: _containers.RepeatedScalarFieldContainer[str]
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., regions: _Optional[_Iterable[str]] = ..., jurisdictions: _Optional[_Iterable[str]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class DescribeRegionRequest(_message.Message):
     __slots__ = ("global_cluster",)

@@ -209,6 +209,16 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
                 _registered_method=True)
+        self.SetResidency = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/SetResidency',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetResidencyRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
+        self.DescribeResidency = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/DescribeResidency',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.DescribeGlobalCluster = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/DescribeGlobalCluster',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
@@ -483,6 +493,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetResidency(self, request, context):
+        """Where its data may lie: asked of the primary. Answers when all regions know.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeResidency(self, request, context):
+        """That, and the audit log of the region that is asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeGlobalCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -705,6 +729,16 @@ def add_ControlServicer_to_server(servicer, server):
             'TurnGlobalCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.TurnGlobalCluster,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'SetResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetResidency,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetResidencyRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'DescribeResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeResidency,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
             ),
             'DescribeGlobalCluster': grpc.unary_unary_rpc_method_handler(
@@ -1687,6 +1721,60 @@ class Control:
             target,
             '/aurora_ray.control.v1.Control/TurnGlobalCluster',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/SetResidency',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.SetResidencyRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/DescribeResidency',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.DescribeRegionRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,

@@ -52,6 +52,7 @@ class FakeRegion:
         )
     )
     deaf: bool = False
+    silent: bool = False
     left: bool = False
     promoted_after_s: float = 0.0  # that the primary is drained for it
     _drained_s: float | None = None
@@ -70,6 +71,8 @@ class FakeRegion:
             self.view = replace(
                 self.view, primary=said.region, turns=said.turns, writes=False, yielded_to=0, drained_lsn=None
             )
+        if said.is_primary and not self.view.is_primary:
+            self.view = replace(self.view, residency=said.residency)
 
     def is_promoted(self, at_lsn: int, generation: int) -> None:
         """By its own control plane."""
@@ -90,7 +93,7 @@ class FakePeers:
     async def __call__(self, peer: Peer, method: str, request: Any, timeout_s: float) -> Any:
         await self._hand.alive()
         region = self._region
-        if peer.region != THERE:
+        if peer.region != THERE or region.silent:
             raise NodeUnreachableError(f"{peer.region} does not answer")
         if method == "ExchangeViews":
             region.hears(View.from_plain(json.loads(request.view), OURS.secret))

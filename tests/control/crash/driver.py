@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aurora_ray.compute.config import IncarnationPhase
@@ -20,8 +21,6 @@ from tests.control.crash.handles import Clients, FakeRuntime
 from tests.control.crash.world import Content, Crash, Hand, World
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aurora_ray.control.decide.reconcile import Action
     from aurora_ray.control.model.state import DBCluster, Fleet
 
@@ -31,6 +30,7 @@ REST_WITHIN_S: Final = 200.0
 LOOK_EVERY_S: Final = 0.5
 AT_REST_FOR: Final = 4  # looks in a row
 REPLACE_AFTER_S: Final = 6.0
+REGIONS_DIR: Final = Path(__file__).parent / "regions"
 
 
 class Plane(ControlPlane):
@@ -52,6 +52,7 @@ class Driver:
         self.region = FakeRegion()
         self.performed: set[type[Action]] = set()
         self.graveyard_s = 24 * 3600.0
+        self.exports_to: str | None = None
         self.version = 0  # of the control state, to go back to
         self.rescue: Callable[[], Coroutine[Any, Any, object]] | None = None  # asked for while no state can be loaded
         self.before_start: Callable[[], object] | None = None  # what a person does before a control plane can start
@@ -74,6 +75,8 @@ class Driver:
             replace_after_s=REPLACE_AFTER_S,
             replace_empty_after_s=REPLACE_AFTER_S,
             graveyard_s=self.graveyard_s,
+            regions_dir=str(REGIONS_DIR),
+            exports_to=self.exports_to,
         )
         runtime: Any = FakeRuntime(hand)
         self.plane = Plane(config, runtime, endpoints=runtime, clock=asyncio.get_running_loop().time)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from aurora_ray.control.model.regional import SEALED, Peer
 from aurora_ray.control.model.sealing import seal
+from aurora_ray.replication.residency import Policy
 from aurora_ray.replication.succession import next_generation, slot_of
 from aurora_ray.replication.turnover import Turnover, Way
 from aurora_ray.rpc.admission import OURS
@@ -18,6 +19,8 @@ from tests.control.crash.verbs import TIMEOUT_S, create, start
 
 THERE_ID: Final = str(UUID(int=9))
 PROMOTED: Final = next_generation(0, 1)  # the other region, in its first turn
+POLICY: Final = Policy(frozenset({HERE, THERE}))
+RESIDENCY: Final[dict[str, list[str]]] = {}  # that comes with an invitation
 BEFORE_THE_END: Final = 5  # of the LSNs here
 
 
@@ -68,6 +71,7 @@ async def join(driver: Driver) -> None:
         "first_lsn": 3,
         "window_s": 3600,
         "window_log_bytes": 1 << 20,
+        "residency": dict(RESIDENCY),
     }
     await driver.api.join_global(invitation, reader_count=1, timeout_s=TIMEOUT_S)
     await driver.api.wait_copied(GLOBAL, TIMEOUT_S)
@@ -184,6 +188,19 @@ def knows_where(driver: Driver) -> bool:
     return peers_of(driver) == [THERE, "farther"] and owner.seen.source_told == (("x-0", "127.0.0.1:2"),)
 
 
+async def restrict(driver: Driver) -> None:
+    await driver.api.set_residency(GLOBAL, [HERE, THERE], [], timeout_s=TIMEOUT_S)
+
+
+async def hear_of_a_policy(driver: Driver) -> None:
+    driver.region.view = replace(driver.region.view, residency=POLICY)
+    await driver.plane.wait_until(lambda: is_restricted(driver), TIMEOUT_S, "the policy is known")
+
+
+def is_restricted(driver: Driver) -> bool:
+    return driver.fleet.cluster("demo").residency == POLICY
+
+
 REGIONAL: Final = (
     Verb("a global cluster", declare, is_declared, prepare=create, api="create_global"),
     Verb("a region more", invite, lambda d: peers_of(d) == [THERE], prepare=declare, api="invite_region"),
@@ -194,6 +211,8 @@ REGIONAL: Final = (
     Verb("making way that is taken back", take_back, is_primary, prepare=be_primary_beside_a_slow_one),
     Verb("a failover to another region", another_is_promoted, keeps_a_tail, prepare=be_primary),
     Verb("a switchover that is overtaken", is_overtaken, gave_up, prepare=join),
+    Verb("where data may lie", restrict, is_restricted, prepare=be_primary, api="set_residency"),
+    Verb("where data may lie, by the primary", hear_of_a_policy, is_restricted, prepare=join),
     Verb("a region less", remove, lambda d: peers_of(d) == [], prepare=be_primary, api="remove_region"),
     Verb("leaving with the data", leave, is_alone, prepare=join, api="leave_global"),
     Verb("leaving without", leave_and_be_deleted, lambda d: not d.fleet.clusters, prepare=join),
@@ -201,4 +220,4 @@ REGIONAL: Final = (
 )
 
 # Calls of ControlApi that change nothing here.
-REGIONAL_LOOKS: Final = {"wait_copied", "describe_region", "global_status", "exchange_views"}
+REGIONAL_LOOKS: Final = {"describe_residency", "wait_copied", "describe_region", "global_status", "exchange_views"}
