@@ -117,7 +117,11 @@ class Horizon:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRow:
-    """What an engine's users are told of one instance of their cluster; times in Unix seconds, `cpu` in percent."""
+    """What an engine's users are told of one instance of their cluster; times in Unix seconds, `cpu` in percent.
+
+    `server_id`: what they know it by, which no other instance of a global cluster is called; `instance_id`: what it is
+    called in its fleet, if that is not the same. Other regions are not told it.
+    """
 
     server_id: str
     session_id: str  # MASTER_SESSION_ID for the writer, else anything that is the incarnation's own
@@ -125,6 +129,7 @@ class ReplicaRow:
     replica_lag_ms: float
     last_update_s: float
     host_id: str = ""  # its identifier for who came by an address of the cluster's own (control/model/addresses.py)
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

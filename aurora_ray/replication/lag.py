@@ -18,7 +18,8 @@ _SAMPLES: Final = 1024
 
 class Lag(NamedTuple):
     """`lag_ms` and `lag_bytes`: how far behind; `heard_ms`: how old that is. The last two: how long the newest flushes
-    took from the primary's writing to four of six here, half of them at most and 99 % at most.
+    took from the primary's writing to four of six here, half of them at most and 99 % at most. What was written before
+    the copy began to follow, while it was away, was not on its way, and is not among them.
     """
 
     lag_ms: float
@@ -35,7 +36,7 @@ class LagMeter:
         """The copy is durable up to `lsn`; nothing is known yet of the primary."""
         self.lsn = lsn
         self.source_lsn = lsn
-        self._heard_s = now_s
+        self._heard_s = self._began_s = now_s
         self._current_as_of_s = now_s  # all that was durable then at the primary is durable here
         self._pending: deque[tuple[int, float]] = deque()  # (end, when written) of flushes on their way
         self._took_s: deque[float] = deque(maxlen=_SAMPLES)
@@ -52,7 +53,8 @@ class LagMeter:
         self.lsn = max(self.lsn, lsn)
         while self._pending and self._pending[0][0] <= lsn:
             _, written_s = self._pending.popleft()
-            self._took_s.append(max(0.0, now_s - written_s))
+            if written_s >= self._began_s:
+                self._took_s.append(max(0.0, now_s - written_s))
             self._current_as_of_s = max(self._current_as_of_s, min(written_s, now_s))
         self._settle()
 

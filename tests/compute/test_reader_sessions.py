@@ -63,6 +63,10 @@ async def test_sessions_know_their_cluster_and_read_their_own_writes(fleet: Flee
             found = await execute(config, GLOBAL_STATUS, database)
             assert found == [("us-east-1", 100, -1.0, -1.0), ("eu-west-1", 80, 40.0, 40.0)]
             assert await execute(config, "select aurora_db_instance_identifier()", database) == [(config.instance_id,)]
+        named = replace(rows[0], server_id="one-us-east-1", instance_id=config.instance_id)
+        await instance.do(ReplicaStatus([named, *rows[1:]], regions))
+        assert await execute(config, "select aurora_db_instance_identifier()") == [("one-us-east-1",)]
+        assert (await execute(config, TOPOLOGY))[0][0] == "one-us-east-1"
         assert await execute(config, "select aurora_version() <> ''") == [(True,)]
         seen = await execute(config, "select setting from pg_settings where name = 'rds.extensions'")
         assert seen == [("aurora_stat_utils",)]

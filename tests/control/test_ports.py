@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from aurora_ray.control.model.bootstrap import new_fleet
+from aurora_ray.control.model.regional import Membership
 from aurora_ray.control.perform import ports
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.engine.network import claim_port
@@ -19,6 +21,7 @@ from tests.control.test_plane import started
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import InstanceConfig, Opened
+    from aurora_ray.control.model.state import Fleet
 
 
 @pytest.mark.allowed_logs(r".*")
@@ -62,3 +65,20 @@ def test_a_port_that_is_free_and_nobodys_is_given_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ports, "PORTS", 1)
     with pytest.raises(ConfigurationError, match="too few"):
         free_ports(with_cluster(new_fleet("somewhere", AZS)), "127.0.0.1", 1)
+
+
+def test_regions_take_no_ports_of_one_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at those meanwhile."""
+    monkeypatch.setattr(ports, "claim_port", lambda _, port: port)
+    east = with_cluster(new_fleet("us-east-1", AZS))
+    first = free_ports(east, "127.0.0.1", 4)
+    west = with_member(with_cluster(new_fleet("eu-west-1", AZS)), slot=1)
+    second = free_ports(west, "127.0.0.1", 4)
+    assert min(second) == ports.before_those_of(1) + 1 > max(first)
+    assert free_ports(west, "127.0.0.1", 1, after=second[-1]) == [second[-1] + 1]
+    last = free_ports(with_member(west, slot=15), "127.0.0.1", ports.PORTS_OF_A_REGION)
+    assert max(last) < ports.FIRST_PORT + ports.PORTS
+
+
+def with_member(fleet: Fleet, slot: int) -> Fleet:
+    return fleet.with_cluster(replace(fleet.cluster("demo"), membership=Membership("g", slot, "us-east-1")))

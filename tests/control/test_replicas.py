@@ -1,5 +1,6 @@
 """What instances are told of each other: rows that are of now, one writer, and horizons that end with their readers."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,13 @@ from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.readers import with_readers, with_writer
 from aurora_ray.control.model.addresses import host_id
+from aurora_ray.control.model.regional import Membership
 from aurora_ray.control.model.state import Fleet
+from aurora_ray.control.model.views import View
 from aurora_ray.control.observe.known import Instance
 from aurora_ray.control.observe.replicas import ALONE_EVERY_S, LEASE_S, MASTER, Replicas
 from aurora_ray.engine.base import Horizon, ReplicaRow
+from aurora_ray.rpc.admission import Secret
 from tests.control.fleets import running_fleet
 
 WRITES = InstanceStatus(IncarnationPhase.AVAILABLE, pid=10)
@@ -44,11 +48,25 @@ def test_all_hear_of_all_and_the_writer_of_the_readers_horizons() -> None:
     at = host_id(fleet.cluster("demo").writer().port)
     rows = ReplicaStatus(
         [
-            ReplicaRow("demo-1", MASTER, 0.0, 0.0, 5000.0, at),
-            ReplicaRow("demo-2", "demo-2/20", 12.5, 3.0, 5000.0, "62.128"),
+            ReplicaRow("demo-1", MASTER, 0.0, 0.0, 5000.0, at, "demo-1"),
+            ReplicaRow("demo-2", "demo-2/20", 12.5, 3.0, 5000.0, "62.128", "demo-2"),
         ]
     )
     assert orders == {"demo-1": (HoldHorizon([Horizon(700)], LEASE_S), rows), "demo-2": (rows,)}
+
+
+def test_instances_of_two_regions_are_told_apart() -> None:
+    replicas, fleet, instances = Replicas(), with_reader(), {"demo-1": available(WRITES)}
+    known = Membership("g", 0, fleet.region)
+    fleet = fleet.with_cluster(replace(fleet.cluster("demo"), membership=known))
+    (row,) = told(replicas, fleet, instances, 100.0)["demo-1"][-1].rows
+    assert (row.server_id, row.instance_id) == (f"demo-1-{fleet.region}", "demo-1")
+    ((there, _),) = replicas.serving(fleet.cluster("demo"), instances, 100.0, fleet.region)
+    assert there == row
+    secret = Secret.from_text("ab" * 32)
+    view = View("g", fleet.region, fleet.region, instances=((row, 7),))
+    ((heard, lsn),) = View.from_plain(json.loads(json.dumps(view.to_plain(secret))), secret).instances
+    assert (heard, lsn) == (replace(row, instance_id=""), 7)
 
 
 def test_a_reader_that_is_silent_falls_behind_and_holds_nothing_any_more() -> None:

@@ -29,6 +29,16 @@ def test_silence_of_the_primary_is_lag() -> None:
     assert meter.lag(1010.1).lag_ms == 0
 
 
+def test_what_was_written_while_the_copy_was_away_was_not_on_its_way() -> None:
+    meter = LagMeter(100, now_s=5000.0)
+    meter.on_flush(180, written_s=1000.0)
+    meter.on_durable(180, 5001.0)
+    assert meter.lag(5001.0)[3:] == (0.0, 0.0)
+    meter.on_flush(200, written_s=5001.0)
+    meter.on_durable(200, 5001.25)
+    assert meter.lag(5001.3)[3:] == (250.0, 250.0)
+
+
 def test_a_copy_that_falls_behind_bounds_what_it_remembers_and_says_no_less() -> None:
     meter = LagMeter(0, now_s=0.0)
     for number in range(1, 3 * lags._PENDING_MAX):

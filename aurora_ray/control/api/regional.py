@@ -25,7 +25,7 @@ from aurora_ray.control.model.regional import SEALED, Membership, Peer, turns_fr
 from aurora_ray.control.model.sealing import seal, unseal
 from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, Fleet, VolumeState
 from aurora_ray.control.perform import passfiles
-from aurora_ray.control.perform.ports import free_ports
+from aurora_ray.control.perform.ports import before_those_of, free_ports
 from aurora_ray.control.perform.regions import made_way, with_owner
 from aurora_ray.control.report import status as report
 from aurora_ray.control.report.events import EventKind
@@ -164,7 +164,7 @@ async def join(
             raise UsageError(f"there is a cluster {name!r} in {fleet.region} already: it would be the copy's name")
         count = int(invitation["groups"])
         groups = tuple(place_group(n, fleet.azs, fleet.nodes, fleet.volumes()) for n in range(count))
-        ports = free_ports(fleet, host, 3)
+        ports = free_ports(fleet, host, 3, after=before_those_of(int(invitation["slot"])))
         az = place_instance(fleet.azs, [i.az for c in fleet.clusters for i in c.instances])
         owner = DBInstance(f"{name}-1", Role.REPLICATOR, az, ports[2], memory_bytes=memory_bytes)
         volume = replace(wanted.volume, groups=groups)

@@ -83,7 +83,7 @@ class View:
     def to_plain(self, reader: Secret) -> dict[str, Any]:
         """For JSON, as a region with that secret may read it."""
         sealed = [{**asdict(peer), "secret": seal(_SEALED, peer.secret, reader)} for peer in self.members]
-        rows = [[*astuple(row), lsn] for row, lsn in self.instances]
+        rows = [[*astuple(replace(row, instance_id=""))[:-1], lsn] for row, lsn in self.instances]
         plain = {f: getattr(self, f) for f in View.__dataclass_fields__}
         return {**plain, "members": sealed, "instances": rows, "residency": self.residency.to_dict()}
 

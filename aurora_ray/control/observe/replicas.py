@@ -68,18 +68,20 @@ class Replicas:
             if cluster.phase is ClusterPhase.DELETING or not self._is_due(cluster, now_s):
                 continue
             serving = [i for i in cluster.instances if self._serves(i, instances)]
-            rows = ReplicaStatus([self._row(instance, now_s) for instance in serving], regions.get(cluster.name, ()))
+            region = fleet.region if cluster.membership is not None else ""
+            told = [self._row(instance, now_s, region) for instance in serving]
+            rows = ReplicaStatus(told, regions.get(cluster.name, ()))
             horizon = HoldHorizon([h for i in serving if (h := self._horizon(i, now_s)) is not None], LEASE_S)
             for instance in serving:
                 holds = (horizon,) if instance.role.traits.writes and cluster.readers() else ()
                 yield instance.instance_id, (*holds, rows)
 
     def serving(
-        self, cluster: DBCluster, instances: Mapping[str, Instance], now_s: float
+        self, cluster: DBCluster, instances: Mapping[str, Instance], now_s: float, region: str
     ) -> tuple[tuple[ReplicaRow, int], ...]:
-        """The same rows for other regions, with the LSN that each instance shows."""
+        """The same rows for other regions than this one, with the LSN that each instance shows."""
         serving = [i for i in cluster.instances if self._serves(i, instances)]
-        return tuple((self._row(i, now_s), self._known[i.instance_id].status.vdl) for i in serving)
+        return tuple((self._row(i, now_s, region), self._known[i.instance_id].status.vdl) for i in serving)
 
     def _look(self, instances: Mapping[str, Instance], now_s: float) -> None:
         for instance_id in self._known.keys() - instances.keys():
@@ -103,19 +105,32 @@ class Replicas:
         engine = declared.role.traits.engine
         return engine and known and instance is not None and instance.seen.serves(declared.role)
 
-    def _row(self, declared: DBInstance, now_s: float) -> ReplicaRow:
+    def _row(self, declared: DBInstance, now_s: float, region: str) -> ReplicaRow:
         known = self._known[declared.instance_id]
         status = known.status
         session = MASTER if declared.role.traits.writes else f"{declared.instance_id}/{status.pid}"
         silent_ms = max(0.0, now_s - known.at_s - LEASE_S) * 1000  # it falls behind for as long as nothing is heard
         lag_ms = 0.0 if declared.role.traits.writes else (status.lag_ms or 0.0) + silent_ms
         cpu = float(status.stats.get("cpu_percent", 0.0))
-        return ReplicaRow(declared.instance_id, session, cpu, lag_ms, known.unix_s, addresses.host_id(declared.port))
+        return ReplicaRow(
+            server_id(declared.instance_id, region),
+            session,
+            cpu,
+            lag_ms,
+            known.unix_s,
+            addresses.host_id(declared.port),
+            declared.instance_id,
+        )
 
     def _horizon(self, declared: DBInstance, now_s: float) -> Horizon | None:
         known = self._known[declared.instance_id]
         fresh = now_s - known.at_s < LEASE_S
         return known.status.horizon if fresh and declared.role.traits.reads else None
+
+
+def server_id(instance_id: str, region: str) -> str:
+    """What users know an instance by: regions of a global cluster give the same names (`region` empty: of none)."""
+    return f"{instance_id}-{region}" if region else instance_id
 
 
 async def tell(instance: Instance, commands: tuple[Command[Any], ...]) -> None:

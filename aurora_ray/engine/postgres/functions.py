@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-VERSION: Final = 3  # of what follows; a higher one is put into all databases
+VERSION: Final = 4  # of what follows; a higher one is put into all databases
 # In the data directory: the version that all databases have. Like all *.conf it is there when a mount is.
 NOTE: Final = "aurora.functions.conf"
 NOTED: Final = f"{VERSION}\n"
@@ -34,8 +34,8 @@ IS_THERE: Final = (
 
 _ROWS: Final = (
     "pg_catalog.json_to_recordset(COALESCE(NULLIF(pg_catalog.current_setting('aurora.replica_status', true), ''), "
-    "'[]')::json) AS r(server_id text, host_id text, session_id text, cpu double precision, replica_lag_in_msec "
-    "double precision, last_update double precision)"
+    "'[]')::json) AS r(server_id text, instance text, host_id text, session_id text, cpu double precision, "
+    "replica_lag_in_msec double precision, last_update double precision)"
 )
 # Of a global cluster: see told.tell_replicas. Elsewhere there are no rows.
 _REGIONS: Final = (
@@ -65,8 +65,8 @@ STATEMENTS: Final = (
     f"SELECT CASE WHEN {_OWN_ADDRESS} THEN r.host_id ELSE r.server_id END, "
     f"r.session_id, r.cpu, r.replica_lag_in_msec, pg_catalog.to_timestamp(r.last_update) FROM {_ROWS}; END",
     "CREATE OR REPLACE FUNCTION pg_catalog.aurora_db_instance_identifier() RETURNS text LANGUAGE sql STABLE "
-    f"PARALLEL RESTRICTED RETURN COALESCE((SELECT r.host_id FROM {_ROWS} WHERE {_OWN_ADDRESS} "
-    "AND r.server_id = pg_catalog.current_setting('aurora.instance', true)), "
+    f"PARALLEL RESTRICTED RETURN COALESCE((SELECT CASE WHEN {_OWN_ADDRESS} THEN r.host_id ELSE r.server_id END "
+    f"FROM {_ROWS} WHERE COALESCE(r.instance, r.server_id) = pg_catalog.current_setting('aurora.instance', true)), "
     "pg_catalog.current_setting('aurora.instance', true))",
     "CREATE OR REPLACE FUNCTION pg_catalog.aurora_global_db_status(OUT aws_region text, "
     "OUT highest_lsn_written bigint, OUT durability_lag_in_msec double precision, "

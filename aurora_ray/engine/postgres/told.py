@@ -80,6 +80,7 @@ def tell_replicas(
 def _plain(row: ReplicaRow) -> dict[str, Any]:
     return {
         "server_id": row.server_id,
+        "instance": row.instance_id or row.server_id,
         "host_id": row.host_id or row.server_id,
         "session_id": row.session_id,
         "cpu": row.cpu,
