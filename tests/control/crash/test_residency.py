@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from aurora_ray.control.api import backups as backups_api
+from aurora_ray.control.api import residency
 from aurora_ray.control.api.calls import ControlApi
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.backups import DAY_S
@@ -172,7 +173,7 @@ def test_what_is_allowed_is_done_and_stands_in_the_log_and_the_policy_goes_with_
 def test_a_region_that_would_not_hear_of_it_keeps_a_policy_from_being_made(enumeration: Enumeration) -> None:
     async def act(driver: Driver) -> None:
         driver.region.silent = True
-        await asyncio.sleep(8)  # not synchronisation: the clock is virtual
+        await asyncio.sleep(residency.HEARD_S + 3)  # not synchronisation: the clock is virtual
         with pytest.raises(QuorumLostError, match="elsewhere of g cannot be reached"):
             await restrict(driver)
         assert not driver.fleet.cluster("demo").residency.restricts
