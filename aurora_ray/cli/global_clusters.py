@@ -29,6 +29,7 @@ def register(parent: typer.Typer) -> None:
     app.command(epilog="Example: aurora global status g --json")(status)
     app.command(epilog="Example: aurora global switchover g --to eu-west-1")(switchover)
     app.command(epilog="Example: aurora global failover g --to eu-west-1")(failover)
+    app.command(epilog="Example: aurora global limits g --lease 10s --rpo 30s")(limits)
     app.command(epilog="Example: aurora global residency g --jurisdiction EU --region us-east-1")(residency)
     app.command(epilog="Example: aurora global audit g -n 5")(audit)
     app.command("remove-region", epilog="Example: aurora global remove-region g eu-west-1")(remove_region)
@@ -125,7 +126,8 @@ def failover(
     """Make another region the primary as it is, when the present one is lost; say what that may lose.
 
     The old primary is not asked. If it lives and merely cannot be reached, it takes writes until it hears of this, and
-    those are lost too. When it comes back it follows, and what only it has is kept aside in it.
+    those are lost too, unless the global cluster has a lease (`limits`), whose end is waited for. When it comes back it
+    follows, and what only it has is kept aside in it.
     """
     _turn(name, to, "failover", data_dir, json=json, timeout_s=timeout_s)
 
@@ -172,6 +174,42 @@ def detach(
         write_json(done)
     else:
         write_line(f"{done['cluster']} in {done['region']} is a cluster of its own")
+
+
+def limits(  # noqa: PLR0917  (the command's options)
+    name: Name,
+    lease: Annotated[
+        str, typer.Option(metavar="TIME", help="The primary needs a lease of a majority of regions: 5s to 5min.")
+    ] = "",
+    no_lease: Annotated[bool, typer.Option("--no-lease", help="It needs none.")] = False,
+    rpo: Annotated[
+        str, typer.Option(metavar="TIME", help="Commits wait while every secondary lags more: 20s or more.")
+    ] = "",
+    no_rpo: Annotated[bool, typer.Option("--no-rpo", help="They wait for no secondary.")] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 60.0,
+) -> None:
+    """Say when the primary acknowledges commits. By default nothing keeps it from that.
+
+    With a lease, a primary that cannot reach a majority of regions stops to acknowledge, and a failover waits for that:
+    no two regions acknowledge commits at a time. The price: of two regions, either's loss, or the link's, stops writes
+    until `failover` or `--no-lease`; of three, one may be lost.
+    """
+    from aurora_ray.control.model.moments import duration_s
+
+    if (lease and no_lease) or (rpo and no_rpo) or not (lease or no_lease or rpo or no_rpo):
+        raise UsageError("say --lease TIME or --no-lease, --rpo TIME or --no-rpo, or one of each")
+    primary = _primary(options.settings(data_dir).data_dir, name)
+    lease_s = 0.0 if no_lease else duration_s(lease) if lease else None
+    rpo_s = 0.0 if no_rpo else duration_s(rpo) if rpo else None
+    done = primary.set_limits(name, lease_s, rpo_s, timeout_s=timeout_s)
+    if json:
+        write_json(done)
+        return
+    write_line(f"{name}: {done['rule']}")
+    if done["not_told"]:
+        write_line(f"not told yet, since they cannot be reached: {', '.join(done['not_told'])}")
 
 
 def residency(  # noqa: PLR0917  (the command's options)
@@ -260,4 +298,8 @@ def _turn(name: str, to: str, way: str, data_dir: Path | None, *, json: bool, ti
             f"RPO: the last write that is there was made {when}; of what is known of {done['from']}, "
             f"{size_text(done['rpo_bytes'])} of redo above LSN {done['lost_after_lsn']:,} are missing"
         )
+        if done.get("fenced") is False:
+            write_line(
+                f"{done['from']} may still have a lease: too few regions answer to be sure that it takes no writes"
+            )
         write_line(f"what only {done['from']} has is kept there, and is told when it comes back")

@@ -115,6 +115,21 @@ class ReplicaStatus(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class AcknowledgeUntil(Command["float | None"]):
+    """For a writer: commits are acknowledged until then, by its own clock, and wait from then on; None: always.
+    `lowers`: what it was told before stands if that is earlier. Answered by what that clock says."""
+
+    needless: ClassVar[bool] = True
+    until_s: float | None
+    lowers: bool = False
+
+    @property
+    def limit_s(self) -> float:
+        """Whoever answers later is told anew."""
+        return 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class HoldHorizon(Command[None]):
     """For a writer: the readers' horizons (each the oldest of one reader), to be held for `lease_s` from now on."""
 

@@ -34,6 +34,7 @@ from aurora_ray.compute.incarnation import (
 )
 from aurora_ray.compute.leftovers import write_pid_file
 from aurora_ray.compute.watch import writer_watch
+from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, UsageError
 from aurora_ray.mount.localtree import leave_in_waiting
 from aurora_ray.volume.write.volume import Volume
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from aurora_ray.compute.commands import Command
+    from aurora_ray.compute.config import Outcome
     from aurora_ray.compute.engines import PreparedEngine
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import Engine
@@ -74,8 +76,10 @@ class Writer(Opening):
     # ---- opening
 
     def _opened(self) -> Opened:
-        volume, _, engine = self._require_open()
+        volume, mounted, engine = self._require_open()
         self._first_write = FirstWrite(volume.durable)
+        if self.config.holds_commits:
+            mounted.acknowledge_until(0.0)
         self._noting = asyncio.create_task(self._note_good_start(engine), name=f"note {self.config.instance_id}")
         return Opened(volume.epoch, volume.vdl, engine.pid or 0, engine.port, dict(self._stages_s), self._troubles())
 
@@ -244,6 +248,8 @@ class Writer(Opening):
                 answer = await self.write_back(timeout_s)
             case commands.ReplicaStatus(rows, regions):
                 answer = self._require_open()[2].tell_replicas(rows, regions)
+            case commands.AcknowledgeUntil(until_s, lowers):
+                answer = self._require_open()[1].acknowledge_until(until_s, lowers=lowers)
             case commands.FirstWrite(after_ns, timeout_s):
                 answer = await self.first_write(after_ns, timeout_s)
             case _:
@@ -288,6 +294,11 @@ class Writer(Opening):
         return await volume.members.try_step(placement, filled)
 
     # ---- ending
+
+    async def stop(self, mode: StopMode = StopMode.FAST, *, reopens: bool = False) -> Outcome:
+        """Ends in order, if its last redo could be acknowledged: an engine waits for that."""
+        held = self._mounted is not None and self._mounted.holds_commits
+        return await super().stop(StopMode.KILL if held else mode, reopens=reopens)
 
     async def _before_mount_goes(self) -> None:
         """Everything that the engine wrote is durable."""

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
+from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, sizing
 from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.metering import Meter, reading_of
@@ -315,6 +316,7 @@ class ControlPlane:
             ):
                 if (what := key(Kind.REPLICAS, instance_id)) not in self._busy:
                     self._start(what, replicas.tell(self.processes.instances[instance_id], commands))
+        self._limit_commits()
         for cluster, peer in self.regions.due(now_s) if self.is_open else ():
             if (look := key(Kind.LOOK_AT_REGION, f"{cluster.name}/{peer.region}")) not in self._busy:
                 self._start(look, self.regions.exchange(cluster, peer))
@@ -324,6 +326,17 @@ class ControlPlane:
                 look = key(Kind.LOOK_AT_NODE, node_id)
                 if look not in self._busy:
                     self._start(look, self.processes.look_at_node(node_id))
+
+    def _limit_commits(self) -> None:
+        """Writers of global clusters are told until when they may acknowledge commits."""
+        for cluster in self.fleet.clusters if self.is_open else ():
+            if (known := cluster.membership) is None:
+                continue
+            writer = self.processes.instances.get(cluster.writer().instance_id)
+            if writer is None or not writer.seen.serves(Role.WRITER):
+                continue
+            if (what := key(Kind.COMMITS, cluster.name)) not in self._busy and self.regions.leases.is_due(cluster):
+                self._start(what, self.regions.leases.tell(cluster, known, writer))
 
     def _start(self, what: Key, work: Coroutine[Any, Any, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aurora_ray.interposer.region import Region
+    from aurora_ray.mount.gate import Gate
     from aurora_ray.mount.localtree import MountedFile
     from aurora_ray.mount.redo import RedoOut
     from aurora_ray.volume.read.source import PageSource
@@ -94,6 +95,11 @@ class Driver:
         self._spawn(self._evictor.run())
         if self._unlinked is not None:
             self._spawn(self._unlinked.run())
+
+    @property
+    def gate(self) -> Gate | None:
+        """What may hold acknowledgements; None of a mount without a writer."""
+        return self._redo.gate if isinstance(self._redo, VolumeRedo) else None
 
     def listen(self) -> None:
         """Answers the bell. Called anew under a span: pages that are missed while it lasts belong to its trace."""

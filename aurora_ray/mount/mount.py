@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_ray import telemetry
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.errors import ConfigurationError, UsageError
 from aurora_ray.interposer import native
 from aurora_ray.interposer.region import Region
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
@@ -155,6 +155,19 @@ class MountedVolume:
         if self._closed:
             return
         self._driver.add_group(placement.group)
+
+    def acknowledge_until(self, until_s: float | None, *, lowers: bool = False) -> float:
+        """The engine hears of what is durable until then, by `gate.running_clock_s`, and of the rest when this is
+        called again; None: always. `lowers`: not after the moment that was told before, either. What that clock says
+        now. Raises UsageError for a mount without a writer."""
+        if self._closed or (gate := self._driver.gate) is None:
+            raise UsageError("nothing is written from this mount")
+        return gate.lower(until_s) if lowers and until_s is not None else gate.limit(until_s)
+
+    @property
+    def holds_commits(self) -> bool:
+        """Whether that moment has gone by."""
+        return not self._closed and self._driver.gate is not None and self._driver.gate.holds
 
     def set_cache_bytes(self, cache_bytes: int) -> None:
         """Another budget for the local cache, from now on."""

@@ -3,7 +3,8 @@
 The way of a commit:
 
     engine: fdatasync orders its records -> it waits; the last of those that the next flush waits for rings the bell
-    here: take one flush of everything logged so far -> six streams -> four acknowledgements -> VDL moves -> wake
+    here: take one flush of everything logged so far -> six streams -> four acknowledgements -> VDL moves -> wake,
+          unless the gate holds it (`gate.py`)
 
 Flushes grow with load: while one is on its way, everything that is logged meanwhile goes into the next, and that one
 goes when enough commits wait for it (`grouping`). What is much, or waited for by an fsync, goes at once, beside it.
@@ -21,6 +22,7 @@ from aurora_ray.errors import AuroraError, FencedError
 from aurora_ray.interposer.region import Taker
 from aurora_ray.log.batch import compress
 from aurora_ray.log.flush import Flush, LogEnd
+from aurora_ray.mount.gate import Gate
 from aurora_ray.mount.grouping import Grouping
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class VolumeRedo:
         self._flushes = 0
         self._flush_bytes = 0
         self._listening: Listening | None = None
+        self.gate = Gate(region.publish)
 
     def start(self) -> None:
         """Listens to the volume."""
@@ -141,7 +144,7 @@ class VolumeRedo:
     def _on_vdl(self, vdl: int) -> None:
         if self._region.closed:
             return
-        self._region.publish(vdl)
+        self.gate.durable(vdl)
         now_ns = time.time_ns()
         while self._under_way and self._under_way[0].end <= vdl:
             done = self._under_way.popleft()

@@ -1,12 +1,13 @@
 """What sessions of a writer and its readers are told of their cluster, and what they keep each other from."""
 
+import asyncio
 import time
 from dataclasses import replace
 
 import psycopg
 import pytest
 
-from aurora_ray.compute.commands import HoldHorizon, ReplicaStatus
+from aurora_ray.compute.commands import AcknowledgeUntil, HoldHorizon, ReplicaStatus
 from aurora_ray.engine.base import Horizon, RegionRow, ReplicaRow
 from aurora_ray.engine.postgres import functions
 from tests.compute.test_reader import Fleet, _account, caught_up, cluster, connect, execute, fleet, shared_dir  # noqa: F401  (fixtures)
@@ -167,3 +168,27 @@ async def test_a_new_cluster_lacks_nothing_and_an_old_one_gets_it_at_its_next_st
     closed = "select datname from pg_database where not datallowconn order by 1"
     assert await execute(writer.config, closed) == [("shut",), ("template0",)]
     assert functions.missing(writer.config.dirs.mount) is None
+
+
+async def test_commits_wait_while_they_may_not_be_acknowledged(fleet: Fleet) -> None:  # noqa: F811
+    """As for a primary region whose lease is over: reads go on, and its end waits for nothing."""
+    writer = fleet.writer
+    async with await connect(fleet.writer_config) as one, await connect(fleet.writer_config) as other:
+        await one.execute("create table held (i int)")
+        assert await writer.do(AcknowledgeUntil(0.0)) > 0
+        inserting = asyncio.ensure_future(one.execute("insert into held values (1)"))
+        assert not (await asyncio.wait({inserting}, timeout=1))[0]
+        cursor = await other.execute("select count(*) from held")
+        assert await cursor.fetchall() == [(0,)], "who waits has not committed yet"
+        await writer.do(AcknowledgeUntil(None))
+        await asyncio.wait_for(inserting, 30)
+        cursor = await other.execute("select count(*) from held")
+        assert await cursor.fetchall() == [(1,)]
+        await writer.do(AcknowledgeUntil(0.0))
+        inserting = asyncio.ensure_future(one.execute("insert into held values (2)"))
+        assert not (await asyncio.wait({inserting}, timeout=0.5))[0]
+        began_s = time.monotonic()
+        await writer.stop()
+        assert time.monotonic() - began_s < 20
+        with pytest.raises(psycopg.OperationalError):
+            await inserting

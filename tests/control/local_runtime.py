@@ -208,6 +208,8 @@ class LocalInstance:
                 self._check()
                 self.capacity = order
                 return order.acu if order is not None else 0.0
+            case commands.AcknowledgeUntil():
+                return asyncio.get_running_loop().time()
             case commands.ReplicaStatus() | commands.HoldHorizon() | commands.WriteBack():
                 self.heard[type(command).__name__] = command
                 return None

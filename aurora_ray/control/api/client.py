@@ -409,6 +409,11 @@ class ControlClient:
         )
         return dict(self._report("SetResidency", request, timeout_s + SLACK_S))
 
+    def set_limits(self, name: str, lease_s: float | None, rpo_s: float | None, *, timeout_s: float) -> dict[str, Any]:
+        """When the primary acknowledges commits (0: without that limit, None: as it is); what is in force."""
+        request = pb.SetCommitLimitsRequest(global_cluster=name, lease_s=lease_s, rpo_s=rpo_s, timeout_s=timeout_s)
+        return dict(self._report("SetCommitLimits", request, timeout_s + SLACK_S))
+
     def residency(self, name: str) -> dict[str, Any]:
         """The policy as that region knows it, and its audit log."""
         return dict(self._report("DescribeResidency", pb.DescribeRegionRequest(global_cluster=name)))

@@ -95,6 +95,8 @@ async def invite(plane: ControlPlane, name: str, guest: Mapping[str, Any]) -> di
     if region == plane.fleet.region:
         raise UsageError(f"{name} is in region {region} already")
     there = next((peer for peer in known.peers if peer.region == region), None)
+    if there is None:
+        known.require_no_lease("added")
     if there is not None and there.fleet_id != fleet_id:
         raise UsageError(f"another fleet in region {region} belongs to {name}: `aurora global remove-region` it first")
     slot = there.slot if there is not None else known.free_slot()
@@ -137,6 +139,7 @@ async def invite(plane: ControlPlane, name: str, guest: Mapping[str, Any]) -> di
         "window_s": cluster.window_s,
         "window_log_bytes": cluster.window_log_bytes,
         "residency": cluster.residency.to_dict(),
+        "rpo_s": known.rpo_s,
     }
 
 
@@ -190,6 +193,7 @@ async def join(
 def _invited(plain: Mapping[str, Any]) -> DBCluster:
     peers = tuple(_peer(each) for each in plain["peers"])
     known = Membership(str(plain["global"]), int(plain["slot"]), str(plain["primary"]), peers, int(plain["first_lsn"]))
+    known = replace(known, rpo_s=float(plain.get("rpo_s", 0.0)))
     volume = VolumeState(uuid4(), int(plain["page_size"]), int(plain["group_bytes"]), ())
     return DBCluster(
         str(plain["cluster"]),
@@ -251,6 +255,7 @@ async def remove_region(
     peer = known.peer(region)
     if cluster.is_secondary:
         raise UsageError(f"{plane.fleet.region} is a secondary region: regions are removed in {known.primary}")
+    known.require_no_lease("removed")
     request = pb.LeaveGlobalClusterRequest(global_cluster=name, keep=keep, timeout_s=timeout_s)
     done: dict[str, Any] = {"global": name, "region": region, "left": False}
     try:
@@ -369,7 +374,7 @@ def _intended(plane: ControlPlane, cluster: DBCluster, known: Membership, way: W
     """Raises UsageError for what makes no sense."""
     here, name = plane.fleet.region, known.name
     seen = [view for peer in known.peers if (heard := plane.regions.view(name, peer.region)) for view in heard[:1]]
-    highest = max([cluster.generation, known.yielded_to, *(max(view.generation, view.yielded_to) for view in seen)])
+    highest = max([cluster.generation, known.yielded_to, known.refuses_below, *(view.highest for view in seen)])
     if not cluster.is_secondary:
         raise UsageError(f"{here} is the primary of {name} already")
     if not cluster.volume.initialised:

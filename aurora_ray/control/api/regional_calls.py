@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aurora_ray.control.api import regional, regional_report, residency
+from aurora_ray.control.api import acknowledging, regional, regional_report, residency
 from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.runtime import SupersededError
@@ -92,6 +92,13 @@ class RegionalCalls:
         """See residency.set_policy."""
         await self.wait_open(LOOK_TIMEOUT_S)
         return await residency.set_policy(self._plane, name, regions, jurisdictions, timeout_s)
+
+    async def set_limits(
+        self, name: str, lease_s: float | None, rpo_s: float | None, *, timeout_s: float
+    ) -> dict[str, Any]:
+        """See acknowledging.set_limits."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return await acknowledging.set_limits(self._plane, name, lease_s, rpo_s, timeout_s)
 
     async def describe_residency(self, name: str) -> dict[str, Any]:
         """See residency.describe."""

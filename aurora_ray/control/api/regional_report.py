@@ -31,8 +31,7 @@ async def exchange(plane: ControlPlane, name: str, plain: Mapping[str, Any]) -> 
     peer = known.peer(view.region)
     if view.name != name:
         raise UsageError(f"region {view.region} speaks of {view.name}, not of {name}")
-    plane.regions.heard(view)
-    return plane.regions.own_view(cluster, known).to_plain(Secret.from_text(peer.secret))
+    return plane.regions.answer(cluster, known, view).to_plain(Secret.from_text(peer.secret))
 
 
 async def status(plane: ControlPlane, name: str) -> dict[str, Any]:
@@ -107,6 +106,8 @@ def _row(plane: ControlPlane, cluster: DBCluster, known: Membership) -> dict[str
         "endpoints": endpoints,
         "data_dir": str(plane.config.data_dir),
         "residency": str(cluster.residency),
+        "lease_s": known.lease_s or None,
+        "rpo_s": known.rpo_s or None,
         "promotion": known.promotion,
         "turnover": known.turnover.to_dict() if known.turnover is not None else None,
         "lost_tails": [

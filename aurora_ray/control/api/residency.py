@@ -36,14 +36,7 @@ async def set_policy(
     if cluster.is_secondary:
         raise UsageError(f"{here} is a secondary region of {name}: its policy is changed in {known.primary}")
     policy = Policy.of(regions, jurisdictions, known_regions(plane.config))
-
-    def silent_ones() -> list[str]:
-        views = {peer.region: plane.regions.view(name, peer.region) for peer in known.peers}
-        return sorted(region for region, each in views.items() if each is None or each[1] > HEARD_S)
-
-    with contextlib.suppress(QuorumLostError):  # one that has just begun has heard of nobody yet
-        await plane.wait_until(lambda: not silent_ones(), min(timeout_s, HEARD_S), "hearing of all regions")
-    silent = silent_ones()
+    silent = await silent_regions(plane, name, timeout_s)
     heard = {peer.region: plane.regions.view(name, peer.region) for peer in known.peers}
     if silent and policy.restricts:
         raise QuorumLostError(
@@ -69,6 +62,20 @@ async def set_policy(
 
     await plane.wait_until(told, timeout_s, f"all regions of {name} to know: {policy}")
     return {"global": name, "policy": policy.to_dict(), "rule": str(policy)}
+
+
+async def silent_regions(plane: ControlPlane, name: str, timeout_s: float) -> list[str]:
+    """Regions that would not hear now of what is declared. One that has just begun has heard of nobody yet, so they are
+    waited for."""
+
+    def silent() -> list[str]:
+        _, known = member(plane, name)
+        views = {peer.region: plane.regions.view(name, peer.region) for peer in known.peers}
+        return sorted(region for region, each in views.items() if each is None or each[1] > HEARD_S)
+
+    with contextlib.suppress(QuorumLostError):
+        await plane.wait_until(lambda: not silent(), min(timeout_s, HEARD_S), "hearing of all regions")
+    return silent()
 
 
 def describe(plane: ControlPlane, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ generations, which only rise: whoever sees a higher one than its own is no prima
     AskToMakeWay   the primary is asked to, for a switchover to here
     NoteEnd        it said where it ended
     NoteReached    the copy has all of that
+    NoteRefusal    another region wants to take a generation by a failover: none before it gets a lease from here
     Promote        the copy is sealed for its own generation, and a writer declared
     GiveUpTurn     a change that a later generation has overtaken is void
     NoteRegions    the primary says who belongs to the global cluster
@@ -34,7 +35,8 @@ from aurora_ray.control.model.state import ClusterPhase, DBCluster, Fleet
 from aurora_ray.control.model.views import View, with_members
 from aurora_ray.errors import UsageError
 from aurora_ray.log.sizes import WRITE_QUORUM
-from aurora_ray.replication.turnover import Seen, Step, Turnover, next_step
+from aurora_ray.replication.lease import GIVE_UP_S, blocking, bound_until
+from aurora_ray.replication.turnover import Seen, Step, Turnover, Way, next_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,26 @@ class NoteReached(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class NoteRefusal(Action):
+    """Note that primaries of earlier generations get no lease from this region any more."""
+
+    kind: ClassVar = Kind.REGION
+    of: ClassVar = ("cluster",)
+    cluster: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Promote(Action):
-    """Make this region the primary. `known_lsn`: up to where the old one is known to have had redo."""
+    """Make this region the primary. `known_lsn`: up to where the old one is known to have had redo. `fenced`: whether
+    no lease of an earlier one is in force; None: there are no leases."""
 
     kind: ClassVar = Kind.REGION
     of: ClassVar = ("cluster",)
     cluster: str
     turnover: Turnover
     known_lsn: int
+    fenced: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +220,11 @@ def _not_free(cluster: DBCluster, observed: Observed) -> str:
 
 
 def _secondary(fleet: Fleet, cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
+    views, known = observed.abroad.get(cluster.name, NOTHING_ABROAD).views, cluster.membership
+    takes = max(((v.takes, v.region) for v in views.values()), default=(0, ""))
+    if known is not None and known.lease_s and takes[0] > max(known.refuses_below, cluster.generation):
+        yield NoteRefusal(f"region {takes[1]} takes generation {takes[0]}", cluster.name, takes[0])
+        return
     view = source_of(cluster, observed)
     if view is None or view.turns != cluster.succession:
         return
@@ -272,8 +291,28 @@ def _turn(
         case Step.NOTE_COPY:
             yield NoteReached(f"{begun}: {step.value}", cluster.name, turnover.generation)
         case Step.PROMOTE_NEW:
-            waits = _not_free(cluster, observed)
+            fenced, leased = _fenced(known, turnover, abroad, made_way=made_way)
+            waits = leased or _not_free(cluster, observed)
             known_lsn = max(old.lsn if old is not None else 0, turnover.end_lsn or 0)
-            yield waits or Promote(f"{begun}: {step.value}", cluster.name, turnover, known_lsn)
+            yield waits or Promote(f"{begun}: {step.value}", cluster.name, turnover, known_lsn, fenced)
         case _:
             yield f"{begun}: {step.value}"
+
+
+def _fenced(known: Membership, turnover: Turnover, abroad: Abroad, *, made_way: bool) -> tuple[bool | None, str]:
+    """Whether the old primary has no lease any more (None: there are none), and why that is waited for.
+
+    Regions that do not answer may keep it from ever being sure. A failover is somebody's word: it waits for no longer
+    than a lease may last, and says then that it is not.
+    """
+    if not known.lease_s or turnover.way is Way.SWITCHOVER:
+        return None, ""
+    needed = blocking(len(known.peers) + 1)
+    if made_way or abroad.fenced >= needed:
+        return True, ""
+    if abroad.turns_s >= bound_until(0.0, known.lease_s) + GIVE_UP_S:
+        return False, ""
+    return None, (
+        f"failover of {known.name} to {turnover.new}: {turnover.old} may have a lease "
+        f"({abroad.fenced} of {needed} regions say that it has none of theirs)"
+    )

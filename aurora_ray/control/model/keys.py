@@ -51,6 +51,7 @@ class Kind(StrEnum):
     REGION = "region"  # what a cluster's region decides of its part of a global cluster
     TELL_SOURCE = "tell-source"
     LOOK_AT_REGION = "look-at-region"
+    COMMITS = "commits"  # until when they are acknowledged
 
 
 def key(kind: Kind, name: str | UUID = "") -> Key:

@@ -62,6 +62,8 @@ class Membership:
     its history below is none of the primary's. `turnover`: this region is to become the primary. `yielded_to`: the
     generation that another region takes, for which this one, the primary, has stopped its writer (0: none);
     `drained_lsn`: where it ended then. `promotion`: what the last promotion of this region came to (plain values).
+    `lease_s`, `rpo_s` (seconds; 0: none): when the primary acknowledges commits, see replication/lease.py;
+    `refuses_below`: primaries of earlier generations get no lease from this region.
     """
 
     name: str
@@ -74,6 +76,14 @@ class Membership:
     drained_lsn: int | None = None
     tails: tuple[LostTail, ...] = ()
     promotion: dict[str, Any] | None = field(default=None, hash=False)
+    lease_s: float = 0.0
+    rpo_s: float = 0.0
+    refuses_below: int = 0
+
+    @property
+    def holds_commits(self) -> bool:
+        """Whether the primary may acknowledge commits only for as long as other regions let it."""
+        return bool(self.peers) and (self.lease_s > 0 or self.rpo_s > 0)
 
     def peer(self, region: str) -> Peer:
         """The other region of that name. Raises UsageError."""
@@ -82,6 +92,14 @@ class Membership:
                 return peer
         known = ", ".join(peer.region for peer in self.peers) or "none"
         raise UsageError(f"no other region {region!r} belongs to {self.name} (there is: {known})")
+
+    def require_no_lease(self, verb: str) -> None:
+        """Raises UsageError: regions that hold different ones for members would not agree on what a majority is."""
+        if self.lease_s:
+            raise UsageError(
+                f"{self.name} has a lease, and no region can be {verb} meanwhile: "
+                f"`aurora global limits {self.name} --no-lease` first"
+            )
 
     def region_of(self, generation: int, here: str) -> str | None:
         """Whose a generation is, by its slot; None if that region is not known."""

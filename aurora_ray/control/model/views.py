@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.control.model.regional import NO_TURNS, Membership, Peer, Turns, newest, turns_from_plain
 from aurora_ray.control.model.sealing import seal, unseal
@@ -21,6 +21,7 @@ from aurora_ray.volume.spec import NodeAddress, VolumeSpec
 if TYPE_CHECKING:
     from aurora_ray.control.model.state import DBCluster
 
+NOTHING: Final = -1  # what is granted; generations begin with 0
 _SEALED = "peer"  # what a secret on its way to another region is sealed as
 
 
@@ -32,7 +33,10 @@ class View:
     durable. `nodes`: (id, AZ, address) of running storage nodes. `members`: the other regions that it knows, their
     secrets sealed for whoever this is told to. For people: `lag_ms` behind the primary, which that has none of, and
     `instances` that serve, with the LSN that each shows. `residency`: where data may lie, as the primary said;
-    `backs_up_to`: the place of its backup, if it makes one.
+    `backs_up_to`: the place of its backup, if it makes one. `lease_s`, `rpo_s`: as declared. `takes`: the generation
+    that it wants to take by a failover; `refuses_below`: see Membership; `fenced_for`: the same once nothing that it
+    granted is in force. `grants`: of whoever asks, the generation that gets a lease by this answer. `as_of_s`: how old
+    what it says of its lag is.
     """
 
     name: str
@@ -53,11 +57,23 @@ class View:
     instances: tuple[tuple[ReplicaRow, int], ...] = ()
     residency: Policy = field(default_factory=Policy)
     backs_up_to: str | None = None
+    lease_s: float = 0.0
+    rpo_s: float = 0.0
+    takes: int = 0
+    refuses_below: int = 0
+    fenced_for: int = 0
+    grants: int = NOTHING
+    as_of_s: float = field(default=0.0, compare=False)
 
     @property
     def generation(self) -> int:
         """The newest that its copy is of."""
         return newest(self.turns)
+
+    @property
+    def highest(self) -> int:
+        """The newest generation that it knows of, or wants."""
+        return max(self.generation, self.yielded_to, self.refuses_below, self.takes)
 
     @property
     def is_primary(self) -> bool:
@@ -121,6 +137,13 @@ class View:
                 lag_ms=float(plain["lag_ms"]),
                 instances=tuple(map(_instance, plain["instances"])),
                 residency=Policy.from_dict(plain.get("residency", {})),
+                lease_s=float(plain.get("lease_s", 0.0)),
+                rpo_s=float(plain.get("rpo_s", 0.0)),
+                as_of_s=float(plain.get("as_of_s", 0.0)),
+                takes=int(plain.get("takes", 0)),
+                refuses_below=int(plain.get("refuses_below", 0)),
+                fenced_for=int(plain.get("fenced_for", 0)),
+                grants=int(plain.get("grants", NOTHING)),
                 backs_up_to=None if plain.get("backs_up_to") is None else str(plain["backs_up_to"]),
             )
         except (*UNDECODABLE, UsageError) as error:
@@ -133,8 +156,8 @@ def _instance(plain: Sequence[Any]) -> tuple[ReplicaRow, int]:
 
 
 def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
-    """What the primary says of who belongs to the global cluster, and of where data may lie, taken over; its own
-    address as it says now."""
+    """What the primary says of who belongs to the global cluster, of where data may lie, and of when commits are
+    acknowledged, taken over; its own address as it says now."""
     known = cluster.membership
     if known is None:
         return cluster
@@ -145,4 +168,5 @@ def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     peers: Membership = replace(known, peers=())
     for peer in (primary, *others):
         peers = peers.with_peer(peer)
-    return replace(cluster, membership=replace(known, peers=peers.peers), residency=view.residency)
+    known = replace(known, peers=peers.peers, lease_s=view.lease_s, rpo_s=view.rpo_s)
+    return replace(cluster, membership=known, residency=view.residency)

@@ -80,7 +80,7 @@ class Node:
 class Instance:
     """An instance whose process runs. `status` and `opened` are those of its present or last incarnation."""
 
-    __slots__ = ("_available_since_s", "_opened", "_seen", "_status", "_unseen_end", "process")
+    __slots__ = ("__weakref__", "_available_since_s", "_opened", "_seen", "_status", "_unseen_end", "process")
 
     def __init__(self, process: Reachable) -> None:
         self.process = process

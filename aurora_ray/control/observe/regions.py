@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from aurora_ray.compute.config import CopySource
 from aurora_ray.compute.role import Role
@@ -20,6 +21,7 @@ from aurora_ray.control.model.observed import Abroad, InstancePhase
 from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.control.model.store import volume_spec
 from aurora_ray.control.model.views import View
+from aurora_ray.control.observe.leases import Leases, takes
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.control.v1.control_pb2_grpc import ControlStub
 from aurora_ray.errors import UNDECODABLE, AuroraError, ConfigurationError, UsageError
@@ -30,10 +32,12 @@ from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.status import CONTROL
 
 if TYPE_CHECKING:
+    from aurora_ray.compute.config import InstanceStatus
     from aurora_ray.control.model.declared import Declared
     from aurora_ray.control.model.regional import Membership, Peer
     from aurora_ray.control.model.runtime import ControlConfig
     from aurora_ray.control.model.state import DBCluster
+    from aurora_ray.control.observe.known import Instance
     from aurora_ray.control.observe.processes import Processes
     from aurora_ray.engine.base import RegionRow, ReplicaRow
     from aurora_ray.rpc.calls import Channel
@@ -105,6 +109,8 @@ class Regions:
         self._heard: dict[tuple[str, str], _Heard] = {}
         self._clients: dict[str, PeerClient] = {}
         self._asked_s: dict[tuple[str, str], float] = {}
+        self._status_since: WeakKeyDictionary[Instance, tuple[InstanceStatus | None, float]] = WeakKeyDictionary()
+        self.leases = Leases(clock)
 
     # ---- what is known
 
@@ -117,10 +123,12 @@ class Regions:
             if known is None:
                 continue
             heard = {p.region: h for p in known.peers if (h := self._heard.get((known.name, p.region))) is not None}
+            views = {region: each.view for region, each in heard.items()}
             found[cluster.name] = Abroad(
-                {region: each.view for region, each in heard.items()},
+                views,
                 frozenset(region for region, each in heard.items() if now_s - each.at_s <= REACHED_S),
                 now_s - self._began_s if self._began_s is not None else 0.0,
+                *self.leases.fence(cluster, known, views),
             )
         return found
 
@@ -185,8 +193,23 @@ class Regions:
             lag_ms=status.copy.lag_ms if status is not None and status.copy is not None else 0.0,
             instances=self._serving(cluster),
             residency=cluster.residency,
+            lease_s=known.lease_s,
+            rpo_s=known.rpo_s,
+            takes=takes(cluster, known),
+            refuses_below=known.refuses_below,
+            fenced_for=self.leases.fenced_for(cluster, known),
+            as_of_s=self._age_s(owner),
             backs_up_to=(cluster.backup.location or cluster.backup.url) if cluster.backup is not None else None,
         )
+
+    def _age_s(self, owner: Instance | None) -> float:
+        """For how long an instance has told nothing new of itself, as far as was looked."""
+        if owner is None:
+            return 0.0
+        known = self._status_since.get(owner)
+        if known is None or known[0] is not owner.status:
+            known = self._status_since[owner] = owner.status, self._clock()
+        return self._clock() - known[1]
 
     def rows(self, wall_s: float) -> dict[str, list[RegionRow]]:
         """Of global clusters, by the cluster here: all regions, as they said last, for the users of engines."""
@@ -226,7 +249,16 @@ class Regions:
             await self._processes.refresh(cluster.writer().instance_id)
         own = self.own_view(cluster, known).to_plain(Secret.from_text(peer.secret))
         request = pb.ExchangeViewsRequest(global_cluster=known.name, view=json.dumps(own).encode())
-        self.heard(View.from_plain(await self.ask(peer, "ExchangeViews", request, CALL_TIMEOUT_S), OURS.secret))
+        asked_s = self._clock()
+        view = View.from_plain(await self.ask(peer, "ExchangeViews", request, CALL_TIMEOUT_S), OURS.secret)
+        self.leases.answered(view, asked_s)
+        self.heard(view)
+
+    def answer(self, cluster: DBCluster, known: Membership, view: View) -> View:
+        """Takes in what another region that asked says of itself; what it is told. It may get a lease by that."""
+        grants = self.leases.grant(cluster, known, view)
+        self.heard(view)
+        return replace(self.own_view(cluster, known), grants=grants)
 
     async def ask(self, peer: Peer, method: str, request: Any, timeout_s: float) -> Any:
         """A call of another region's control plane; the JSON of its report."""
@@ -257,6 +289,7 @@ class Regions:
     def forget(self, name: str, region: str) -> None:
         """A region that belongs to the global cluster no more."""
         self._heard.pop((name, region), None)
+        self.leases.forget(name, region)
 
     async def close(self) -> None:
         """Ends all connections."""

@@ -120,6 +120,7 @@ async def promote_copy(means: Means, action: regional.Promote) -> None:
             "at_s": began_s,
             "lost_after_lsn": began,
             "lost_known_lsn": max(began, action.known_lsn),
+            "fenced": action.fenced,  # whether the old primary acknowledges nothing any more; None: without leases
             "rpo_bytes": max(0, action.known_lsn - began),
             "rpo_ms": 0.0 if drained else None,  # not known before the copy's last flush was looked at
         }
@@ -153,6 +154,15 @@ def _with_rpo(cluster: DBCluster, known: Membership, generation: int, rpo_ms: fl
     if known.promotion is None or known.promotion["generation"] != generation:
         return cluster
     return replace(cluster, membership=replace(known, promotion={**known.promotion, "rpo_ms": rpo_ms}))
+
+
+async def note_refusal(means: Means, action: regional.NoteRefusal) -> None:
+    """Once what was granted is over, the other region hears of it."""
+
+    def change(cluster: DBCluster, known: Membership) -> DBCluster:
+        return replace(cluster, membership=replace(known, refuses_below=max(known.refuses_below, action.generation)))
+
+    await _change(means, action.cluster, change)
 
 
 async def give_up_turn(means: Means, action: regional.GiveUpTurn) -> None:

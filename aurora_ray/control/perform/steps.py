@@ -332,6 +332,7 @@ def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
         turns=cluster.succession,
         first_lsn=known.first_lsn if known is not None else 0,
         source=source,
+        holds_commits=writes and known is not None and known.holds_commits,
     )
 
 
@@ -452,6 +453,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     regional.AskToMakeWay: regions.ask_to_make_way,
     regional.NoteEnd: regions.note_end,
     regional.NoteReached: regions.note_reached,
+    regional.NoteRefusal: regions.note_refusal,
     regional.Promote: regions.promote_copy,
     regional.GiveUpTurn: regions.give_up_turn,
     regional.NoteRegions: regions.note_regions,

@@ -209,6 +209,11 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
                 _registered_method=True)
+        self.SetCommitLimits = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/SetCommitLimits',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.SetResidency = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/SetResidency',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetResidencyRequest.SerializeToString,
@@ -493,6 +498,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCommitLimits(self, request, context):
+        """When its primary acknowledges commits: asked of that. Answers when all regions know.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetResidency(self, request, context):
         """Where its data may lie: asked of the primary. Answers when all regions know.
         """
@@ -729,6 +741,11 @@ def add_ControlServicer_to_server(servicer, server):
             'TurnGlobalCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.TurnGlobalCluster,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'SetCommitLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCommitLimits,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
             ),
             'SetResidency': grpc.unary_unary_rpc_method_handler(
@@ -1721,6 +1738,33 @@ class Control:
             target,
             '/aurora_ray.control.v1.Control/TurnGlobalCluster',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.TurnRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCommitLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/SetCommitLimits',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,

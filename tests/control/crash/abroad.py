@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from aurora_ray.control.model.views import View
+from aurora_ray.control.model.views import NOTHING, View
 from aurora_ray.errors import FencedError, NodeUnreachableError, QuorumLostError
 from aurora_ray.log.lineage import Lineage
 from aurora_ray.replication.promotion import Loss, Promotion
@@ -53,6 +53,7 @@ class FakeRegion:
     )
     deaf: bool = False
     silent: bool = False
+    grants: bool = True
     left: bool = False
     promoted_after_s: float = 0.0  # that the primary is drained for it
     _drained_s: float | None = None
@@ -72,7 +73,7 @@ class FakeRegion:
                 self.view, primary=said.region, turns=said.turns, writes=False, yielded_to=0, drained_lsn=None
             )
         if said.is_primary and not self.view.is_primary:
-            self.view = replace(self.view, residency=said.residency)
+            self.view = replace(self.view, residency=said.residency, lease_s=said.lease_s, rpo_s=said.rpo_s)
 
     def is_promoted(self, at_lsn: int, generation: int) -> None:
         """By its own control plane."""
@@ -96,8 +97,10 @@ class FakePeers:
         if peer.region != THERE or region.silent:
             raise NodeUnreachableError(f"{peer.region} does not answer")
         if method == "ExchangeViews":
-            region.hears(View.from_plain(json.loads(request.view), OURS.secret))
-            return region.view.to_plain(OURS.secret)
+            said = View.from_plain(json.loads(request.view), OURS.secret)
+            region.hears(said)
+            grants = said.generation if said.lease_s and region.grants else NOTHING
+            return replace(region.view, grants=grants).to_plain(OURS.secret)
         if region.deaf:
             raise QuorumLostError(f"{peer.region} cannot do that now")
         if method == "MakeWay":

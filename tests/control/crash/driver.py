@@ -245,7 +245,10 @@ class Driver:
 
 
 LOOKS: Final = (
-    *(f"{kind}:" for kind in (Kind.LOOK_AT_NODE, Kind.LOOK_AT_INSTANCE, Kind.REPLICAS, Kind.LOOK_AT_REGION)),
+    *(
+        f"{kind}:"
+        for kind in (Kind.LOOK_AT_NODE, Kind.LOOK_AT_INSTANCE, Kind.REPLICAS, Kind.LOOK_AT_REGION, Kind.COMMITS)
+    ),
     str(Kind.LOOK_AT_ENDPOINTS),
 )
 

@@ -286,6 +286,10 @@ class InstanceHandle:
                 return await self._scale(order)
             case commands.ReplicaStatus() | commands.HoldHorizon() | commands.UpdateSource():
                 return await self._hand.alive()
+            case commands.AcknowledgeUntil(until_s, lowers):
+                await self._hand.alive()
+                self._instance.check()
+                return self._instance.gate.lower(until_s) if lowers else self._instance.gate.limit(until_s)
             case commands.FirstWrite(after_ns):
                 await self._hand.alive()
                 self._instance.check()

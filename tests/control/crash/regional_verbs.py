@@ -21,6 +21,7 @@ THERE_ID: Final = str(UUID(int=9))
 PROMOTED: Final = next_generation(0, 1)  # the other region, in its first turn
 POLICY: Final = Policy(frozenset({HERE, THERE}))
 RESIDENCY: Final[dict[str, list[str]]] = {}  # that comes with an invitation
+LEASE_S: Final = 10.0
 BEFORE_THE_END: Final = 5  # of the LSNs here
 
 
@@ -192,6 +193,36 @@ async def restrict(driver: Driver) -> None:
     await driver.api.set_residency(GLOBAL, [HERE, THERE], [], timeout_s=TIMEOUT_S)
 
 
+async def limit(driver: Driver) -> None:
+    await driver.api.set_limits(GLOBAL, LEASE_S, 20.0, timeout_s=TIMEOUT_S)
+
+
+def is_limited(driver: Driver) -> bool:
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and (known.lease_s, known.rpo_s) == (LEASE_S, 20.0)
+
+
+async def follow_with_a_lease(driver: Driver) -> None:
+    driver.region.view = replace(driver.region.view, lease_s=LEASE_S)
+    await join(driver)
+    await driver.plane.wait_until(lambda: has_lease(driver), TIMEOUT_S, "the lease is known")
+
+
+def has_lease(driver: Driver) -> bool:
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and known.lease_s == LEASE_S
+
+
+async def hear_of_a_failover(driver: Driver) -> None:
+    driver.region.view = replace(driver.region.view, takes=PROMOTED)
+    await driver.plane.wait_until(lambda: refuses(driver), TIMEOUT_S, "it is noted")
+
+
+def refuses(driver: Driver) -> bool:
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and known.refuses_below == PROMOTED
+
+
 async def hear_of_a_policy(driver: Driver) -> None:
     driver.region.view = replace(driver.region.view, residency=POLICY)
     await driver.plane.wait_until(lambda: is_restricted(driver), TIMEOUT_S, "the policy is known")
@@ -211,6 +242,8 @@ REGIONAL: Final = (
     Verb("making way that is taken back", take_back, is_primary, prepare=be_primary_beside_a_slow_one),
     Verb("a failover to another region", another_is_promoted, keeps_a_tail, prepare=be_primary),
     Verb("a switchover that is overtaken", is_overtaken, gave_up, prepare=join),
+    Verb("limits of commits", limit, is_limited, prepare=be_primary, api="set_limits"),
+    Verb("a lease that is refused", hear_of_a_failover, refuses, prepare=follow_with_a_lease),
     Verb("where data may lie", restrict, is_restricted, prepare=be_primary, api="set_residency"),
     Verb("where data may lie, by the primary", hear_of_a_policy, is_restricted, prepare=join),
     Verb("a region less", remove, lambda d: peers_of(d) == [], prepare=be_primary, api="remove_region"),

@@ -108,7 +108,7 @@ STAYS: Final = {
     **dict.fromkeys(("failover", "autoscale_readers", "modify", "scale", "leave_global", "remove_region"), WITHIN),
     **dict.fromkeys(("turn_global", "make_way"), MEMBER),
     **dict.fromkeys(("create_global", "delete", "purge", "mark", "set_window", "set_parameters"), NOTHING),
-    **dict.fromkeys(("remove_reader", "create_endpoint", "delete_endpoint", "chaos"), NOTHING),
+    **dict.fromkeys(("set_limits", "remove_reader", "create_endpoint", "delete_endpoint"), NOTHING),
 }
 
 

@@ -23,6 +23,7 @@ from aurora_ray.control.model.store import Version
 from aurora_ray.control.observe.nodes import NodeCallError
 from aurora_ray.endpoint.host import EndpointOrder
 from aurora_ray.errors import ConfigurationError, EngineError, FencedError, PortInUseError, QuorumLostError, UsageError
+from aurora_ray.mount.gate import Gate
 from aurora_ray.volume.spec import GroupPlacement
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class FakeInstance(Process):
         self.free_bytes: int | None = None
         self.repaired: tuple[str, ...] = ()
         self.hangs = False
+        self.gate = Gate(lambda _: None, clock=asyncio.get_running_loop().time)
         self.capacity: CapacityOrder | None = None
         self.sessions_cut = 0  # how often whoever used it lost it
 

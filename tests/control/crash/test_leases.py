@@ -1,0 +1,171 @@
+"""A primary that no majority reaches acknowledges nothing; a failover waits for that, or says that it is not sure."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from aurora_ray.control.model.regional import Peer
+from aurora_ray.errors import QuorumLostError, UsageError
+from aurora_ray.replication.lease import DRIFT, GIVE_UP_S
+from aurora_ray.rpc.admission import OURS
+from tests.control.crash.abroad import GLOBAL, HERE, THERE
+from tests.control.crash.driver import Driver, Verb
+from tests.control.crash.regional_verbs import (
+    LEASE_S,
+    be_primary,
+    fail_over,
+    follow_with_a_lease,
+    invite,
+    limit,
+)
+from tests.control.crash.test_crash_points import Enumeration
+from tests.control.crash.verbs import TIMEOUT_S
+from tests.control.crash.world import Crash, Ends
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+pytestmark = [pytest.mark.allowed_logs(r".*"), pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def enumeration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Enumeration:
+    return Enumeration(tmp_path, monkeypatch)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def acknowledges(driver: Driver) -> float | None:
+    """For how much longer, in seconds; None: without a limit."""
+    until_s = driver.world.instances["demo-1"].gate._until_s
+    return None if until_s is None else until_s - now_s()
+
+
+async def be_followed(driver: Driver) -> None:
+    await be_primary(driver)
+    driver.region.view = replace(driver.region.view, following=True)
+
+
+def run(
+    enumeration: Enumeration, act: Callable[[Driver], Awaitable[object]], prepare: Callable[[Driver], Awaitable[object]]
+) -> None:
+    async def acts(driver: Driver) -> None:
+        await act(driver)
+
+    enumeration.run(Verb("a lease", acts, prepare=prepare, again=False), Crash(Ends.CONTROL))
+
+
+def test_a_primary_that_is_cut_off_stops_to_acknowledge_in_time_and_goes_on_when_it_is_heard(
+    enumeration: Enumeration,
+) -> None:
+    async def act(driver: Driver) -> None:
+        assert acknowledges(driver) is None
+        await limit(driver)
+        await asyncio.sleep(20)  # not synchronisation: the clock is virtual
+        left_s = acknowledges(driver)
+        assert left_s is not None
+        assert LEASE_S - 3 < left_s <= LEASE_S, "it is renewed all the time"
+        driver.region.silent = True
+        began_s = now_s()
+        while (left_s := acknowledges(driver)) is not None and left_s > 0:
+            assert now_s() - began_s <= LEASE_S
+            await asyncio.sleep(0.1)  # not synchronisation: the clock is virtual
+        await asyncio.sleep(30)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) < 0
+        driver.region.silent = False
+        await asyncio.sleep(3)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) > 0
+        await driver.api.set_limits(GLOBAL, 0.0, 0.0, timeout_s=TIMEOUT_S)
+        await asyncio.sleep(2)  # not synchronisation: the clock is virtual
+        assert acknowledges(driver) is None
+
+    run(enumeration, act, be_followed)
+
+
+def test_a_control_plane_that_ends_takes_the_lease_with_it_and_its_successor_renews_it(
+    enumeration: Enumeration,
+) -> None:
+    async def act(driver: Driver) -> None:
+        await limit(driver)
+        await asyncio.sleep(3)  # not synchronisation: the clock is virtual
+        await driver.vanish()
+        await asyncio.sleep(LEASE_S)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) <= 0
+        driver.begin()
+        await asyncio.sleep(5)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) > 0
+
+    run(enumeration, act, be_followed)
+
+
+def test_a_failover_waits_for_what_was_granted(enumeration: Enumeration) -> None:
+    async def act(driver: Driver) -> None:
+        cluster = driver.fleet.cluster("demo")
+        assert cluster.membership is not None
+        asks = replace(driver.region.view, lease_s=LEASE_S)
+        await asyncio.sleep(2 * LEASE_S)  # not synchronisation: the clock is virtual
+        began_s = now_s()
+        assert driver.plane.regions.answer(cluster, cluster.membership, asks).grants == asks.generation
+        driver.region.silent = True
+        await fail_over(driver)
+        took_s = now_s() - began_s
+        assert promotion(driver)["fenced"] is True
+        assert LEASE_S * (1 + DRIFT) <= took_s < LEASE_S * (1 + DRIFT) + GIVE_UP_S + 5
+
+    run(enumeration, act, follow_with_a_lease)
+
+
+def promotion(driver: Driver) -> dict[str, Any]:
+    known = driver.fleet.cluster("demo").membership
+    assert known is not None
+    assert known.promotion is not None
+    return known.promotion
+
+
+def test_a_failover_that_cannot_be_sure_says_so(enumeration: Enumeration) -> None:
+    """Of four regions, two that nobody reaches may be a majority with the old primary."""
+
+    async def act(driver: Driver) -> None:
+        others = tuple(
+            Peer(f"far-{n}", n, str(UUID(int=n)), "127.0.0.1:9", "/nowhere", OURS.secret.to_text()) for n in (2, 3)
+        )
+        me = Peer(HERE, 1, str(UUID(int=11)), "127.0.0.1:7", "/nowhere", OURS.secret.to_text())
+        driver.region.view = replace(driver.region.view, members=(me, *others))
+        await driver.plane.wait_until(
+            lambda: len(driver.fleet.cluster("demo").membership.peers) == 3,  # type: ignore[union-attr]
+            TIMEOUT_S,
+            "all are known",
+        )
+        driver.region.silent = True
+        began_s = now_s()
+        await fail_over(driver)
+        assert promotion(driver)["fenced"] is False
+        assert now_s() - began_s >= LEASE_S * (1 + DRIFT) + GIVE_UP_S
+
+    run(enumeration, act, follow_with_a_lease)
+
+
+def test_limits_that_make_no_sense_are_refused(enumeration: Enumeration) -> None:
+    async def act(driver: Driver) -> None:
+        for lease_s, rpo_s, words in ((1.0, None, "a lease is of 5"), (None, 5.0, "RPO is of 20")):
+            with pytest.raises(UsageError, match=words):
+                await driver.api.set_limits(GLOBAL, lease_s, rpo_s, timeout_s=TIMEOUT_S)
+        driver.region.silent = True
+        await asyncio.sleep(10)  # not synchronisation: the clock is virtual
+        with pytest.raises(QuorumLostError, match="would not hear of it"):
+            await limit(driver)
+        driver.region.silent = False
+        await limit(driver)
+        with pytest.raises(UsageError, match="no region can be removed meanwhile"):
+            await driver.api.remove_region(GLOBAL, THERE, keep=False, timeout_s=TIMEOUT_S)
+        await invite(driver)  # once more the one that is there
+
+    run(enumeration, act, be_followed)
