@@ -186,6 +186,10 @@ def limits(  # noqa: PLR0917  (the command's options)
         str, typer.Option(metavar="TIME", help="Commits wait while every secondary lags more: 20s or more.")
     ] = "",
     no_rpo: Annotated[bool, typer.Option("--no-rpo", help="They wait for no secondary.")] = False,
+    failover_after: Annotated[
+        str, typer.Option(metavar="TIME", help="A secondary takes over after so long a silence; needs a lease.")
+    ] = "",
+    no_failover: Annotated[bool, typer.Option("--no-failover", help="None takes over by itself.")] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 60.0,
@@ -198,12 +202,14 @@ def limits(  # noqa: PLR0917  (the command's options)
     """
     from aurora_ray.control.model.moments import duration_s
 
-    if (lease and no_lease) or (rpo and no_rpo) or not (lease or no_lease or rpo or no_rpo):
-        raise UsageError("say --lease TIME or --no-lease, --rpo TIME or --no-rpo, or one of each")
+    pairs = ((lease, no_lease), (rpo, no_rpo), (failover_after, no_failover))
+    if any(given and none for given, none in pairs) or not any(given or none for given, none in pairs):
+        raise UsageError(
+            "say --lease TIME or --no-lease, --rpo TIME or --no-rpo, --failover-after TIME or --no-failover"
+        )
     primary = _primary(options.settings(data_dir).data_dir, name)
-    lease_s = 0.0 if no_lease else duration_s(lease) if lease else None
-    rpo_s = 0.0 if no_rpo else duration_s(rpo) if rpo else None
-    done = primary.set_limits(name, lease_s, rpo_s, timeout_s=timeout_s)
+    wanted = [0.0 if none else duration_s(given) if given else None for given, none in pairs]
+    done = primary.set_limits(name, *wanted, timeout_s=timeout_s)
     if json:
         write_json(done)
         return

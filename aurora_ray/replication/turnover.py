@@ -49,7 +49,7 @@ class Step(Enum):
 @dataclass(frozen=True, slots=True)
 class Turnover:
     """An intention. `old` and `new`: regions; `end_lsn`: of the old primary, once it was drained; `reached`: the copy
-    has all of it."""
+    has all of it; `sure`: a failover that begins only when the old primary is fenced, however long that takes."""
 
     way: Way
     old: str
@@ -57,6 +57,7 @@ class Turnover:
     generation: int  # that the new primary takes
     end_lsn: int | None = None
     reached: bool = False
+    sure: bool = False
 
     def drained(self, end_lsn: int) -> Turnover:
         """The old primary was sealed at this end. Raises UsageError if it had another one before."""
@@ -77,6 +78,7 @@ class Turnover:
             "generation": self.generation,
             "end_lsn": self.end_lsn,
             "reached": self.reached,
+            "sure": self.sure,
         }
 
     @classmethod
@@ -89,6 +91,7 @@ class Turnover:
             int(values["generation"]),
             values["end_lsn"],
             bool(values["reached"]),
+            bool(values.get("sure", False)),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from aurora_ray.compute.role import Role
@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from aurora_ray.control.plane import ControlPlane
 
 
-async def set_limits(
-    plane: ControlPlane, name: str, lease_s: float | None, rpo_s: float | None, timeout_s: float
-) -> dict[str, Any]:
-    """Declares the lease that the primary needs and the bound on the RPO, in seconds; 0: none, None: as it is. Waits
-    until all regions know.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is asked for, in seconds; 0: none, None: as it is."""
+
+    lease_s: float | None = None
+    rpo_s: float | None = None
+    failover_after_s: float | None = None
+
+
+async def set_limits(plane: ControlPlane, name: str, limits: Limits, timeout_s: float) -> dict[str, Any]:
+    """Declares the lease that the primary needs, the bound on the RPO, and after which time a secondary takes over by
+    itself, in seconds; 0: none, None: as it is. Waits until all regions know.
 
     Raises UsageError, and QuorumLostError for a region that cannot be reached: it would promote its copy without
     waiting for a lease that it has not heard of. To have none is possible then, too.
@@ -30,8 +37,10 @@ async def set_limits(
     cluster, known = member(plane, name)
     if cluster.is_secondary:
         raise UsageError(f"{plane.fleet.region} is a secondary region of {name}: that is set in {known.primary}")
+    lease_s, rpo_s = limits.lease_s, limits.rpo_s
     _check("a lease", lease_s, LEASE_MIN_S, LEASE_MAX_S)
     _check("a bound on the RPO", rpo_s, RPO_MIN_S, RPO_MAX_S)
+    _check("the silence after which a secondary takes over", limits.failover_after_s, LEASE_MIN_S, LEASE_MAX_S)
     silent = await silent_regions(plane, name, timeout_s)
     if silent and lease_s:
         raise QuorumLostError(f"region {silent[0]} of {name} cannot be reached and would not hear of it: wait for it")
@@ -44,10 +53,12 @@ async def set_limits(
     def change(fleet: Fleet) -> Fleet:
         now = global_cluster(fleet, name)
         assert now.membership is not None  # noqa: S101 - it was looked up by it
-        lease, rpo = now.membership.lease_s, now.membership.rpo_s
-        changed = replace(
-            now.membership, lease_s=lease if lease_s is None else lease_s, rpo_s=rpo if rpo_s is None else rpo_s
-        )
+        changed = replace(now.membership, **{k: v for k, v in asdict(limits).items() if v is not None})
+        if changed.failover_after_s and not changed.lease_s:
+            raise UsageError(
+                f"without a lease nobody knows whether the primary of {name} is gone or merely unreachable: "
+                "a failover by itself needs one (--lease)"
+            )
         return fleet.with_cluster(replace(now, membership=changed))
 
     wanted = global_cluster(await plane.commit(change), name).membership
@@ -59,18 +70,21 @@ async def set_limits(
     def known_everywhere() -> bool:
         _, now = member(plane, name)
         views = [plane.regions.view(name, peer.region) for peer in now.peers if peer.region not in silent]
-        limits = wanted.lease_s, wanted.rpo_s
-        return all(each is not None and (each[0].lease_s, each[0].rpo_s) == limits for each in views)
+        mine = [getattr(wanted, field.name) for field in fields(Limits)]
+        return all(v is not None and [getattr(v[0], field.name) for field in fields(Limits)] == mine for v in views)
 
     await plane.wait_until(known_everywhere, timeout_s, f"all regions of {name} to know")
-    limits = {"lease_s": wanted.lease_s or None, "rpo_s": wanted.rpo_s or None}
-    return {"global": name, **limits, "rule": describe(wanted), "not_told": silent}
+    in_force = {field.name: getattr(wanted, field.name) or None for field in fields(Limits)}
+    return {"global": name, **in_force, "rule": describe(wanted), "not_told": silent}
 
 
 def describe(known: Membership) -> str:
     """In words."""
     lease = f"the primary needs a lease of {known.lease_s:g} s" if known.lease_s else "no lease"
-    return lease + (f", commits wait for an RPO of {known.rpo_s:g} s" if known.rpo_s else ", no bound on the RPO")
+    bound = f"commits wait for an RPO of {known.rpo_s:g} s" if known.rpo_s else "no bound on the RPO"
+    after_s = known.failover_after_s
+    rule = f"a secondary takes over after {after_s:g} s of silence" if after_s else "no failover by itself"
+    return f"{lease}, {bound}, {rule}"
 
 
 def _check(what: str, given: float | None, least: float, most: float) -> None:

@@ -409,9 +409,20 @@ class ControlClient:
         )
         return dict(self._report("SetResidency", request, timeout_s + SLACK_S))
 
-    def set_limits(self, name: str, lease_s: float | None, rpo_s: float | None, *, timeout_s: float) -> dict[str, Any]:
-        """When the primary acknowledges commits (0: without that limit, None: as it is); what is in force."""
-        request = pb.SetCommitLimitsRequest(global_cluster=name, lease_s=lease_s, rpo_s=rpo_s, timeout_s=timeout_s)
+    def set_limits(
+        self,
+        name: str,
+        lease_s: float | None,
+        rpo_s: float | None,
+        failover_after_s: float | None = None,
+        *,
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        """When the primary acknowledges commits (0: without that limit, None: as it is), and when a secondary takes
+        over by itself; what is in force."""
+        request = pb.SetCommitLimitsRequest(
+            global_cluster=name, lease_s=lease_s, rpo_s=rpo_s, failover_after_s=failover_after_s, timeout_s=timeout_s
+        )
         return dict(self._report("SetCommitLimits", request, timeout_s + SLACK_S))
 
     def residency(self, name: str) -> dict[str, Any]:

@@ -94,11 +94,18 @@ class RegionalCalls:
         return await residency.set_policy(self._plane, name, regions, jurisdictions, timeout_s)
 
     async def set_limits(
-        self, name: str, lease_s: float | None, rpo_s: float | None, *, timeout_s: float
+        self,
+        name: str,
+        lease_s: float | None = None,
+        rpo_s: float | None = None,
+        failover_after_s: float | None = None,
+        *,
+        timeout_s: float,
     ) -> dict[str, Any]:
         """See acknowledging.set_limits."""
         await self.wait_open(LOOK_TIMEOUT_S)
-        return await acknowledging.set_limits(self._plane, name, lease_s, rpo_s, timeout_s)
+        limits = acknowledging.Limits(lease_s, rpo_s, failover_after_s)
+        return await acknowledging.set_limits(self._plane, name, limits, timeout_s)
 
     async def describe_residency(self, name: str) -> dict[str, Any]:
         """See residency.describe."""

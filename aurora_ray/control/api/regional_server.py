@@ -86,9 +86,9 @@ def _residency_methods(api: ControlApi) -> dict[str, tuple[Callable[[Any], Await
         return _report(await api.set_residency(request.global_cluster, *where, timeout_s=request.timeout_s))
 
     async def limits(request: pb.SetCommitLimitsRequest) -> pb.Report:
-        lease_s = request.lease_s if request.HasField("lease_s") else None
-        rpo_s = request.rpo_s if request.HasField("rpo_s") else None
-        done = await api.set_limits(request.global_cluster, lease_s, rpo_s, timeout_s=request.timeout_s)
+        names = ("lease_s", "rpo_s", "failover_after_s")
+        given = {name: getattr(request, name) if request.HasField(name) else None for name in names}
+        done = await api.set_limits(request.global_cluster, **given, timeout_s=request.timeout_s)
         return _report(done)
 
     async def residency(request: pb.DescribeRegionRequest) -> pb.Report:

@@ -10,6 +10,7 @@ generations, which only rise: whoever sees a higher one than its own is no prima
     AskToMakeWay   the primary is asked to, for a switchover to here
     NoteEnd        it said where it ended
     NoteReached    the copy has all of that
+    TakeOver       the primary was not heard of for too long, and the user has a rule for that
     NoteRefusal    another region wants to take a generation by a failover: none before it gets a lease from here
     Promote        the copy is sealed for its own generation, and a writer declared
     GiveUpTurn     a change that a later generation has overtaken is void
@@ -27,6 +28,7 @@ from typing import ClassVar
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.abroad import source_addresses, source_of
 from aurora_ray.control.decide.reconcile import Action, AddGroup, AllocateGroup
+from aurora_ray.control.decide.succeeding import takes_over
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import NOTHING_ABROAD, Abroad, Addresses, InstancePhase, InstanceSeen, Observed
 from aurora_ray.control.model.placement import quorum_up
@@ -98,6 +100,17 @@ class NoteReached(Action):
     kind: ClassVar = Kind.REGION
     of: ClassVar = ("cluster",)
     cluster: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver(Action):
+    """Begin a failover to here, which waits until it is sure that the old primary is fenced."""
+
+    kind: ClassVar = Kind.REGION
+    of: ClassVar = ("cluster",)
+    cluster: str
+    old: str
     generation: int
 
 
@@ -225,6 +238,13 @@ def _secondary(fleet: Fleet, cluster: DBCluster, observed: Observed) -> Iterator
     if known is not None and known.lease_s and takes[0] > max(known.refuses_below, cluster.generation):
         yield NoteRefusal(f"region {takes[1]} takes generation {takes[0]}", cluster.name, takes[0])
         return
+    if known is not None:
+        copy = observed.instances.get(cluster.writer().instance_id)
+        abroad = observed.abroad.get(cluster.name, NOTHING_ABROAD)
+        if generation := takes_over(cluster, known, abroad, copy.copy_lsn if copy is not None else 0):
+            why = f"{known.primary} was not heard of for {known.failover_after_s:g} s"
+            yield TakeOver(why, cluster.name, known.primary, generation)
+            return
     view = source_of(cluster, observed)
     if view is None or view.turns != cluster.succession:
         return
@@ -310,7 +330,7 @@ def _fenced(known: Membership, turnover: Turnover, abroad: Abroad, *, made_way: 
     needed = blocking(len(known.peers) + 1)
     if made_way or abroad.fenced >= needed:
         return True, ""
-    if abroad.turns_s >= bound_until(0.0, known.lease_s) + GIVE_UP_S:
+    if not turnover.sure and abroad.turns_s >= bound_until(0.0, known.lease_s) + GIVE_UP_S:
         return False, ""
     return None, (
         f"failover of {known.name} to {turnover.new}: {turnover.old} may have a lease "

@@ -109,15 +109,17 @@ class InstanceSeen:
 
 @dataclass(frozen=True, slots=True)
 class Abroad:
-    """What is known of the other regions of a global cluster: what each said last, which said it within seconds;
-    `asked_s`: for how long they have been asked. `fenced`: how many regions, this one among them, have seen to it that
-    no earlier generation than that of the failover to here has a lease; `turns_s`: for how long that was wanted."""
+    """What is known of the other regions of a global cluster: what each said last, which said it within seconds, and
+    how long ago that was (`heard_s`); `asked_s`: for how long they have been asked. `fenced`: how many regions, this
+    one among them, have seen to it that no earlier generation than that of the failover to here has a lease; `turns_s`:
+    for how long that was wanted."""
 
     views: Mapping[str, View] = field(default_factory=dict)
     reached: frozenset[str] = frozenset()
     asked_s: float = 0.0
     fenced: int = 0
     turns_s: float = 0.0
+    heard_s: Mapping[str, float] = field(default_factory=dict)
 
 
 NOTHING_ABROAD = Abroad()

@@ -63,6 +63,7 @@ class Membership:
     generation that another region takes, for which this one, the primary, has stopped its writer (0: none);
     `drained_lsn`: where it ended then. `promotion`: what the last promotion of this region came to (plain values).
     `lease_s`, `rpo_s` (seconds; 0: none): when the primary acknowledges commits, see replication/lease.py;
+    `failover_after_s`: a secondary takes over by itself when the primary was not heard of for so long (0: none does);
     `refuses_below`: primaries of earlier generations get no lease from this region.
     """
 
@@ -79,6 +80,7 @@ class Membership:
     lease_s: float = 0.0
     rpo_s: float = 0.0
     refuses_below: int = 0
+    failover_after_s: float = 0.0
 
     @property
     def holds_commits(self) -> bool:

@@ -36,7 +36,7 @@ class View:
     `backs_up_to`: the place of its backup, if it makes one. `lease_s`, `rpo_s`: as declared. `takes`: the generation
     that it wants to take by a failover; `refuses_below`: see Membership; `fenced_for`: the same once nothing that it
     granted is in force. `grants`: of whoever asks, the generation that gets a lease by this answer. `as_of_s`: how old
-    what it says of its lag is.
+    what it says of its lag is. `unheard_s`: for how long it has not heard of its primary.
     """
 
     name: str
@@ -64,6 +64,8 @@ class View:
     fenced_for: int = 0
     grants: int = NOTHING
     as_of_s: float = field(default=0.0, compare=False)
+    failover_after_s: float = 0.0
+    unheard_s: float = field(default=0.0, compare=False)
 
     @property
     def generation(self) -> int:
@@ -140,6 +142,8 @@ class View:
                 lease_s=float(plain.get("lease_s", 0.0)),
                 rpo_s=float(plain.get("rpo_s", 0.0)),
                 as_of_s=float(plain.get("as_of_s", 0.0)),
+                failover_after_s=float(plain.get("failover_after_s", 0.0)),
+                unheard_s=float(plain.get("unheard_s", 0.0)),
                 takes=int(plain.get("takes", 0)),
                 refuses_below=int(plain.get("refuses_below", 0)),
                 fenced_for=int(plain.get("fenced_for", 0)),
@@ -168,5 +172,6 @@ def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     peers: Membership = replace(known, peers=())
     for peer in (primary, *others):
         peers = peers.with_peer(peer)
-    known = replace(known, peers=peers.peers, lease_s=view.lease_s, rpo_s=view.rpo_s)
+    limits = {name: getattr(view, name) for name in ("lease_s", "rpo_s", "failover_after_s")}
+    known = replace(known, peers=peers.peers, **limits)
     return replace(cluster, membership=known, residency=view.residency)

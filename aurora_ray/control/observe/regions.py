@@ -129,6 +129,7 @@ class Regions:
                 frozenset(region for region, each in heard.items() if now_s - each.at_s <= REACHED_S),
                 now_s - self._began_s if self._began_s is not None else 0.0,
                 *self.leases.fence(cluster, known, views),
+                {region: now_s - each.at_s for region, each in heard.items()},
             )
         return found
 
@@ -195,12 +196,22 @@ class Regions:
             residency=cluster.residency,
             lease_s=known.lease_s,
             rpo_s=known.rpo_s,
+            failover_after_s=known.failover_after_s,
+            unheard_s=self._unheard_s(known),
             takes=takes(cluster, known),
             refuses_below=known.refuses_below,
             fenced_for=self.leases.fenced_for(cluster, known),
             as_of_s=self._age_s(owner),
             backs_up_to=(cluster.backup.location or cluster.backup.url) if cluster.backup is not None else None,
         )
+
+    def _unheard_s(self, known: Membership) -> float:
+        """For how long the primary was not heard of, if that is another region."""
+        if known.primary == self._declared.fleet.region:
+            return 0.0
+        heard = self._heard.get((known.name, known.primary))
+        since_s = heard.at_s if heard is not None else self._began_s
+        return self._clock() - since_s if since_s is not None else 0.0
 
     def _age_s(self, owner: Instance | None) -> float:
         """For how long an instance has told nothing new of itself, as far as was looked."""

@@ -21,7 +21,7 @@ from aurora_ray.control.report.events import EventKind
 from aurora_ray.errors import UsageError
 from aurora_ray.replication import promotion, rejoin
 from aurora_ray.replication.sides import RegionalVolume
-from aurora_ray.replication.turnover import Way
+from aurora_ray.replication.turnover import Turnover, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +154,22 @@ def _with_rpo(cluster: DBCluster, known: Membership, generation: int, rpo_ms: fl
     if known.promotion is None or known.promotion["generation"] != generation:
         return cluster
     return replace(cluster, membership=replace(known, promotion={**known.promotion, "rpo_ms": rpo_ms}))
+
+
+async def take_over(means: Means, action: regional.TakeOver) -> None:
+    """As a person's word would begin it."""
+    here = means.declared.fleet.region
+
+    def change(cluster: DBCluster, known: Membership) -> DBCluster:
+        if known.turnover is not None or cluster.generation >= action.generation:
+            return cluster
+        turnover = Turnover(Way.FAILOVER, action.old, here, action.generation, sure=True)
+        return replace(cluster, membership=replace(known, turnover=turnover))
+
+    await _change(means, action.cluster, change)
+    told = f"{action.cluster} fails over to {here} by its rule: {action.why}"
+    means.events.note(EventKind.REGION, action.cluster, told, action.cluster)
+    means.say(told)
 
 
 async def note_refusal(means: Means, action: regional.NoteRefusal) -> None:

@@ -453,6 +453,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     regional.AskToMakeWay: regions.ask_to_make_way,
     regional.NoteEnd: regions.note_end,
     regional.NoteReached: regions.note_reached,
+    regional.TakeOver: regions.take_over,
     regional.NoteRefusal: regions.note_refusal,
     regional.Promote: regions.promote_copy,
     regional.GiveUpTurn: regions.give_up_turn,

@@ -488,16 +488,18 @@ class TurnRequest(_message.Message):
     def __init__(self, global_cluster: _Optional[str] = ..., region: _Optional[str] = ..., way: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class SetCommitLimitsRequest(_message.Message):
-    __slots__ = ("global_cluster", "lease_s", "rpo_s", "timeout_s")
+    __slots__ = ("global_cluster", "lease_s", "rpo_s", "timeout_s", "failover_after_s")
     GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     RPO_S_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    FAILOVER_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     global_cluster: str
     lease_s: float
     rpo_s: float
     timeout_s: float
-    def __init__(self, global_cluster: _Optional[str] = ..., lease_s: _Optional[float] = ..., rpo_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    failover_after_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., lease_s: _Optional[float] = ..., rpo_s: _Optional[float] = ..., timeout_s: _Optional[float] = ..., failover_after_s: _Optional[float] = ...) -> None: ...
 
 class SetResidencyRequest(_message.Message):
     __slots__ = ("global_cluster", "regions", "jurisdictions", "timeout_s")

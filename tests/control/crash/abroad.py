@@ -73,7 +73,13 @@ class FakeRegion:
                 self.view, primary=said.region, turns=said.turns, writes=False, yielded_to=0, drained_lsn=None
             )
         if said.is_primary and not self.view.is_primary:
-            self.view = replace(self.view, residency=said.residency, lease_s=said.lease_s, rpo_s=said.rpo_s)
+            self.view = replace(
+                self.view,
+                residency=said.residency,
+                lease_s=said.lease_s,
+                rpo_s=said.rpo_s,
+                failover_after_s=said.failover_after_s,
+            )
 
     def is_promoted(self, at_lsn: int, generation: int) -> None:
         """By its own control plane."""

@@ -218,6 +218,23 @@ async def hear_of_a_failover(driver: Driver) -> None:
     await driver.plane.wait_until(lambda: refuses(driver), TIMEOUT_S, "it is noted")
 
 
+async def follow_with_a_rule(driver: Driver) -> None:
+    driver.region.view = replace(driver.region.view, failover_after_s=LEASE_S)
+    await follow_with_a_lease(driver)
+
+
+async def hear_nothing(driver: Driver) -> None:
+    driver.region.silent = True
+    await driver.plane.wait_until(lambda: is_promoted(driver), 2 * TIMEOUT_S, "a failover by the rule")
+    driver.region.silent = False
+    await asyncio.sleep(3)  # not synchronisation: the clock is virtual
+
+
+def is_promoted(driver: Driver) -> bool:
+    cluster = driver.fleet.cluster("demo")
+    return not cluster.is_secondary and cluster.generation > 0
+
+
 def refuses(driver: Driver) -> bool:
     known = driver.fleet.cluster("demo").membership
     return known is not None and known.refuses_below == PROMOTED
@@ -244,6 +261,7 @@ REGIONAL: Final = (
     Verb("a switchover that is overtaken", is_overtaken, gave_up, prepare=join),
     Verb("limits of commits", limit, is_limited, prepare=be_primary, api="set_limits"),
     Verb("a lease that is refused", hear_of_a_failover, refuses, prepare=follow_with_a_lease),
+    Verb("a failover by a rule", hear_nothing, is_primary, prepare=follow_with_a_rule),
     Verb("where data may lie", restrict, is_restricted, prepare=be_primary, api="set_residency"),
     Verb("where data may lie, by the primary", hear_of_a_policy, is_restricted, prepare=join),
     Verb("a region less", remove, lambda d: peers_of(d) == [], prepare=be_primary, api="remove_region"),

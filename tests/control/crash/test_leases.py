@@ -20,6 +20,8 @@ from tests.control.crash.regional_verbs import (
     be_primary,
     fail_over,
     follow_with_a_lease,
+    follow_with_a_rule,
+    hear_nothing,
     invite,
     limit,
 )
@@ -153,11 +155,42 @@ def test_a_failover_that_cannot_be_sure_says_so(enumeration: Enumeration) -> Non
     run(enumeration, act, follow_with_a_lease)
 
 
+def test_a_rule_begins_a_failover_when_the_primary_is_silent_and_waits_until_it_is_sure(
+    enumeration: Enumeration,
+) -> None:
+    async def act(driver: Driver) -> None:
+        await asyncio.sleep(60)  # not synchronisation: the clock is virtual
+        assert driver.fleet.cluster("demo").is_secondary, "it is heard of"
+        began_s = now_s()
+        await hear_nothing(driver)
+        assert promotion(driver)["fenced"] is True
+        assert now_s() - began_s >= LEASE_S, "its silence"
+
+    run(enumeration, act, follow_with_a_rule)
+
+
+def test_a_rule_does_nothing_where_too_few_agree(enumeration: Enumeration) -> None:
+    async def act(driver: Driver) -> None:
+        third = Peer("far", 2, str(UUID(int=2)), "127.0.0.1:9", "/nowhere", OURS.secret.to_text())
+        me = Peer(HERE, 1, str(UUID(int=11)), "127.0.0.1:7", "/nowhere", OURS.secret.to_text())
+        driver.region.view = replace(driver.region.view, members=(me, third))
+        await asyncio.sleep(5)  # not synchronisation: the clock is virtual
+        driver.region.silent = True
+        await asyncio.sleep(120)  # not synchronisation: the clock is virtual
+        cluster = driver.fleet.cluster("demo")
+        assert cluster.membership is not None
+        assert (cluster.is_secondary, len(cluster.membership.peers), cluster.membership.turnover) == (True, 2, None)
+
+    run(enumeration, act, follow_with_a_rule)
+
+
 def test_limits_that_make_no_sense_are_refused(enumeration: Enumeration) -> None:
     async def act(driver: Driver) -> None:
         for lease_s, rpo_s, words in ((1.0, None, "a lease is of 5"), (None, 5.0, "RPO is of 20")):
             with pytest.raises(UsageError, match=words):
                 await driver.api.set_limits(GLOBAL, lease_s, rpo_s, timeout_s=TIMEOUT_S)
+        with pytest.raises(UsageError, match="needs one"):
+            await driver.api.set_limits(GLOBAL, failover_after_s=30.0, timeout_s=TIMEOUT_S)
         driver.region.silent = True
         await asyncio.sleep(10)  # not synchronisation: the clock is virtual
         with pytest.raises(QuorumLostError, match="would not hear of it"):
