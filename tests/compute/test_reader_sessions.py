@@ -69,6 +69,10 @@ async def test_sessions_know_their_cluster_and_read_their_own_writes(fleet: Flee
         assert await execute(config, "select aurora_db_instance_identifier()") == [("one-us-east-1",)]
         assert (await execute(config, TOPOLOGY))[0][0] == "one-us-east-1"
         assert await execute(config, "select aurora_version() <> ''") == [(True,)]
+        await execute(config, "set apg_write_forward.consistency_mode = 'off'")
+        for level in ("eventual", "session", "global"):
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="writes are not forwarded"):
+                await execute(config, f"set apg_write_forward.consistency_mode = '{level}'")
         seen = await execute(config, "select setting from pg_settings where name = 'rds.extensions'")
         assert seen == [("aurora_stat_utils",)]
     async with await connect(fleet.writer_config) as writes, await connect(fleet.reader_config) as reads:
