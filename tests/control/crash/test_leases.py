@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from aurora_ray.control.api import acknowledging
 from aurora_ray.control.model.regional import Peer
 from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.replication.lease import DRIFT, GIVE_UP_S
@@ -200,5 +201,9 @@ def test_limits_that_make_no_sense_are_refused(enumeration: Enumeration) -> None
         with pytest.raises(UsageError, match="no region can be removed meanwhile"):
             await driver.api.remove_region(GLOBAL, THERE, keep=False, timeout_s=TIMEOUT_S)
         await invite(driver)  # once more the one that is there
+        known = driver.fleet.cluster("demo").membership
+        assert known is not None
+        told = "the primary needs a lease of 10 s, commits wait for an RPO of 20 s, no failover by itself"
+        assert acknowledging.describe(known) == told
 
     run(enumeration, act, be_followed)
