@@ -142,9 +142,11 @@ class Leases:
                     self._free[name] = id(instance), instance.opened
                 return
             self._free.pop(name, None)
-            said_s = await instance.process.do(self._order(name, known, instance, until_s))
-            if said_s is not None:
-                self._clocks[name] = instance, said_s, self._clock()
+            knew = self._clocks.get(name, (None,))[0] is instance
+            for _ in range(1 if knew else 2):  # one that has just opened acknowledges nothing until it is told
+                said_s = await instance.process.do(self._order(name, known, instance, until_s))
+                if said_s is not None:
+                    self._clocks[name] = instance, said_s, self._clock()
 
     def _order(self, name: str, known: Membership, instance: Instance, until_s: float) -> AcknowledgeUntil:
         there = self._clocks.get(name)
