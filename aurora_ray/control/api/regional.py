@@ -341,7 +341,7 @@ async def _turn(plane: ControlPlane, name: str, to: str, way: Way, timeout_s: fl
             return fleet  # it goes on with that one
         if now.generation >= turnover.generation:
             raise UsageError(f"the primary of {name} has changed meanwhile: ask again")
-        return fleet.with_cluster(replace(now, membership=replace(now.membership, turnover=turnover)))
+        return fleet.with_cluster(replace(now, membership=now.membership.turning(turnover)))
 
     fleet = await plane.commit(change)
     begun = global_cluster(fleet, name).membership

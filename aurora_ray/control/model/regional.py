@@ -14,7 +14,7 @@ from uuid import UUID
 from aurora_ray.control.model.sealing import SECRET
 from aurora_ray.errors import UsageError
 from aurora_ray.replication.succession import SLOTS, Succession, slot_of
-from aurora_ray.replication.turnover import Turnover
+from aurora_ray.replication.turnover import Turnover, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,6 +94,12 @@ class Membership:
                 return peer
         known = ", ".join(peer.region for peer in self.peers) or "none"
         raise UsageError(f"no other region {region!r} belongs to {self.name} (there is: {known})")
+
+    def turning(self, turnover: Turnover) -> Membership:
+        """This region is to become the primary. Where there is a lease, a failover refuses it to earlier generations
+        from now on, whatever becomes of it: other regions may rely on that."""
+        refuses = turnover.generation if self.lease_s and turnover.way is Way.FAILOVER else 0
+        return replace(self, turnover=turnover, refuses_below=max(self.refuses_below, refuses))
 
     def require_no_lease(self, verb: str) -> None:
         """Raises UsageError: regions that hold different ones for members would not agree on what a majority is."""

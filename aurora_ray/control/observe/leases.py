@@ -47,9 +47,8 @@ class Leases:
         self._granted: dict[tuple[str, str], tuple[int, float]] = {}  # by region: for which generation, when asked
         self._lags: dict[tuple[str, str], tuple[float, float]] = {}  # by region: when asked, and the lag (seconds)
         self._turns: dict[str, tuple[int, float]] = {}
-        self._clocks: dict[
-            str, tuple[Instance, float, float]
-        ] = {}  # by instance: what its clock said, at the latest when
+        # By instance: what its clock said, and when that was at the latest.
+        self._clocks: dict[str, tuple[Instance, float, float]] = {}
         self._told_s: dict[str, float] = {}
         self._free: dict[str, tuple[int, Opened | None]] = {}  # instances that were told that there is no limit
 
@@ -58,16 +57,14 @@ class Leases:
     def grant(self, cluster: DBCluster, known: Membership, view: View) -> int:
         """Another region tells what it is, and is answered: the generation that it gets a lease for, or NOTHING."""
         asks = view.is_primary and view.lease_s > 0 and not view.yielded_to and cluster.is_secondary
-        refuses = max(known.refuses_below, takes(cluster, known))
-        if not asks or not may_grant(view.generation, cluster.generation, refuses):
+        if not asks or not may_grant(view.generation, cluster.generation, known.refuses_below):
             return NOTHING
         self._promises[known.name] = self._promise(known).granted(self._clock(), max(known.lease_s, view.lease_s))
         return view.generation
 
-    def fenced_for(self, cluster: DBCluster, known: Membership) -> int:
+    def fenced_for(self, known: Membership) -> int:
         """No earlier generation than that has a lease of this region, or gets one."""
-        refuses = max(known.refuses_below, takes(cluster, known))
-        return refuses if self._promise(known).is_over(self._clock()) else 0
+        return known.refuses_below if self._promise(known).is_over(self._clock()) else 0
 
     def _promise(self, known: Membership) -> Promise:
         return self._promises.get(known.name) or Promise.unknown(self._began_s, known.lease_s)
@@ -80,7 +77,7 @@ class Leases:
             return 0, 0.0
         if self._turns.get(known.name, (0, 0.0))[0] != wanted:
             self._turns[known.name] = wanted, self._clock()
-        fenced = [self.fenced_for(cluster, known), *(view.fenced_for for view in views.values())]
+        fenced = [self.fenced_for(known), *(view.fenced_for for view in views.values())]
         return sum(each >= wanted for each in fenced), self._clock() - self._turns[known.name][1]
 
     # ---- having

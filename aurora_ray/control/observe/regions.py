@@ -200,7 +200,7 @@ class Regions:
             unheard_s=self._unheard_s(known),
             takes=takes(cluster, known),
             refuses_below=known.refuses_below,
-            fenced_for=self.leases.fenced_for(cluster, known),
+            fenced_for=self.leases.fenced_for(known),
             as_of_s=self._age_s(owner),
             backs_up_to=(cluster.backup.location or cluster.backup.url) if cluster.backup is not None else None,
         )

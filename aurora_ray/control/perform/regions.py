@@ -164,7 +164,7 @@ async def take_over(means: Means, action: regional.TakeOver) -> None:
         if known.turnover is not None or cluster.generation >= action.generation:
             return cluster
         turnover = Turnover(Way.FAILOVER, action.old, here, action.generation, sure=True)
-        return replace(cluster, membership=replace(known, turnover=turnover))
+        return replace(cluster, membership=known.turning(turnover))
 
     await _change(means, action.cluster, change)
     told = f"{action.cluster} fails over to {here} by its rule: {action.why}"

@@ -11,13 +11,16 @@ import pytest
 
 from aurora_ray.control.api import acknowledging
 from aurora_ray.control.model.regional import Peer
+from aurora_ray.control.model.views import NOTHING
 from aurora_ray.errors import QuorumLostError, UsageError
 from aurora_ray.replication.lease import DRIFT, GIVE_UP_S
+from aurora_ray.replication.turnover import Turnover, Way
 from aurora_ray.rpc.admission import OURS
 from tests.control.crash.abroad import GLOBAL, HERE, THERE
 from tests.control.crash.driver import Driver, Verb
 from tests.control.crash.regional_verbs import (
     LEASE_S,
+    PROMOTED,
     be_primary,
     fail_over,
     follow_with_a_lease,
@@ -131,6 +134,19 @@ def promotion(driver: Driver) -> dict[str, Any]:
     assert known is not None
     assert known.promotion is not None
     return known.promotion
+
+
+def test_what_a_failover_refused_stays_refused_when_something_else_is_asked_for(enumeration: Enumeration) -> None:
+    async def act(driver: Driver) -> None:
+        cluster = driver.fleet.cluster("demo")
+        assert cluster.membership is not None
+        asks = replace(driver.region.view, lease_s=LEASE_S)
+        taken = cluster.membership.turning(Turnover(Way.FAILOVER, THERE, HERE, PROMOTED))
+        after = taken.turning(Turnover(Way.SWITCHOVER, THERE, HERE, PROMOTED + 16))
+        assert driver.plane.regions.leases.grant(cluster, cluster.membership, asks) == asks.generation
+        assert driver.plane.regions.leases.grant(cluster, after, asks) == NOTHING
+
+    run(enumeration, act, follow_with_a_lease)
 
 
 def test_a_failover_that_cannot_be_sure_says_so(enumeration: Enumeration) -> None:
