@@ -110,9 +110,7 @@ class ControlPlane:
             volumes=Volumes,
             clock=clock,
             on_change=self.notify,
-            serving=lambda cluster: self.replicas.serving(
-                cluster, self.processes.instances, clock(), self.fleet.region
-            ),
+            serving=lambda cluster: self.replicas.serving(cluster, self.processes.instances, clock(), config.region),
         )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
         self.meter, self.usage_log, self.pools = Meter(), UsageLog(config.data_dir), Pools(runtime, clock)

@@ -119,7 +119,7 @@ def enumeration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Enumeration:
 
 def test_every_call_that_changes_something_is_known_to_move_data_or_not() -> None:
     looks = {"wait_open", "wait_available", "wait_copied", "status", "clusters", "graveyard", "look_at_state"}
-    looks |= {"describe_region", "describe_residency", "global_status", "exchange_views", "trail", "secret"}
+    looks |= {"describe_region", "describe_residency", "global_status", "exchange_views", "trail", "secret", "usage"}
     calls = {name for name, _ in inspect.getmembers(ControlApi, inspect.isfunction) if not name.startswith("_")}
     assert STAYS.keys() <= calls
     asked = {call for call, *_ in FORBIDDEN.values()}
