@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aurora_ray import telemetry
 from aurora_ray.compute import capacity
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from aurora_ray.compute.kinds import Incarnation
 
 T = TypeVar("T")
+
+LEAVING_S: Final = 5.0
 
 
 class Instance:
@@ -52,6 +54,9 @@ class Instance:
 
         if self._open is not None and self._open.status().phase is not IncarnationPhase.ENDED:
             raise UsageError(f"{config.instance_id} is open already")
+        if self._leaving is not None:  # it makes what this one takes: two at a time would take longer
+            await asyncio.wait({self._leaving}, timeout=LEAVING_S)
+            self._leaving = None
         self._let_go_of_port()
         self._place = (config.host, config.port) if config.port and config.role.traits.addressed else None
         self._open = incarnation_of(config)
