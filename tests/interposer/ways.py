@@ -94,7 +94,6 @@ NOT_INTERPOSED = {
     "flock": "locks are local to the machine of the mount",
     "lockf": "as flock",
     "lockf64": "as flock",
-    "sendmsg": "sockets",
     "recvmsg": "sockets",
     "socket": "sockets",
     "pipe": "pipes",

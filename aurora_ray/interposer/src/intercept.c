@@ -72,6 +72,7 @@ __attribute__((constructor)) static void begin(void)
         ar_die("the mount is not there");
     atomic_fetch_add(&ar_region->attached, 1);
     ar_active = true;
+    ar_begin_commits();
     ar_check_state();
     ar_begin_descriptors(region_fd);
 }

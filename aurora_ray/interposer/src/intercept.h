@@ -73,4 +73,6 @@ void ar_session_given(int fd);
 /* intercept_commit.c */
 bool ar_order_only(int fd, struct slot *slot, bool data_only);
 void ar_wait_if_ordered(struct slot *slot);
+void ar_begin_commits(void);
+void ar_before_leaving(int fd, const void *data, size_t n);
 #endif

@@ -6,15 +6,18 @@
  *   - a process of which the module says so sends nothing before that;
  *   - a command is run (an archiver's) only when all that was ordered before is durable.
  *
- * An engine with two logs, which promises a commit by a sync of one file after a sync of another, names the first one
- * (AURORA_ORDERED_FILE, its path in the mount): a sync of that only orders too. The volume has what was written before in
- * front of what was written after, so the second sync makes both durable in one wait.
+ * A server without such a module names its logs (AURORA_ORDERED_FILES: what their paths in the mount begin with, colons
+ * between). A sync of one only orders, whoever calls it and in whatever order, and nothing is sent through any socket of
+ * the process before all that was ordered by then is durable: neither the word of a commit, nor what another session
+ * reads of it. So it does not matter of how many logs a commit is made, or which of them the server does without. Only
+ * what a server says before it has heard anything of its client, its greeting, goes at once: by it one sees that it lives.
  */
 #include "commit_hooks.h"
 #include "intercept.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static struct ar_commit_hooks hooks; /* empty: fdatasync waits */
 
@@ -27,12 +30,39 @@ AR_EXPORT void ar_wait_for_ordered(void)
         ar_wait_ordered();
 }
 
+static const char *ordered_files; /* NULL: there are none */
+
+void ar_begin_commits(void)
+{
+    const char *named = getenv("AURORA_ORDERED_FILES");
+    ordered_files = ar_active && named && *named ? named : NULL;
+}
+
 /* Looked at anew for each sync: a log is replaced by renaming another one. */
 static bool is_ordered_file(int fd)
 {
     char out[PATH_MAX];
-    const char *wanted = getenv("AURORA_ORDERED_FILE"), *path = wanted ? ar_path_of(fd, out) : NULL;
-    return path && strcmp(path, wanted) == 0;
+    const char *path = ordered_files ? ar_path_of(fd, out) : NULL;
+    for (const char *each = ordered_files; path && each; each = strchr(each, ':')) {
+        each += *each == ':';
+        if (strncmp(path, each, strcspn(each, ":")) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* The first packet of MySQL's protocol that a server sends: numbered 0, of version 10, or an error instead of it. */
+static bool is_greeting(const unsigned char *data, size_t n)
+{
+    return n > 4 && data[3] == 0 && (data[4] == 10 || data[4] == 0xff);
+}
+
+/* Before these bytes leave through `fd`, which is no file of the mount. */
+void ar_before_leaving(int fd, const void *data, size_t n)
+{
+    struct stat st;
+    if (ordered_files && !is_greeting(data, n) && fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode))
+        ar_wait_ordered();
 }
 
 /* What a sync of `fd`, a file with that slot, is: true if it is done. */
@@ -68,7 +98,20 @@ AR_EXPORT ssize_t send(int fd, const void *data, size_t n, int flags)
 {
     if (hooks.send_waits && hooks.send_waits())
         ar_wait_for_ordered();
+    ar_before_leaving(fd, data, n);
     return real_send(fd, data, n, flags);
+}
+
+AR_EXPORT ssize_t sendto(int fd, const void *data, size_t n, int flags, const struct sockaddr *to, socklen_t bytes)
+{
+    ar_before_leaving(fd, data, n);
+    return real_sendto(fd, data, n, flags, to, bytes);
+}
+
+AR_EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    ar_before_leaving(fd, NULL, 0);
+    return real_sendmsg(fd, message, flags);
 }
 
 AR_EXPORT int system(const char *command)

@@ -188,8 +188,10 @@ ssize_t ar_pwrite(int fd, const void *from, size_t n, off_t at)
 ssize_t ar_write(int fd, const void *from, size_t n)
 {
     struct slot *slot = ar_slot_of(fd);
-    if (!slot)
+    if (!slot) {
+        ar_before_leaving(fd, from, n);
         return real_write(fd, from, n);
+    }
     if (ar_fds[fd].flags & FD_APPEND)
         return append(fd, slot, from, n, true);
     off_t at = real_lseek(fd, 0, SEEK_CUR);
@@ -239,7 +241,10 @@ AR_EXPORT ssize_t write(int fd, const void *from, size_t n)
 }
 AR_EXPORT ssize_t writev(int fd, const struct iovec *v, int n)
 {
-    return ar_slot_of(fd) && n > 0 ? gathered(fd, v, n, 0, AT_POSITION) : real_writev(fd, v, n);
+    if (ar_slot_of(fd) && n > 0)
+        return gathered(fd, v, n, 0, AT_POSITION);
+    ar_before_leaving(fd, NULL, 0);
+    return real_writev(fd, v, n);
 }
 AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return ar_pwrite(fd, from, n, at); }
 AR_EXPORT ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return ar_pwrite(fd, from, n, at); }

@@ -98,6 +98,8 @@
     X(int, accept, (int listener, struct sockaddr * address, socklen_t *bytes))                                        \
     X(ssize_t, recv, (int fd, void *to, size_t n, int flags))                                                          \
     X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
+    X(ssize_t, sendto, (int fd, const void *data, size_t n, int flags, const struct sockaddr *to, socklen_t bytes))    \
+    X(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags))                                             \
     X(int, system, (const char *command))                                                                              \
     X(int, fflush, (FILE * stream))                                                                                    \
     X(int, mkstemp, (char *path))                                                                                      \
