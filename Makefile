@@ -149,6 +149,11 @@ bench-global: $(BUILT) account ## two regions: lag, the link, the writer's price
 bench-serverless: $(BUILT) account ## capacity that follows load: resumes, steps, paused and noisy tenants, in six minutes
 	$(BIN)/python -m benchmarks serverless $(ARGS)
 
+.PHONY: bench-mysql
+bench-mysql: $(BUILT) account bench-tools ## MariaDB here beside stock ones, alone and with five semi-synchronous replicas, by sysbench, in six minutes
+	@deploy/prepare-machine --engine mysql
+	$(BIN)/python -m benchmarks mysql $(ARGS)
+
 .PHONY: bench-report
 bench-report: $(BUILT) ## write benchmarks/RESULTS.md and its charts from the results in benchmarks/results
 	$(BIN)/python -m benchmarks report $(ARGS)

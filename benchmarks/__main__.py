@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
-from benchmarks import backup, cache, failover, forks, mounting, readers, regions, serverless, space, tracing
+from benchmarks import backup, cache, failover, forks, mounting, mysql, readers, regions, serverless, space, tracing
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -37,6 +37,7 @@ app.command("cache")(cache.run)
 app.command("mounting")(mounting.run)
 app.command("readers")(readers.main)
 app.command("regions")(regions.main)
+app.command("mysql")(mysql.main)
 app.command("backup")(backup.run)
 app.command("fork")(forks.run)
 app.command("serverless")(serverless.run)

@@ -19,11 +19,13 @@ from typing import Any, Final
 
 from psycopg.conninfo import conninfo_to_dict
 
+from aurora_ray.engine.mariadb.connection import options_of
 from benchmarks.histograms import rounded
 from benchmarks.loads import Load, LoadResult
 from benchmarks.programs import GRACE_S, LoadError, find, run_program
 
 PROGRAM: Final = "sysbench"
+MYSQL_DATABASE: Final = "sbtest"
 PACKAGE_ADVICE: Final = "sysbench is not installed: `make bench-tools`, or on Debian `apt-get install sysbench`"
 _PREPARE_TIMEOUT_S: Final = 1800.0
 _BUCKET: Final = re.compile(r"^\s*(\d+\.\d+) \|\**\s+(\d+)$", re.MULTILINE)
@@ -78,8 +80,16 @@ def _program() -> str:
 @contextmanager
 def _configuration(dsn: str) -> Iterator[str]:
     """The option that names a file with the connection's parameters, for as long as the block runs."""
+    values = _mysql(dsn) if dsn.startswith("--") else _pgsql(dsn)
+    with tempfile.NamedTemporaryFile("w", prefix="sysbench-") as file:  # mode 0600
+        file.write("".join(f"{name}={value}\n" for name, value in values.items() if value != ""))
+        file.flush()
+        yield f"--config-file={file.name}"
+
+
+def _pgsql(dsn: str) -> dict[str, Any]:
     parameters: dict[str, Any] = conninfo_to_dict(dsn)
-    values = {
+    return {
         "db-driver": "pgsql",
         "pgsql-host": parameters.get("host", ""),
         "pgsql-port": parameters.get("port", 5432),
@@ -87,10 +97,13 @@ def _configuration(dsn: str) -> Iterator[str]:
         "pgsql-password": parameters.get("password") or password_from_file(parameters),
         "pgsql-db": parameters.get("dbname", ""),
     }
-    with tempfile.NamedTemporaryFile("w", prefix="sysbench-") as file:  # mode 0600
-        file.write("".join(f"{name}={value}\n" for name, value in values.items() if value != ""))
-        file.flush()
-        yield f"--config-file={file.name}"
+
+
+def _mysql(dsn: str) -> dict[str, Any]:
+    options = options_of(dsn)
+    return {"db-driver": "mysql", "mysql-db": MYSQL_DATABASE} | {
+        f"mysql-{name}": options.get(name, "") for name in ("host", "port", "user", "password")
+    }
 
 
 def password_from_file(parameters: dict[str, Any]) -> str:
