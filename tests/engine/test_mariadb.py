@@ -22,7 +22,7 @@ from aurora_ray.engine.mariadb.image import FORMAT, SERIES_FILE, SERVER_ID_FILE,
 from aurora_ray.engine.mariadb.install import find_install, install_at
 from aurora_ray.engine.mariadb.server import MariadbEngine
 from aurora_ray.engine.mariadb.sessions import count_sessions
-from aurora_ray.engine.mariadb.settings import PAGE_BYTES, check_parameters, default_settings, for_server
+from aurora_ray.engine.mariadb.settings import PAGE_BYTES, check_parameters, default_settings
 from aurora_ray.engine.sizes import InstanceSize
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, UsageError
 from aurora_ray.log.layout import RecordType
@@ -91,12 +91,12 @@ def test_what_the_storage_rests_on_is_not_the_users() -> None:
         "innodb_force_recovery",
         "wsrep_on",
         "binlog_ignore_db",
+        "log_bin",
+        "plugin_dir",
     ):
         with pytest.raises(ConfigurationError, match=f"{name.replace('-', '_')} is fixed"):
             check_parameters({name: "1"})
     assert check_parameters({"Max-Connections": "5"}) == {"max_connections": "5"}
-    assert for_server({"log_bin": "ON"})["log_bin"] == "binlog"  # a name that is right on any machine
-    assert "log_bin" not in for_server({"log_bin": "OFF"})
     sizes = [default_settings(InstanceSize(memory, 1, 2)) for memory in (128 * MIB, 16 * GIB)]
     assert [int(each["innodb_buffer_pool_size"]) for each in sizes] == [64 * MIB, 8 * GIB]
     assert [each["max_connections"] for each in sizes] == ["100", "2048"]
@@ -131,10 +131,15 @@ def test_parameters_are_what_the_server_itself_lists() -> None:
     install = find_install()
     assert check_changes(
         install,
-        {"innodb_buffer_pool_size": "1G", "log_bin": "ON", "character-set-server": "latin1", "sort_buffer_size": None},
+        {
+            "innodb_buffer_pool_size": "1G",
+            "performance_schema": "ON",
+            "character-set-server": "latin1",
+            "sort_buffer_size": None,
+        },
     ) == {
         "innodb_buffer_pool_size": "dynamic",
-        "log_bin": "pending-reboot",
+        "performance_schema": "pending-reboot",
         "character_set_server": "dynamic",
         "sort_buffer_size": "dynamic",
     }

@@ -45,7 +45,7 @@ _PRIVILEGES: Final = (
     "CONNECTION ADMIN",
     "SET USER",
 )
-_SILENT: Final = "SET SESSION sql_log_bin = 0"  # accounts are of this server, not of those that follow its binary log
+_SILENT: Final = "SET SESSION sql_log_bin = 0"  # our account is of each server alone
 _NO_PASSWORD: Final = "invalid"  # noqa: S105  (what no password hashes to)
 
 
@@ -84,9 +84,8 @@ NEW_OWNER_IS: Final = (OWNER, _NO_PASSWORD)
 
 
 def give(password: str) -> tuple[str, ...]:
-    """Makes it the owner's password. The server is sent a hash, and its log none of it."""
+    """Makes it the owner's password. The server is sent a hash, and its general log none of it; readers follow."""
     return (
-        _SILENT,
         "SET SESSION sql_log_off = 1",
         f"ALTER USER '{OWNER}'@'%' IDENTIFIED VIA mysql_native_password USING '{native_hash(password)}'",
     )

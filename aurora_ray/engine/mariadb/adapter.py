@@ -48,7 +48,7 @@ class MariadbAdapter:
     cancel_code = 0  # a statement is cancelled by another one (KILL QUERY), in a session of its own
     refusal = REFUSAL
     keeps_address = True  # so a session that came by an address of the cluster's own is known (told.py)
-    has_readers = False
+    has_readers = True
     passfile_suffix = ".cnf"
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:

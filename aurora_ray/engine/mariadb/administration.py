@@ -59,13 +59,13 @@ class Administration:
             raise EngineError(f"the server refuses what its fleet asks of it: {sentence(error)}") from error
 
     def _give(self, password: str, timeout_s: float) -> None:
-        with self._session(timeout_s) as session, session.cursor() as cursor:
+        with self.session(timeout_s) as session, session.cursor() as cursor:
             cursor.execute(accounts.NEW_OWNER, accounts.NEW_OWNER_IS)
             if cursor.fetchone()[0]:
                 _run(cursor, accounts.give(password))
 
     def _set(self, values: Mapping[str, str | None], timeout_s: float) -> None:
-        with self._session(timeout_s) as session, session.cursor() as cursor:
+        with self.session(timeout_s) as session, session.cursor() as cursor:
             cursor.execute(_DYNAMIC)
             dynamic = {row[0] for row in cursor.fetchall()}
             wanted = {name: value for name, value in values.items() if name in dynamic}
@@ -73,7 +73,7 @@ class Administration:
 
     def _write_back(self, limit_s: float, timeout_s: float) -> None:
         ends_s = time.monotonic() + limit_s
-        with self._session(timeout_s) as session, session.cursor() as cursor:
+        with self.session(timeout_s) as session, session.cursor() as cursor:
             cursor.execute(f"SELECT {', '.join(f'@@{name}' for name in _EAGER)}")
             before = cursor.fetchone()
             try:
@@ -86,7 +86,8 @@ class Administration:
                 values = zip(_EAGER, before, strict=True)
                 _run(cursor, [f"SET GLOBAL {name} = {value}" for name, value in values])
 
-    def _session(self, timeout_s: float) -> Any:
+    def session(self, timeout_s: float) -> Any:
+        """Of PyMySQL; each answer must come within the timeout. Raises what that raises."""
         import pymysql
 
         seconds = max(1, round(timeout_s))

@@ -29,14 +29,15 @@ from aurora_ray.engine.mariadb import accounts, told
 from aurora_ray.engine.mariadb.administration import Administration
 from aurora_ray.engine.mariadb.client import ADMIN_FILE, MariadbClient
 from aurora_ray.engine.mariadb.credentials import new_password, options_text
+from aurora_ray.engine.mariadb.follow.feed import MariadbFeed
 from aurora_ray.engine.mariadb.image import SERIES_FILE, SERVER_ID_FILE
 from aurora_ray.engine.mariadb.install import SERVER, basedir
 from aurora_ray.engine.mariadb.repair import repair_statements
 from aurora_ray.engine.mariadb.settings import (
+    COMMIT_LOGS,
     VOLATILE_PATTERNS,
     check_parameters,
     default_settings,
-    for_server,
     forced_settings,
 )
 from aurora_ray.engine.mariadb.start import StartProgress, first_complaint, greets, wait_ready
@@ -46,7 +47,7 @@ from aurora_ray.engine.server import Server
 from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.engine.start import StartRefusedError
 from aurora_ray.engine.tree_edit import Edit, read_text
-from aurora_ray.errors import EngineError, UsageError
+from aurora_ray.errors import EngineError
 from aurora_ray.troubles import TroubleCode
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ logger = logging.getLogger(__name__)
 
 SOCKET_NAME: Final = "mariadb.sock"
 STARTED_FILE: Final = "aurora.started"
-NO_FOLLOWING: Final = "a server of this engine cannot follow the volume's log"
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 KILL_TIMEOUT_S: Final = 10.0
@@ -89,7 +89,7 @@ class MariadbEngine(Server):
     ) -> None:
         super().__init__(install, account, run_dir, short_dir(run_dir, "socket", SOCKET_NAME), **options)
         self._rung = _Rung.ALL
-        self._follow: StandbyFeed | None = None
+        self._follow: MariadbFeed | None = None
         self._repairs: tuple[str, ...] = ()
         self._admin = Administration(self._socket_dir / SOCKET_NAME)
 
@@ -102,9 +102,10 @@ class MariadbEngine(Server):
         """What may stay out of the volume."""
         return VOLATILE_PATTERNS
 
-    async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:  # noqa: ARG002
-        """Raises UsageError: see NO_FOLLOWING."""
-        raise UsageError(NO_FOLLOWING)
+    async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
+        """See Engine. Raises EngineError for a volume that has no binary log."""
+        self._data_dir = data_dir
+        return MariadbFeed((self._install.version, self._server_id()), self._admin, table=table, lsn=lsn, read=read)
 
     async def start(
         self,
@@ -116,16 +117,16 @@ class MariadbEngine(Server):
         moved: Callable[[], object] = lambda: None,
         follow: StandbyFeed | None = None,
     ) -> None:
-        """Starts as writer and returns when it is ready; crash recovery, if needed, is part of it.
+        """Starts and returns when it is ready; crash recovery, if needed, is part of it. Whoever is to follow is a
+        replica from there on.
 
         It may take as long as anything moves: `timeout_s` is how long nothing may, `moved` what the caller knows of.
         Settings with which it does not start are left out (`troubles`). Raises ConfigurationError (port in use, a
-        refused parameter), EngineError, which quotes the end of the log, or UsageError for `follow`. Then nothing is
-        left running.
+        refused parameter), or EngineError, which quotes the end of the log. Then nothing is left running.
         """
-        if follow is not None:
-            raise UsageError(NO_FOLLOWING)
+        assert follow is None or isinstance(follow, MariadbFeed), "a feed is of its engine"  # noqa: S101
         self._require_stopped()
+        self._follow = follow
         parameters = check_parameters(self._parameters)
         self._check_data_dir(data_dir)
         self._data_dir, self._env, self._pass_fds = data_dir, dict(env or {}), tuple(pass_fds)
@@ -143,7 +144,16 @@ class MariadbEngine(Server):
             break
         else:
             raise refused or EngineError("there is no configuration to start with")
+        if follow is not None:
+            await self._begin_following(follow)
         logger.info("MariaDB %s runs as process %s on port %d", self._install.version, self.pid, self._port)
+
+    async def _begin_following(self, feed: MariadbFeed) -> None:
+        try:
+            await feed.begin()
+        except BaseException:
+            await self.stop(StopMode.KILL)
+            raise
 
     async def _start_once(
         self, rung: _Rung, parameters: Mapping[str, str], timeout_s: float, moved: Callable[[], object]
@@ -151,6 +161,8 @@ class MariadbEngine(Server):
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
         more = told.environment(self._socket_dir, self._name, follows=self._follow is not None)
+        if self._follow is None:
+            more["AURORA_ORDERED_FILES"] = ":".join(COMMIT_LOGS)
         process = self._spawn(self._command(rung, parameters), more, death_signal="KILL")
         progress = self._progress = StartProgress(process, moved, time.monotonic())
         try:
@@ -170,7 +182,7 @@ class MariadbEngine(Server):
         if rung is _Rung.ALL:
             chosen |= parameters
         conf = self._run_dir / "mariadb.cnf"
-        lines = [f'{name}="{value}"' for name, value in for_server(chosen).items()]
+        lines = [f'{name}="{value}"' for name, value in chosen.items()]
         self._write(conf, "\n".join(["[mariadbd]", *lines, ""]))
         forced = forced_settings(
             basedir=basedir(self._install),
@@ -182,10 +194,12 @@ class MariadbEngine(Server):
             port=self._port,
             server_id=self._server_id(),
         )
+        if self._follow is not None:
+            forced |= self._follow.settings
         if rung is not _Rung.BARE:
             forced |= told.plugin_settings(self._install, self._run_dir)
             password = new_password()
-            statements = (*accounts.at_start(password), *self._repairs)
+            statements = (*self._repairs, *accounts.at_start(password))  # of the first, readers are told
             script = self._socket_dir / "init.sql"
             self._write(script, "".join(f"{statement};\n" for statement in statements))
             ours = {"user": accounts.OURS, "password": password, "socket": str(self._socket_dir / SOCKET_NAME)}

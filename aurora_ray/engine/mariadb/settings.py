@@ -30,6 +30,10 @@ PAGE_BYTES: Final = 16384
 LOG_FILE_BYTES: Final = 96 << 20  # bounds what a failover replays; the image has a log of this size
 BINLOG_NAME: Final = "binlog"
 
+# The logs of which a commit is made, by what their names begin with: syncs of them only order, and nothing is told
+# before all that was ordered is durable (interposer/src/intercept_commit.c).
+COMMIT_LOGS: Final = ("ib_logfile", f"{BINLOG_NAME}.")
+
 _FIXED: Final[Mapping[str, str]] = {
     # The volume's pages. One write of a page is one record of the log.
     "innodb_page_size": str(PAGE_BYTES),
@@ -47,8 +51,11 @@ _FIXED: Final[Mapping[str, str]] = {
     # A commit is told when its redo has its quorum.
     "innodb_flush_log_at_trx_commit": "1",
     "sync_binlog": "1",
-    # All that is committed is in the binary log, where there is one.
+    # All that is committed is in the binary log, whole events of which are known by their checksums: readers follow it.
+    "log_bin": BINLOG_NAME,
     "log_slave_updates": "ON",
+    "binlog_format": "ROW",
+    "binlog_checksum": "CRC32",
     # Tables outside of the data directory would be outside of the volume (DATA DIRECTORY, INDEX DIRECTORY).
     "symbolic_links": "OFF",
     # Addresses are addresses: no name server in anybody's login, and 'localhost' is the private socket alone.
@@ -112,10 +119,10 @@ _TUNING: Final[Mapping[str, str]] = {
     "innodb_buffer_pool_load_at_startup": "OFF",
     # Neighbouring pages cost as much as others: there is no head that moves.
     "innodb_flush_neighbors": "0",
-    # What is kept of a binary log, where it is switched on, is for servers elsewhere that follow; ours need none.
+    # What is kept of the binary log is for servers elsewhere that follow: readers need the newest file only. One that
+    # opens reads all of that.
     "binlog_expire_logs_seconds": "600",
-    "max_binlog_size": str(64 << 20),
-    "binlog_format": "ROW",
+    "max_binlog_size": str(32 << 20),
     "gtid_strict_mode": "ON",
     "character_set_server": "utf8mb4",
     "default_storage_engine": "InnoDB",
@@ -185,19 +192,27 @@ def default_settings(size: InstanceSize) -> dict[str, str]:
     return {**_TUNING, **size_settings(size)}
 
 
-def has_binlog(settings: Mapping[str, str]) -> bool:
-    """Whether a server with these writes a binary log."""
-    return settings.get("log_bin", "").upper() in ("ON", "1", "TRUE")
-
-
-def for_server(settings: Mapping[str, str]) -> dict[str, str]:
-    """Settings as the server takes them at its start: a binary log that is wanted has a name that moves with it."""
-    chosen = dict(settings)
-    if has_binlog(chosen):
-        chosen["log_bin"] = BINLOG_NAME
-    elif "log_bin" in chosen:
-        del chosen["log_bin"]
-    return chosen
+def follow_settings(writer_id: int) -> dict[str, str]:
+    """What a server that follows its writer is started with, above all else."""
+    return {
+        "server_id": str(writer_id % (2**32 - 1) + 1),
+        "read_only": "ON",
+        # What it replays is in the writer's binary log. Its own is for the recovery at its start, and of no use later.
+        "log_slave_updates": "OFF",
+        "gtid_strict_mode": "OFF",
+        "skip_slave_start": "ON",
+        "event_scheduler": "OFF",
+        "slave_net_timeout": "86400",
+        "slave_parallel_threads": "4",
+        "slave_parallel_mode": "conservative",
+        # Then it takes no more, and the volume's log is followed no further.
+        "relay_log_space_limit": str(1 << 30),
+        "sync_relay_log": "0",
+        "sync_relay_log_info": "0",
+        "sync_master_info": "0",
+        "innodb_flush_log_at_trx_commit": "0",
+        "sync_binlog": "0",
+    }
 
 
 def forced_names() -> frozenset[str]:

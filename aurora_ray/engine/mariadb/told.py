@@ -50,7 +50,8 @@ def plugin_settings(install: EngineInstall, run_dir: Path) -> dict[str, str]:
         return {}
     plugins = run_dir / "plugins"
     shutil.rmtree(plugins, ignore_errors=True)
-    plugins.mkdir(mode=0o755)
+    plugins.mkdir()
+    plugins.chmod(0o755)  # whatever the umask
     for below in _PLUGIN_DIRS:
         for each in sorted((install.bin_dir.parent / below).glob("*.so")):
             if not (plugins / each.name).exists():

@@ -1,0 +1,1 @@
+"""Readers: a server on a fork of the volume in its own mount, which follows the writer's binary log."""

@@ -1,0 +1,151 @@
+"""Amazon's own driver, aws-advanced-python-wrapper over MySQL's connector, on a fleet of MariaDB with readers: it
+finds the dialect and the instances by what it asks in SQL, sends reads to readers, and is back at a writer after each
+kind of failover."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mysql.connector
+import pymysql
+import pytest
+from aws_advanced_python_wrapper import AwsWrapperConnection, release_resources
+from aws_advanced_python_wrapper.errors import FailoverError, FailoverSuccessError
+
+from aurora_ray.engine.mariadb.connection import connect, options_of
+from tests.cli.fleet import CliFleet, fleet_at, kill
+from tests.support.polling import poll_until_blocking
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.mariadb,
+    pytest.mark.chaos,
+    pytest.mark.timeout(300),
+    pytest.mark.allowed_leaks("process", "shm", "tmp", "thread"),  # of the driver
+    # What the driver says when an instance goes, and when its monitors meet one that is not there.
+    pytest.mark.allowed_logs(r".*"),
+    pytest.mark.filterwarnings("ignore"),
+]
+FAILOVER_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def fleet(run_dir: Path) -> Iterator[CliFleet]:
+    with fleet_at(run_dir / "mysql-driver", up=False) as cli:
+        cli.up("--engine", "mysql", "--readers", "2")
+        execute(cli, "cluster", "create database shop", "create table shop.seen (id int)")
+        yield cli
+        release_resources()
+
+
+def execute(fleet: CliFleet, endpoint: str, *statements: str) -> list[list[Any]]:
+    with connect(fleet.status()["endpoints"][endpoint]["dsn"]) as session, session.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return [list(row) for row in cursor.fetchall()]
+
+
+def connected(fleet: CliFleet, plugins: str) -> AwsWrapperConnection:
+    """As the README says it."""
+    driver = fleet.status()["driver"]
+    options = options_of(driver["dsn"])
+    return AwsWrapperConnection.connect(
+        mysql.connector.connect,
+        f"host={options['host']} port={options['port']} user={options['user']} password={options['password']}",
+        cluster_instance_host_pattern=driver["host_pattern"],
+        plugins=plugins,
+        connect_timeout=10,
+        autocommit=True,
+        failover_timeout_sec=FAILOVER_S,
+        use_pure=True,
+    )
+
+
+def ask(connection: AwsWrapperConnection, statement: str) -> Any:
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+def by_host(fleet: CliFleet) -> dict[str, dict[str, Any]]:
+    """Instances by the address that a driver makes of the pattern."""
+    status = fleet.status()
+    return {status["driver"]["host_pattern"].replace("?", i["host_id"]): i for i in status["instances"]}
+
+
+def topology(connection: AwsWrapperConnection) -> dict[str, str]:
+    connection._plugin_service.force_refresh_host_list()
+    return {host.host: host.role.name.lower() for host in connection._plugin_service.all_hosts}
+
+
+def until_back(connection: AwsWrapperConnection, statement: str) -> type[FailoverError]:
+    """Repeats the statement until the driver says that it has changed instances; how it said it."""
+    ends_s = time.monotonic() + FAILOVER_S
+    while time.monotonic() < ends_s:
+        try:
+            ask(connection, statement)
+        except FailoverError as error:
+            return type(error)
+        time.sleep(0.05)  # not synchronisation: a client that works on
+    raise AssertionError("the driver noticed nothing")
+
+
+def test_it_finds_dialect_and_topology(fleet: CliFleet) -> None:
+    with closing(connected(fleet, "failover")) as connection:
+        assert type(connection._plugin_service.database_dialect).__name__ == "AuroraMysqlDialect"
+        assert topology(connection) == {host: i["role"] for host, i in by_host(fleet).items()}
+        (shown, _) = ask(connection, "SELECT @@aurora_server_id, @@aurora_server_id")
+        assert shown in {i["host_id"] for i in by_host(fleet).values()}
+    assert execute(fleet, "cluster", "select @@aurora_server_id") == [["demo-1"]], "by the ordinary address: names"
+
+
+def test_it_splits_reads_and_writes(fleet: CliFleet) -> None:
+    who = "SELECT @@aurora_server_id, @@innodb_read_only"
+    with closing(connected(fleet, "read_write_splitting,failover")) as connection:
+        ask(connection, "INSERT INTO shop.seen VALUES (1)")
+        writer = ask(connection, who)
+        connection.read_only = True
+        reader = ask(connection, who)
+        connection.read_only = False
+        again = ask(connection, who)
+    roles = {i["host_id"]: i["role"] for i in by_host(fleet).values()}
+    assert (roles[writer[0]], roles[reader[0]], again) == ("writer", "reader", writer)
+    assert (writer[1], reader[1]) == (0, 1)
+
+
+def test_one_reads_ones_own_writes_at_a_reader(fleet: CliFleet) -> None:
+    place = execute(fleet, "cluster", "insert into shop.seen values (42)", "select @@last_gtid")[0][0]
+    seen = execute(
+        fleet, "reader", f"select master_gtid_wait('{place}', 30)", "select count(*) from shop.seen where id = 42"
+    )
+    assert seen == [[1]]
+    with pytest.raises(pymysql.MySQLError, match="read-only") as refused:
+        execute(fleet, "reader", "insert into shop.seen values (43)")
+    assert refused.value.args[0] == 1290
+
+
+def planned(fleet: CliFleet) -> None:
+    fleet.json("failover", "demo", timeout_s=120)
+
+
+def killed(fleet: CliFleet) -> None:
+    kill(next(i["pid"] for i in fleet.status()["instances"] if i["role"] == "writer"))
+
+
+@pytest.mark.parametrize("lose", [planned, killed])
+def test_it_is_back_at_the_writer_after_a_failover(fleet: CliFleet, lose: Callable[[CliFleet], None]) -> None:
+    fleet.until(lambda s: all(i["state"] == "available" for i in s["instances"]), "all are there")
+    with closing(connected(fleet, "failover")) as connection:
+        ask(connection, "INSERT INTO shop.seen VALUES (2)")
+        lose(fleet)
+        assert until_back(connection, "INSERT INTO shop.seen VALUES (3)") is FailoverSuccessError
+        ask(connection, "INSERT INTO shop.seen VALUES (4)")  # not refused as by a reader (1290)
+        host = connection._plugin_service.current_host_info.host
+
+        def agree() -> bool:
+            return topology(connection) == {each: i["role"] for each, i in by_host(fleet).items()}
+
+        poll_until_blocking(agree, FAILOVER_S, what=f"the driver knows the fleet as it is\n{fleet.trail()}")
+        assert by_host(fleet)[host]["role"] == "writer"
