@@ -102,11 +102,11 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 	$(BIN)/ruff format .
 
 .PHONY: chaos
-chaos: $(BUILT) account ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s)
+chaos: $(BUILT) account ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s ENGINE=mysql)
 	@deploy/prepare-machine --test-engines
 	$(BIN)/pytest -m chaos --timeout=300 -n $(CHAOS_JOBS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
-	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: long
 long: $(BUILT) account ## tests that take minutes each, on a machine of their own: fifty clones, a lost fleet restored, two regions

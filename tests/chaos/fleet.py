@@ -24,20 +24,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
+from tests.chaos import mysql_session
 from tests.chaos.checks import check_tables
 from tests.chaos.clients import ChurnClient, Tables
 from tests.chaos.fleet_faults import FleetArena, instances_of
 from tests.chaos.fleet_rota import FLEET_FAULTS, fault_of_round
 from tests.chaos.history_round import HistoryRound, Memory, Verdict
+from tests.chaos.mysql_session import MysqlSession
 from tests.chaos.workload import SCHEMA, SESSION_OPTIONS, UPKEEP
 from tests.cli.fleet import CliFleet
 from tests.support.leaks import remove_tree
 from tests.support.polling import poll_until_blocking
 
+POSTGRES, MYSQL = "postgres", "mysql"
 PROGRESS_TIMEOUT_S = 90.0
 HEALTHY_TIMEOUT_S = 120.0
 PATIENCE_S = 20.0
@@ -97,8 +100,9 @@ class FleetSummary:
 class FleetChaos:
     """A fleet that goes through rounds."""
 
-    def __init__(self, directory: Path, seed: int, *, pause: Callable[[float], None]) -> None:
+    def __init__(self, directory: Path, seed: int, *, pause: Callable[[float], None], engine: str = POSTGRES) -> None:
         self.fleet = CliFleet(directory / "fleet")
+        self._engine = engine
         self.seed = seed
         self._directory = directory
         self._pause = pause
@@ -108,8 +112,11 @@ class FleetChaos:
 
     def prepare(self) -> None:
         """`aurora up`, and the schema."""
-        endpoints = self.fleet.up("--readers", "1")["endpoints"]
+        endpoints = self.fleet.up("--engine", self._engine, "--readers", "1")["endpoints"]
         self._dsn, self._reader_dsn = endpoints["cluster"]["dsn"], endpoints["reader"]["dsn"]
+        if self._engine == MYSQL:
+            mysql_session.prepare(self._dsn)
+            return
         with self._connect() as session:
             session.execute(SCHEMA.encode())
 
@@ -135,7 +142,8 @@ class FleetChaos:
         arena = FleetArena(self.fleet, status, choose, self._pause, history, processes, self._tables)
         churn = ChurnClient("churn", self._connect, f"{self.seed}:{number} churn", self._tables, UPKEEP)
         history.start()
-        churn.start()
+        if self._engine == POSTGRES:
+            churn.start()
         try:
             arena.writes_go_on("before the fault", PROGRESS_TIMEOUT_S)
             self._pause(choose.uniform(0.1, 1.0))
@@ -145,14 +153,21 @@ class FleetChaos:
             arena.writes_go_on(f"after {fault}", PROGRESS_TIMEOUT_S)
             churn.ask_to_stop()
             history.stop(PATIENCE_S)
-            churn.join(PATIENCE_S)
+            if self._engine == POSTGRES:
+                churn.join(PATIENCE_S)
             verdict = history.judge()
         finally:
             churn.ask_to_stop()
             history.close()
-        self._until_works(lambda session: check_tables(session, self._tables))
+        self._until_works(self._check_tables)
         path.unlink()
         return FleetRound(number, fault, verdict, round(time.monotonic() - started_s, 1))
+
+    def _check_tables(self, session: psycopg.Connection) -> None:
+        if self._engine == MYSQL:
+            mysql_session.check_tables_are_whole(self._dsn)
+        else:
+            check_tables(session, self._tables)
 
     def finish(self) -> int:
         """What all rounds left is there; how many lists, accounts and registers that are."""
@@ -185,9 +200,13 @@ class FleetChaos:
         poll_until_blocking(works, PROGRESS_TIMEOUT_S, interval_s=0.2, what="a session that lasts")
 
     def _connect(self) -> psycopg.Connection:
+        if self._engine == MYSQL:
+            return cast("psycopg.Connection", MysqlSession(self._dsn))
         return psycopg.connect(self._dsn, connect_timeout=5, autocommit=True, options=SESSION_OPTIONS)
 
     def _connect_to_reader(self) -> psycopg.Connection:
+        if self._engine == MYSQL:
+            return cast("psycopg.Connection", MysqlSession(self._reader_dsn, reads=True))
         options = "-c default_transaction_isolation=repeatable\\ read"
         return psycopg.connect(self._reader_dsn, connect_timeout=5, autocommit=True, options=options)
 
@@ -201,6 +220,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=len(FLEET_FAULTS))
     parser.add_argument("--first-round", type=int, default=1)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--engine", choices=(POSTGRES, MYSQL), default=POSTGRES, help="of the cluster")
     parser.add_argument("--minutes", type=float, help="no new round after this long (default: 25 s a round)")
     parser.add_argument("--fault", choices=sorted(FLEET_FAULTS), help="this one every time")
     return parser.parse_args()
@@ -215,7 +235,8 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="aurora-fleet-"))
     directory.chmod(0o711)
     summary = FleetSummary(seed)
-    chaos = FleetChaos(directory, seed, pause=time.sleep)  # not synchronisation: load runs meanwhile
+    pause = time.sleep  # not synchronisation: load runs meanwhile
+    chaos = FleetChaos(directory, seed, pause=pause, engine=arguments.engine)
     try:
         _run(chaos, summary, arguments)
     finally:
@@ -237,7 +258,7 @@ def _again(summary: FleetSummary, arguments: argparse.Namespace) -> str:
     if summary.failed_round is None:
         return f"--first-round {arguments.first_round} --rounds {arguments.rounds}"
     fault = f" --fault {arguments.fault}" if arguments.fault else ""
-    return f"--first-round {summary.failed_round} --rounds 1{fault}"
+    return f"--first-round {summary.failed_round} --rounds 1 --engine {arguments.engine}{fault}"
 
 
 def _run(chaos: FleetChaos, summary: FleetSummary, arguments: argparse.Namespace) -> None:

@@ -126,8 +126,8 @@ def kill_engine(arena: FleetArena) -> None:
 
 
 def kill_backend(arena: FleetArena) -> None:
-    """One of its children."""
-    kill(*arena.random.sample(children_of(arena.engine_pid), 1))
+    """One of its children; an engine of threads has none, and ends itself."""
+    kill(*arena.random.sample(children_of(arena.engine_pid) or [arena.engine_pid], 1))
 
 
 def kill_instance(arena: FleetArena) -> None:
