@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -214,21 +214,34 @@ async def test_a_commit_returns_when_it_has_its_quorum(
     before = writer.status().stats["sync_waits"]
     await execute(config, *["insert into d.t select max(i) + 1 from d.t"] * 100, **more)
     assert 90 < writer.status().stats["sync_waits"] - before < 130
-    with closing(await session_of(config, **more)) as session, session.cursor() as cursor:
+    with ExitStack() as sessions:
+        both = [sessions.enter_context(closing(await session_of(config, **more))) for _ in range(2)]
+        cursor, inside = (each.cursor() for each in both)
         await asyncio.to_thread(cursor.execute, "insert into d.t values (1)")
+        await asyncio.to_thread(inside.execute, "begin")
+        await asyncio.to_thread(inside.execute, "update d.t set i = 999 where i = 1000")
         await cluster.stop("a1", "b1", "c1")
         commit = asyncio.create_task(asyncio.to_thread(cursor.execute, "insert into d.t values (2)"))
         done, _ = await asyncio.wait([commit], timeout=2)
         assert not done
         read = asyncio.create_task(execute(config, "select i from d.t where i < 1000", **more))
         await writer._engine.check(timeout_s=10)  # type: ignore[union-attr]  # it greets
+        if not tls:  # of a transaction that is open, nothing is told but that it is
+            async with asyncio.timeout(10):
+                await asyncio.to_thread(inside.execute, "select i from d.t where i < 0")
+                await asyncio.to_thread(inside.execute, "update d.t set i = i where i = 999")
+        chained = asyncio.create_task(asyncio.to_thread(inside.execute, "commit and chain"))
+        done, _ = await asyncio.wait([chained], timeout=2)
+        assert not done
         assert not commit.done()
         await cluster.start("a1", "b1", "c1")
         await writer.update_nodes(tuple(cluster.addresses))
         async with asyncio.timeout(60):
             assert await commit == 1
             assert (await read)[0] == (1,)
-    assert await execute(config, "select i from d.t where i < 1000", **more) == [(1,), (2,)]
+            await chained
+            await asyncio.to_thread(inside.execute, "commit")
+    assert await execute(config, "select i from d.t where i < 1000", **more) == [(1,), (2,), (999,)]
     await writer.stop()
 
 

@@ -74,5 +74,11 @@ void ar_session_given(int fd);
 bool ar_order_only(int fd, struct slot *slot, bool data_only);
 void ar_wait_if_ordered(struct slot *slot);
 void ar_begin_commits(void);
-void ar_before_leaving(int fd, const void *data, size_t n);
+void ar_before_leaving(int fd);
+bool ar_names_logs(void);
+
+/* intercept_told.c */
+void ar_session_begins(int fd);
+void ar_session_asked(int fd, const unsigned char *data, size_t n);
+bool ar_may_tell_now(int fd, const unsigned char *data, size_t n);
 #endif

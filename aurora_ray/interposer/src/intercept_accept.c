@@ -151,6 +151,8 @@ AR_EXPORT ssize_t recv(int fd, void *to, size_t n, int flags)
 {
     ar_resolve_libc();
     ssize_t got = real_recv(fd, to, n, flags);
+    if (got > 0 && ar_names_logs())
+        ar_session_asked(fd, to, (size_t)got);
     if (got > 0 && fd == passing_client) {
         int error = errno;
         look_at_first(to, (size_t)got);

@@ -9,8 +9,9 @@
  * A server without such a module names its logs (AURORA_ORDERED_FILES: what their paths in the mount begin with, colons
  * between). A sync of one only orders, whoever calls it and in whatever order, and nothing is sent through any socket of
  * the process before all that was ordered by then is durable: neither the word of a commit, nor what another session
- * reads of it. So it does not matter of how many logs a commit is made, or which of them the server does without. Only
- * what a server says before it has heard anything of its client, its greeting, goes at once: by it one sees that it lives.
+ * reads of it. So it does not matter of how many logs a commit is made, or which of them the server does without. Two
+ * things go at once: what a server says before it has heard anything of its client, its greeting, by which one sees that
+ * it lives; and what tells of no commit (intercept_told.c).
  */
 #include "commit_hooks.h"
 #include "intercept.h"
@@ -38,6 +39,8 @@ void ar_begin_commits(void)
     ordered_files = ar_active && named && *named ? named : NULL;
 }
 
+bool ar_names_logs(void) { return ordered_files != NULL; }
+
 /* Looked at anew for each sync: a log is replaced by renaming another one. */
 static bool is_ordered_file(int fd)
 {
@@ -58,10 +61,20 @@ static bool is_greeting(const unsigned char *data, size_t n)
 }
 
 /* Before these bytes leave through `fd`, which is no file of the mount. */
-void ar_before_leaving(int fd, const void *data, size_t n)
+void ar_before_leaving(int fd)
 {
     struct stat st;
-    if (ordered_files && !is_greeting(data, n) && fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode))
+    if (ordered_files && fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode))
+        ar_wait_ordered();
+}
+
+static void before_sending(int fd, const void *data, size_t n)
+{
+    if (!ordered_files)
+        return;
+    if (is_greeting(data, n))
+        ar_session_begins(fd);
+    else if (!ar_may_tell_now(fd, data, n))
         ar_wait_ordered();
 }
 
@@ -98,19 +111,19 @@ AR_EXPORT ssize_t send(int fd, const void *data, size_t n, int flags)
 {
     if (hooks.send_waits && hooks.send_waits())
         ar_wait_for_ordered();
-    ar_before_leaving(fd, data, n);
+    before_sending(fd, data, n);
     return real_send(fd, data, n, flags);
 }
 
 AR_EXPORT ssize_t sendto(int fd, const void *data, size_t n, int flags, const struct sockaddr *to, socklen_t bytes)
 {
-    ar_before_leaving(fd, data, n);
+    ar_before_leaving(fd);
     return real_sendto(fd, data, n, flags, to, bytes);
 }
 
 AR_EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    ar_before_leaving(fd, NULL, 0);
+    ar_before_leaving(fd);
     return real_sendmsg(fd, message, flags);
 }
 

@@ -189,7 +189,7 @@ ssize_t ar_write(int fd, const void *from, size_t n)
 {
     struct slot *slot = ar_slot_of(fd);
     if (!slot) {
-        ar_before_leaving(fd, from, n);
+        ar_before_leaving(fd);
         return real_write(fd, from, n);
     }
     if (ar_fds[fd].flags & FD_APPEND)
@@ -243,7 +243,7 @@ AR_EXPORT ssize_t writev(int fd, const struct iovec *v, int n)
 {
     if (ar_slot_of(fd) && n > 0)
         return gathered(fd, v, n, 0, AT_POSITION);
-    ar_before_leaving(fd, NULL, 0);
+    ar_before_leaving(fd);
     return real_writev(fd, v, n);
 }
 AR_EXPORT ssize_t pwrite(int fd, const void *from, size_t n, off_t at) { return ar_pwrite(fd, from, n, at); }
