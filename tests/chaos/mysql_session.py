@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psycopg
 import pymysql
@@ -116,6 +116,8 @@ class MysqlSession:
                 self._open = said == "BEGIN"
                 self._run(said, ())
                 return Answer([], 0, said)
+            if said.startswith("SET TRANSACTION"):  # SERIALIZABLE, which is more
+                return Answer([], 0, said)
             if self._open:
                 return self._do(said, parameters)
             self._run("BEGIN", ())
@@ -156,6 +158,13 @@ class MysqlSession:
         with self._session.cursor() as cursor:
             count = cursor.execute(statement, tuple(parameters) or None)
             return list(cursor.fetchall()), count
+
+
+def session_at(dsn: str) -> psycopg.Connection:
+    """A session with whichever engine that connection string is of."""
+    if dsn.startswith("--"):
+        return cast("psycopg.Connection", MysqlSession(dsn))
+    return psycopg.connect(dsn, connect_timeout=5, autocommit=True)
 
 
 def _list(value: Any) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from tests.chaos.fleet_faults import NEXT_WRITER_TIMEOUT_S, FleetArena, control_of, instance_of, kill
+from tests.chaos.mysql_session import session_at
 from tests.cli.fleet import CliFleet
 from tests.histories.rewinds import Rewind
 from tests.support.polling import poll_until_blocking
@@ -57,7 +58,7 @@ def clone(arena: FleetArena, interrupt: Callable[[], None] = lambda: None) -> No
 
 
 def _looked_at(arena: FleetArena, dsn: str, asked_ns: int) -> bool:
-    with suppress(psycopg.OperationalError), psycopg.connect(dsn, connect_timeout=5, autocommit=True) as session:
+    with suppress(psycopg.OperationalError), session_at(dsn) as session:
         arena.history.look_at_clone(session, asked_ns)
         return True
     return False
