@@ -17,6 +17,7 @@ from aurora_ray.compute.reader import Reader
 from aurora_ray.compute.role import Role
 from aurora_ray.compute.writer import Writer
 from aurora_ray.engine.base import StopMode
+from aurora_ray.engine.mariadb.follow.replica import Replica
 from tests.support.leaks import remove_tree
 from tests.volume.cluster import Cluster, running
 
@@ -99,6 +100,9 @@ async def test_a_reader_shows_what_is_durable_whoever_writes(config: InstanceCon
         port = (await reader.start()).port
         assert await execute(port, "select count(*) from d.t") == [(1000,)]
         assert await execute(port, "select @@read_only, @@innodb_read_only, @@aurora_server_id") == [(1, 1, "demo-2")]
+        replica = Replica(reader._engine._admin)  # type: ignore[union-attr]
+        await replica.wait_replayed("binlog.000001", 4)
+        replica.close()
         with pytest.raises(pymysql.MySQLError) as refused:
             await execute(port, "insert into d.t values (0, '')")
         assert refused.value.args[0] == 1290

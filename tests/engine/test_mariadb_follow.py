@@ -1,21 +1,18 @@
-"""The parts of what a MariaDB replica is fed with: events, files, the protocol, and what its server is asked."""
+"""The parts of what a MariaDB replica is fed with: events, files, the protocol."""
 
 import asyncio
 import struct
 import zlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 
-from aurora_ray.engine.mariadb.administration import Administration
 from aurora_ray.engine.mariadb.follow import events, protocol
 from aurora_ray.engine.mariadb.follow.connection import Connection
 from aurora_ray.engine.mariadb.follow.events import HEADER, IN_USE, EventType, Groups, whole_events
 from aurora_ray.engine.mariadb.follow.files import BinlogFiles
-from aurora_ray.engine.mariadb.follow.replica import Replica
 from aurora_ray.errors import EngineError, MalformedError
 from aurora_ray.log import record as records
 from aurora_ray.log.filetable import FileTable
@@ -170,11 +167,3 @@ async def test_a_replica_is_sent_events_from_where_it_wants(port: int) -> None:
         await asyncio.to_thread(dump, port, 13)
     with pytest.raises(MalformedError):
         protocol.dump_of(b"\x12")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket that the client forgets
-async def test_a_server_that_is_not_there_does_not_follow(tmp_path: Path) -> None:
-    replica = Replica(Administration(tmp_path / "socket"))
-    with pytest.raises(EngineError, match="does not follow"):
-        await replica.follow(1, "user", PASSWORD, "binlog.000001", 4)
-    replica.close()
