@@ -1,6 +1,7 @@
 """Which processes belong to a local Ray cluster, and that they end; without a Ray."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,15 @@ def test_a_cluster_serves_while_its_daemons_live(tmp_path: Path) -> None:
         local_ray.note(tmp_path, address, {"raylet": (os.getpid(), daemon_ticks)})
         with pytest.raises(local_ray.LocalRayError, match="`aurora down`, then `aurora up`"):
             local_ray.find_serving(tmp_path, 0)
+
+
+def test_a_copy_of_the_directory_does_not_find_what_runs_in_the_first(tmp_path: Path) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    local_ray.note(first, "127.0.0.1:1", {})
+    shutil.copytree(first, copy)
+    assert local_ray.find(first) is not None
+    assert local_ray.find(copy) is None
 
 
 def test_a_command_takes_its_own_logs_along_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def _line(user: str, password: str) -> str:
 
 def _password_in(path: Path, user: str) -> str:
     prefix = f"*:*:*:{user}:"
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         if line.startswith(prefix):
             return line.removeprefix(prefix)
     raise ConfigurationError(f"{path} has no line {prefix}…: restore it, or remove it to get a new password")

@@ -5,12 +5,14 @@
       lock         flock(2) of the process that serves it
       port         hint: where it listened last time
       peers.json   hint: where the others are
+      place        which directory of which file system the hints were noted in
       volumes/     <uuid>/<group>, see volume.py
       copies/      checkpoints that are being scrubbed; what a node that was killed left there goes at its next start
       graveyard/   what was dropped or replaced, kept for a while, see graveyard.py
 
 Whatever else is found there is somebody else's: the node then refuses to start and changes nothing. Hints that cannot
-be read are dropped.
+be read are dropped. So are those in a copy of the directory: they lead to whom it was copied from, who has the same
+secret and the same names, and another history.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ CHECKPOINTS: Final = "copies"
 _LOCK_WAIT_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.02
 _HINTS: Final = ("port", "peers.json")
-_KNOWN: Final = frozenset(
-    {_NODE, _LOCK, _VOLUMES, GRAVEYARD, CHECKPOINTS, *_HINTS, "node.new", "port.new", "peers.new"}
-)
+_PLACE: Final = "place"
+_NEW: Final = ("node.new", "port.new", "peers.new", "place.new")
+_KNOWN: Final = frozenset({_NODE, _LOCK, _VOLUMES, GRAVEYARD, CHECKPOINTS, *_HINTS, _PLACE, *_NEW})
 
 
 class DataDir:
@@ -63,6 +65,7 @@ class DataDir:
         try:
             _check_owner(path, self._node_id)
             _drop_bad_hints(path)
+            _drop_hints_of_another_place(path)
         except BaseException:
             self.release()
             raise
@@ -143,6 +146,18 @@ def _drop_bad_hints(path: Path) -> None:
         if hint.exists() and not _is_hint(name, hint.read_bytes()):
             _log.warning("%s cannot be read and is removed: it was a hint only", hint)
             effects.remove_file(hint)
+
+
+def _drop_hints_of_another_place(path: Path) -> None:
+    """A device's number may be another one after a reboot: then hints are dropped for nothing, which costs little."""
+    facts, note = path.stat(), path / _PLACE
+    here = f"{facts.st_dev}:{facts.st_ino}"
+    if note.exists() and note.read_text(errors="replace") == here:
+        return
+    for name in _HINTS:
+        if (path / name).exists():
+            effects.remove_file(path / name)
+    effects.write_file(note, here.encode())
 
 
 def _is_hint(name: str, content: bytes) -> bool:
