@@ -1,6 +1,7 @@
 """The control API over gRPC: the command line's client against a real server, and callers who may not call."""
 
 import asyncio
+import gc
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -12,13 +13,13 @@ import grpc
 import pytest
 
 from aurora_ray.control.api.calls import ControlApi
-from aurora_ray.control.api.client import ControlClient, NotRunningError
+from aurora_ray.control.api.client import PROGRESS_EVERY_S, ControlClient, NotRunningError
 from aurora_ray.control.api.server import ControlServer
 from aurora_ray.control.model.custom_endpoints import CustomKind
 from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.control.model.scaling import ReaderScaling, ScalingMetric
 from aurora_ray.control.v1 import control_pb2 as pb
-from aurora_ray.errors import ConfigurationError, QuorumLostError, UsageError
+from aurora_ray.errors import ConfigurationError, NodeUnreachableError, QuorumLostError, UsageError
 from aurora_ray.rpc.admission import OURS, ImpostorError, Secret
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.secret_file import FILE_NAME
@@ -149,6 +150,34 @@ async def test_a_copy_of_a_data_directory_leads_to_no_fleet(runtime: LocalRuntim
             shutil.copy2(runtime.directory / name, copy / name)
         with pytest.raises(NotRunningError, match="it is that of"):
             await asyncio.to_thread(ControlClient.connect, copy, 0.0)
+
+
+async def test_a_control_plane_that_is_loading_its_state_is_waited_for(runtime: LocalRuntime) -> None:
+    async with served(runtime) as (running, _, _):
+        await running.api.create("demo", timeout_s=20)
+    async with served(runtime) as (running, _, client):
+        assert not running.plane.is_open
+        with pytest.raises(UsageError, match="demo-9"):
+            await asyncio.to_thread(client.chaos, "kill", "reader:demo-9", "demo", None)
+        assert running.plane.is_open
+
+
+async def test_a_long_call_that_is_cut_off_fails_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    class CutOff(ControlClient):
+        """Both calls that are under way end with the control plane."""
+
+        async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
+            await asyncio.sleep(0.0 if method == "Trail" else PROGRESS_EVERY_S)
+            raise NodeUnreachableError("gone")
+
+    (tmp_path / FILE_NAME).write_text(Secret.new().to_text())
+    (tmp_path / FILE_NAME).chmod(0o600)
+    client = await asyncio.to_thread(CutOff, tmp_path, "127.0.0.1:1")
+    with pytest.raises(NotRunningError, match="gone"):
+        await asyncio.to_thread(client.wait_available, "demo")
+    await asyncio.to_thread(client.close)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_where_nobody_answers_it_is_said(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ def test_another_password_stays_and_is_hidden_from_others(tmp_path: Path) -> Non
 def follow(data_dir: Path) -> None:
     fleet = running_fleet()
     said: list[str] = []
-    passfiles.follow(
-        data_dir, fleet.with_cluster(replace(fleet.cluster("demo"), superuser_password="declared")), said.append
-    )
+    declared = replace(fleet.cluster("demo"), superuser_password="declared")  # noqa: S106
+    passfiles.follow(data_dir, fleet.with_cluster(declared), said.append)
     assert not said

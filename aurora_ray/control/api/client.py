@@ -90,7 +90,8 @@ class ControlClient:
             return self._runner.run(work)
         except NodeUnreachableError as error:
             raise NotRunningError(
-                f"the control plane does not answer ({error}); `aurora down` and `aurora up` start anew"
+                f"the control plane does not answer ({error}); what it was asked may be done (`aurora events`); if it "
+                "does not come back by itself, `aurora down` and `aurora up` start anew"
             ) from None
 
     async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
@@ -155,11 +156,15 @@ class ControlClient:
     async def _watched(self, method: str, request: Any, timeout_s: float, progress: Progress) -> Any:
         """A long call; meanwhile `progress` is told what is decided."""
         waiting = asyncio.ensure_future(self._ask(method, request, timeout_s))
-        while not (await asyncio.wait({waiting}, timeout=PROGRESS_EVERY_S))[0]:
-            trail = json.loads((await self._ask("Trail", pb.TrailRequest(), CALL_TIMEOUT_S)).json)
-            if trail:
-                progress(trail[-1][1])
-        return await waiting
+        try:
+            while not (await asyncio.wait({waiting}, timeout=PROGRESS_EVERY_S))[0]:
+                trail = json.loads((await self._ask("Trail", pb.TrailRequest(), CALL_TIMEOUT_S)).json)
+                if trail:
+                    progress(trail[-1][1])
+            return await waiting
+        finally:  # both fail when the control plane dies; one of the errors is enough
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     def status(self, name: str) -> dict[str, Any]:
         """The cluster, its instances and the storage nodes."""

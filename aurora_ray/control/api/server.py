@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from aurora_ray.control.api.capacity import Scaling
+from aurora_ray.control.api.regional_calls import LOOK_TIMEOUT_S
 from aurora_ray.control.api.regional_server import regional_methods
 from aurora_ray.control.model.custom_endpoints import CustomEndpoint, custom_kind
 from aurora_ray.control.model.runtime import ADDRESS_FILE
@@ -276,6 +277,8 @@ class ControlServer:
 
     async def _inject_fault(self, request: pb.InjectFaultRequest) -> pb.Report:
         for_s = request.for_s if request.HasField("for_s") else None
+        if request.verb not in ("heal", "resume") and request.target.partition(":")[0] in ("writer", "reader", "az"):
+            await self._api.wait_open(LOOK_TIMEOUT_S)  # else there seems to be no cluster
         strike = self._plane.chaos.strike
         return _report(await strike(request.verb, request.target, request.cluster, for_s, for_good=request.for_good))
 

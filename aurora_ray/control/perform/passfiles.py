@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def follow(data_dir: Path, fleet: Fleet, say: Callable[[str], None]) -> None:
-    """Makes what is missing or damaged, and removes what a `create` or `delete` that died left: the passwords of clusters
-    that can be restored are in the state, which is to be in force. A file that tells another password stays: the user
-    has changed it. Says what cannot be done.
+    """Makes what is missing or damaged, and removes what a `create` or `delete` that died left.
+
+    The passwords of clusters that can be restored are in the state, which is to be in force. A file that tells another
+    password stays: the user has changed it. Says what cannot be done.
     """
     wanted = {passfile(data_dir, cluster.name, cluster.engine): cluster for cluster in fleet.clusters}
     suffixes = {known.passfile_suffix for known in adapters()}
