@@ -167,7 +167,8 @@ async def test_a_long_call_that_is_cut_off_fails_once(caplog: pytest.LogCaptureF
         """Both calls that are under way end with the control plane."""
 
         async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
-            await asyncio.sleep(0.0 if method == "Trail" else PROGRESS_EVERY_S)
+            lasts_s = 0.0 if method == "Trail" else PROGRESS_EVERY_S
+            await asyncio.sleep(lasts_s)  # not synchronisation: how long the call takes
             raise NodeUnreachableError("gone")
 
     (tmp_path / FILE_NAME).write_text(Secret.new().to_text())
