@@ -16,7 +16,7 @@ from aurora_ray.control.faults import record as faults
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ADDRESS_FILE
 from aurora_ray.control.observe import outages
-from aurora_ray.control.report import events
+from aurora_ray.control.report import audit, events, usage
 from aurora_ray.errors import UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.rpc import secret_file
@@ -37,6 +37,8 @@ OUR_FILES: Final = (
     faults.FILE_NAME,
     outages.FILE_NAME,
     events.FILE_NAME,
+    audit.FILE_NAME,
+    usage.FILE_NAME,
 )
 
 

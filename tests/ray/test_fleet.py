@@ -1,5 +1,6 @@
 """The fleet from outside: nothing is ended, removed or made unless it is proved to be this directory's own."""
 
+import ast
 import fcntl
 import os
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from aurora_ray.errors import AuroraError, ConfigurationError, QuorumLostError, 
 from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
-from aurora_ray.ray.data_dir import JOINED_NAME
+from aurora_ray.ray.data_dir import JOINED_NAME, OUR_FILES
 from aurora_ray.ray.fleet import Fleet, OtherFleetError
 from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.secret_file import FILE_NAME
 from tests.control.fleets import AZS
+from tests.house.source import package_modules, parse
 
 OTHER = "somewhere:6379"
 
@@ -231,3 +233,21 @@ def test_a_control_plane_makes_no_fleet_where_it_does_not_find_its_own(tmp_path:
     with pytest.raises(ConfigurationError, match="was to be started"):
         start(tmp_path / "other", str(uuid4()))
     assert os.listdir(tmp_path / "empty") == []
+
+
+def test_every_file_that_is_written_into_the_data_directory_goes_with_the_fleet() -> None:
+    """Whoever keeps a file there names it `FILE_NAME`."""
+    named = [
+        (path, node.value.value)
+        for path, _ in package_modules()
+        if "storage" not in path.parts  # files of a node's own directory
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and isinstance(node.value, ast.Constant)
+        and any(
+            isinstance(target, ast.Name) and target.id == "FILE_NAME"
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        )
+    ]
+    assert len(named) > 5
+    assert [(path.name, name) for path, name in named if name not in OUR_FILES] == []
