@@ -95,10 +95,10 @@ async def test_a_reader_shows_what_is_durable_whoever_writes(config: InstanceCon
     reader = None
     try:
         await execute(config.port, "create database d", "create table d.t (i int primary key, s longtext)")
-        await execute(config.port, "insert into d.t select seq, 'before' from d.seq_1_to_1000")
+        place = await write(config.port, "insert into d.t select seq, 'before' from d.seq_1_to_1000")
         reader = Reader(replace(config, instance_id="demo-2", role=Role.READER, port=0, initialise=False))
         port = (await reader.start()).port
-        assert await execute(port, "select count(*) from d.t") == [(1000,)]
+        assert await read_after(port, place, "select count(*) from d.t") == [(1000,)]
         assert await execute(port, "select @@read_only, @@innodb_read_only, @@aurora_server_id") == [(1, 1, "demo-2")]
         replica = Replica(reader._engine._admin)  # type: ignore[union-attr]
         await replica.wait_replayed("binlog.000001", 4)

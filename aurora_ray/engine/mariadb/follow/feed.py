@@ -186,11 +186,12 @@ class MariadbFeed:
         self._content[at : at + PAGE_BYTES] = page
 
     async def _give(self) -> None:
-        """Sends what is whole, of this file and those after it."""
-        while self._file is not None:
+        """Sends what is whole, of this file and those after it, for as long as the replica is there: its connection may
+        break at each wait (see `detach`)."""
+        while (file := self._file) is not None:
             await self._give_file()
-            following = self._files.numbered(self._file.number + 1)
-            if following is None or not await self._has_begun(following):
+            following = self._files.numbered(file.number + 1)
+            if following is None or not await self._has_begun(following) or self._file is not file:
                 return
             self._file = following
             await self._load(following, 0)
