@@ -5,8 +5,8 @@ one of its daemons dies. Every process of it carries a mark in its environment, 
 listens on 127.0.0.1 only and admits only who knows the token in the data directory. Its sockets and logs lie in a
 private directory with a short name, because the name of a Unix socket has at most 107 bytes.
 
-`<data_dir>/ray.json`: {"data_dir": its own path, "address": "host:port", or empty while it starts anew, "pid": of the
-host process, "ticks": its start time, "daemons": {name: [pid, start time]}}
+`<data_dir>/ray.json`: {"place": of the directory itself, "address": "host:port", or empty while it starts anew, "pid":
+of the host process, "ticks": its start time, "daemons": {name: [pid, start time]}}
 """
 
 from __future__ import annotations
@@ -107,13 +107,20 @@ def find(data_dir: Path) -> LocalRay | None:
     """The one that this data directory's last `start` left running; not that of which the directory is a copy."""
     try:
         document = json.loads((data_dir / FILE_NAME).read_text())
-        if document.get("data_dir", str(data_dir)) != str(data_dir):  # an earlier version's does not say
+        here = _place(data_dir)
+        if document.get("place", here) != here:  # an earlier version's does not say
             return None
         daemons = {str(name): (int(pid), int(ticks)) for name, (pid, ticks) in document["daemons"].items()}
         running = LocalRay(str(document["address"]), int(document["pid"]), daemons)
         return running if start_ticks(running.pid) == int(document["ticks"]) else None
     except (OSError, *UNDECODABLE):
         return None
+
+
+def _place(data_dir: Path) -> str:
+    """Tells a directory from its copies, by whatever path it is reached."""
+    facts = data_dir.stat()
+    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 def find_serving(data_dir: Path, timeout_s: float = RESTART_TIMEOUT_S) -> LocalRay | None:
@@ -150,7 +157,7 @@ def dead(daemons: dict[str, tuple[int, int]]) -> dict[str, int]:
 def note(data_dir: Path, address: str, daemons: dict[str, tuple[int, int]]) -> None:
     """Called by the host process when its cluster is up, and without an address when it is to be started anew."""
     host = {"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
-    text = json.dumps({"data_dir": str(data_dir), **host, "daemons": daemons}) + "\n"
+    text = json.dumps({"place": _place(data_dir), **host, "daemons": daemons}) + "\n"
     replace_file(data_dir / FILE_NAME, text, durable=False)  # it names processes, which no power cut survives
 
 
