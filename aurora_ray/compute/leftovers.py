@@ -10,7 +10,8 @@ directory must be sure of it, not hope. What is ended is known to be the fleet's
 
 Who only looks around in the mount, a person's shell or a backup's `du`, is left alone.
 
-Pid file: one line, `<pid> <start time in clock ticks since boot> <boot id>`.
+Pid file: one line, `<pid> <start time in clock ticks since boot> <boot id> <device:inode of its directory>`. The last,
+because a copy of a directory may be started beside what runs in the first; an earlier version's does not tell it.
 """
 
 from __future__ import annotations
@@ -45,18 +46,27 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def _place(directory: Path) -> str:
+    """Tells a directory from its copies, by whatever path it is reached."""
+    facts = directory.stat()
+    return f"{facts.st_dev}:{facts.st_ino}"
+
+
 def write_pid_file(path: Path, pid: int) -> None:
     """Notes a process that we started."""
     ticks = start_ticks(pid)
     if ticks is None:
         return
-    replace_file(path, f"{pid} {ticks} {_boot_id()}\n", durable=False)  # no process survives a power cut
+    note = f"{pid} {ticks} {_boot_id()} {_place(path.parent)}\n"
+    replace_file(path, note, durable=False)  # no process survives a power cut
 
 
 def read_pid_file(path: Path) -> int | None:
     """The noted process if it is still the same one and still runs."""
     try:
-        pid, ticks, boot_id = path.read_text().split()
+        pid, ticks, boot_id, *place = path.read_text().split()
+        if place not in ([], [_place(path.parent)]):
+            return None
         if boot_id == _boot_id() and start_ticks(int(pid)) == int(ticks):
             return int(pid)
     except (OSError, ValueError):

@@ -73,7 +73,15 @@ async def test_a_pid_that_belongs_to_somebody_else_now_is_left_alone(tmp_path: P
     with sleeper(tmp_path) as process:
         write_pid_file(pid_file, process.pid)
         assert read_pid_file(pid_file) == process.pid
-        pid, ticks, boot = pid_file.read_text().split()
+        copy = tmp_path / "copy" / pid_file.name
+        copy.parent.mkdir()
+        copy.write_text(pid_file.read_text())
+        assert read_pid_file(copy) is None
+        write_pid_file(copy, process.pid)
+        assert read_pid_file(copy) == process.pid
+        pid, ticks, boot, _ = pid_file.read_text().split()
+        pid_file.write_text(f"{pid} {ticks} {boot}\n")  # an earlier version's
+        assert read_pid_file(pid_file) == process.pid
         pid_file.write_text(f"{pid} {int(ticks) - 1} {boot}\n")
         assert read_pid_file(pid_file) is None
         pid_file.write_text(f"{pid} {ticks} another-boot\n")
