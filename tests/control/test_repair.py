@@ -48,6 +48,7 @@ async def _with_data(runtime: LocalRuntime) -> None:
         assert volume is not None
         content = b"18\n".ljust(volume.spec.page_size, b"\0")
         await volume.append([create(1, b"PG_VERSION"), extent(1, 0, 0), size(1, 3), page_full(1, 0, content)])
+        await volume.append([page_full(1, 0, content)])  # so nodes hear that the first is durable; repairs read it
         await volume.close()
     runtime.volumes.clear()
 
