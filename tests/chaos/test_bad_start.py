@@ -39,7 +39,7 @@ def snapshot(path: Path) -> dict[Path, bytes | None]:
     if path.is_file():
         return {path: path.read_bytes()}
     found = {each: each.read_bytes() if each.is_file() else None for each in path.rglob("*")}
-    return {each: content for each, content in found.items() if each.name not in ("lock", "node", "volumes")}
+    return {each: content for each, content in found.items() if each.name not in ("lock", "node", "place", "volumes")}
 
 
 def a_file(path: Path) -> None:
