@@ -249,6 +249,11 @@ def forget_that_a_step_failed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(change.Change, "__init__", start)
 
 
+def commit_and_then_abort(patch: pytest.MonkeyPatch) -> None:
+    """A change whose commit failed is taken back, while some copy has the commit."""
+    patch.setattr(change, "_exclusive", lambda *_: False)
+
+
 # ---- following
 
 

@@ -17,13 +17,13 @@ from aurora_ray.log.sizes import read_quorum, write_quorum
 from aurora_ray.volume.follow.merge import FlushMerger
 from aurora_ray.volume.read.copies import current_copies
 from aurora_ray.volume.volume_node import decode_state
+from tests.sim.node import LEASE_S
 from tests.sim.oracle import InvariantError
 
 if TYPE_CHECKING:
     from tests.sim.node import SimNode
     from tests.sim.simulation import Simulation
 
-LEASE_S: Final = 0.6
 RENEW_S: Final = LEASE_S / 3
 ASK_S: Final = 0.03
 

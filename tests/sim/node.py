@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray.errors import OutOfRangeError
 from aurora_ray.storage.config import StorageConfig
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 FETCH_BATCHES_MAX = 4  # a chunk; small, so that histories can change between chunks
+LEASE_S: Final = 0.6  # of followers
 
 
 class SimNode:
@@ -47,6 +48,7 @@ class SimNode:
         self.segments: dict[tuple[bytes, int], Segment] = {}
         self.floors: dict[int, int] = {}  # of the log that followers may still ask for; nothing is deleted here
         self.read_points: dict[str, tuple[int, float]] = {}
+        self._booted_s: float | None = None  # known from the first look for garbage on
         self._rng = rng
         self._appender = Appender(self)  # type: ignore[arg-type]
         for group, nodes in members.items():
@@ -68,6 +70,7 @@ class SimNode:
     def boot(self) -> None:
         """Opens what the disk holds."""
         self.box = VdlBox()
+        self._booted_s = None
         self.stores = {group: store for group, store in self.stores.items() if store.get(META_KEY) is not None}
         for group, store in self.stores.items():
             self._open(group, store, SegmentMeta.unpack(store.get(META_KEY) or b""))
@@ -148,7 +151,11 @@ class SimNode:
         return True
 
     def collect(self, now_s: float) -> None:
-        """Lets go of all log that is durable and that nobody holds."""
+        """Lets go of all log that is durable and that nobody holds; who held some before a restart gets time to renew
+        that, as with a real node."""
+        self._booted_s = now_s if self._booted_s is None else self._booted_s
+        if now_s - self._booted_s < LEASE_S:
+            return
         held = live_read_points(self.read_points, now_s)
         for group, segment in self.by_group.items():
             self.floors[group] = max(self.floors.get(group, 0), min([segment.scl, segment.vdl, *held]))

@@ -91,16 +91,21 @@ class Script:
     def change(
         self, core: Recovery, members: GroupMembers, wanted: GroupPlacement, who: str, *, tail: int, done: bool = True
     ) -> None:
-        """A step of a change, in touch with `who` only; whether it is done must be as said."""
-        change = members.start(wanted)
-        assert change is not None
-        for _ in range(2):
-            for name in who:
-                self._ask_change(core, members, change, name, tail)
-        assert change.done == done, change.describe()
-        if done:
+        """A step of a change, with what must come before it, in touch with `who` only; whether it is done must be as
+        said."""
+        current = None
+        while current != wanted:
+            change = members.start(wanted)
+            assert change is not None
+            for _ in range(2):
+                for name in who:
+                    self._ask_change(core, members, change, name, tail)
+            assert change.done == done, change.describe()
+            if not done:
+                return
+            current = change.wanted
             members.finish(change, tail, tail)
-            self.oracle.placed(core.epoch, wanted)
+            self.oracle.placed(core.epoch, current)
 
     def _ask_change(self, core: Recovery, members: GroupMembers, change: Change, name: str, vdl: int) -> None:
         request, node = change.request(name), self.nodes[name]

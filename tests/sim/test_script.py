@@ -224,6 +224,27 @@ def a_commit_that_failed_and_was_aborted(aborted: str = "abcduvwx") -> None:
     assert script.open(2, "yuvwabcd", start=BOTH).end_lsn == after
 
 
+def a_commit_and_an_abort_that_both_failed(third: str = "abcduvwx") -> None:
+    """Of two who open the volume, one finds the commit and one what was begun after it; seed 12265 found it first."""
+    script = Script()
+    first = script.open(1, "abcdef")
+    kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
+    members = script.members(first)
+    script.change(first, members, BOTH, "abcdefuvwxyz", tail=kept)
+    for name in "uvwxyz":
+        script.gossip(name, "abcd")
+    commit = members.start(GroupPlacement(0, OTHERS))
+    assert commit is not None
+    for name in "uvwxu":  # all say that they are complete, one is told
+        script._ask_change(first, members, commit, name, kept)
+    abort = members.start(GroupPlacement(0, NODES))
+    assert abort is not None
+    script._ask_change(first, members, abort, "a", kept)
+    script.open(2, "uvwx", start=BOTH)
+    after = script.write(2, kept, kept, "uvwx", vdl=kept, durable=True)
+    assert script.open(3, third, start=BOTH).end_lsn == after
+
+
 def test_whoever_knows_the_first_members_finds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     moved_away()
     moved_away("abcd")
@@ -250,6 +271,16 @@ def test_the_steps_of_an_epoch_that_is_over_do_not_count(monkeypatch: pytest.Mon
 
 def test_after_a_step_that_failed_the_next_one_is_told_to_both_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     a_commit_that_failed_and_was_aborted()
+    bugs.commit_and_then_abort(monkeypatch)
     bugs.forget_that_a_step_failed(monkeypatch)
     with pytest.raises(InvariantError, match=r"lost|durable"):
         a_commit_that_failed_and_was_aborted("abcd")
+
+
+def test_between_a_commit_and_an_abort_what_is_in_force_is_told_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_commit_and_an_abort_that_both_failed()
+    with pytest.raises(AssertionError, match="is in phase"):
+        a_commit_and_an_abort_that_both_failed("abcd")
+    bugs.commit_and_then_abort(monkeypatch)
+    with pytest.raises(InvariantError, match=r"lost|durable"):
+        a_commit_and_an_abort_that_both_failed("abcd")

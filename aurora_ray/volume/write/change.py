@@ -11,7 +11,10 @@ Only then does the writer go by it. If the writer dies in between, whoever opens
 in the copies, and either is right: whatever is written by the one meets a quorum of the other.
 
 A step that failed may have left its placement on some copies. The next step then also needs a quorum of each set of the
-placement that is in force, so that nobody who finds only the failed one can go by it unawares.
+placement that is in force, so that nobody who finds only the failed one can go by it unawares. And of all placements
+that copies may have at one time, any two have a set in common: two writers that open the volume, each by the one that
+it finds, would else meet nowhere. `commit` and `abort` have none; between them the placement in force is installed
+anew, and whoever finds what failed then finds that beside it.
 
 Drive it like a recovery: ask `request(node)` what that node should be asked now (None: nothing), send it, hand the
 answer to `on_…`, until `done`.
@@ -137,7 +140,7 @@ class GroupMembers:
         self.held: dict[int, Membership] = dict(held)  # in force
         self._epoch = epoch
         self._numbers = {group: membership.number for group, membership in held.items()}
-        self._unsettled: set[int] = set()  # groups with a step that has not been completed
+        self._tried: dict[int, list[GroupPlacement]] = {}  # what its copies may have since its last complete step
         self._begun = {group: (end_lsn, tails.get(group, 0)) for group in held}
 
     def add(self, placement: GroupPlacement) -> None:
@@ -146,15 +149,19 @@ class GroupMembers:
         self._numbers[placement.group] = 0
 
     def start(self, wanted: GroupPlacement) -> Change | None:
-        """The step that leads there; None if there is nothing to do. Raises UsageError if no single step does."""
+        """The step that leads there, or the one back to what is in force that must come before (see `Change.wanted`);
+        None if there is nothing to do. Raises UsageError if no single step leads there."""
         group = wanted.group
         if group not in self.held:
             raise UsageError(f"the volume has no group {group}: add_group makes new ones")
         current = placement_of(group, self.held[group])
-        if current.step_to(wanted) is None and group not in self._unsettled:
+        tried = self._tried.setdefault(group, [])
+        if current.step_to(wanted) is None and not tried:
             return None
-        failed = group in self._unsettled
-        self._unsettled.add(group)
+        if any(_exclusive(wanted, other) for other in tried):
+            wanted = current
+        failed = bool(tried)
+        tried.append(wanted)
         self._numbers[group] += 1
         return Change(
             current,
@@ -167,9 +174,14 @@ class GroupMembers:
     def finish(self, change: Change, tail_lsn: int, group_tail_lsn: int) -> None:
         """The writer goes by a step that is done; the ends of the log and of the group's log are these now."""
         self.held[change.group] = change.membership
-        self._unsettled.discard(change.group)
+        self._tried.pop(change.group, None)
         if change.step is ChangeStep.BEGIN:
             self._begun[change.group] = (tail_lsn, group_tail_lsn)
+
+
+def _exclusive(one: GroupPlacement, other: GroupPlacement) -> bool:
+    """Whether nobody who goes by the one must meet who goes by the other."""
+    return not {frozenset(nodes) for nodes in one.sets} & {frozenset(nodes) for nodes in other.sets}
 
 
 def _is_quorum(nodes: set[str], members: tuple[str, ...]) -> bool:

@@ -90,12 +90,12 @@ class Members:
             # Who has a copy already may be gone for good: whoever opened the volume since then has no address of it.
             held = self._shape.members.get(placement.group, ())
             self._require_addresses(set(placement.all_node_ids).difference(held))
-            change = self._held.start(placement)
-            if change is None:
-                return self._shape.spec
-            await self._carry_out(change, timeout_s)
-            self._held.finish(change, self._redo.end.lsn, self._redo.end.tail(placement.group))
-            return self._go_by(placement)
+            spec = self._shape.spec
+            while (change := self._held.start(placement)) is not None:
+                await self._carry_out(change, timeout_s)
+                self._held.finish(change, self._redo.end.lsn, self._redo.end.tail(placement.group))
+                spec = self._go_by(change.wanted)
+            return spec
 
     async def try_step(self, placement: GroupPlacement, filled: str = "") -> tuple[GroupPlacement, ...]:
         """One step of a change for somebody who asks again and again; who holds the volume's groups then.
