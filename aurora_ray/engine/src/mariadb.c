@@ -65,10 +65,9 @@ static struct session_string id_variable = {
 static struct variable *variables[] = {&version_variable.head, &id_variable.head, NULL};
 
 static pthread_mutex_t host_lock = PTHREAD_MUTEX_INITIALIZER;
-static char host_id[NAME_BYTES_MAX]; /* of this instance; once it is known it stays, as sessions point to it */
+static char host_id[NAME_BYTES_MAX]; /* of this instance; empty until it is known, then it stays: sessions point to it */
 
-/* False as long as nobody has said it. */
-static bool find_host_id(void)
+static void find_host_id(void)
 {
     pthread_mutex_lock(&host_lock);
     char *content = host_id[0] ? NULL : malloc(ROWS_BYTES_MAX), *rest = content;
@@ -76,11 +75,10 @@ static bool find_host_id(void)
     if (content && rows_read(content))
         while (rows_next(&rest, &row))
             if (strcmp(row.server_id, of_environment("AURORA_INSTANCE")) == 0)
-                strncpy(host_id, row.host_id, sizeof host_id - 1);
+                for (size_t at = strnlen(row.host_id, sizeof host_id - 1); at-- > 0;) /* who reads it sees all or nothing */
+                    __atomic_store_n(&host_id[at], row.host_id[at], __ATOMIC_RELEASE);
     free(content);
-    bool found = host_id[0] != '\0';
     pthread_mutex_unlock(&host_lock);
-    return found;
 }
 
 /* Whether a session came by an address of the cluster's own: the endpoint keeps that when it passes bytes on. */
@@ -94,12 +92,21 @@ static void on_event(struct server_thread *thread, unsigned event_class, const v
 {
     const struct connection_event *event = what;
 
-    if (event_class == CLASS_CONNECTION && event->what != CONNECTION_DISCONNECT && by_own_address(event->ip) &&
-        find_host_id())
+    /* At once, though it may not be known yet just after a start: a driver asks for more in the same session later. */
+    if (event_class == CLASS_CONNECTION && event->what != CONNECTION_DISCONNECT && by_own_address(event->ip)) {
+        find_host_id();
         *id_variable.resolve(thread, id_variable.offset) = host_id;
+    }
 }
 
-bool shows_hosts(struct server_thread *thread) { return *id_variable.resolve(thread, id_variable.offset) == host_id; }
+bool shows_hosts(struct server_thread *thread)
+{
+    bool shows = *id_variable.resolve(thread, id_variable.offset) == host_id;
+
+    if (shows)
+        find_host_id();
+    return shows;
+}
 
 /* ---- @@innodb_read_only */
 
