@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aurora_ray.volume.read.copies import current_copies
-from aurora_ray.volume.recovery import Phase
+from aurora_ray.volume.recovery import Phase, Recovery
 from aurora_ray.volume.spec import GroupPlacement
+from aurora_ray.volume.write.change import GroupMembers
 from tests.sim import bugs
 from tests.sim.oracle import InvariantError
 from tests.sim.script import NODES, OTHERS, Script
@@ -205,20 +206,25 @@ def steps_of_the_past() -> None:
     assert script.open(4, "abcdzuvwxy", start=GroupPlacement(0, NODES)).end_lsn == after
 
 
-def a_commit_that_failed_and_was_aborted(aborted: str = "abcduvwx") -> None:
-    """One copy still tells the commit that never came about."""
+def a_commit_that_one_copy_learns(name: str) -> tuple[Script, Recovery, GroupMembers, int]:
+    """Epoch 1 has begun a change to other members, which are complete; `name` alone is told that they hold it."""
     script = Script()
     first = script.open(1, "abcdef")
     kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
     members = script.members(first)
     script.change(first, members, BOTH, "abcdefuvwxyz", tail=kept)
-    for name in "uvwxyz":
-        script.gossip(name, "abcd")
-    change = members.start(GroupPlacement(0, OTHERS))
-    assert change is not None
-    for name in "uvwx":
-        script._ask_change(first, members, change, name, kept)
-    script._ask_change(first, members, change, "y", kept)
+    for other in "uvwxyz":
+        script.gossip(other, "abcd")
+    commit = members.start(GroupPlacement(0, OTHERS))
+    assert commit is not None
+    for asked in "uvwx" + name:
+        script._ask_change(first, members, commit, asked, kept)
+    return script, first, members, kept
+
+
+def a_commit_that_failed_and_was_aborted(aborted: str = "abcduvwx") -> None:
+    """One copy still tells the commit that never came about."""
+    script, first, members, kept = a_commit_that_one_copy_learns("y")
     script.change(first, members, GroupPlacement(0, NODES), aborted, tail=kept)
     after = script.write(1, kept, kept, "abcd", vdl=kept, durable=True)
     assert script.open(2, "yuvwabcd", start=BOTH).end_lsn == after
@@ -226,17 +232,7 @@ def a_commit_that_failed_and_was_aborted(aborted: str = "abcduvwx") -> None:
 
 def a_commit_and_an_abort_that_both_failed(third: str = "abcduvwx") -> None:
     """Of two who open the volume, one finds the commit and one what was begun after it; seed 12265 found it first."""
-    script = Script()
-    first = script.open(1, "abcdef")
-    kept = script.write(1, 0, 0, "abcd", vdl=0, durable=True)
-    members = script.members(first)
-    script.change(first, members, BOTH, "abcdefuvwxyz", tail=kept)
-    for name in "uvwxyz":
-        script.gossip(name, "abcd")
-    commit = members.start(GroupPlacement(0, OTHERS))
-    assert commit is not None
-    for name in "uvwxu":  # all say that they are complete, one is told
-        script._ask_change(first, members, commit, name, kept)
+    script, first, members, kept = a_commit_that_one_copy_learns("u")
     abort = members.start(GroupPlacement(0, NODES))
     assert abort is not None
     script._ask_change(first, members, abort, "a", kept)
