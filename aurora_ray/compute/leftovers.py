@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aurora_ray.durable import replace_file
+from aurora_ray.durable import place_of, replace_file
 from aurora_ray.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -46,18 +46,12 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _place(directory: Path) -> str:
-    """Tells a directory from its copies, by whatever path it is reached."""
-    facts = directory.stat()
-    return f"{facts.st_dev}:{facts.st_ino}"
-
-
 def write_pid_file(path: Path, pid: int) -> None:
     """Notes a process that we started."""
     ticks = start_ticks(pid)
     if ticks is None:
         return
-    note = f"{pid} {ticks} {_boot_id()} {_place(path.parent)}\n"
+    note = f"{pid} {ticks} {_boot_id()} {place_of(path.parent)}\n"
     replace_file(path, note, durable=False)  # no process survives a power cut
 
 
@@ -65,7 +59,7 @@ def read_pid_file(path: Path) -> int | None:
     """The noted process if it is still the same one and still runs."""
     try:
         pid, ticks, boot_id, *place = path.read_text().split()
-        if place not in ([], [_place(path.parent)]):
+        if place not in ([], [place_of(path.parent)]):
             return None
         if boot_id == _boot_id() and start_ticks(int(pid)) == int(ticks):
             return int(pid)

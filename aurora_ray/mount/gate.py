@@ -36,7 +36,7 @@ class Gate:
 
     def durable(self, vdl: int) -> None:
         """All up to `vdl` is durable: tells it, now or later."""
-        if self._until_s is not None and self._clock() >= self._until_s:
+        if self.holds:
             self._held = vdl
             return
         self._held = None

@@ -31,7 +31,7 @@ from typing import Final
 
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.progress import children_of
-from aurora_ray.durable import make_file, replace_file
+from aurora_ray.durable import make_file, place_of, replace_file
 from aurora_ray.errors import UNDECODABLE, AuroraError, ConfigurationError
 
 FILE_NAME: Final = "ray.json"
@@ -107,7 +107,7 @@ def find(data_dir: Path) -> LocalRay | None:
     """The one that this data directory's last `start` left running; not that of which the directory is a copy."""
     try:
         document = json.loads((data_dir / FILE_NAME).read_text())
-        here = _place(data_dir)
+        here = place_of(data_dir)
         if document.get("place", here) != here:  # an earlier version's does not say
             return None
         daemons = {str(name): (int(pid), int(ticks)) for name, (pid, ticks) in document["daemons"].items()}
@@ -115,12 +115,6 @@ def find(data_dir: Path) -> LocalRay | None:
         return running if start_ticks(running.pid) == int(document["ticks"]) else None
     except (OSError, *UNDECODABLE):
         return None
-
-
-def _place(data_dir: Path) -> str:
-    """Tells a directory from its copies, by whatever path it is reached."""
-    facts = data_dir.stat()
-    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 def find_serving(data_dir: Path, timeout_s: float = RESTART_TIMEOUT_S) -> LocalRay | None:
@@ -157,7 +151,7 @@ def dead(daemons: dict[str, tuple[int, int]]) -> dict[str, int]:
 def note(data_dir: Path, address: str, daemons: dict[str, tuple[int, int]]) -> None:
     """Called by the host process when its cluster is up, and without an address when it is to be started anew."""
     host = {"address": address, "pid": os.getpid(), "ticks": start_ticks(os.getpid())}
-    text = json.dumps({"place": _place(data_dir), **host, "daemons": daemons}) + "\n"
+    text = json.dumps({"place": place_of(data_dir), **host, "daemons": daemons}) + "\n"
     replace_file(data_dir / FILE_NAME, text, durable=False)  # it names processes, which no power cut survives
 
 

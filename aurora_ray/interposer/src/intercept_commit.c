@@ -54,10 +54,12 @@ static bool is_ordered_file(int fd)
     return false;
 }
 
-/* The first packet of MySQL's protocol that a server sends: numbered 0, of version 10, or an error instead of it. */
+/* The first packet of MySQL's protocol that a server sends: numbered 0, of version 10, or an error instead of it. It comes
+ * alone: of a long answer, numbers of packets begin again at 0, and a part of it may begin with any bytes. */
 static bool is_greeting(const unsigned char *data, size_t n)
 {
-    return n > 4 && data[3] == 0 && (data[4] == 10 || data[4] == 0xff);
+    return n > 4 && (data[0] | (size_t)data[1] << 8 | (size_t)data[2] << 16) + 4 == n && data[3] == 0 &&
+           (data[4] == 10 || data[4] == 0xff);
 }
 
 /* Before these bytes leave through `fd`, which is no file of the mount. */

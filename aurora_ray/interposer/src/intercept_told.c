@@ -1,7 +1,8 @@
 /*
  * What a server of MySQL's protocol may tell at once, though something that was ordered is not durable yet: that a
- * statement inside an open transaction is done. By it nobody learns of a commit, since there was none: whoever waited for
- * all answers would wait at each statement for the commits of others.
+ * statement inside an open transaction is done. It tells of no commit of its own. It may show what another session has
+ * committed and what is not durable yet: that counts when the transaction commits, whose answer waits for all of it, and
+ * of one that does not, nothing that it read does. Whoever waited at each statement would wait for the commits of others.
  *
  * That there was none is known by what the client sent and by the answer: one statement that reads or changes rows (these
  * cannot commit, whatever functions and triggers they call), after which the session says that it is in a transaction; or

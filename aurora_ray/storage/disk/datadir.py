@@ -25,6 +25,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.durable import place_of
 from aurora_ray.errors import UNDECODABLE, ConfigurationError
 from aurora_ray.storage.disk import effects
 from aurora_ray.storage.disk.graveyard import GRAVEYARD
@@ -150,8 +151,7 @@ def _drop_bad_hints(path: Path) -> None:
 
 def _drop_hints_of_another_place(path: Path) -> None:
     """A device's number may be another one after a reboot: then hints are dropped for nothing, which costs little."""
-    facts, note = path.stat(), path / _PLACE
-    here = f"{facts.st_dev}:{facts.st_ino}"
+    here, note = place_of(path), path / _PLACE
     if note.exists() and note.read_text(errors="replace") == here:
         return
     for name in _HINTS:
