@@ -207,16 +207,9 @@ def _goes_on(life: Life | None, reading: Reading) -> Life:
     """What was counted of an incarnation that says this."""
     if life is not None and life.life == reading.life and (life.mount == reading.mount or not reading.serves):
         return life
-    same_life, same_mount = (
-        life is not None and life.life == reading.life,
-        life is not None and life.mount == reading.mount,
-    )
-    return Life(
-        reading.life,
-        acu_s=life.acu_s if life is not None and same_life else 0.0,
-        mount=reading.mount,
-        pages=life.pages if life is not None and same_mount else 0,
-    )
+    acu_s = life.acu_s if life is not None and life.life == reading.life else 0.0
+    pages = life.pages if life is not None and life.mount == reading.mount else 0
+    return Life(reading.life, acu_s=acu_s, mount=reading.mount, pages=pages)
 
 
 def _redo(account: Account, reading: Reading) -> int:

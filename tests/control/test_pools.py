@@ -1,0 +1,34 @@
+"""What is known of what instances hold of their machines."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aurora_ray.control.model.runtime import NoPlaceError
+from aurora_ray.control.observe.pools import ASK_AGAIN_S, Pools
+
+
+async def test_what_was_cut_short_is_looked_at_anew_and_want_of_room_is_remembered() -> None:
+    held, now_s = {"a": 1.0}, [0.0]
+
+    async def look() -> dict[str, float]:
+        return dict(held)
+
+    async def hold(of: str, _host: str, acu: float, _cpus: float) -> float:
+        held[of] = min(acu, 2.0)
+        if acu == 1.5:
+            raise NoPlaceError("no answer came, and it was done")
+        return held[of]
+
+    runtime: Any = SimpleNamespace(held_capacity=look, hold_capacity=hold)
+    pools = Pools(runtime, lambda: now_s[0])
+    with pytest.raises(NoPlaceError):
+        await pools.hold("a", "here", 1.5, 0.25)
+    assert pools.held is None
+    assert await pools.hold("a", "here", 4.0, 0.25) == 2.0
+    assert (pools.held, pools.short()) == ({"a": 2.0}, {"a": 2.0})
+    now_s[0] += ASK_AGAIN_S
+    assert pools.short() == {}
