@@ -16,6 +16,7 @@ import zstandard
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import compression
+from aurora_ray.log._pages import walk
 from aurora_ray.log.layout import (
     BATCH_BYTES_MAX,
     BATCH_COMPRESSED,
@@ -25,10 +26,7 @@ from aurora_ray.log.layout import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC,
     BATCH_VERSION,
-    RECORD_ALIGN,
-    RECORD_HEADER,
     RECORD_HEADER_BYTES,
-    RECORD_TYPE_MAX,
     padded,
 )
 
@@ -201,25 +199,11 @@ def check_records(buf: bytes, header: BatchHeader) -> None:
     """Walks the records' headers: lengths, types, group and ascending LSNs within the flush. Raises MalformedError."""
     if header.compressed:
         buf = inflate(buf)
-    unpack = RECORD_HEADER.unpack_from
-    at, end = len(buf) - header.payload_bytes, len(buf)
-    group, low, count = header.group, header.flush_start, 0
-    while at < end:
-        if end - at < RECORD_HEADER_BYTES:
-            raise MalformedError(f"batch ending at {header.flush_end}: record {count} is cut short")
-        length, kind, _, _, lsn, _, of_group, _ = unpack(buf, at)
-        if (
-            length < RECORD_HEADER_BYTES
-            or length % RECORD_ALIGN
-            or not 1 <= kind <= RECORD_TYPE_MAX
-            or of_group != group
-            or lsn < low + length
-        ):
-            raise MalformedError(f"batch ending at {header.flush_end}: record {count} is malformed")
-        low = lsn
-        at += length
-        count += 1
-    if at != end or count != header.record_count or low > header.flush_end:
+    count, at, last_lsn = walk(buf, len(buf) - header.payload_bytes, header.group, header.flush_start)
+    if at < len(buf):
+        what = "is cut short" if len(buf) - at < RECORD_HEADER_BYTES else "is malformed"
+        raise MalformedError(f"batch ending at {header.flush_end}: record {count} {what}")
+    if count != header.record_count or last_lsn > header.flush_end:
         raise MalformedError(f"batch ending at {header.flush_end}: {count} records of {header.record_count} fit")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import MalformedError
+from aurora_ray.log.layout import BATCH_HEADER, BATCH_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +53,18 @@ def split_append(message: bytes) -> list[bytes]:
         batches.append(message[at : at + nbytes])
         at += nbytes
     return batches
+
+
+def aim_of(message: bytes) -> tuple[bytes, bool]:
+    """The volume of an AppendRequest's first batch, and whether that has records; (b"", False) of anything else."""
+    at = 1
+    while at < len(message) and message[at] & 0x80:
+        at += 1
+    header = message[at + 1 : at + 1 + BATCH_HEADER_BYTES]
+    if len(header) < BATCH_HEADER_BYTES:
+        return b"", False
+    _, _, _, _, _, volume, *_, record_count, _, _, _ = BATCH_HEADER.unpack(header)
+    return volume, record_count > 0
 
 
 def join_append(batches: Iterable[bytes]) -> bytes:

@@ -43,16 +43,32 @@ class RefusedError(Exception):
 class Handler(Protocol):
     """Serves one call."""
 
-    def on_message(self, message: bytes) -> bytes:
-        """The reply to a message. Raises RefusedError, which ends the call."""
+    def on_message(self, message: bytes) -> bytes | None:
+        """The reply to a message; None if it comes later, by the `Line`. Raises RefusedError, which ends the call."""
+
+
+class Line(Protocol):
+    """A call's way to its client, besides the replies that `on_message` gives. Good until `on_end`."""
+
+    def send_message(self, message: bytes) -> None:
+        """Says what nobody asked for."""
+
+    def answer(self, reply: bytes) -> None:
+        """The reply to the first message that has none yet."""
+
+    def refuse(self, error: RefusedError) -> None:
+        """Ends the call."""
+
+    def listen(self, *, wanted: bool) -> None:
+        """Whether more messages are read. Those that have come already are heard in any case."""
 
 
 @runtime_checkable
 class Talker(Protocol):
-    """A handler that may also send without being asked."""
+    """A handler that uses the line."""
 
-    def on_begin(self, send: Callable[[bytes], object]) -> None:
-        """The call has begun; `send` is good until `on_end`."""
+    def on_begin(self, line: Line) -> None:
+        """The call has begun."""
 
     def on_end(self) -> None:
         """The call is over, however it ended."""
@@ -69,6 +85,9 @@ class _Connection(Link):
         self._admitted: Admitted | None = None
         self._giving_up: asyncio.TimerHandle | None = None
         self._last_stream = 0
+        self._unanswered = 0  # messages whose replies come later
+        self._ending = False  # ... and no further one will come
+        self._deaf = False  # no more are wanted for now
         self.frame_limit = _UNPROVED_FRAME_BYTES
 
     def connection_made(self, transport: Any) -> None:
@@ -88,8 +107,17 @@ class _Connection(Link):
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
-        self.transport.resume_reading()
+        if not self._deaf:
+            self.transport.resume_reading()
         super().resume_writing()
+
+    def listen(self, *, wanted: bool) -> None:
+        """See Line."""
+        self._deaf = not wanted
+        if self._deaf:
+            self.transport.pause_reading()
+        elif self.writable:
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The connection begins with a fixed sequence of bytes."""
@@ -135,7 +163,7 @@ class _Connection(Link):
         self._handler = make_handler()
         self.send_headers(self._head())
         if isinstance(self._handler, Talker):
-            self._handler.on_begin(self.send_message)
+            self._handler.on_begin(self)
         if ended:
             self.on_end()
 
@@ -175,15 +203,31 @@ class _Connection(Link):
             _log.exception("a call failed")
             self._refuse(RefusedError(grpc.StatusCode.UNKNOWN, f"unexpected: {error!r}"))
         else:
-            self.send_message(reply)
+            if reply is None:
+                self._unanswered += 1
+            else:
+                self.send_message(reply)
+
+    def answer(self, reply: bytes) -> None:
+        """See Line."""
+        self._unanswered -= 1
+        self.send_message(reply)
+        if self._ending and not self._unanswered:
+            self.on_end()
+
+    def refuse(self, error: RefusedError) -> None:
+        """See Line."""
+        self._refuse(error)
 
     def on_message_error(self, error: MessageError) -> None:
         """Refuses it."""
         self._refuse(RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not taken: {error}"))
 
     def on_end(self) -> None:
-        """All messages have been answered."""
-        self._end(grpc.StatusCode.OK, "")
+        """The client has said all; the call ends when all of that is answered."""
+        self._ending = self._unanswered > 0
+        if not self._ending:
+            self._end(grpc.StatusCode.OK, "")
 
     def on_reset(self, _code: int) -> None:
         """The client gave the call up."""
@@ -217,6 +261,9 @@ class _Connection(Link):
         handler, self._handler = self._handler, None
         if isinstance(handler, Talker):
             handler.on_end()
+        self._unanswered, self._ending = 0, False
+        if self._deaf:
+            self.listen(wanted=True)
         self.stream = 0
 
 

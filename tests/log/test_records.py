@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from aurora_ray.errors import MalformedError
 from aurora_ray.log import record as rec
+from aurora_ray.log._pages import walk
 from aurora_ray.log.batch import check_records, compress, encode_batch, inflate, payload, verify
+from aurora_ray.log.layout import RECORD_ALIGN, RECORD_HEADER, RECORD_HEADER_BYTES, RECORD_TYPE_MAX
 from aurora_ray.log.pages import apply_delta, fits, merge_changes, scan
 from aurora_ray.log.record import Record, RecordBuilder
 
@@ -180,6 +182,40 @@ def test_cuts_between_changes_leave_zeros(records, cuts, base_is_zeros):
     else:
         apply_delta(merged.data, base)
     assert base == expected
+
+
+def walked(batch: bytes, at: int, group: int, low: int) -> tuple[int, int, int]:
+    """What `walk` is to give, the plain way."""
+    count = 0
+    while len(batch) - at >= RECORD_HEADER_BYTES:
+        length, kind, _, _, lsn, _, of_group, _ = RECORD_HEADER.unpack_from(batch, at)
+        fits = RECORD_HEADER_BYTES <= length <= len(batch) - at and not length % RECORD_ALIGN
+        if not fits or not 1 <= kind <= RECORD_TYPE_MAX or of_group != group or lsn < low + length:
+            break
+        count, at, low = count + 1, at + length, lsn
+    return count, at, low
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=12), st.data())
+def test_the_walk_over_a_batch_goes_as_far_as_its_records_are_sound(records, data):
+    for batch in batches(records):
+        header = verify(batch)
+        begin = len(batch) - header.payload_bytes
+        damaged = bytearray(batch)
+        for _ in range(data.draw(st.integers(0, 2))):
+            at = begin + data.draw(st.integers(0, (len(batch) - begin) // 8 - 1)) * 8
+            damaged[at + data.draw(st.integers(0, 7))] ^= 1 << data.draw(st.integers(0, 7))
+        for content in (bytes(damaged), bytes(damaged[: data.draw(st.integers(begin, len(batch)))])):
+            expected = walked(content, begin, header.group, header.flush_start)
+            assert walk(content, begin, header.group, header.flush_start) == expected
+
+
+def test_records_of_all_types_and_no_others_are_sound():
+    for kind in (0, *rec.RecordType, RECORD_TYPE_MAX + 1):
+        encoded = RECORD_HEADER.pack(RECORD_HEADER_BYTES, kind, 0, 0, 40, 1, 0, 0)
+        assert walk(encoded, 0, 0, 0)[0] == (kind in list(rec.RecordType))
+    with pytest.raises(MalformedError):
+        walk(b"", 1, 0, 0)
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=12))

@@ -47,7 +47,7 @@ class ServerHandle:
         self.stub: Any = StorageNodeStub(self.channel)
         port = (await self.stub.AppendPort(pb.AppendPortRequest(), timeout=10)).port
         address = f"{self.config.host}:{port}" if self.at_append_port else self.address
-        self.append_channel = grpc.aio.insecure_channel(address)
+        self.append_address, self.append_channel = address, grpc.aio.insecure_channel(address)
         challenge = self.channel.caller.challenge
         self.append_caller = Caller(self.config.node_id, door_of(address), challenge=challenge)
         return self

@@ -196,11 +196,57 @@ scan(PyObject *Py_UNUSED(module), PyObject *args)
     return others;
 }
 
+/* ---- checking a batch */
+
+/* How many sound records there are from `at` on, which is moved behind them; `*low` is the LSN of the last one. */
+static Py_ssize_t
+sound_records(const Py_buffer *buf, Py_ssize_t *at, uint32_t group, uint64_t *low)
+{
+    Py_ssize_t count = 0;
+    for (RecordHeader header; buf->len - *at >= HEADER_BYTES; count++) {
+        memcpy(&header, (const uint8_t *)buf->buf + *at, HEADER_BYTES);
+        if (header.length < HEADER_BYTES || header.length % RECORD_ALIGN || header.length > (size_t)(buf->len - *at)
+            || header.kind < 1 || header.kind > KIND_MAX || header.group != group || header.lsn < header.length
+            || header.lsn - header.length < *low)
+            break;
+        *low = header.lsn;
+        *at += header.length;
+    }
+    return count;
+}
+
+PyDoc_STRVAR(walk_doc, "walk(batch, at, group, start_lsn, /)\n--\n\n"
+             "Walks the headers of the records from offset `at` on: lengths, types, group, LSNs that ascend from\n"
+             "`start_lsn`. (how many are sound, where they end, the LSN of the last). Without the GIL.");
+
+static PyObject *
+walk(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer buf;
+    Py_ssize_t at, count;
+    unsigned int group;
+    unsigned long long start_lsn;
+    if (!PyArg_ParseTuple(args, "y*nIK:walk", &buf, &at, &group, &start_lsn))
+        return NULL;
+    if (at < 0 || at > buf.len) {
+        PyBuffer_Release(&buf);
+        malformed("records begin beyond their batch");
+        return NULL;
+    }
+    uint64_t low = start_lsn;
+    Py_BEGIN_ALLOW_THREADS
+    count = sound_records(&buf, &at, group, &low);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buf);
+    return Py_BuildValue("(nnK)", count, at, (unsigned long long)low);
+}
+
 static PyMethodDef methods[] = {
     {"apply_at", apply_at, METH_VARARGS, apply_at_doc},
     {"apply_delta", apply_delta, METH_VARARGS, apply_delta_doc},
     {"merge", merge, METH_VARARGS, merge_doc},
     {"scan", scan, METH_VARARGS, scan_doc},
+    {"walk", walk, METH_VARARGS, walk_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,7 +2,8 @@
  *
  * Records are given as they lie in their batch, as a buffer and an offset. The layouts are those of log/layout.py; all
  * integers are little-endian, as is every machine this is built for. Nothing is trusted: whatever would reach beyond its
- * record or its page raises MalformedError. The GIL is held throughout; calls take microseconds.
+ * record or its page raises MalformedError. The GIL is held, as calls take microseconds; but not by the walk over a
+ * whole batch.
  */
 #ifndef AURORA_RECORDS_H
 #define AURORA_RECORDS_H
@@ -18,7 +19,7 @@
 #endif
 
 enum { HEADER_BYTES = 32, IMAGE_LENGTH_BYTES = 4, RANGE_BYTES = 4, PAGE_BYTES_MAX = 32768 };
-enum { KIND_PAGE = 1, FLAG_FULL = 1 };
+enum { KIND_PAGE = 1, KIND_MAX = 13, FLAG_FULL = 1, RECORD_ALIGN = 8 };
 
 typedef struct {
     uint32_t length;

@@ -1,7 +1,8 @@
-"""The hot path: one long-lived stream a writer, one write and one sync a message, in the event loop.
+"""The hot path: one long-lived stream a writer, one write and one sync a message.
 
-Nothing is indexed here and no thread is involved: a hop to a thread costs more than the write. A message is checked as
-a whole before any of it is stored, so a refused message changes nothing; the refusal ends the stream.
+Nothing is indexed here. While one volume is written to, no thread is involved: a hop to a thread costs more than the
+write. Where volumes share the node, their messages take turns (`sharing.py`). A message is checked as a whole before
+any of it is stored, so a refused message changes nothing; the refusal ends the stream.
 
 The stream is served twice, by the same logic: at the node's address by gRPC's library, as all else, for whoever has
 only that; and at the append port by `stream_server.py`, which takes half the CPU for a message. Writers use the latter.
@@ -16,12 +17,11 @@ import grpc.aio
 from aurora_ray.errors import AuroraError, DiskFullError, UnknownVolumeError
 from aurora_ray.log.batch import BatchHeader, check_records, verify
 from aurora_ray.log.wire import append_reply, split_append
-from aurora_ray.rpc.stream_server import RefusedError
 from aurora_ray.storage.disk.keys import LSN_KEY
-from aurora_ray.storage.node.status import refusal, refuse
+from aurora_ray.storage.node.status import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from aurora_ray.storage.node.node import Node
     from aurora_ray.storage.segment.segment import Segment, VdlBox
@@ -37,49 +37,17 @@ class Stored(NamedTuple):
     box: VdlBox | None
 
 
-class AppendCall:
-    """One stream at the append port; messages and replies are bytes."""
+class Written(NamedTuple):
+    """A message that was checked and written, but is not durable yet; what is in memory knows nothing of it."""
 
-    def __init__(self, appender: Appender) -> None:
-        self._appender = appender
-        self._acked_lsn = 0
-        self._box: VdlBox | None = None  # of the volume that the stream is for
-        self._send: Callable[[bytes], object] | None = None
+    fresh: list[tuple[Segment, BatchHeader, bytes]]
+    told: list[tuple[Segment, int]]  # VDLs
+    stored: Stored  # when it is durable
 
-    def on_message(self, message: bytes) -> bytes:
-        """Stores it; the reply. Raises RefusedError."""
-        try:
-            stored = self._appender.store(message)
-        except AuroraError as error:
-            raise RefusedError(*refusal(self._appender.node, error)) from error
-        self._acked_lsn = max(self._acked_lsn, stored.lsn)
-        if stored.box is not self._box:
-            self._listen_to(stored.box)
-        return self._reply()
-
-    def on_begin(self, send: Callable[[bytes], object]) -> None:
-        """`send` sends a reply that nobody asked for."""
-        self._send = send
-
-    def on_end(self) -> None:
-        """The stream is over."""
-        self._send = None
-        self._listen_to(None)
-
-    def _listen_to(self, box: VdlBox | None) -> None:
-        if self._box is not None:
-            self._box.on_subscribed.discard(self._on_subscribed)
-        self._box = box
-        if box is not None and self._send is not None:
-            box.on_subscribed.add(self._on_subscribed)
-
-    def _on_subscribed(self) -> None:
-        """The writer is told at once: a subscriber waits for news that nothing else would bring soon."""
-        if self._send is not None:
-            self._send(self._reply())
-
-    def _reply(self) -> bytes:
-        return append_reply(self._acked_lsn, subscribed=self._box is not None and self._box.subscribed)
+    @property
+    def segments(self) -> list[Segment]:
+        """Those to be synced."""
+        return list(dict.fromkeys(segment for segment, _, _ in self.fresh))
 
 
 class Appender:
@@ -88,10 +56,6 @@ class Appender:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._unchecked_bytes = 0
-
-    def call(self) -> AppendCall:
-        """What serves a stream at the append port."""
-        return AppendCall(self)
 
     async def serve(self, _: object, context: Any) -> None:
         """One stream by gRPC's library; messages and replies are bytes."""
@@ -110,6 +74,17 @@ class Appender:
 
     def store(self, message: bytes) -> Stored:
         """Makes the message's batches durable. Raises AuroraError."""
+        written = self.write(message)
+        segments = written.segments
+        try:
+            for segment in segments:
+                segment.store.sync(True)
+        except Exception as error:  # RocksDB's errors have no common class
+            raise self.failed(segments, error) from error
+        return self.take_in(written)
+
+    def write(self, message: bytes) -> Written:
+        """Checks the message's batches and writes them. Raises AuroraError."""
         node = self.node
         self._unchecked_bytes += len(message)
         if self._unchecked_bytes > max(_DISK_CHECK_BYTES, node.config.disk_reserve_bytes // 16):
@@ -118,29 +93,36 @@ class Appender:
             node.check_disk()
         if node.disk_full:
             raise DiskFullError("less than the reserve is free on the node's disk; nothing was written")
-        fresh, told, stored = self._check(split_append(message))
-        written: list[Segment] = []
+        written = self._check(split_append(message))
         put_key = LSN_KEY.pack
         try:
-            for segment, header, batch in fresh:
-                if segment not in written:
-                    written.append(segment)
+            for segment, header, batch in written.fresh:
                 segment.store.put_log(put_key(header.flush_end), batch)
-            for segment in written:
-                segment.store.sync(True)
         except Exception as error:  # RocksDB's errors have no common class
-            node.reopen_after_error(written, error)
-            raise DiskFullError(f"the log could not be written: {error}") from error
-        for segment, header, _ in fresh:
-            segment.link(header)
-        for segment, vdl in told:
-            segment.learn_vdl(vdl)
-        node.counters["appended_batches"] += len(fresh)
-        return stored
+            raise self.failed(written.segments, error) from error
+        return written
 
-    def _check(
-        self, batches: list[bytes]
-    ) -> tuple[list[tuple[Segment, BatchHeader, bytes]], list[tuple[Segment, int]], Stored]:
+    def failed(self, segments: Sequence[Segment], error: Exception) -> DiskFullError:
+        """A write or a sync did: what is on disk is the truth."""
+        self.node.reopen_after_error(segments, error)
+        return DiskFullError(f"the log could not be written: {error}")
+
+    def take_in(self, written: Written) -> Stored:
+        """It is durable by now; only from here on it counts. Raises AuroraError if it must not be told so, since its
+        segment was replaced or its epoch ended while it was synced: then it is as if it had come and never been
+        answered.
+        """
+        for segment, header, _ in written.fresh:
+            if segment.closed:
+                raise UnknownVolumeError(f"group {segment.group} was replaced or dropped in the middle: ask again")
+            if segment.check(header, segment.scl):
+                segment.link(header)
+        for segment, vdl in written.told:
+            segment.learn_vdl(vdl)
+        self.node.counters["appended_batches"] += len(written.fresh)
+        return written.stored
+
+    def _check(self, batches: list[bytes]) -> Written:
         """The batches that are new, VDLs that the others tell, and what will be stored. Changes nothing."""
         segments = self.node.segments
         fresh: list[tuple[Segment, BatchHeader, bytes]] = []
@@ -163,4 +145,4 @@ class Appender:
                 if header.prev_lsn == at_lsn:
                     chain_ends[segment] = header.flush_end
             highest_lsn = max(highest_lsn, header.flush_end)
-        return fresh, told, Stored(highest_lsn, box)
+        return Written(fresh, told, Stored(highest_lsn, box))

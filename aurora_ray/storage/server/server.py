@@ -27,6 +27,7 @@ from aurora_ray.storage.node.node import Node, free_disk_bytes
 from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.server.background import Background
 from aurora_ray.storage.server.service import StorageService, streaming, unary
+from aurora_ray.storage.server.sharing import Sharing
 from aurora_ray.storage.supervised import supervised
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
@@ -58,10 +59,11 @@ class StorageServer:
         self.background = Background(self.node)
         self.scrubber = Scrubber(self.node, self.peers)
         self._appender = Appender(self.node)
+        self._sharing = Sharing(self._appender)
         # Each server process draws its own challenge, which both of its doors want to see answered.
         self._doorkeeper = Doorkeeper(config.node_id, self._count_refusal)
         self._append_server = StreamServer(
-            {f"/{SERVICE_NAME}/Append": self._appender.call}, config.node_id, self._doorkeeper
+            {f"/{SERVICE_NAME}/Append": self._sharing.call}, config.node_id, self._doorkeeper
         )
         self.address = ""
         self._server: grpc.aio.Server | None = None
@@ -121,6 +123,7 @@ class StorageServer:
         if server is None:
             return
         await self._append_server.stop()
+        await self._sharing.close()
         await server.stop(grace_s)
         for task in self._tasks:
             task.cancel()

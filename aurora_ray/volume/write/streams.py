@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.volume_node import VolumeNode
 
 BACKLOG_BYTES_MAX: Final = 64 << 20
-MESSAGE_BYTES_MAX: Final = 16 << 20  # coalescing stops here; a single flush may be larger
+MESSAGE_BYTES_MAX: Final = 4 << 20  # coalescing stops here: other volumes wait for a message; a flush may be larger
 FLUSH_BYTES_MAX: Final = 72 << 20  # below the largest gRPC message
 WINDOW: Final = 4  # unacknowledged messages under way to one node
 BACKOFF_S: Final = (0.02, 2.0)
