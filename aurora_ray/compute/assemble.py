@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
 
+from aurora_ray import telemetry
 from aurora_ray.engine.image import import_records
+from aurora_ray.errors import AuroraError
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount.evictor import default_cache_bytes
 from aurora_ray.mount.mount import MountedVolume
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from aurora_ray.volume.read.pages import PageRun
     from aurora_ray.volume.read.source import PageSource
     from aurora_ray.volume.write.volume import Volume
+
+CACHE_SHARE: Final = 2  # of the cache, what is brought before it is asked for may take one part in so many
+
+_log = logging.getLogger(__name__)
 
 
 async def import_image(prepared: PreparedEngine, volume: Volume) -> None:
@@ -100,12 +108,27 @@ async def start_on(
     mounted: MountedVolume, engine: Engine, *, timeout_s: float, follow: StandbyFeed | None = None
 ) -> None:
     """Starts the engine on its mount, and makes sure that it speaks to it. `timeout_s`: how long nothing may move."""
-    await engine.start(
-        mounted.mount_dir,
-        env=mounted.engine_environment(),
-        pass_fds=mounted.pass_fds,
-        timeout_s=timeout_s,
-        moved=lambda: mounted.stats().get("pages_fetched"),
-        follow=follow,
-    )
+    foreseeing = asyncio.create_task(_foresee(mounted, engine), name="bring what a start will read")
+    try:
+        await engine.start(
+            mounted.mount_dir,
+            env=mounted.engine_environment(),
+            pass_fds=mounted.pass_fds,
+            timeout_s=timeout_s,
+            moved=lambda: mounted.stats().get("pages_fetched"),
+            follow=follow,
+        )
+    finally:
+        foreseeing.cancel()
+        await asyncio.gather(foreseeing, return_exceptions=True)
     mounted.check_attached()
+
+
+async def _foresee(mounted: MountedVolume, engine: Engine) -> None:
+    try:
+        with telemetry.span("engine.foresee"):
+            await engine.foresee(mounted.mount_dir, mounted.bringer(), mounted.cache_pages // CACHE_SHARE)
+    except AuroraError as error:  # the start reads what it needs all the same
+        _log.info("what a start will read was not brought: %s", error)
+    except Exception:
+        _log.exception("what a start will read was not brought")

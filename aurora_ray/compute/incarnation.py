@@ -26,6 +26,7 @@ from aurora_ray.compute.config import IncarnationPhase, InstanceConfig, Instance
 from aurora_ray.compute.directories import prepare_instance_dirs
 from aurora_ray.compute.engines import prepare_engine
 from aurora_ray.compute.leftovers import end_leftovers
+from aurora_ray.compute.names import NamesInWaiting
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.machine import this_machine
 from aurora_ray.engine.network import claim_port
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from aurora_ray.compute.config import CapacityOrder
     from aurora_ray.compute.engines import PreparedEngine
     from aurora_ray.compute.watch import Watch
+    from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import Engine, EngineExit
+    from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.mount import MountedVolume
 
 S = TypeVar("S")
@@ -74,6 +77,8 @@ class Opening(ABC):
         self._phase = IncarnationPhase.SEALING
         self._mounted: MountedVolume | None = None
         self._engine: Engine | None = None
+        self._account: EngineAccount | None = None
+        self._names: NamesInWaiting | None = None
         self._watch: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._retryable = True
@@ -110,6 +115,10 @@ class Opening(ABC):
     async def _before_mount_goes(self) -> None:  # noqa: B027 - most kinds have nothing to do here
         """In an orderly end, when the engine has shut down."""
 
+    def _reads_table(self) -> Callable[[], Awaitable[FileTable]] | None:
+        """What reads the volume's table of files as of now; None if nobody mounts that again."""
+        return None
+
     async def leave_tree(self) -> None:  # noqa: B027
         """After an orderly end: the names of the next mount, which takes time that whoever wakes it would wait."""
 
@@ -139,6 +148,8 @@ class Opening(ABC):
             raise
         self._phase = IncarnationPhase.AVAILABLE
         opened = self._opened()
+        if (read := self._reads_table()) is not None and self._account is not None:
+            self._names = NamesInWaiting(read, config.dirs.mount, str(config.volume.volume_id), self._account)
         self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
         return opened
 
@@ -155,6 +166,7 @@ class Opening(ABC):
 
     def _make_engine(self, prepared: PreparedEngine) -> Engine:
         config = self.config
+        self._account = prepared.account
         self._engine = prepared.make(
             config.dirs.run,
             self._size,
@@ -288,6 +300,8 @@ class Opening(ABC):
 
     async def _tear_down(self, reason: str, *, asked: bool, later: bool) -> None:
         """Ends what there is, in the order of dependence; goes on whatever happens on the way."""
+        if self._names is not None:
+            await self._names.close()
         await self._before_engine_goes()
         engine, mounted = self._engine, self._mounted
         if engine is not None and engine.pid is not None:

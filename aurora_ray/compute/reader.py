@@ -43,10 +43,11 @@ from aurora_ray.volume.follow.follower import Follower
 from aurora_ray.volume.read.reader import AsOf, VolumeReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aurora_ray.compute.commands import Command
     from aurora_ray.engine.base import Engine, StandbyFeed
+    from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.mount import MountedVolume
     from aurora_ray.volume.read.lease import ReadLease
     from aurora_ray.volume.spec import NodeAddress
@@ -162,6 +163,10 @@ class Reader(Opening):
             exit_end(engine),
             hung_end(engine_watch(engine, storage, config.health, config.instance_id)),
         ]
+
+    def _reads_table(self) -> Callable[[], Awaitable[FileTable]] | None:
+        """See Opening."""
+        return self._volume.read_file_table if self._volume is not None else None
 
     def _costs(self) -> tuple[int, int, int]:
         """Bytes in the mount, those that the cache would keep to, and of log since the mount was made."""

@@ -40,12 +40,11 @@ from aurora_ray.mount.localtree import leave_in_waiting
 from aurora_ray.volume.write.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import Outcome
     from aurora_ray.compute.engines import PreparedEngine
-    from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import Engine
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.mount import MountedVolume
@@ -70,8 +69,7 @@ class Writer(Opening):
         self._noting: asyncio.Task[None] | None = None
         self._fenced = asyncio.Event()
         self._first_write: FirstWrite | None = None
-        self._account: EngineAccount | None = None
-        self._left: tuple[FileTable, str] | None = None  # what the volume was at an orderly end, and at which
+        self._left: FileTable | None = None  # what the volume was at an orderly end
 
     # ---- opening
 
@@ -96,7 +94,7 @@ class Writer(Opening):
         if config.initialise:
             with self._stage("initialise", IncarnationPhase.INITIALISING):
                 await self._initialise(volume, prepared)
-        engine, self._account = self._make_engine(prepared), prepared.account
+        engine = self._make_engine(prepared)
         with self._stage("mount", IncarnationPhase.MOUNTING):
             mounted = self._mounted = await mount_for(
                 prepared,
@@ -306,18 +304,22 @@ class Writer(Opening):
             return
         await self._mounted.flush(timeout_s=self.config.stop_timeout_s)
         if self._granted is not None and self._volume is not None:
-            lsn = self._volume.tail_lsn
-            self._left = await self._volume.read_file_table(lsn), f"{self._volume.spec.volume_id}-{lsn}"
+            self._left = await self._volume.read_file_table(self._volume.tail_lsn)
+
+    def _reads_table(self) -> Callable[[], Awaitable[FileTable]]:
+        """See Opening."""
+        volume, _, _ = self._require_open()
+        return volume.read_file_table
 
     async def leave_tree(self) -> None:
-        """See Opening. What the volume was at its end it is when it opens next, unless another writer comes between:
-        then its end is another one, and this tree is nobody's."""
+        """See Opening. What the volume was at its end it is when it opens next, unless another writer comes between."""
         left, self._left = self._left, None
         if left is None or self._account is None:
             return
         uid, gid = (self._account.uid, self._account.gid) if self._account.switch else (None, None)
+        volume = str(self.config.volume.volume_id)
         try:
-            await asyncio.to_thread(leave_in_waiting, left[0], self.config.dirs.mount, left[1], uid, gid)
+            await asyncio.to_thread(leave_in_waiting, left, self.config.dirs.mount, volume, uid, gid)
         except AuroraError as error:
             _log.warning("%s: its next mount is not prepared: %s", self.config.instance_id, error)
 

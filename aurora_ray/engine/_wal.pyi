@@ -1,3 +1,6 @@
 def walk(
     window: bytes | bytearray, base: int, at: int, prev: int, segment_bytes: int, begins: bool, /
 ) -> tuple[int, int, bool, tuple[int, int, int, int, int] | None]: ...
+def blocks(
+    window: bytes | bytearray, base: int, at: int, prev: int, segment_bytes: int, begins: bool, /
+) -> tuple[int, int, bool, bytes]: ...

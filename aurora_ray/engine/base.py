@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from aurora_ray.engine.account import EngineAccount
@@ -169,6 +169,21 @@ class ReadFile(Protocol):
         """The pages as of an LSN, fewer than asked for at the file's end; None: never written."""
 
 
+class PagesOf(NamedTuple):
+    """`page_count` pages from `first_page` on of the file at a path, relative to the data directory."""
+
+    path: bytes
+    first_page: int
+    page_count: int
+
+
+class Bring(Protocol):
+    """How an engine that is being started has pages of its files brought, before it reads them."""
+
+    async def __call__(self, pages: Iterable[PagesOf], /) -> None:
+        """Returns when they are there; no two of `pages` overlap, and what there is not is left out."""
+
+
 class StandbyFeed(Protocol):
     """What an engine is fed with that follows its writer: the volume's durable log, cut to what the engine replays."""
 
@@ -247,6 +262,10 @@ class Engine(Protocol):
         A start may take as long as it must: it fails when nothing has moved for `timeout_s`. `moved` is asked what the
         caller knows of: another value than before is a move.
         """
+
+    async def foresee(self, data_dir: Path, bring: Bring, pages_max: int) -> None:
+        """Beside a start on `data_dir`, which has nothing yet: has brought what that is going to read, `pages_max`
+        pages at most. Nothing depends on it."""
 
     async def repair(
         self, data_dir: Path, kinds: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], password: str

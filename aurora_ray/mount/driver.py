@@ -24,7 +24,7 @@ from aurora_ray.mount.unlinked import Unlinked
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from aurora_ray.interposer.region import Region
@@ -224,6 +224,19 @@ class Driver:
     async def prefetch(self, slots: Sequence[int]) -> None:
         """Fetches all absent pages of these files."""
         await self._fetcher.fetch_files(slots)
+
+    async def fetch_parts(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        """See Fetcher."""
+        await self._fetcher.fetch_parts(parts)
+
+    def slots_by_path(self) -> dict[bytes, int]:
+        """The slots of the files that were mounted, by the paths that they had then."""
+        return self._local.mounted()
+
+    @property
+    def cache_pages(self) -> int:
+        """How many pages may be here at the moment."""
+        return self._evictor.budget_bytes // self._source.spec.page_size
 
     def prefetch_soon(self, slots: Sequence[int]) -> None:
         """Fetches these files in the background, a little at a time, so that a miss never waits for long behind it."""

@@ -22,7 +22,7 @@ from aurora_ray.mount.readahead import Stream
 from aurora_ray.volume.read.pages import PageRange, PageRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from aurora_ray.interposer.region import Region
     from aurora_ray.mount.localfiles import LocalFiles
@@ -42,14 +42,20 @@ _NO_EXTENTS: array[int] = array("I")
 
 @dataclass(slots=True, eq=False)
 class _Wanted:
-    """A run of absent pages of one file. When `arrived` is done, `error` is an errno or 0, or `failure` is raised."""
+    """Absent pages of one file, as runs (first, count) in order, and how many they are. When `arrived` is done, `error`
+    is an errno or 0, or `failure` is raised."""
 
     slot: int
-    first: int
+    runs: list[tuple[int, int]]
     count: int
     arrived: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     error: int = 0
     failure: BaseException | None = None
+
+    @property
+    def pages(self) -> Iterator[tuple[int, int]]:
+        """Each page, with its file's slot."""
+        return ((self.slot, page) for first, count in self.runs for page in range(first, first + count))
 
 
 class Fetcher:
@@ -157,15 +163,34 @@ class Fetcher:
     async def _bring(self, slot: int, first: int, end: int) -> int:
         """Fetches what is absent of these pages; 0 or an errno."""
         others: dict[_Wanted, None] = {}
+        mine = [
+            _Wanted(slot, [(at, n)], n)
+            for start, count in self._runs(slot, first, end, others)
+            for at, n in _split(start, count)
+        ]
+        return await self._arrival(mine, others)
+
+    async def fetch_parts(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        """What is absent of many stretches of pages, each (slot, first, end) and no two with a page in common. Those of
+        a file that follow each other are asked for together. Raises what reading raises."""
+        others: dict[_Wanted, None] = {}
         mine: list[_Wanted] = []
-        for start, count in self._runs(slot, first, end, others):
-            for at in range(start, start + count, _PAGES_A_READ):
-                n = min(_PAGES_A_READ, start + count - at)
-                wanted = _Wanted(slot, at, n)
-                self._coming.update(dict.fromkeys(((slot, page) for page in range(at, at + n)), wanted))
-                self._queue.append(wanted)
-                self._queued_pages += n
-                mine.append(wanted)
+        for slot, first, end in parts:
+            for start, count in self._runs(slot, first, end, others):
+                for at, n in _split(start, count):
+                    if mine and mine[-1].slot == slot and mine[-1].count + n <= _PAGES_A_READ:
+                        mine[-1].runs.append((at, n))
+                        mine[-1].count += n
+                    else:
+                        mine.append(_Wanted(slot, [(at, n)], n))
+        await self._arrival(mine, others)
+
+    async def _arrival(self, mine: list[_Wanted], others: Iterable[_Wanted]) -> int:
+        """Asks for `mine`, and waits for these and for `others`; 0 or an errno."""
+        for wanted in mine:
+            self._coming.update(dict.fromkeys(wanted.pages, wanted))
+            self._queue.append(wanted)
+            self._queued_pages += wanted.count
         if mine and not self._start_is_due:
             self._start_is_due = True
             asyncio.get_running_loop().call_soon(self._start)  # others may be about to ask for something as well
@@ -227,8 +252,8 @@ class Fetcher:
         finally:
             self._reading -= 1
             for wanted in together:
-                for page in range(wanted.first, wanted.first + wanted.count):
-                    del self._coming[wanted.slot, page]
+                for page in wanted.pages:
+                    del self._coming[page]
                 wanted.arrived.set_result(None)
             self._start()
 
@@ -254,7 +279,7 @@ class Fetcher:
             wanted.error = await self._learn_extents(wanted)
             if wanted.error:
                 continue
-            for group, at, n in self._by_group(wanted.slot, wanted.first, wanted.count):
+            for group, at, n in self._by_group(wanted):
                 if group is None:
                     run = PageRun(bytes(n), b"")
                     wanted.error = wanted.error or await self._fill(wanted.slot, view.file_id, at, run, lsn)
@@ -269,7 +294,8 @@ class Fetcher:
         self.pages_fetched += sum(wanted.count for wanted in together)
 
     async def _learn_extents(self, wanted: _Wanted) -> int:
-        first, end = wanted.first // EXTENT_PAGES, (wanted.first + wanted.count - 1) // EXTENT_PAGES + 1
+        first, last = wanted.runs[0][0] // EXTENT_PAGES, (sum(wanted.runs[-1]) - 1) // EXTENT_PAGES
+        end = last + 1
         leaf = first - first % _LEAF_EXTENTS
         return await self.tell_extents(wanted.slot, leaf, -(-(end - leaf) // _LEAF_EXTENTS) * _LEAF_EXTENTS)
 
@@ -292,13 +318,20 @@ class Fetcher:
             else:
                 return error
 
-    def _by_group(self, slot: int, first: int, count: int) -> Iterator[tuple[int | None, int, int]]:
+    def _by_group(self, wanted: _Wanted) -> Iterator[tuple[int | None, int, int]]:
         """(group, first page, pages) of each stretch in one group; group None: never written, zeros."""
-        end = first + count
-        while first < end:
-            group = self._region.extent_group(slot, first // EXTENT_PAGES)
-            stop = first
-            while stop < end and self._region.extent_group(slot, stop // EXTENT_PAGES) == group:
-                stop = min(end, (stop // EXTENT_PAGES + 1) * EXTENT_PAGES)
-            yield group, first, stop - first
-            first = stop
+        for first, count in wanted.runs:
+            end = first + count
+            while first < end:
+                group = self._region.extent_group(wanted.slot, first // EXTENT_PAGES)
+                stop = min(end, (first // EXTENT_PAGES + 1) * EXTENT_PAGES)
+                while stop < end and self._region.extent_group(wanted.slot, stop // EXTENT_PAGES) == group:
+                    stop = min(end, (stop // EXTENT_PAGES + 1) * EXTENT_PAGES)
+                yield group, first, stop - first
+                first = stop  # noqa: PLW2901
+
+
+def _split(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """A run in pieces (first, count) that one read can take."""
+    for at in range(first, first + count, _PAGES_A_READ):
+        yield at, min(_PAGES_A_READ, first + count - at)

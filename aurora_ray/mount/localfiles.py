@@ -42,6 +42,10 @@ class LocalFiles:
         """Where below the root a file was mounted."""
         self._paths[slot] = path
 
+    def mounted(self) -> dict[bytes, int]:
+        """The slots of files by where they were mounted, of those that nobody has opened by another name since."""
+        return {path: slot for slot, path in self._paths.items() if isinstance(path, bytes)}
+
     def close(self) -> None:
         """Closes all of them."""
         for _, fd in self._open.values():

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aurora_ray import telemetry
 from aurora_ray.errors import ConfigurationError, UsageError
@@ -25,10 +25,10 @@ from aurora_ray.interposer.region import Region
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
-from aurora_ray.mount.localtree import make_tree, take_waiting
+from aurora_ray.mount.localtree import make_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.localtree import MountedFile
@@ -85,8 +85,7 @@ class MountedVolume:
             base_lsn = source.read_lsn if writer is None else writer.tail_lsn
             table = await source.read_file_table(base_lsn)
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
-            volume = f"{source.spec.volume_id}-{base_lsn}"
-            files = await _tree(table, mount_dir, volume, (owner_uid, owner_gid), told)
+            files = await _tree(table, mount_dir, str(source.spec.volume_id), (owner_uid, owner_gid), told)
         region = Region(
             page_bytes=source.spec.page_size,
             base_lsn=base_lsn,
@@ -122,6 +121,25 @@ class MountedVolume:
     def engine_environment(self) -> dict[str, str]:
         """The variables with which the engine's processes find the volume."""
         return self._region.environment(self.mount_dir, _library_copy(self.mount_dir))
+
+    def bringer(self) -> Callable[[Iterable[tuple[bytes, int, int]]], Coroutine[Any, Any, None]]:
+        """What brings pages of the files that were mounted, each time for many stretches (path relative to the mount,
+        first page, count) of which no two have a page in common, and leaves out what there is not. It knows names as
+        they were, for whoever starts an engine here. It raises what reading the volume raises."""
+        slots = self._driver.slots_by_path()
+
+        async def bring(pages: Iterable[tuple[bytes, int, int]]) -> None:
+            known = ((slots.get(path), first, count) for path, first, count in pages)
+            parts = [(slot, first, first + count) for slot, first, count in known if slot is not None]
+            if not self._closed:
+                await self._driver.fetch_parts(parts)
+
+        return bring
+
+    @property
+    def cache_pages(self) -> int:
+        """How many pages the local cache may have at the moment."""
+        return self._driver.cache_pages
 
     def check_attached(self) -> None:
         """Raises ConfigurationError if no engine process has loaded the interposer: nothing it writes would be kept.
@@ -205,13 +223,10 @@ async def _tree(
     owner: tuple[int | None, int | None],
     told: Callable[[str], None],
 ) -> list[MountedFile]:
-    """The one that is in waiting for this volume and LSN, or a new one."""
-    files = await asyncio.to_thread(take_waiting, table, mount_dir, volume)
-    if files is None:
-        of = f"of {len(table):,} files are made"
-        tell = lambda count: told(f"{count:,} {of}")  # noqa: E731
-        files = await asyncio.to_thread(make_tree, table, mount_dir, *owner, made=tell)
-    return files
+    of = f"of {len(table):,} files are made"
+    tell = lambda count: told(f"{count:,} {of}")  # noqa: E731
+    ready = discarding.waiting(mount_dir, volume)
+    return await asyncio.to_thread(make_tree, table, mount_dir, *owner, out_of=ready, made=tell)
 
 
 def _library_copy(mount_dir: Path) -> Path:

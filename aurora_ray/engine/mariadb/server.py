@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import Bring, EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
     from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
@@ -212,6 +212,9 @@ class MariadbEngine(Server):
     def _write(self, path: Path, content: str) -> None:
         replace_file(path, content, durable=False)  # made anew at each start
         self._account.own(path, 0o600)
+
+    async def foresee(self, data_dir: Path, bring: Bring, pages_max: int) -> None:
+        """See Engine. What InnoDB's recovery is going to read is not known beforehand."""
 
     async def repair(
         self,

@@ -36,6 +36,10 @@ _PARAMETERS_OFFSET: Final = 180
 _CONSTANTS = struct.Struct("<d4I")
 _CONSTANTS_OFFSET: Final = 208
 _FLOAT_FORMAT: Final = 1234567.0
+_STATE_OFFSET: Final = 16
+_SHUT_DOWN: Final = (1, 2)  # DB_SHUTDOWNED, and the same of a standby
+_REDO = struct.Struct("<QI")  # of the last checkpoint: where replay begins, and on which timeline
+_REDO_OFFSET: Final = 40
 _PAGE_BYTES: Final = 8192
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
@@ -76,6 +80,24 @@ class ControlFile:
         if (float_format, page_bytes) != (_FLOAT_FORMAT, _PAGE_BYTES):
             raise MalformedError("the control file is of a version of PostgreSQL whose layout is not known")
         return cls(identifier, parameters, segment_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a server's next recovery begins with, by its control file: `redo` is a position in the WAL. `needless`: the
+    server ended in order. The places are the same from 13 to 18."""
+
+    redo: int
+    timeline: int
+    wal_segment_bytes: int
+    needless: bool
+
+    @classmethod
+    def read(cls, control: bytes) -> Recovery:
+        """Raises MalformedError as ControlFile.read."""
+        segment_bytes = ControlFile.read(control).wal_segment_bytes
+        redo, timeline = _REDO.unpack_from(control, _REDO_OFFSET)
+        return cls(redo, timeline, segment_bytes, _U32.unpack_from(control, _STATE_OFFSET)[0] in _SHUT_DOWN)
 
 
 def system_identifier(control: bytes) -> int:

@@ -49,6 +49,7 @@ from aurora_ray.engine.postgres.configuration import (
     troubles_of,
 )
 from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME, check_data_dir, clear_lock, make_sockets, socket_dir
+from aurora_ray.engine.postgres.foresight import foresee
 from aurora_ray.engine.postgres.image import SUPERUSER
 from aurora_ray.engine.postgres.probe import ProbeAnswer, module_answers, postmaster_answers
 from aurora_ray.engine.postgres.repair import Workshop
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import Bring, EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
     from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
@@ -212,6 +213,10 @@ class PostgresEngine(Server):
         if self._process is None:
             raise EngineError("PostgreSQL ended just after its start")
         return self._process
+
+    async def foresee(self, data_dir: Path, bring: Bring, pages_max: int) -> None:
+        """See Engine and foresight."""
+        await foresee(data_dir, bring, pages_max)
 
     async def repair(
         self, data_dir: Path, kinds: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], password: str

@@ -1,5 +1,6 @@
 /*
- * Where whole records of PostgreSQL's WAL end, for whoever hands WAL on (engine/postgres/standby/window.py).
+ * Where whole records of PostgreSQL's WAL end, for whoever hands WAL on (engine/postgres/standby/window.py), and which
+ * blocks they change, for whoever brings these ahead of a recovery (engine/postgres/foresight.py).
  *
  * WAL is a sequence of pages of 8 KiB with headers; records follow each other at multiples of 8 bytes and go on behind the
  * header of the next page (access/xlogrecord.h, access/xlog_internal.h; the same from 13 to 18). A page may be written
@@ -12,12 +13,16 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PAGE = 8192, SHORT_HEADER = 24, LONG_HEADER = 40, RECORD_HEADER = 24, CRC_OFFSET = 20 };
 enum { FIRST_IS_CONTRECORD = 1, FIRST_IS_OVERWRITE_CONTRECORD = 8 };
 enum { RMGR_XLOG = 0, XLOG_SWITCH = 0x40, XLOG_PARAMETER_CHANGE = 0x60, INFO_MASK = 0xF0 };
-enum { BLOCK_ID_DATA_SHORT = 255, PARAMETERS = 5 };
+enum { BLOCK_ID_DATA_SHORT = 255, BLOCK_ID_MAX = 32, PARAMETERS = 5 };
+enum { BLOCK_FORK_MASK = 0x0F, BLOCK_HAS_IMAGE = 0x10, BLOCK_WILL_INIT = 0x40, BLOCK_SAME_REL = 0x80 };
+enum { BLOCK_HEADER = 4, BLOCK_RELATION = 12, BLOCK_NUMBER = 4 };
+#define BLOCK_HEADERS_MAX ((BLOCK_ID_MAX + 1) * (BLOCK_HEADER + BLOCK_RELATION + BLOCK_NUMBER))
 #define RECORD_BYTES_MAX (1020u << 20) /* XLogRecordMaxSize */
 
 /* What a look into the window meets. */
@@ -118,7 +123,85 @@ read_parameters(const struct window *w, struct cursor c, const uint8_t *header, 
     return true;
 }
 
+struct block {
+    uint32_t tablespace, database, relation, fork, number;
+};
+
+struct blocks {
+    struct block *all;
+    size_t n, room;
+    bool failed; /* there was no memory for one */
+};
+
+static void
+add_block(struct blocks *blocks, struct block block)
+{
+    if (blocks->n == blocks->room) {
+        size_t room = blocks->room ? 2 * blocks->room : 1024;
+        struct block *more = realloc(blocks->all, room * sizeof *more);
+        if (more == NULL) {
+            blocks->failed = true;
+            return;
+        }
+        blocks->all = more;
+        blocks->room = room;
+    }
+    blocks->all[blocks->n++] = block;
+}
+
+/*
+ * The blocks that a record reads before it changes them. Of a record with an image of a block, those from there on are
+ * left out: how long the image's header is depends on the version.
+ */
+static void
+read_blocks(const struct window *w, struct cursor c, struct blocks *blocks)
+{
+    uint8_t body[BLOCK_HEADERS_MAX];
+    uint32_t n = c.left < sizeof body ? c.left : sizeof body, at = 0;
+    struct block block = {0};
+    if (take(w, &c, n, body) != HERE)
+        return;
+    while (at + BLOCK_HEADER + BLOCK_NUMBER <= n && body[at] <= BLOCK_ID_MAX) {
+        uint8_t flags = body[at + 1];
+        uint32_t relation = flags & BLOCK_SAME_REL ? 0 : BLOCK_RELATION;
+        if (flags & BLOCK_HAS_IMAGE || at + BLOCK_HEADER + relation + BLOCK_NUMBER > n)
+            return;
+        at += BLOCK_HEADER;
+        if (relation)
+            memcpy(&block, body + at, BLOCK_RELATION);
+        block.fork = flags & BLOCK_FORK_MASK;
+        block.number = u32(body + at + relation);
+        at += relation + BLOCK_NUMBER;
+        if (!(flags & BLOCK_WILL_INIT))
+            add_block(blocks, block);
+    }
+}
+
+static int
+compare_blocks(const void *one, const void *other)
+{
+    const uint32_t *a = one, *b = other;
+    for (size_t i = 0; i < sizeof(struct block) / sizeof *a; i++)
+        if (a[i] != b[i])
+            return a[i] < b[i] ? -1 : 1;
+    return 0;
+}
+
+/* In order, each once. */
+static void
+sort_blocks(struct blocks *blocks)
+{
+    size_t kept = 0;
+    if (blocks->n > 0)
+        qsort(blocks->all, blocks->n, sizeof *blocks->all, compare_blocks);
+    for (size_t i = 0; i < blocks->n; i++)
+        if (i == 0 || compare_blocks(&blocks->all[kept - 1], &blocks->all[i]) != 0)
+            blocks->all[kept++] = blocks->all[i];
+    blocks->n = kept;
+}
+
 struct walk {
+    struct blocks *blocks; /* NULL: nobody asks */
     uint64_t end;  /* behind the last whole record */
     uint64_t prev; /* where that one begins; 0: not known */
     enum outcome why;
@@ -144,11 +227,14 @@ step(const struct window *w, struct walk *walk, uint64_t start, uint32_t rest, s
     if (walk->prev != 0 && u64(header + 8) != walk->prev)
         return FOREIGN;
     bool changes = read_parameters(w, *c, header, parameters);
+    struct cursor body = *c;
     found = take(w, c, c->left, NULL);
     if (found != HERE)
         return found;
     if (ar_crc32c(c->crc, header, CRC_OFFSET) != u32(header + CRC_OFFSET))
         return FOREIGN;
+    if (walk->blocks != NULL)
+        read_blocks(w, body, walk->blocks);
     if (changes) {
         walk->changed = true;
         memcpy(walk->parameters, parameters, sizeof parameters);
@@ -198,6 +284,22 @@ walk_records(const struct window *w, struct walk *walk, bool begins)
     }
 }
 
+/* What both calls are given; false with an exception. `buf` is to be released then as well, if it has an owner. */
+static bool
+read_window(PyObject *args, const char *format, Py_buffer *buf, struct window *w, struct walk *walk, int *begins)
+{
+    unsigned long long base, at, prev, segment;
+    if (!PyArg_ParseTuple(args, format, buf, &base, &at, &prev, &segment, begins))
+        return false;
+    *w = (struct window){.bytes = buf->buf, .base = base, .end = base + (uint64_t)buf->len, .segment = segment};
+    *walk = (struct walk){.end = at, .prev = prev};
+    if (base % PAGE == 0 && buf->len % PAGE == 0 && at >= base && segment != 0 && segment % PAGE == 0)
+        return true;
+    PyBuffer_Release(buf);
+    PyErr_SetString(PyExc_ValueError, "a window of WAL has whole pages, and is walked from within");
+    return false;
+}
+
 PyDoc_STRVAR(walk_doc, "walk(window, base, at, prev, segment_bytes, begins, /)\n--\n\n"
              "Whole records of WAL from the position `at` on in `window`, whole pages of which the first is at `base`.\n\n"
              "`prev` is where the record before `at` begins (0: not known); with `begins`, `at` is at a page that may\n"
@@ -208,17 +310,11 @@ static PyObject *
 walk(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer buf;
-    unsigned long long base, at, prev, segment;
+    struct window w;
+    struct walk found;
     int begins;
-    if (!PyArg_ParseTuple(args, "y*KKKKp:walk", &buf, &base, &at, &prev, &segment, &begins))
+    if (!read_window(args, "y*KKKKp:walk", &buf, &w, &found, &begins))
         return NULL;
-    struct window w = {.bytes = buf.buf, .base = base, .end = base + (uint64_t)buf.len, .segment = segment};
-    struct walk found = {.end = at, .prev = prev};
-    if (base % PAGE || buf.len % PAGE || at < base || segment == 0 || segment % PAGE) {
-        PyBuffer_Release(&buf);
-        PyErr_SetString(PyExc_ValueError, "a window of WAL has whole pages, and is walked from within");
-        return NULL;
-    }
     walk_records(&w, &found, begins);
     PyBuffer_Release(&buf);
     PyObject *settings = Py_NewRef(Py_None);
@@ -232,8 +328,39 @@ walk(PyObject *Py_UNUSED(module), PyObject *args)
                          PyBool_FromLong(found.why == BEYOND), settings);
 }
 
+PyDoc_STRVAR(blocks_doc, "blocks(window, base, at, prev, segment_bytes, begins, /)\n--\n\n"
+             "As `walk`. Gives (end of the last whole record, where that one begins, whether more bytes are needed to go\n"
+             "on, the blocks that these records read, in order and each once: for each five u32 of this machine, which\n"
+             "are tablespace, database, relation, fork and number).");
+
+static PyObject *
+blocks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer buf;
+    struct window w;
+    struct walk found;
+    struct blocks read = {0};
+    int begins;
+    if (!read_window(args, "y*KKKKp:blocks", &buf, &w, &found, &begins))
+        return NULL;
+    found.blocks = &read;
+    walk_records(&w, &found, begins);
+    PyBuffer_Release(&buf);
+    sort_blocks(&read);
+    PyObject *result = NULL;
+    if (read.failed)
+        PyErr_NoMemory();
+    else
+        result = Py_BuildValue("(KKNy#)", (unsigned long long)found.end, (unsigned long long)found.prev,
+                               PyBool_FromLong(found.why == BEYOND), read.n ? (const char *)read.all : "",
+                               (Py_ssize_t)(read.n * sizeof *read.all));
+    free(read.all);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"walk", walk, METH_VARARGS, walk_doc},
+    {"blocks", blocks, METH_VARARGS, blocks_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <stdbool.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define OWNERS_BITS 0700
@@ -23,29 +25,50 @@ struct owner {
     gid_t gid;
 };
 
-/* Through the descriptor, so that no path is looked up again. Returns 0 or an errno. */
-static int shape(int fd, struct file *file, const struct owner *owner)
+/* One that is there is opened as well, if it lies in the tree: whatever somebody has put there, no link is followed. */
+static int open_there(int root, const struct file *file)
+{
+    struct open_how how = {.flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
+                           .mode = file->mode & OWNERS_BITS,
+                           .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, root, file->path, &how, sizeof how);
+}
+
+static int open_new(int root, const struct file *file)
+{
+    return openat(root, file->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, file->mode & OWNERS_BITS);
+}
+
+/*
+ * Through the descriptor, so that no path is looked up again. What is right already is left alone: each change waits its
+ * turn on a busy disk. Returns 0 or an errno; EEXIST: what is there is no file that holds nothing.
+ */
+static int shape(int fd, struct file *file, const struct owner *owner, bool there)
 {
     struct stat found;
-    if (owner->other && fchown(fd, owner->uid, owner->gid))
-        return errno;
-    if (file->mode & ~OWNERS_BITS && fchmod(fd, file->mode)) /* this process's umask may have taken them */
-        return errno;
-    if (file->size && ftruncate(fd, file->size))
-        return errno;
     if (fstat(fd, &found))
+        return errno;
+    if (there && (!S_ISREG(found.st_mode) || found.st_nlink != 1 || found.st_blocks))
+        return EEXIST;
+    bool gives = owner->other && (found.st_uid != owner->uid || found.st_gid != owner->gid);
+    if (gives && fchown(fd, owner->uid, owner->gid))
+        return errno;
+    bool lacks = (found.st_mode & 07777) != file->mode; /* this process's umask may have taken bits, */
+    if ((lacks || (gives && file->mode & (S_ISUID | S_ISGID))) && fchmod(fd, file->mode)) /* and fchown these */
+        return errno;
+    if (found.st_size != file->size && ftruncate(fd, file->size))
         return errno;
     file->ino = found.st_ino;
     return 0;
 }
 
-static int make(int root, struct file *files, Py_ssize_t n, const struct owner *owner)
+static int make(int root, struct file *files, Py_ssize_t n, const struct owner *owner, bool there)
 {
     for (Py_ssize_t i = 0; i < n; i++) {
-        int fd = openat(root, files[i].path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, files[i].mode & OWNERS_BITS);
+        int fd = there ? open_there(root, &files[i]) : open_new(root, &files[i]);
         if (fd < 0)
             return errno;
-        int error = shape(fd, &files[i], owner);
+        int error = shape(fd, &files[i], owner, there);
         close(fd);
         if (error)
             return error;
@@ -87,10 +110,10 @@ static PyObject *numbers_of(const struct file *files, Py_ssize_t n)
 
 static PyObject *make_files(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    int root;
+    int root, there;
     PyObject *items;
     long long uid, gid; /* an account's number may have 32 bits */
-    if (!PyArg_ParseTuple(args, "iO!LL:make_files", &root, &PyTuple_Type, &items, &uid, &gid))
+    if (!PyArg_ParseTuple(args, "iO!LLp:make_files", &root, &PyTuple_Type, &items, &uid, &gid, &there))
         return NULL;
     struct owner owner = {.other = uid != -1, .uid = (uid_t)uid, .gid = (gid_t)gid};
     Py_ssize_t n = PyTuple_GET_SIZE(items);
@@ -103,7 +126,7 @@ static PyObject *make_files(PyObject *Py_UNUSED(module), PyObject *args)
             goto out;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = make(root, files, n, &owner);
+    error = make(root, files, n, &owner, there);
     Py_END_ALLOW_THREADS
     if (error) {
         errno = error;
@@ -118,8 +141,9 @@ out:
 
 static PyMethodDef methods[] = {
     {"make_files", make_files, METH_VARARGS,
-     "make_files(root_fd, ((path, mode, size), ...), uid, gid) -> [inode number, ...]\n\n"
-     "Makes empty files of these sizes below a directory, for an account (-1: this process's own)."},
+     "make_files(root_fd, ((path, mode, size), ...), uid, gid, there) -> [inode number, ...]\n\n"
+     "Makes empty files of these sizes below a directory, for an account (-1: this process's own). `there`: some of them\n"
+     "may be there, with nothing in them, and are given what they lack; FileExistsError for one that is something else."},
     {NULL, NULL, 0, NULL},
 };
 
