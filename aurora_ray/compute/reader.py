@@ -213,8 +213,8 @@ class Reader(Opening):
                 answer = await self.scale(order)
             case commands.AddGroup():
                 pass  # the copies say which groups there are
-            case commands.ReplicaStatus(rows, regions):
-                self._require_open()[2].tell_replicas(rows, regions)
+            case commands.ReplicaStatus(rows, regions, writer_at):
+                self._require_open()[2].tell_replicas(rows, regions, writer_at)
             case commands.HoldHorizon() | commands.WriteBack():
                 pass  # it has been a writer a moment ago
             case commands.FirstWrite():

@@ -279,8 +279,11 @@ class Engine(Protocol):
     async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
         """Of a writer: keeps what these readers need, for `lease_s` from now on. Raises EngineError."""
 
-    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
-        """What sessions are told of their cluster from now on; of a global one, of its regions too."""
+    def tell_replicas(
+        self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = (), writer_at: tuple[str, int] | None = None
+    ) -> None:
+        """What sessions are told of their cluster from now on; of a global one, of its regions too. `writer_at`: of one
+        that follows, where its sessions have their writes run; None: nowhere."""
 
     async def write_back(self, *, timeout_s: float) -> None:
         """Of a writer that serves: writes what its caches hold and its files do not, so that an end in order, or a
@@ -427,6 +430,9 @@ class Adapter(Protocol):
     ) -> Engine:
         """An engine that can be started once on a data directory. `run_dir`: for its sockets and log. `name`: that its
         sessions know it by."""
+
+    def forwards(self, version: str) -> bool:
+        """Whether sessions on an engine that follows can have their writes run by the writer."""
 
     def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
         """What each change of a cluster's parameters needs, "dynamic" or "pending-reboot", by canonical name (None is a

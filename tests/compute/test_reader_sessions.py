@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import psycopg
@@ -70,8 +71,11 @@ async def test_sessions_know_their_cluster_and_read_their_own_writes(fleet: Flee
         assert (await execute(config, TOPOLOGY))[0][0] == "one-us-east-1"
         assert await execute(config, "select aurora_version() <> ''") == [(True,)]
         await execute(config, "set apg_write_forward.consistency_mode = 'off'")
+        assert await execute(config, "show apg_write_forward.consistency_mode") == [("off",)]
         for level in ("eventual", "session", "global"):
-            with pytest.raises(psycopg.errors.FeatureNotSupported, match="writes are not forwarded"):
+            follows = instance is fleet.reader  # what is written at the writer needs not be forwarded
+            refused = pytest.raises(psycopg.errors.FeatureNotSupported, match="writes are not forwarded")
+            with refused if follows else nullcontext():
                 await execute(config, f"set apg_write_forward.consistency_mode = '{level}'")
         seen = await execute(config, "select setting from pg_settings where name = 'rds.extensions'")
         assert seen == [("aurora_stat_utils",)]

@@ -8,7 +8,15 @@ import pytest
 from aurora_ray.engine.account import find_account
 from aurora_ray.engine.base import Horizon, ReplicaRow
 from aurora_ray.engine.postgres import functions
-from aurora_ray.engine.postgres.told import REPLICAS_NAME, hold_horizon, oldest, tell_replicas
+from aurora_ray.engine.postgres.adapter import ADAPTER
+from aurora_ray.engine.postgres.told import (
+    REPLICAS_NAME,
+    WRITER_NAME,
+    hold_horizon,
+    oldest,
+    tell_replicas,
+    tell_writer,
+)
 from aurora_ray.errors import EngineError
 
 
@@ -35,6 +43,19 @@ def test_rows_replace_those_before_and_a_server_that_has_gone_is_not_told(tmp_pa
     assert told["session_id"] == "MASTER_SESSION_ID"
     tell_replicas(tmp_path / "gone", account, [row])
     assert not (tmp_path / "gone").exists()
+
+
+def test_where_writes_run_is_told_until_they_run_nowhere(tmp_path: Path) -> None:
+    account = find_account("aurora-ray")
+    tell_writer(tmp_path, account, None)
+    tell_writer(tmp_path, account, ("127.0.0.1", 15432))
+    path = tmp_path / WRITER_NAME
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("127.0.0.1 15432\n", 0o600)
+    tell_writer(tmp_path, account, None)
+    assert not path.exists()
+    tell_writer(tmp_path / "gone", account, ("127.0.0.1", 15432))
+    assert not (tmp_path / "gone").exists()
+    assert [ADAPTER.forwards(version) for version in ("18.6.3", "16.14", "17", "")] == [True, False, False, False]
 
 
 async def test_a_server_without_the_module_says_that_it_holds_nothing(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ class MariadbAdapter:
         """See Adapter."""
         return MariadbEngine(found, account, run_dir, host=host, port=port, size=size, parameters=parameters, name=name)
 
+    def forwards(self, version: str) -> bool:  # noqa: ARG002
+        """See Adapter."""
+        return False
+
     def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
         """See Adapter."""
         return check_changes(found, changes)

@@ -240,7 +240,12 @@ class MariadbEngine(Server):
     async def hold_horizon(self, horizons: Sequence[Horizon], lease_s: float) -> None:
         """Nobody follows."""
 
-    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:  # noqa: ARG002
+    def tell_replicas(
+        self,
+        rows: Sequence[ReplicaRow],
+        regions: Sequence[RegionRow] = (),  # noqa: ARG002
+        writer_at: tuple[str, int] | None = None,  # noqa: ARG002
+    ) -> None:
         """What sessions are shown of their cluster (information_schema.replica_host_status) from now on."""
         told.tell_replicas(self._socket_dir, self._account, rows)
 

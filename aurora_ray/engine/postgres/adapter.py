@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from aurora_ray.engine.base import Adapter, Client, Engine, EngineInstall, Image
     from aurora_ray.engine.sizes import InstanceSize
 
+FORWARDS_FROM: Final = 18  # major version
+
 
 class PostgresAdapter:
     """See Adapter."""
@@ -82,6 +84,10 @@ class PostgresAdapter:
         return PostgresEngine(
             found, account, run_dir, host=host, port=port, size=size, parameters=parameters, name=name
         )
+
+    def forwards(self, version: str) -> bool:
+        """See Adapter: from 18 on a login leaves behind what the writer can be shown instead of a password."""
+        return int(version.partition(".")[0] or 0) >= FORWARDS_FROM
 
     def check_parameters(self, found: EngineInstall, changes: Mapping[str, str | None]) -> dict[str, str]:
         """See Adapter."""

@@ -240,9 +240,12 @@ class PostgresEngine(Server):
         """See Engine."""
         await told.hold_horizon(self._socket_dir, horizons, lease_s)
 
-    def tell_replicas(self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = ()) -> None:
+    def tell_replicas(
+        self, rows: Sequence[ReplicaRow], regions: Sequence[RegionRow] = (), writer_at: tuple[str, int] | None = None
+    ) -> None:
         """See Engine."""
         told.tell_replicas(self._socket_dir, self._account, rows, regions)
+        told.tell_writer(self._socket_dir, self._account, writer_at)
 
     async def complete_databases(self) -> None:
         """See Engine and functions."""

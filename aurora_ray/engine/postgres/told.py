@@ -1,7 +1,8 @@
 """What a server is told while it runs, for its sessions: through its environment, a file, and the module's sockets.
 
 `AURORA_REPLICAS_FILE` holds what `aurora_replica_status()` shows (src/facts.c); the worker behind
-`AURORA_HORIZON_SOCKET` keeps rows that readers need (src/horizon.c).
+`AURORA_HORIZON_SOCKET` keeps rows that readers need (src/horizon.c). `AURORA_FORWARD_FILE` is there while sessions may
+write on a server that follows, and says where what they write is run (src/forward_wire.c).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HORIZON_NAME: Final = "horizon"
 REPLICAS_NAME: Final = "replicas.json"
+WRITER_NAME: Final = "writer"
 HORIZON_TIMEOUT_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 80
 _ANSWER = re.compile(rb"held=(\d+)\n")
@@ -43,6 +45,7 @@ def environment(socket_dir: Path, name: str, hand_over: Path | None) -> dict[str
         PROBE_VARIABLE: str(socket_dir / PROBE_NAME),
         "AURORA_HORIZON_SOCKET": str(socket_dir / HORIZON_NAME),
         "AURORA_REPLICAS_FILE": str(socket_dir / REPLICAS_NAME),
+        "AURORA_FORWARD_FILE": str(socket_dir / WRITER_NAME),
         "AURORA_INSTANCE": name,
         "AURORA_VERSION": version("aurora-ray"),
     }
@@ -75,6 +78,16 @@ def tell_replicas(
     if socket_dir.is_dir():
         replace_file(socket_dir / REPLICAS_NAME, json.dumps(content), durable=False)
         account.own(socket_dir / REPLICAS_NAME, 0o600)
+
+
+def tell_writer(socket_dir: Path, account: EngineAccount, address: tuple[str, int] | None) -> None:
+    """Where sessions have their writes run from now on, a host and a port; None: nowhere."""
+    path = socket_dir / WRITER_NAME
+    if address is None:
+        path.unlink(missing_ok=True)
+    elif socket_dir.is_dir():
+        replace_file(path, f"{address[0]} {address[1]}\n", durable=False)
+        account.own(path, 0o600)
 
 
 def _plain(row: ReplicaRow) -> dict[str, Any]:

@@ -37,6 +37,7 @@
 
 #include "../../interposer/src/commit_hooks.h"
 #include "facts.h"
+#include "forward.h"
 #include "horizon.h"
 #include "probe.h"
 
@@ -263,6 +264,7 @@ void _PG_init(void)
     probe_register();
     horizon_register();
     facts_register();
+    forward_register();
     next_check = ProcessUtility_hook;
     ProcessUtility_hook = check_settings;
     if (why != NULL) {

@@ -8,9 +8,6 @@
  *   aurora.replica_status    rows of all instances as JSON: the content of a file that the instance's driver writes
  *   aurora.commit_lsn        the end of this session's last commit that wrote anything
  *   rds.extensions           what drivers for Amazon Aurora look for
- *
- * One can be set: apg_write_forward.consistency_mode, to `off` alone. Undefined, it would be taken for anybody's own
- * setting, and whoever turns it on would hear of it at the first write, if at all.
  */
 #include "postgres.h"
 
@@ -25,18 +22,7 @@
 #define FILE_VARIABLE "AURORA_REPLICAS_FILE"
 #define REPLICAS_BYTES_MAX (64 * 1024)
 
-enum forwarding { FORWARDING_OFF, FORWARDING_EVENTUAL, FORWARDING_SESSION, FORWARDING_GLOBAL };
-
-static const struct config_enum_entry forwardings[] = {
-    {"off", FORWARDING_OFF, false},
-    {"eventual", FORWARDING_EVENTUAL, false},
-    {"session", FORWARDING_SESSION, false},
-    {"global", FORWARDING_GLOBAL, false},
-    {NULL, 0, false},
-};
-
 static char *version, *instance, *replicas, *commit_lsn, *extensions;
-static int forwarding = FORWARDING_OFF;
 
 static const char *of_environment(const char *name)
 {
@@ -73,18 +59,6 @@ static const char *show_commit_lsn(void)
     return text;
 }
 
-static bool check_forwarding(int *wanted, void **extra, GucSource source)
-{
-    (void)extra;
-    (void)source;
-    if (*wanted == FORWARDING_OFF)
-        return true;
-    GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
-    GUC_check_errmsg("writes are not forwarded: apg_write_forward.consistency_mode can only be off");
-    GUC_check_errhint("Connect to the writer: `aurora global status` has a writer_dsn that finds it in whichever region.");
-    return false;
-}
-
 static void define(const char *name, const char *what, char **value, const char *fixed, GucShowHook show)
 {
     int flags = GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE;
@@ -98,9 +72,5 @@ void facts_register(void)
     define("aurora.instance", "Name of this instance.", &instance, "", show_instance);
     define("aurora.replica_status", "All instances of the cluster, as JSON.", &replicas, "", show_replicas);
     define("aurora.commit_lsn", "End of this session's last commit.", &commit_lsn, "", show_commit_lsn);
-    DefineCustomEnumVariable("apg_write_forward.consistency_mode",
-                             "How consistent reads are where writes are forwarded, which is not done here.", NULL,
-                             &forwarding, FORWARDING_OFF, forwardings, PGC_USERSET, GUC_NOT_IN_SAMPLE, check_forwarding,
-                             NULL, NULL);
     define("rds.extensions", "Extensions that can be had here.", &extensions, "aurora_stat_utils", NULL);
 }
