@@ -30,6 +30,7 @@ def register(parent: typer.Typer) -> None:
     app.command(epilog="Example: aurora global switchover g --to eu-west-1")(switchover)
     app.command(epilog="Example: aurora global failover g --to eu-west-1")(failover)
     app.command(epilog="Example: aurora global limits g --lease 10s --rpo 30s")(limits)
+    app.command(epilog="Example: aurora global forwarding g on")(forwarding)
     app.command(epilog="Example: aurora global residency g --jurisdiction EU --region us-east-1")(residency)
     app.command(epilog="Example: aurora global audit g -n 5")(audit)
     app.command("remove-region", epilog="Example: aurora global remove-region g eu-west-1")(remove_region)
@@ -210,6 +211,30 @@ def limits(  # noqa: PLR0917  (the command's options)
     primary = _primary(options.settings(data_dir).data_dir, name)
     wanted = [0.0 if none else duration_s(given) if given else None for given, none in pairs]
     done = primary.set_limits(name, *wanted, timeout_s=timeout_s)
+    if json:
+        write_json(done)
+        return
+    write_line(f"{name}: {done['rule']}")
+    if done["not_told"]:
+        write_line(f"not told yet, since they cannot be reached: {', '.join(done['not_told'])}")
+
+
+def forwarding(
+    name: Name,
+    switch: Annotated[str, typer.Argument(metavar="on|off", help="Whether they may.")],
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    timeout_s: options.TimeoutS = 60.0,
+) -> None:
+    """Say whether sessions on readers, in all regions, may write: what they write is run by the primary's writer.
+
+    How their reads wait for it, a session says by apg_write_forward.consistency_mode: off, eventual, session (the
+    default), global. Off for the cluster, unless turned on here.
+    """
+    if switch not in ("on", "off"):
+        raise UsageError(f"{switch!r} is neither on nor off")
+    primary = _primary(options.settings(data_dir).data_dir, name)
+    done = primary.set_forwarding(name, on=switch == "on", timeout_s=timeout_s)
     if json:
         write_json(done)
         return

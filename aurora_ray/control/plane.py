@@ -29,6 +29,7 @@ from aurora_ray.control.faults.chaos import Chaos
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.attempt import Attempt
 from aurora_ray.control.model.changes import Changes
+from aurora_ray.control.model.custom_endpoints import CLUSTER
 from aurora_ray.control.model.declared import Declared, passed_over
 from aurora_ray.control.model.journal import Journal
 from aurora_ray.control.model.keys import Key, Kind, key
@@ -83,8 +84,7 @@ class ControlPlane:
     ) -> None:
         self.config = config
         self.attempts: dict[Key, Attempt] = {}
-        self.changes = Changes()
-        self.journal = Journal()
+        self.changes, self.journal = Changes(), Journal()
         self.notify, self.wait_until, self.say = self.changes.notify, self.changes.wait_until, self.journal.say
         self.declared = Declared(config, self.say, self.notify)
         self.commit = self.declared.commit
@@ -111,6 +111,7 @@ class ControlPlane:
             clock=clock,
             on_change=self.notify,
             serving=lambda cluster: self.replicas.serving(cluster, self.processes.instances, clock(), config.region),
+            endpoint=lambda cluster: self.endpoints.address(cluster, CLUSTER, self.processes.instances),
         )
         self.chaos = Chaos(config, self.declared, self.processes, self.changes, say=self.say)
         self.meter, self.usage_log, self.pools = Meter(), UsageLog(config.data_dir), Pools(runtime, clock)
@@ -310,7 +311,7 @@ class ControlPlane:
                 if instance.seen.phase is InstancePhase.AVAILABLE and look not in self._busy:
                     self._start(look, self.processes.refresh(instance_id))
             for instance_id, commands in self.replicas.orders(
-                self.fleet, self.processes.instances, now_s, self.regions.rows(time.time())
+                self.fleet, self.processes.instances, now_s, self.regions.rows(time.time()), self.regions.writers()
             ):
                 if (what := key(Kind.REPLICAS, instance_id)) not in self._busy:
                     self._start(what, replicas.tell(self.processes.instances[instance_id], commands))

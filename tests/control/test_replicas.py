@@ -64,9 +64,20 @@ def test_instances_of_two_regions_are_told_apart() -> None:
     ((there, _),) = replicas.serving(fleet.cluster("demo"), instances, 100.0, fleet.region)
     assert there == row
     secret = Secret.from_text("ab" * 32)
-    view = View("g", fleet.region, fleet.region, instances=((row, 7),))
+    view = View("g", fleet.region, fleet.region, instances=((row, 7),), endpoint=("127.0.0.1", 15432), forwards=True)
+    again = View.from_plain(json.loads(json.dumps(view.to_plain(secret))), secret)
+    assert (again.endpoint, again.forwards) == (view.endpoint, True)
     ((heard, lsn),) = View.from_plain(json.loads(json.dumps(view.to_plain(secret))), secret).instances
     assert (heard, lsn) == (replace(row, instance_id=""), 7)
+
+
+def test_readers_that_forward_writes_are_told_where_to() -> None:
+    replicas, fleet, instances = Replicas(), with_reader(), {"demo-2": available(FOLLOWS)}
+    at = ("127.0.0.1", 15432)
+    orders = dict(replicas.orders(fleet, instances, 100.0, writers={"demo": at}))
+    assert orders["demo-2"][-1].writer_at == at  # type: ignore[attr-defined]
+    orders = dict(replicas.orders(fleet, instances, 101.0))
+    assert orders["demo-2"][-1].writer_at is None  # type: ignore[attr-defined]
 
 
 def test_a_reader_that_is_silent_falls_behind_and_holds_nothing_any_more() -> None:

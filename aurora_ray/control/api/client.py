@@ -430,6 +430,11 @@ class ControlClient:
         )
         return dict(self._report("SetCommitLimits", request, timeout_s + SLACK_S))
 
+    def set_forwarding(self, name: str, *, on: bool, timeout_s: float) -> dict[str, Any]:
+        """Whether sessions on readers of a global cluster may write; what is in force."""
+        request = pb.SetForwardingRequest(global_cluster=name, on=on, timeout_s=timeout_s)
+        return dict(self._report("SetForwarding", request, timeout_s + SLACK_S))
+
     def residency(self, name: str) -> dict[str, Any]:
         """The policy as that region knows it, and its audit log."""
         return dict(self._report("DescribeResidency", pb.DescribeRegionRequest(global_cluster=name)))

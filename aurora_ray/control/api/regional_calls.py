@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aurora_ray.control.api import acknowledging, regional, regional_report, residency
+from aurora_ray.control.api import acknowledging, forwarding, regional, regional_report, residency
 from aurora_ray.control.model.attempt import check_hope
 from aurora_ray.control.model.keys import NODE_PREFIX, Kind, key
 from aurora_ray.control.model.runtime import SupersededError
@@ -106,6 +106,11 @@ class RegionalCalls:
         await self.wait_open(LOOK_TIMEOUT_S)
         limits = acknowledging.Limits(lease_s, rpo_s, failover_after_s)
         return await acknowledging.set_limits(self._plane, name, limits, timeout_s)
+
+    async def set_forwarding(self, name: str, *, on: bool, timeout_s: float) -> dict[str, Any]:
+        """See forwarding.set_forwarding."""
+        await self.wait_open(LOOK_TIMEOUT_S)
+        return await forwarding.set_forwarding(self._plane, name, on=on, timeout_s=timeout_s)
 
     async def describe_residency(self, name: str) -> dict[str, Any]:
         """See residency.describe."""

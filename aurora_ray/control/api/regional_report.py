@@ -108,6 +108,7 @@ def _row(plane: ControlPlane, cluster: DBCluster, known: Membership) -> dict[str
         "residency": str(cluster.residency),
         "lease_s": known.lease_s or None,
         "rpo_s": known.rpo_s or None,
+        "write_forwarding": known.forwards,
         "promotion": known.promotion,
         "turnover": known.turnover.to_dict() if known.turnover is not None else None,
         "lost_tails": [

@@ -91,11 +91,16 @@ def _residency_methods(api: ControlApi) -> dict[str, tuple[Callable[[Any], Await
         done = await api.set_limits(request.global_cluster, **given, timeout_s=request.timeout_s)
         return _report(done)
 
+    async def forwarding(request: pb.SetForwardingRequest) -> pb.Report:
+        done = await api.set_forwarding(request.global_cluster, on=request.on, timeout_s=request.timeout_s)
+        return _report(done)
+
     async def residency(request: pb.DescribeRegionRequest) -> pb.Report:
         return _report(await api.describe_residency(request.global_cluster))
 
     return {
         "SetCommitLimits": (limits, pb.SetCommitLimitsRequest),
+        "SetForwarding": (forwarding, pb.SetForwardingRequest),
         "SetResidency": (set_residency, pb.SetResidencyRequest),
         "DescribeResidency": (residency, pb.DescribeRegionRequest),
     }

@@ -64,7 +64,8 @@ class Membership:
     `drained_lsn`: where it ended then. `promotion`: what the last promotion of this region came to (plain values).
     `lease_s`, `rpo_s` (seconds; 0: none): when the primary acknowledges commits, see replication/lease.py;
     `failover_after_s`: a secondary takes over by itself when the primary was not heard of for so long (0: none does);
-    `refuses_below`: primaries of earlier generations get no lease from this region.
+    `refuses_below`: primaries of earlier generations get no lease from this region. `forwards`: sessions on readers may
+    write, see engine/src/forward.c.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Membership:
     rpo_s: float = 0.0
     refuses_below: int = 0
     failover_after_s: float = 0.0
+    forwards: bool = False
 
     @property
     def holds_commits(self) -> bool:

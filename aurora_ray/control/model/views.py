@@ -36,7 +36,8 @@ class View:
     `backs_up_to`: the place of its backup, if it makes one. `lease_s`, `rpo_s`: as declared. `takes`: the generation
     that it wants to take by a failover; `refuses_below`: see Membership; `fenced_for`: the same once nothing that it
     granted is in force. `grants`: of whoever asks, the generation that gets a lease by this answer. `as_of_s`: how old
-    what it says of its lag is. `unheard_s`: for how long it has not heard of its primary.
+    what it says of its lag is. `unheard_s`: for how long it has not heard of its primary. `endpoint`: where its cluster
+    endpoint listens; `forwards`: as declared.
     """
 
     name: str
@@ -66,6 +67,8 @@ class View:
     as_of_s: float = field(default=0.0, compare=False)
     failover_after_s: float = 0.0
     unheard_s: float = field(default=0.0, compare=False)
+    endpoint: tuple[str, int] | None = None
+    forwards: bool = False
 
     @property
     def generation(self) -> int:
@@ -148,6 +151,8 @@ class View:
                 refuses_below=int(plain.get("refuses_below", 0)),
                 fenced_for=int(plain.get("fenced_for", 0)),
                 grants=int(plain.get("grants", NOTHING)),
+                endpoint=_address(plain.get("endpoint")),
+                forwards=bool(plain.get("forwards", False)),
                 backs_up_to=None if plain.get("backs_up_to") is None else str(plain["backs_up_to"]),
             )
         except (*UNDECODABLE, UsageError) as error:
@@ -159,9 +164,16 @@ def _instance(plain: Sequence[Any]) -> tuple[ReplicaRow, int]:
     return ReplicaRow(str(server), str(session), float(cpu), float(lag_ms), float(at_s), str(host)), int(lsn)
 
 
+def _address(plain: Sequence[Any] | None) -> tuple[str, int] | None:
+    if plain is None:
+        return None
+    host, port = plain
+    return str(host), int(port)
+
+
 def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
-    """What the primary says of who belongs to the global cluster, of where data may lie, and of when commits are
-    acknowledged, taken over; its own address as it says now."""
+    """What the primary says of who belongs to the global cluster, of where data may lie, of when commits are
+    acknowledged, and of whether writes are forwarded, taken over; its own address as it says now."""
     known = cluster.membership
     if known is None:
         return cluster
@@ -172,6 +184,6 @@ def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     peers: Membership = replace(known, peers=())
     for peer in (primary, *others):
         peers = peers.with_peer(peer)
-    limits = {name: getattr(view, name) for name in ("lease_s", "rpo_s", "failover_after_s")}
+    limits = {name: getattr(view, name) for name in ("lease_s", "rpo_s", "failover_after_s", "forwards")}
     known = replace(known, peers=peers.peers, **limits)
     return replace(cluster, membership=known, residency=view.residency)

@@ -99,8 +99,9 @@ class Regions:
         clock: Callable[[], float],
         on_change: Callable[[], None],
         serving: Callable[[DBCluster], tuple[tuple[ReplicaRow, int], ...]] = lambda _: (),
+        endpoint: Callable[[DBCluster], tuple[str, int] | None] = lambda _: None,
     ) -> None:
-        self._serving = serving
+        self._serving, self._endpoint = serving, endpoint
         self.volumes = volumes
         self.own_address = ""  # of our control API, once it listens
         self._config, self._declared, self._processes = config, declared, processes
@@ -202,6 +203,8 @@ class Regions:
             refuses_below=known.refuses_below,
             fenced_for=self.leases.fenced_for(known),
             as_of_s=self._age_s(owner),
+            endpoint=self._endpoint(cluster),
+            forwards=known.forwards,
             backs_up_to=(cluster.backup.location or cluster.backup.url) if cluster.backup is not None else None,
         )
 
@@ -232,6 +235,21 @@ class Regions:
             heard = [h for p in known.peers if (h := self._heard.get((known.name, p.region))) is not None]
             others = [each.view.row(wall_s - (self._clock() - each.at_s)) for each in heard]
             found[cluster.name] = [self.own_view(cluster, known).row(wall_s), *others]
+        return found
+
+    def writers(self) -> dict[str, tuple[str, int]]:
+        """Where sessions on readers have their writes run, by the cluster here: the cluster endpoint of the primary. Of
+        clusters where they do, and once the primary has been heard of."""
+        found = {}
+        for cluster in self._declared.fleet.clusters:
+            known = cluster.membership
+            if known is None or not known.forwards:
+                continue
+            heard = self._heard.get((known.name, known.primary))
+            here = known.primary == self._declared.fleet.region
+            address = self._endpoint(cluster) if here else heard.view.endpoint if heard is not None else None
+            if address is not None:
+                found[cluster.name] = address
         return found
 
     # ---- asking and telling

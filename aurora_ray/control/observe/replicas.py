@@ -35,6 +35,7 @@ LEASE_S: Final = 5.0
 ALONE_EVERY_S: Final = 30.0  # a writer without readers; those who read the rows think them stale after 300 s
 TELL_TIMEOUT_S: Final = 5.0
 NO_REGIONS: Final[Mapping[str, Sequence[RegionRow]]] = MappingProxyType({})
+NO_WRITERS: Final[Mapping[str, tuple[str, int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class Replicas:
         instances: Mapping[str, Instance],
         now_s: float,
         regions: Mapping[str, Sequence[RegionRow]] = NO_REGIONS,
+        writers: Mapping[str, tuple[str, int]] = NO_WRITERS,
     ) -> Iterator[tuple[str, tuple[Command[Any], ...]]]:
         """Who is to be told what now; to be asked about once a second, with the same clock. `regions`: of global
-        clusters, by the name of the cluster here."""
+        clusters, by the name of the cluster here; `writers`: of those whose readers forward writes, where to."""
         self._look(instances, now_s)
         for cluster in fleet.clusters:
             if cluster.phase is ClusterPhase.DELETING or not self._is_due(cluster, now_s):
@@ -70,7 +72,7 @@ class Replicas:
             serving = [i for i in cluster.instances if self._serves(i, instances)]
             region = fleet.region if cluster.membership is not None else ""
             told = [self._row(instance, now_s, region) for instance in serving]
-            rows = ReplicaStatus(told, regions.get(cluster.name, ()))
+            rows = ReplicaStatus(told, regions.get(cluster.name, ()), writers.get(cluster.name))
             horizon = HoldHorizon([h for i in serving if (h := self._horizon(i, now_s)) is not None], LEASE_S)
             for instance in serving:
                 holds = (horizon,) if instance.role.traits.writes and cluster.readers() else ()

@@ -501,6 +501,16 @@ class SetCommitLimitsRequest(_message.Message):
     failover_after_s: float
     def __init__(self, global_cluster: _Optional[str] = ..., lease_s: _Optional[float] = ..., rpo_s: _Optional[float] = ..., timeout_s: _Optional[float] = ..., failover_after_s: _Optional[float] = ...) -> None: ...
 
+class SetForwardingRequest(_message.Message):
+    __slots__ = ("global_cluster", "on", "timeout_s")
+    GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    global_cluster: str
+    on: bool
+    timeout_s: float
+    def __init__(self, global_cluster: _Optional[str] = ..., on: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
 class SetResidencyRequest(_message.Message):
     __slots__ = ("global_cluster", "regions", "jurisdictions", "timeout_s")
     GLOBAL_CLUSTER_FIELD_NUMBER: _ClassVar[int]

@@ -214,6 +214,11 @@ class ControlStub:
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.SerializeToString,
                 response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
                 _registered_method=True)
+        self.SetForwarding = channel.unary_unary(
+                '/aurora_ray.control.v1.Control/SetForwarding',
+                request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetForwardingRequest.SerializeToString,
+                response_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+                _registered_method=True)
         self.SetResidency = channel.unary_unary(
                 '/aurora_ray.control.v1.Control/SetResidency',
                 request_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetResidencyRequest.SerializeToString,
@@ -505,6 +510,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetForwarding(self, request, context):
+        """Whether sessions on readers may write: asked of the primary. Answers when all regions know.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetResidency(self, request, context):
         """Where its data may lie: asked of the primary. Answers when all regions know.
         """
@@ -746,6 +758,11 @@ def add_ControlServicer_to_server(servicer, server):
             'SetCommitLimits': grpc.unary_unary_rpc_method_handler(
                     servicer.SetCommitLimits,
                     request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.FromString,
+                    response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
+            ),
+            'SetForwarding': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetForwarding,
+                    request_deserializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.SetForwardingRequest.FromString,
                     response_serializer=aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.SerializeToString,
             ),
             'SetResidency': grpc.unary_unary_rpc_method_handler(
@@ -1765,6 +1782,33 @@ class Control:
             target,
             '/aurora_ray.control.v1.Control/SetCommitLimits',
             aurora__ray_dot_control_dot_v1_dot_control__pb2.SetCommitLimitsRequest.SerializeToString,
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetForwarding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aurora_ray.control.v1.Control/SetForwarding',
+            aurora__ray_dot_control_dot_v1_dot_control__pb2.SetForwardingRequest.SerializeToString,
             aurora__ray_dot_control_dot_v1_dot_control__pb2.Report.FromString,
             options,
             channel_credentials,

@@ -79,6 +79,7 @@ class FakeRegion:
                 lease_s=said.lease_s,
                 rpo_s=said.rpo_s,
                 failover_after_s=said.failover_after_s,
+                forwards=said.forwards,
             )
 
     def is_promoted(self, at_lsn: int, generation: int) -> None:

@@ -202,6 +202,24 @@ def is_limited(driver: Driver) -> bool:
     return known is not None and (known.lease_s, known.rpo_s) == (LEASE_S, 20.0)
 
 
+async def forward(driver: Driver) -> None:
+    await driver.api.set_forwarding(GLOBAL, on=True, timeout_s=TIMEOUT_S)
+
+
+def forwards(driver: Driver) -> bool:
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and known.forwards and driver.region.view.forwards
+
+
+async def hear_of_forwarding(driver: Driver) -> None:
+    driver.region.view = replace(driver.region.view, forwards=True, endpoint=("127.0.0.1", 5432))
+    await driver.plane.wait_until(lambda: is_told_where(driver), TIMEOUT_S, "readers know where the writer is")
+
+
+def is_told_where(driver: Driver) -> bool:
+    return driver.plane.regions.writers() == {"demo": ("127.0.0.1", 5432)}
+
+
 async def follow_with_a_lease(driver: Driver) -> None:
     driver.region.view = replace(driver.region.view, lease_s=LEASE_S)
     await join(driver)
@@ -260,6 +278,8 @@ REGIONAL: Final = (
     Verb("a failover to another region", another_is_promoted, keeps_a_tail, prepare=be_primary),
     Verb("a switchover that is overtaken", is_overtaken, gave_up, prepare=join),
     Verb("limits of commits", limit, is_limited, prepare=be_primary, api="set_limits"),
+    Verb("write forwarding", forward, forwards, prepare=be_primary, api="set_forwarding"),
+    Verb("write forwarding, by the primary", hear_of_forwarding, is_told_where, prepare=join),
     Verb("a lease that is refused", hear_of_a_failover, refuses, prepare=follow_with_a_lease),
     Verb("a failover by a rule", hear_nothing, is_primary, prepare=follow_with_a_rule),
     Verb("where data may lie", restrict, is_restricted, prepare=be_primary, api="set_residency"),

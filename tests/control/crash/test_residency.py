@@ -106,7 +106,7 @@ NOTHING: Final = "moves no data"
 STAYS: Final = {
     **dict.fromkeys(("create", "clone", "backtrack", "add_readers", "restore", "repair_state", "repair"), WITHIN),
     **dict.fromkeys(("failover", "autoscale_readers", "modify", "scale", "leave_global", "remove_region"), WITHIN),
-    **dict.fromkeys(("turn_global", "make_way"), MEMBER),
+    **dict.fromkeys(("turn_global", "make_way", "set_forwarding"), MEMBER),
     **dict.fromkeys(("create_global", "delete", "purge", "mark", "set_window", "set_parameters"), NOTHING),
     **dict.fromkeys(("set_limits", "remove_reader", "create_endpoint", "delete_endpoint"), NOTHING),
 }
