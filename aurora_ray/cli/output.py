@@ -188,7 +188,18 @@ def _capacity(capacity: dict[str, Any]) -> str:
     pauses = capacity["pause_after_s"]
     awake = f"; awake: {', '.join(capacity['awake'])}" if capacity["awake"] else ""
     idle = f"; paused after {pauses:g} s without use{awake}" if pauses else ""
-    return f"serverless, {bounds}: {capacity['acu']:g} ACU now ({capacity['reason'] or 'it has just begun'}){idle}"
+    why = capacity["reason"] or "it has just begun"
+    return f"serverless, {bounds}: {capacity['acu']:g} ACU now ({why}){idle}{_limits(capacity['limits'])}"
+
+
+def _limits(limits: dict[str, dict[str, Any]]) -> str:
+    """What the kernel does not hold an engine to, where it does not."""
+    free = [
+        words
+        for words, key in (("CPU", "cpu"), ("memory", "memory_bytes"))
+        if any(not each[key] for each in limits.values())
+    ]
+    return f"; no control group bounds its {' and '.join(free)} here" if free else ""
 
 
 def _past(known: dict[str, Any]) -> str:

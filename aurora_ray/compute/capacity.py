@@ -1,7 +1,9 @@
-"""The capacity that an incarnation was given, put in force: CPU by quota, memory by the budget of its page cache, and
-the engine's settings that can change while it runs.
+"""The capacity that an incarnation was given, put in force: CPU by quota, memory by the budget of its page cache with a
+net below (`memory.py`), and the engine's settings that can change while it runs.
 
 The engine starts without a quota, as whoever wakes a cluster waits for that; it is held when it accepts statements.
+The net is raised before anything else is, and lowered last, LOWER_AFTER_S later: what runs may still use what it was
+given before.
 What the budget takes back the machine has back: pages that leave the cache leave the system's memory with them.
 """
 
@@ -13,6 +15,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from aurora_ray.compute.memory import MemoryNet
 from aurora_ray.compute.quota import CpuQuota
 from aurora_ray.engine.sizes import CACHE_SHARE, acu_on, size_of_acu
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.mount.mount import MountedVolume
 
 LOOK_EVERY_S: Final = 0.4  # at what it uses
+LOWER_AFTER_S: Final = 10.0  # a step down; and again, until the net lies where it shall
 
 
 class Granted:
@@ -41,7 +45,9 @@ class Granted:
         self._least_bytes = opened.least_bytes or opened.memory_bytes
         self._most_bytes = opened.most_bytes or opened.memory_bytes
         place = hashlib.sha256(str(config.dirs.root).encode()).hexdigest()[:12]
-        self._quota = CpuQuota(f"aurora-ray-{config.instance_id}-{place}")
+        name = f"aurora-ray-{config.instance_id}-{place}"
+        self._quota, self._net = CpuQuota(name), MemoryNet(name)
+        self._lowering: asyncio.Task[None] | None = None
         self._cache_bytes = 0  # that the mount was opened with
         self._since_ns = time.time_ns()  # tells it from all others of the instance
         self._acu_s = 0.0  # that were had up to ...
@@ -70,19 +76,40 @@ class Granted:
         mounted.set_cache_bytes(self._budget)
         if engine.pid is not None:
             await asyncio.to_thread(self._quota.hold, engine.pid, self.size.cpus)
+            await asyncio.to_thread(self._net.hold, engine.pid, self.size.memory_bytes)
+            self._lower_later()
 
     async def scale(self, order: CapacityOrder, mounted: MountedVolume) -> None:
         """Another capacity, in force when this returns but for what the engine must be told (`size`)."""
         self._count()
         self._order = order
+        await asyncio.to_thread(self._net.change, self.size.memory_bytes)
         await asyncio.to_thread(self._quota.limit, self.size.cpus)
         mounted.set_cache_bytes(self._budget)
+        self._lower_later()
 
     async def end(self, mounted: MountedVolume) -> None:
         """Nothing holds it back any more."""
         self.stop_counting()
+        self._stop_lowering()
+        await asyncio.to_thread(self._net.free)
         mounted.set_cache_bytes(self._cache_bytes)
         await asyncio.to_thread(self._quota.limit, 0)
+
+    def _lower_later(self) -> None:
+        self._stop_lowering()
+        if not self._net.is_lowered:
+            self._lowering = asyncio.create_task(self._lower(), name="lowers the bound on memory")
+
+    def _stop_lowering(self) -> None:
+        if self._lowering is not None:
+            self._lowering.cancel()
+            self._lowering = None
+
+    async def _lower(self) -> None:
+        while not self._net.is_lowered:
+            await asyncio.sleep(LOWER_AFTER_S)
+            await asyncio.to_thread(self._net.lower)
 
     @property
     def _budget(self) -> int:
@@ -111,6 +138,7 @@ class Granted:
             "acu_room": acu_on(self._machine),
             "cpus_per_acu": self._order.cpus_per_acu,
             "cpu_enforced": int(self._quota.is_enforced),
+            "memory_limit_bytes": self._net.in_force_bytes,
         }
 
     def held_back_s(self) -> float:
@@ -120,4 +148,6 @@ class Granted:
     def close(self) -> None:
         """The engine has ended."""
         self.stop_counting()
+        self._stop_lowering()
         self._quota.close()
+        self._net.close()

@@ -115,9 +115,22 @@ def test_only_the_command_itself_writes_results(
 
 
 def test_serverless_capacity_and_a_pause_have_a_line() -> None:
-    facts = {"min": 0.0, "max": 4.0, "pause_after_s": 30.0, "acu": 1.5, "paused_since": None, "awake": ["2 sessions"]}
-    text = shown(capacity={**facts, "reason": "for 60 s no more than 1.5 ACU were wanted"})
+    facts: dict[str, Any] = {
+        "min": 0.0,
+        "max": 4.0,
+        "pause_after_s": 30.0,
+        "acu": 1.5,
+        "paused_since": None,
+        "awake": ["2 sessions"],
+    }
+    facts["limits"] = {"demo-1": {"cpu": True, "memory_bytes": 5 << 30}, "demo-2": {"cpu": True, "memory_bytes": None}}
+    text = shown(capacity={**facts, "reason": "for 60 s no more than 1.5 ACU were wanted"}, width=400)
     assert "serverless, 0 to 4 ACU: 1.5 ACU now (for 60 s no more than 1.5 ACU were wanted)" in text
     assert "paused after 30 s without use; awake: 2 sessions" in text.replace("\n", " ")
+    assert "no control group bounds its memory here" in text.replace("\n", " ")
+    facts["limits"] = {"demo-1": {"cpu": False, "memory_bytes": None}}
+    assert "no control group bounds its CPU and memory here" in shown(capacity={**facts, "reason": ""}, width=400)
+    facts["limits"] = {}
+    assert "control group" not in shown(capacity={**facts, "reason": ""})
     assert "paused, whoever connects wakes it" in shown(capacity={**facts, "reason": "", "paused_since": 1.0})
     assert "serverless" not in shown(capacity=None)

@@ -10,6 +10,7 @@ import pytest
 from aurora_ray.compute import commands, incarnation
 from aurora_ray.compute.config import CapacityOrder, InstanceConfig
 from aurora_ray.compute.instance import Instance
+from aurora_ray.compute.memory import net_of
 from aurora_ray.config import GIB, MIB
 from aurora_ray.engine.machine import Machine
 from tests.compute.test_writer import (  # noqa: F401  (fixtures)
@@ -38,6 +39,7 @@ async def test_capacity_changes_under_a_session_that_is_at_work(
         assert await _settings(session) == ("256MB", "4MB", "2048")
         begun = await _stats(instance)
         assert (begun["acu"], begun["cache_budget_bytes"]) == (0.5, 768 * MIB)
+        assert begun["memory_limit_bytes"] in (0, net_of(1 * GIB)), "0: where no control group can be made"
         spinning = asyncio.create_task(session.execute(SPIN))
         if begun["cpu_enforced"]:
             await poll_until(lambda: _held_back(instance), what="it uses its quota up")
@@ -46,8 +48,11 @@ async def test_capacity_changes_under_a_session_that_is_at_work(
         assert time.monotonic() - began_s < 1
         await spinning
         await poll_until(lambda: _has_settings(session, ("256MB", "16MB", "2048")), what="it has read its settings")
-        assert (await _stats(instance))["cache_budget_bytes"] == 6 * GIB
+        grown = await _stats(instance)
+        assert grown["cache_budget_bytes"] == 6 * GIB
+        assert grown["memory_limit_bytes"] in (0, net_of(8 * GIB))
         assert await instance.do(commands.Scale(order)) == 0.5
+        assert (await _stats(instance))["memory_limit_bytes"] == grown["memory_limit_bytes"], "it is lowered later"
         await poll_until(lambda: _has_settings(session, ("256MB", "4MB", "2048")), what="and the other ones")
         await instance.do(commands.Configure({"work_mem": "7MB"}))
         await instance.do(commands.Scale(replace(order, acu=2)))

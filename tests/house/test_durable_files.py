@@ -20,7 +20,7 @@ MAY_WRITE = {
     ("durable.py", "rename"): "the helper itself",
     ("durable.py", "replace"): "the helper itself",
     ("compute/process.py", "touch"): LOG,
-    ("compute/quota.py", "write_text"): "words to the kernel: its files of a control group",
+    ("compute/cgroup.py", "write_text"): "words to the kernel: its files of a control group",
     ("control/report/events.py", "os.open"): LOG,
     ("control/report/usage.py", "os.open"): LOG,
     ("ray/fleet.py", "open"): "/dev/null",

@@ -139,15 +139,18 @@ async def wake(plane: ControlPlane, name: str, why: str, timeout_s: float) -> No
 
 
 def report_capacity(plane: ControlPlane, cluster: DBCluster) -> dict[str, Any] | None:
-    """For `status`: bounds, what its instances have together, why, and what keeps it awake. None without bounds."""
+    """For `status`: bounds, what its instances have together, why, and what keeps it awake; `limits`: what the kernel
+    holds each of them to. None without bounds."""
     rule = cluster.capacity
     if rule is None:
         return None
-    writer, acu = cluster.writer().instance_id, 0.0
+    writer, acu, limits = cluster.writer().instance_id, 0.0, {}
     for instance in cluster.engines():
         there = plane.processes.instances.get(instance.instance_id)
-        serves = there is not None and there.seen.phase is InstancePhase.AVAILABLE
-        acu += there.seen.capacity.acu if serves and there is not None and there.seen.capacity is not None else 0.0
+        now = there.seen.capacity if there is not None and there.seen.phase is InstancePhase.AVAILABLE else None
+        if now is not None:
+            acu += now.acu
+            limits[instance.instance_id] = {"cpu": now.cpu_enforced, "memory_bytes": now.memory_limit_bytes or None}
     reason = "nobody uses it" if cluster.paused_since_s else plane.serverless.reason(writer)
     totals = plane.meter.totals(cluster.name)
     return rule.report() | {
@@ -156,6 +159,7 @@ def report_capacity(plane: ControlPlane, cluster: DBCluster) -> dict[str, Any] |
         "reason": reason,
         "paused_since": cluster.paused_since_s or None,
         "awake": list(plane.serverless.awake(cluster.name)),
+        "limits": limits,
     }
 
 

@@ -77,6 +77,8 @@ class CapacityUse:
     cache_full: bool
     busy: int = 0
     slots: int = 0  # replication slots
+    cpu_enforced: bool = False  # whether a control group holds its CPU to it
+    memory_limit_bytes: int = 0  # ... and what another one bounds its memory to; 0: nothing does
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,4 +220,6 @@ def _capacity_of(stats: Mapping[str, int | float]) -> CapacityUse | None:
         cache_full=budget > 0 and number("cached_bytes") >= FULL * budget,
         busy=int(number("busy")),
         slots=int(number("replication_slots")),
+        cpu_enforced=bool(number("cpu_enforced")),
+        memory_limit_bytes=int(number("memory_limit_bytes")),
     )
