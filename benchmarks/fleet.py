@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.machine import ROOT
+from benchmarks.procfs import Component, memory_bytes, parent_of, usage
 
 UP_TIMEOUT_S: Final = 300.0
 CALL_TIMEOUT_S: Final = 60.0
@@ -65,3 +66,39 @@ class UserFleet:
     def destroy(self) -> None:
         """Stopped and removed."""
         self.run("down", "--destroy", "--yes", timeout_s=UP_TIMEOUT_S, check=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetProcesses:
+    """All processes of the fleet in a data directory: Ray's mark is in their environment, or, where a title was written
+    over that, in their parent's.
+    """
+
+    data_dir: Path
+
+    def memory_bytes(self) -> int:
+        """What is shared counts by its share."""
+        return memory_bytes(self._now())
+
+    def cpu_s(self) -> float:
+        """CPU seconds that they have used so far; of those that have ended, nothing."""
+        return usage(self._now()).cpu_s
+
+    def _now(self) -> Component:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        marked = {pid for pid in pids if self._is_marked(pid)}
+        return Component("fleet", tuple(pid for pid in pids if pid in marked or _parent(pid) in marked))
+
+    def _is_marked(self, pid: int) -> bool:
+        try:
+            mark = f"AURORA_RAY_OF={self.data_dir}".encode()
+            return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        return parent_of(pid)
+    except IndexError:
+        return 0

@@ -21,7 +21,7 @@ import psycopg
 import typer
 
 from aurora_ray.cli import options
-from benchmarks.fleet import UserFleet
+from benchmarks.fleet import FleetProcesses, UserFleet
 from benchmarks.machine import describe
 from benchmarks.raw import OUT
 from benchmarks.serverless_trace import bursty, judge
@@ -33,8 +33,6 @@ _LOOK_S: Final = 0.05
 _QUERY: Final = "select sum(i) from generate_series(1, 20000) i"
 _COMMIT: Final = "insert into ticks values (1)"
 _NOISE: Final = "insert into noise select i, repeat(md5(i::text), 8) from generate_series(1, 20000) i"
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -176,7 +174,8 @@ def _commits(dsn: str, seconds: float) -> dict[str, float]:
 
 def paused_tenants(subject: Subject, figures: Figures, tenants: int, seconds: float) -> None:
     """What more of them cost while they are paused, and how long it takes when all are woken at once."""
-    before = _memory(subject.fleet.data_dir)
+    whole = FleetProcesses(subject.fleet.data_dir)
+    before = whole.memory_bytes()
     names = [f"tenant{number}" for number in range(tenants)]
     for name in names:
         subject.fleet.run("clone", "web", name, timeout_s=180)
@@ -185,12 +184,10 @@ def paused_tenants(subject: Subject, figures: Figures, tenants: int, seconds: fl
         subject.until_paused(name)
     time.sleep(2)
     figures.paused["tenants"] = tenants
-    figures.paused["MB each"] = round((_memory(subject.fleet.data_dir) - before) / tenants / 1e6, 1)
-    began = _cpu_s(subject.fleet.data_dir)
+    figures.paused["MB each"] = round((whole.memory_bytes() - before) / tenants / 1e6, 1)
+    began = whole.cpu_s()
     time.sleep(seconds)
-    figures.paused["CPU % of all of it, while nobody works"] = round(
-        100 * (_cpu_s(subject.fleet.data_dir) - began) / seconds, 1
-    )
+    figures.paused["CPU % of all of it, while nobody works"] = round(100 * (whole.cpu_s() - began) / seconds, 1)
     dsns = [subject.status(name)["endpoints"]["cluster"]["dsn"] for name in names]
     took: list[float] = []
 
@@ -206,41 +203,6 @@ def paused_tenants(subject: Subject, figures: Figures, tenants: int, seconds: fl
     for thread in threads:
         thread.join(90)
     figures.paused["woken at once, the last after s"] = round(max(took), 2) if len(took) == tenants else float("nan")
-
-
-def _processes(directory: Path) -> list[int]:
-    """All of a fleet's: Ray's mark is in their environment."""
-    mark, found = f"AURORA_RAY_OF={directory}".encode(), []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                found.append(int(name))
-        except OSError:
-            continue
-    return found
-
-
-def _memory(directory: Path) -> float:
-    """Bytes, what is shared by its share."""
-    total = 0
-    for pid in _processes(directory):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-def _cpu_s(directory: Path) -> float:
-    total = 0
-    for pid in _processes(directory):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
 
 
 def measure(

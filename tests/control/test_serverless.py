@@ -7,6 +7,7 @@ import pytest
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import reconcile
 from aurora_ray.control.decide.serverless import (
+    KEEP_PROCESSES_OF,
     KEEP_PROCESSES_S,
     EndpointUse,
     FitPool,
@@ -145,6 +146,26 @@ def test_processes_of_a_paused_cluster_end_after_a_while() -> None:
     assert wanted(declared(RULE, paused_since_s=WALL_S - KEEP_PROCESSES_S + 1), idle) == []
     (stop,) = wanted(declared(RULE, paused_since_s=WALL_S - KEEP_PROCESSES_S), idle)
     assert isinstance(stop, reconcile.StopInstance)
+
+
+def test_processes_stay_of_those_that_were_paused_last_only() -> None:
+    fleet = declared(RULE)
+    (cluster,) = fleet.clusters
+    many = [
+        replace(
+            cluster,
+            name=f"tenant{number}",
+            paused_since_s=WALL_S - number,
+            instances=(DBInstance(f"tenant{number}-1", Role.WRITER, "a", 100 + number, 1),),
+        )
+        for number in range(2 * KEEP_PROCESSES_OF)
+    ]
+    idle = {f"tenant{number}-1": InstanceSeen(InstancePhase.ENDED) for number in range(2 * KEEP_PROCESSES_OF)}
+    ended = wanted(replace(fleet, clusters=tuple(many)), idle)
+    assert all(isinstance(action, reconcile.StopInstance) for action in ended)
+    assert [a.instance_id for a in ended if isinstance(a, reconcile.StopInstance)] == [
+        f"tenant{number}-1" for number in range(KEEP_PROCESSES_OF, 2 * KEEP_PROCESSES_OF)
+    ]
 
 
 def test_the_engines_of_a_paused_cluster_end_and_nobody_starts_others() -> None:

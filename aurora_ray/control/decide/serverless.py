@@ -13,7 +13,7 @@ A cluster whose minimum is 0 is paused (`PauseCluster`) when for its time nothin
 That is declared, and `reconcile` then stops its engines. It is woken (`ResumeCluster`) when somebody waits at one of
 its endpoints, whoever began to wait and whoever was the control plane then; or when its minimum is no longer 0, or its
 storage needs a writer. The processes of its instances stay for KEEP_PROCESSES_S, so that it wakes quickly, and are
-ended then.
+ended then; or sooner, when KEEP_PROCESSES_OF other clusters were paused after it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.model.observed import CapacityUse, InstanceSeen
 
 KEEP_PROCESSES_S: Final = 3600.0
+KEEP_PROCESSES_OF: Final = 8  # clusters: a process is about 100 MB
 FOLLOWING_TIERS: Final = (0, 1)
 
 
@@ -127,12 +128,13 @@ class Serverless:
         clusters for which somebody waits; `wall_s`: Unix time; `short`: what those hold of their machines that have no
         more."""
         self._short = short
+        kept = sorted((c.paused_since_s for c in fleet.clusters if c.paused_since_s), reverse=True)[:KEEP_PROCESSES_OF]
         for cluster in fleet.clusters:
             if cluster.phase is not ClusterPhase.AVAILABLE:
                 continue
             if cluster.paused_since_s:
                 self._forget(cluster)
-                yield from _paused(fleet, cluster, seen, held, wall_s)
+                yield from _paused(fleet, cluster, seen, held, wall_s, warm=cluster.paused_since_s >= kept[-1])
             elif (rule := cluster.capacity) is None:
                 self._forget(cluster)
                 yield from _ungoverned(cluster, seen)
@@ -274,8 +276,15 @@ def _needs_writer(fleet: Fleet, cluster: DBCluster) -> str:
 
 
 def _paused(
-    fleet: Fleet, cluster: DBCluster, seen: Mapping[str, InstanceSeen], held: Collection[str], wall_s: float
+    fleet: Fleet,
+    cluster: DBCluster,
+    seen: Mapping[str, InstanceSeen],
+    held: Collection[str],
+    wall_s: float,
+    *,
+    warm: bool,
 ) -> Iterator[reconcile.Action]:
+    """`warm`: it is one of those whose processes may stay."""
     name = cluster.name
     if cluster.capacity is None or not cluster.capacity.pauses:
         yield ResumeCluster(f"{name} is paused, and its minimum is not 0", name)
@@ -283,12 +292,12 @@ def _paused(
         yield ResumeCluster(f"somebody waits at an endpoint of {name}, which is paused", name)
     elif (storage := _needs_writer(fleet, cluster)) != "":
         yield ResumeCluster(f"{name} is paused, and {storage}", name)
-    elif wall_s - cluster.paused_since_s >= KEEP_PROCESSES_S:
+    elif not warm or wall_s - cluster.paused_since_s >= KEEP_PROCESSES_S:
+        since = f"for {KEEP_PROCESSES_S:g} s" if warm else f"and {KEEP_PROCESSES_OF} others were paused after it"
         for instance in cluster.engines():
             now = seen.get(instance.instance_id)
             if now is not None and now.phase in (InstancePhase.ENDED, InstancePhase.IDLE):
-                why = f"{name} is paused for {KEEP_PROCESSES_S:g} s"
-                yield reconcile.StopInstance(why, instance.instance_id)
+                yield reconcile.StopInstance(f"{name} is paused {since}", instance.instance_id)
 
 
 def _ungoverned(cluster: DBCluster, seen: Mapping[str, InstanceSeen]) -> Iterator[reconcile.Action]:
