@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from aurora_ray.errors import AuroraError, UsageError
-from benchmarks import backup, cache, failover, forks, mounting, mysql, readers, regions, serverless, space, tracing
+from benchmarks import (
+    against,
+    backup,
+    cache,
+    failover,
+    forks,
+    mounting,
+    mysql,
+    readers,
+    regions,
+    serverless,
+    space,
+    tracing,
+)
 from benchmarks.data import DataSpec
 from benchmarks.loads import Load
 from benchmarks.machine import ROOT
@@ -32,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(failover.app, name="failover")
 app.command("tracing")(tracing.run)
+app.command("against")(against.run)
 app.command("space")(space.run)
 app.command("cache")(cache.run)
 app.command("mounting")(mounting.run)

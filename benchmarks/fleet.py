@@ -20,15 +20,17 @@ CALL_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class UserFleet:
-    """One data directory; `environment` is added to that of each command."""
+    """One data directory; `environment` is added to that of each command, which is that of the checkout at `root`."""
 
     data_dir: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    root: Path = ROOT
+    python: str = sys.executable
 
     def run(self, *words: str, timeout_s: float = CALL_TIMEOUT_S, check: bool = True) -> str:
         """What a command prints. Raises RuntimeError with what it complains of, unless nobody wants to know."""
         done = subprocess.run(
-            [sys.executable, "-m", "aurora_ray.cli.main", *words],
+            [self.python, "-m", "aurora_ray.cli.main", *words],
             env={
                 **os.environ,
                 "AURORA_DATA_DIR": str(self.data_dir),
@@ -37,7 +39,7 @@ class UserFleet:
             },
             capture_output=True,
             text=True,
-            cwd=ROOT,
+            cwd=self.root,
             check=False,
             timeout=timeout_s,
         )
