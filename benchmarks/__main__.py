@@ -18,6 +18,7 @@ from benchmarks import (
     forks,
     mounting,
     mysql,
+    neighbours,
     readers,
     regions,
     serverless,
@@ -54,6 +55,7 @@ app.command("regions")(regions.main)
 app.command("mysql")(mysql.main)
 app.command("backup")(backup.run)
 app.command("fork")(forks.run)
+app.command("neighbours")(neighbours.run)
 app.command("serverless")(serverless.run)
 
 

@@ -28,6 +28,7 @@ class StorageConfig:
     layer_bytes: int = 32 << 20  # log is coalesced in layers of about this size ...
     idle_layer_bytes: int = 1 << 20  # ... or of this size when no log came for idle_s
     idle_s: float = 5.0
+    tail_bytes_max: int = 1 << 30  # log of a segment that may wait for its layers: beyond, writers are slowed down
     background_interval_s: float = 0.25
     gossip_interval_s: float = 0.5
     peer_timeout_s: float = 5.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import grpc
 import pytest
 
@@ -135,3 +138,27 @@ async def test_a_write_that_fails_reopens_the_segment(start, monkeypatch):
     server.server.node.check_disk()
     assert await server.send(second) == writer.lsn
     assert (await server.state(writer)).scl == writer.lsn
+
+
+async def test_redo_that_layers_cannot_keep_up_with_is_acknowledged_later(start) -> None:
+    """What waits for its layers is bounded by slowing writers down; they are never kept waiting for good."""
+    server = await start(layer_bytes=1 << 30, idle_s=3600.0, tail_bytes_max=2000)
+    writer = await Writer().open(server)
+    began_s = time.monotonic()
+    await server.send(writer.flush(rec.page_delta(1, 0, [(0, b"x" * 900)])))
+    assert time.monotonic() - began_s < 1, "little waits yet"
+    more = writer.flush(*(rec.page_delta(1, page, [(0, b"y" * 900)]) for page in range(3)), vdl=writer.lsn)
+    began_s = time.monotonic()
+    assert await server.send(more) == writer.lsn
+    assert 2.5 < time.monotonic() - began_s < 10, "nothing makes layers here: only the longest wait ends it"
+    waiting = asyncio.create_task(server.send([writer.heartbeat()]))
+    assert await waiting == writer.lsn, "news without redo are answered at once"
+    more = writer.flush(rec.page_delta(1, 9, [(0, b"z" * 900)]), vdl=writer.lsn)
+    waiting = asyncio.create_task(server.send(more))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    began_s = time.monotonic()
+    assert await server.coalesce(writer)
+    assert await waiting == writer.lsn
+    assert time.monotonic() - began_s < 2, "there is room again"
+    assert server.server.node.counters["held_acknowledgements"] == 2

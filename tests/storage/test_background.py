@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aurora_ray.log import record as rec
+from aurora_ray.storage.segment import layers
 from tests.storage.harness import ServerHandle, Writer, introduce
 from tests.support.polling import poll_until
 
@@ -109,3 +110,25 @@ async def _longest_step(server: ServerHandle, writer: Writer) -> float:
     watcher.cancel()
     gc.enable()
     return longest
+
+
+async def test_what_is_indexed_of_the_tail_outlives_a_layer(start, monkeypatch) -> None:
+    """Where log comes in as fast as it can be indexed, an index begun anew with each layer would never be whole."""
+    monkeypatch.setattr(layers, "TAIL_PART_BYTES", 3000)
+    server = await start(layer_bytes=4000, idle_s=3600.0, background_interval_s=3600.0)
+    writer = await Writer().open(server)
+    lsns = []
+    for number in range(30):
+        await server.send(writer.flush(rec.page_delta(1, number % 7, [(number, b"x" * 900)]), vdl=writer.lsn))
+        lsns.append(writer.lsn)
+    await server.send([writer.heartbeat()])
+    segment = server.segment(writer)
+    whole = await server.pages(writer, writer.lsn, 1, count=7)
+    indexed = segment.layers.indexed_bytes
+    assert indexed >= 30 * 900
+    while segment.tail_bytes >= 4000:
+        assert await server.coalesce(writer)
+        assert await server.pages(writer, writer.lsn, 1, count=7) == whole
+        assert await server.pages(writer, lsns[-2], 1, count=7) != whole
+    again = segment.layers.indexed_bytes - indexed
+    assert again < 0.5 * indexed, "of each layer's end, what it cut a part of the index off"

@@ -152,7 +152,7 @@ def _commit(segment: Segment, index: LayerIndex, table: FileTable | None, cuts: 
         segment.cuts.setdefault(file_id, []).append(cut)
     segment.table = table
     segment.tail_bytes = max(0, segment.tail_bytes - index.nbytes)
-    segment.layers.forget_tail()
+    segment.layers.layer_made()
 
 
 class _LayerWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import google_crc32c
@@ -63,17 +64,17 @@ async def read_checked_pages(
     return pages
 
 
-async def _base(segment: Segment, lsn: int) -> tuple[int, LayerIndex | None]:
-    """Where to start from, and what comes on top. Raises OutOfRangeError, DamagedError."""
+async def _base(segment: Segment, lsn: int) -> tuple[int, tuple[LayerIndex, ...]]:
+    """Where to start from, and what comes on top, in LSN order. Raises OutOfRangeError, DamagedError."""
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
     while True:
-        base_lsn, index = await segment.layers.at(lsn)
-        if base_lsn >= segment.meta.floor_lsn:  # it may have risen while the index was built
-            return base_lsn, index
+        base_lsn, indexes = await segment.layers.at(lsn)
+        if base_lsn >= segment.meta.floor_lsn:  # it may have risen while they were built
+            return base_lsn, indexes
 
 
 class View:
-    """A segment as of an LSN: versions at `base_lsn` and the records of `index` up to `lsn` on top.
+    """A segment as of an LSN: versions at `base_lsn` and the records of `indexes` up to `lsn` on top.
 
     Good until the next pause only: then layers may end, cuts be spent and versions go, so make it afresh.
     """
@@ -81,26 +82,26 @@ class View:
     @classmethod
     async def of(cls, segment: Segment, lsn: int) -> View:
         """The segment as of `lsn`. Raises OutOfRangeError or DamagedError."""
-        base_lsn, index = await _base(segment, lsn)
-        return cls(segment, base_lsn, lsn, index)
+        base_lsn, indexes = await _base(segment, lsn)
+        return cls(segment, base_lsn, lsn, indexes)
 
-    def __init__(self, segment: Segment, base_lsn: int, lsn: int, index: LayerIndex | None) -> None:
+    def __init__(self, segment: Segment, base_lsn: int, lsn: int, indexes: Sequence[LayerIndex]) -> None:
         self._versions = Versions(segment)
         self._page_size = segment.meta.page_size
-        self._base_lsn, self._lsn, self._index = base_lsn, lsn, index
+        self._base_lsn, self._lsn, self._indexes = base_lsn, lsn, indexes
 
     def changed(self) -> list[int]:
         """Page numbers (see `page_number_key`) with changes on top of the versions; those beyond `lsn` included."""
-        return [] if self._index is None else list(self._index.pages)
+        return list(dict.fromkeys(chain.from_iterable(index.pages for index in self._indexes)))
 
     def page(self, file_id: int, page: int) -> bytearray | None:
         """A whole page; None if it was never written. Raises DamagedError."""
-        index = self._index
-        changes: Sequence[Change] = ()
-        cuts: Sequence[FileCut] = ()
-        if index is not None:
-            changes = index.pages.get(page_number_key(file_id, page), ())
-            cuts = index.cuts.get(file_id, ())
+        changes: list[Change] = []
+        cuts: list[FileCut] = []
+        number = page_number_key(file_id, page)
+        for index in self._indexes:
+            changes += index.pages.get(number, ())
+            cuts += index.cuts.get(file_id, ())
         if changes and changes[-1][0] > self._lsn:
             changes = [c for c in changes if c[0] <= self._lsn]
         if cuts:
@@ -146,16 +147,15 @@ def _last_image(changes: Sequence[Change]) -> int | None:
 
 async def read_file_table(segment: Segment, lsn: int, anomalies: list[str]) -> FileTable:
     """The file table as of `lsn`; records that make no sense are skipped, the same on every copy, and named."""
-    base_lsn, index = await _base(segment, lsn)
+    base_lsn, indexes = await _base(segment, lsn)
     table = stored_table(segment, base_lsn)
-    if index is not None:
-        pacer = Pacer()
-        for record_lsn, buf, at in index.table:
-            if record_lsn > lsn:
-                break
-            apply_to_table(table, buf, at, anomalies)
-            if pacer.due:
-                await pacer.rest()
+    pacer = Pacer()
+    for record_lsn, buf, at in chain.from_iterable(index.table for index in indexes):
+        if record_lsn > lsn:
+            break
+        apply_to_table(table, buf, at, anomalies)
+        if pacer.due:
+            await pacer.rest()
     table.lsn = lsn
     return table
 

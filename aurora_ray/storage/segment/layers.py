@@ -2,8 +2,12 @@
 
 The log of a segment is cut into layers: (floor, end 1], (end 1, end 2], ... and the tail, which has not been coalesced.
 Page versions exist at the floor and at each end. Content at an LSN inside a layer is the version at the layer's start
-with the layer's records up to the LSN on top, so one index of one layer is all a read needs. The tail's index grows as
-the log does; those of older layers are kept while they fit.
+with the layer's records up to the LSN on top, so one index of one layer is all a read needs; those of older layers are
+kept while they fit.
+
+The tail has as many indexes, one behind the other, as its log makes parts of TAIL_PART_BYTES. They grow as the log
+does, and a new layer takes the first of them away: what is indexed stays so. If a layer's end began them all anew, a
+tail of which layers are made while it is indexed could never be read.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.storage.disk.store import SegmentStore
     from aurora_ray.storage.segment.meta import SegmentMeta
 
+TAIL_PART_BYTES: Final = 8 << 20  # of records: a layer has a few, so that little of what is indexed is indexed again
 _TRUNCATE: Final = int(RecordType.TRUNCATE)
 _DROP: Final = int(RecordType.DROP)
 
@@ -84,25 +89,56 @@ class Indexed(Protocol):
     scl: int
 
 
+class _Tail:
+    """The indexes of the log behind the last layer: each begins where the one before ends."""
+
+    def __init__(self) -> None:
+        self.parts: list[LayerIndex] = []
+        self.building = asyncio.Lock()  # of the last part, or the first
+
+    def covers(self, start_lsn: int, to_lsn: int) -> bool:
+        """Whether (start_lsn, to_lsn] is indexed, and nothing from before it."""
+        parts = self.parts
+        if not parts or parts[0].start_lsn != start_lsn or parts[-1].end_lsn < to_lsn:
+            return False
+        return len(parts) == 1 or parts[0].end_lsn == parts[1].start_lsn
+
+    def begin_at(self, start_lsn: int) -> None:
+        """Forgets what lies before; of a part that a layer's end cuts, the rest has to be indexed again."""
+        parts = self.parts
+        while parts and parts[0].start_lsn < start_lsn:
+            cut = parts.pop(0)
+            if cut.end_lsn > start_lsn:
+                parts.insert(0, LayerIndex(start_lsn))
+        if not parts or parts[0].start_lsn > start_lsn:
+            parts[:] = [LayerIndex(start_lsn)]
+
+
 class LayerCache:
     """Finds, builds and keeps the indexes of one segment."""
 
     def __init__(self, segment: Indexed, bytes_max: int) -> None:
         self._segment, self._bytes_max = segment, bytes_max
-        self._tail: LayerIndex | None = None
+        self._tail = _Tail()
         self._history: OrderedDict[int, LayerIndex] = OrderedDict()  # by end_lsn, the least recently used first
+        self.indexed_bytes = 0  # of records, for reads, ever
 
     def forget_tail(self) -> None:
-        """The tail's log has changed (a truncation) or ended (a new layer)."""
-        self._tail = None
+        """The tail's log has changed: a truncation."""
+        self._tail = _Tail()
+
+    def layer_made(self) -> None:
+        """A new layer has taken the beginning of the tail; whoever indexes it at the moment sees to that afterwards."""
+        if not self._tail.building.locked():
+            self._tail.begin_at(self._segment.meta.coalesced_lsn)
 
     def forget_all(self) -> None:
         """The store has changed."""
-        self._tail = None
+        self.forget_tail()
         self._history.clear()
 
-    async def at(self, lsn: int) -> tuple[int, LayerIndex | None]:
-        """LSN of the page versions to start from, and the index of what comes on top.
+    async def at(self, lsn: int) -> tuple[int, tuple[LayerIndex, ...]]:
+        """LSN of the page versions to start from, and the indexes of what comes on top, one behind the other.
 
         Raises OutOfRangeError, DamagedError.
         """
@@ -111,60 +147,100 @@ class LayerCache:
             if lsn < meta.floor_lsn:
                 raise OutOfRangeError(f"LSN {lsn} lies below {meta.floor_lsn}, the oldest that is kept")
             if lsn >= meta.coalesced_lsn:
-                if self._tail is None or self._tail.start_lsn != meta.coalesced_lsn:
-                    self._tail = LayerIndex(meta.coalesced_lsn)
-                index, whole = self._tail, await self._extend(self._tail, min(lsn, self._segment.scl))
-            else:
-                ends = [meta.floor_lsn, *(layer.end_lsn for layer in meta.layers)]
-                number = bisect_right(ends, lsn) - 1
-                if ends[number] == lsn:
-                    return lsn, None
-                index, whole = await self._historic(ends[number], ends[number + 1])
+                parts = await self._tail_to(meta.coalesced_lsn, min(lsn, self._segment.scl))
+                if parts is not None and self._segment.meta.coalesced_lsn == meta.coalesced_lsn:
+                    return meta.coalesced_lsn, parts
+                continue
+            ends = [meta.floor_lsn, *(layer.end_lsn for layer in meta.layers)]
+            number = bisect_right(ends, lsn) - 1
+            if ends[number] == lsn:
+                return lsn, ()
+            index, whole = await self._historic(ends[number], ends[number + 1])
             if whole:
-                return index.start_lsn, index
+                return index.start_lsn, (index,)
 
     async def build(self, start_lsn: int, end_lsn: int, bytes_max: int) -> LayerIndex:
         """A new index of about `bytes_max` from `start_lsn` on, up to `end_lsn` at most."""
         index = LayerIndex(start_lsn)
-        await self._extend(index, end_lsn, bytes_max)
+        async with index.building:
+            await self._extend(index, end_lsn, end_lsn, bytes_max)
         return index
+
+    async def _tail_to(self, start_lsn: int, to_lsn: int) -> tuple[LayerIndex, ...] | None:
+        """The indexes of (start_lsn, to_lsn]; None if it is to be seen anew where to start from."""
+        tail = self._tail
+        if not tail.covers(start_lsn, to_lsn):
+            async with tail.building:
+                if tail is not self._tail or self._segment.meta.coalesced_lsn != start_lsn:
+                    return None
+                tail.begin_at(start_lsn)
+                if not await self._grow(tail, to_lsn):
+                    return None
+        return tuple(tail.parts)
+
+    async def _grow(self, tail: _Tail, to_lsn: int) -> bool:
+        """Indexes what is missing of the tail: in its first part, if a layer took some of it, and behind its last.
+        Whoever is cut off leaves what he has done."""
+        if len(tail.parts) > 1:
+            end_lsn = tail.parts[1].start_lsn
+            if not await self._whole(tail.parts[0], end_lsn, end_lsn):
+                return False
+        while tail is self._tail:
+            last = tail.parts[-1]
+            if last.end_lsn >= to_lsn:
+                return True
+            if last.nbytes >= TAIL_PART_BYTES:
+                tail.parts.append(last := LayerIndex(last.end_lsn))
+            if not await self._whole(last, to_lsn, self._segment.scl, TAIL_PART_BYTES):
+                return False
+        return False
 
     async def _historic(self, start_lsn: int, end_lsn: int) -> tuple[LayerIndex, bool]:
         index = self._history.get(end_lsn)
         if index is None:
             index = self._history[end_lsn] = LayerIndex(start_lsn)
         self._history.move_to_end(end_lsn)
-        whole = await self._extend(index, end_lsn)
+        async with index.building:
+            whole = await self._whole(index, end_lsn, self._segment.scl)
         if not whole:
             self._history.pop(end_lsn, None)
         while len(self._history) > 1 and sum(i.nbytes for i in self._history.values()) > self._bytes_max:
             self._history.popitem(last=False)
         return index, whole
 
-    async def _extend(self, index: LayerIndex, to_lsn: int, bytes_max: int | None = None) -> bool:
-        """Takes in log up to `to_lsn`, or `bytes_max`. False if what is missing was collected meanwhile, be it that
-        another reader, who was to build the index, was cancelled: then look where to start from again.
+    async def _whole(self, index: LayerIndex, to_lsn: int, up_to_lsn: int, bytes_max: int | None = None) -> bool:
+        """As `_extend`; raises DamagedError if the log has a gap. False if what is missing was collected, or annulled,
+        meanwhile, be it that another reader, who was to build the index, was cancelled: then look where to start from
+        again."""
+        segment = self._segment
+        epoch, before = segment.meta.epochs.installed_epoch, index.nbytes
+        try:
+            if await self._extend(index, to_lsn, up_to_lsn, bytes_max):
+                return True
+        finally:
+            self.indexed_bytes += index.nbytes - before
+        if index.start_lsn >= segment.meta.floor_lsn and epoch == segment.meta.epochs.installed_epoch:
+            why = f"the chain of its log ends at {index.end_lsn}, it was complete up to {to_lsn}"
+            raise DamagedError((segment.volume, segment.group), STORE, why)
+        return False
+
+    async def _extend(self, index: LayerIndex, to_lsn: int, up_to_lsn: int, bytes_max: int | None) -> bool:
+        """Takes in log up to `to_lsn`, or `bytes_max`; False if there is less. The caller holds the index's lock.
+
+        The batch that holds `to_lsn` may end beyond it, at `up_to_lsn` at most; it is taken in whole and filtered by
+        LSN when read.
         """
+        pacer = Pacer()
+        segment = self._segment
         if index.end_lsn >= to_lsn:
             return True
-        pacer = Pacer()
-        epoch = self._segment.meta.epochs.installed_epoch
-        async with index.building:
-            # The batch that holds `to_lsn` may end beyond it; it is taken in whole and filtered by LSN when read.
-            up_to_lsn = self._segment.scl if bytes_max is None else to_lsn
-            segment = self._segment
-            for lsn, batch in segment.store.log_entries(index.end_lsn, up_to_lsn):
-                if index.end_lsn >= to_lsn or (bytes_max is not None and index.nbytes >= bytes_max):
-                    return True
-                try:
-                    index.add(batch)
-                except MalformedError as error:
-                    raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
-                if pacer.due:
-                    await pacer.rest()
-            if index.start_lsn < segment.meta.floor_lsn and index.end_lsn < to_lsn:
-                return False
-            if index.end_lsn < to_lsn and bytes_max is None and epoch == segment.meta.epochs.installed_epoch:
-                why = f"the chain of its log ends at {index.end_lsn}, it was complete up to {to_lsn}"
-                raise DamagedError((segment.volume, segment.group), STORE, why)
-        return True
+        for lsn, batch in segment.store.log_entries(index.end_lsn, up_to_lsn):
+            try:
+                index.add(batch)
+            except MalformedError as error:
+                raise DamagedError((segment.volume, segment.group), Damage("log", lsn), str(error)) from error
+            if index.end_lsn >= to_lsn or (bytes_max is not None and index.nbytes >= bytes_max):
+                return True
+            if pacer.due:
+                await pacer.rest()
+        return False

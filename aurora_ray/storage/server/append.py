@@ -19,6 +19,7 @@ from aurora_ray.log.batch import BatchHeader, check_records, verify
 from aurora_ray.log.wire import append_reply, split_append
 from aurora_ray.storage.disk.keys import LSN_KEY
 from aurora_ray.storage.node.status import refuse
+from aurora_ray.storage.server.holding import wait_for_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +32,14 @@ _DISK_CHECK_BYTES: Final = 1 << 20
 
 
 class Stored(NamedTuple):
-    """What a message brought: the highest flush_end, and where its volume's VDL is known; None if it was empty."""
+    """What a message brought: the highest flush_end, and where its volume's VDL is known; None if it was empty.
+
+    `crowded`: a segment with more redo than may wait for its layers.
+    """
 
     lsn: int
     box: VdlBox | None
+    crowded: Segment | None = None
 
 
 class Written(NamedTuple):
@@ -70,7 +75,14 @@ class Appender:
             except AuroraError as error:
                 await refuse(context, self.node, error)
             acked_lsn = max(acked_lsn, stored.lsn)
+            if stored.crowded is not None:
+                self.node.counters["held_acknowledgements"] += 1
+                await wait_for_layers(self.crowded, stored.crowded)
             await write(append_reply(acked_lsn, subscribed=stored.box is not None and stored.box.subscribed))
+
+    def crowded(self, segment: Segment) -> bool:
+        """Whether more redo waits for its layers than may."""
+        return segment.tail_bytes > self.node.config.tail_bytes_max and not segment.closed
 
     def store(self, message: bytes) -> Stored:
         """Makes the message's batches durable. Raises AuroraError."""
@@ -120,7 +132,7 @@ class Appender:
         for segment, vdl in written.told:
             segment.learn_vdl(vdl)
         self.node.counters["appended_batches"] += len(written.fresh)
-        return written.stored
+        return written.stored._replace(crowded=next(filter(self.crowded, written.segments), None))
 
     def _check(self, batches: list[bytes]) -> Written:
         """The batches that are new, VDLs that the others tell, and what will be stored. Changes nothing."""

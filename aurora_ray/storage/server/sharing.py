@@ -23,6 +23,7 @@ from aurora_ray.errors import AuroraError
 from aurora_ray.log.wire import aim_of, append_reply
 from aurora_ray.rpc.stream_server import RefusedError
 from aurora_ray.storage.node.status import refusal
+from aurora_ray.storage.server.holding import Hold
 from aurora_ray.storage.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class AppendCall:
         self._waiting_bytes = 0
         self._box: VdlBox | None = None  # of the volume that the stream is for
         self._line: Line | None = None
+        self._hold = Hold(appender.crowded, self._pay)
 
     @property
     def ended(self) -> bool:
@@ -68,6 +70,12 @@ class AppendCall:
             raise RefusedError(*refusal(self._appender.node, error)) from error
         return self._acknowledge(stored)
 
+    def _pay(self, owed: int) -> None:
+        """Replies that were held back."""
+        for _ in range(owed):
+            if self._line is not None:
+                self._line.answer(self._reply())
+
     def on_begin(self, line: Line) -> None:
         """See Talker."""
         self._line = line
@@ -75,13 +83,14 @@ class AppendCall:
     def on_end(self) -> None:
         """The stream is over."""
         self._line = None
+        self._hold.end()
         self._listen_to(None)
 
     def answer(self, message_bytes: int, stored: Stored) -> None:
         """A message that waited is durable."""
         reply = self._acknowledge(stored)
         self._waiting_bytes -= message_bytes
-        if self._line is not None:
+        if self._line is not None and reply is not None:
             self._line.answer(reply)
         if self._line is not None and self._waiting_bytes <= WAITING_BYTES_MAX // 2:
             self._line.listen(wanted=True)
@@ -92,10 +101,14 @@ class AppendCall:
         if self._line is not None:
             self._line.refuse(told)
 
-    def _acknowledge(self, stored: Stored) -> bytes:
+    def _acknowledge(self, stored: Stored) -> bytes | None:
+        """The reply, or None if it is to come later."""
         self._acked_lsn = max(self._acked_lsn, stored.lsn)
         if stored.box is not self._box:
             self._listen_to(stored.box)
+        if self._line is not None and self._hold.takes(stored.crowded):
+            self._appender.node.counters["held_acknowledgements"] += stored.crowded is not None
+            return None
         return self._reply()
 
     def _listen_to(self, box: VdlBox | None) -> None:
@@ -107,7 +120,7 @@ class AppendCall:
 
     def _on_subscribed(self) -> None:
         """The writer is told at once: a subscriber waits for news that nothing else would bring soon."""
-        if self._line is not None:
+        if self._line is not None and not self._hold.holds:
             self._line.send_message(self._reply())
 
     def _reply(self) -> bytes:
