@@ -37,7 +37,7 @@ Progress = Callable[[str], None]  # called when a step begins
 Save = Callable[[Result], None]  # called when there is something new in the result
 COPY = "bulk load, COPY"
 _SEEDS = 1_000_000_000  # below the limits of all load generators
-NO_READERS = "mixed reads on readers: no suite has them yet"
+NO_READERS = "mixed reads on readers: `python -m benchmarks readers` measures them"
 
 
 @dataclass(frozen=True, slots=True)
