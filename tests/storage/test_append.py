@@ -155,7 +155,7 @@ async def test_redo_that_layers_cannot_keep_up_with_is_acknowledged_later(start)
     assert await waiting == writer.lsn, "news without redo are answered at once"
     more = writer.flush(rec.page_delta(1, 9, [(0, b"z" * 900)]), vdl=writer.lsn)
     waiting = asyncio.create_task(server.send(more))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.5)  # not synchronisation: nothing is to happen meanwhile
     assert not waiting.done()
     began_s = time.monotonic()
     assert await server.coalesce(writer)
