@@ -87,11 +87,19 @@ async def pair(start: Any) -> Any:
 
 
 @pytest.fixture
-def slow(pair: Any) -> Iterator[SlowSync]:
+def slow(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowSync]:
+    monkeypatch.setattr(sharing, "THREAD_FROM_BYTES", 0)
     server, noisy, _ = pair
     slow = SlowSync(server.segment(noisy.writer))
     yield slow
     slow.let_go.set()
+
+
+async def test_little_is_synced_in_the_loop_and_much_by_a_thread(pair: Any) -> None:
+    server, noisy, _ = pair
+    assert server.server._sharing._threads is None
+    await noisy.commit(3 << 20)
+    assert server.server._sharing._threads is not None
 
 
 async def test_a_sync_of_one_volume_holds_up_no_other(pair: Any, slow: SlowSync) -> None:

@@ -2,9 +2,11 @@
 
 What an append waits for in a node is the event loop, which checks and writes one message after the other, and the
 disk, which syncs. While one volume is written to, both are done at once, in the loop. As soon as a second one is,
-messages wait in a queue for each volume, and volumes take turns by bytes (`turns.py`). A turn writes what it takes and
-has it synced by a thread, and the loop is free for the others meanwhile: a sync of megabytes holds up nobody's sync of
-a few hundred bytes. What comes for a volume during its sync is written and synced together in its next turn.
+messages wait in a queue for each volume, and volumes take turns by bytes (`turns.py`). A turn that writes much is
+synced by a thread, and the loop is free for the others meanwhile: a sync of megabytes holds up nobody's sync of a few
+hundred bytes. What comes for a volume during its sync is written and synced together in its next turn. Little is synced
+in the loop: where all CPUs are busy, a thread and then the loop have to wait for theirs, which takes longer than a sync
+(measured with all syncs in threads: a quiet tenant's commits took two to three times as long).
 
 What a volume has waiting is bounded: a connection that has sent more is not read from until half of it was taken.
 Nothing that a message says counts before it is durable (`Appender.take_in`), and a seal that comes in the middle has it
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aurora_ray.rpc.stream_server import Line
-    from aurora_ray.storage.segment.segment import VdlBox
+    from aurora_ray.storage.segment.segment import Segment, VdlBox
     from aurora_ray.storage.server.append import Appender, Stored, Written
 
 SHARED_FOR_S: Final = 1.0  # since appends of two volumes followed each other
 WAITING_BYTES_MAX: Final = 8 << 20  # of one stream: beyond, it is not read from
+THREAD_FROM_BYTES: Final = 1 << 20  # written by a turn
 SYNC_THREADS: Final = 8  # the disk has as many syncs to do at once; volumes beyond that wait in turn
 _END_S: Final = 5.0
 
@@ -187,7 +190,9 @@ class Sharing:
             return
         volume, waiting = turn
         unsynced = self._write(waiting)
-        if any(each.written.fresh for each in unsynced):
+        if sum(each.message_bytes for each in unsynced) < THREAD_FROM_BYTES:
+            self._finish_synced(volume, unsynced, _sync_all(_syncs_of(unsynced)))
+        elif any(each.written.fresh for each in unsynced):
             sync = asyncio.get_running_loop().create_task(self._sync(volume, unsynced), name="storage-append-sync")
             self._syncs.add(sync)
             sync.add_done_callback(self._syncs.discard)
@@ -207,20 +212,23 @@ class Sharing:
         return unsynced
 
     async def _sync(self, volume: bytes, unsynced: Sequence[_Unsynced]) -> None:
-        """One for all that the turn wrote."""
+        """In a thread."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="append-sync")
-        segments = list(dict.fromkeys(segment for each in unsynced for segment in each.written.segments))
-        syncs = [segment.store.sync for segment in segments]
+        syncs = _syncs_of(unsynced)
         error = await asyncio.get_running_loop().run_in_executor(self._threads, _sync_all, syncs)
-        kept = [segment for segment in segments if not segment.closed]  # others were replaced or dropped meanwhile
+        self._finish_synced(volume, unsynced, error)
+        self._serve_soon()
+
+    def _finish_synced(self, volume: bytes, unsynced: Sequence[_Unsynced], error: Exception | None) -> None:
+        """`error`: of the sync."""
+        kept = [segment for segment in _segments_of(unsynced) if not segment.closed]  # others were replaced or dropped
         if error is not None and kept:
             failure = self._appender.failed(kept, error)
             for each in unsynced:
                 each.call.refuse(failure)
             unsynced = ()
         self._finish(volume, unsynced)
-        self._serve_soon()
 
     def _finish(self, volume: bytes, unsynced: Sequence[_Unsynced]) -> None:
         for call, message_bytes, written in unsynced:
@@ -231,8 +239,17 @@ class Sharing:
         self._turns.done(volume)
 
 
+def _segments_of(unsynced: Sequence[_Unsynced]) -> list[Segment]:
+    return list(dict.fromkeys(segment for each in unsynced for segment in each.written.segments))
+
+
+def _syncs_of(unsynced: Sequence[_Unsynced]) -> list[Callable[[bool], object]]:
+    """One for each segment, for all that the turn wrote."""
+    return [segment.store.sync for segment in _segments_of(unsynced)]
+
+
 def _sync_all(syncs: Sequence[Callable[[bool], object]]) -> Exception | None:
-    """In a thread; what fails is given, without a traceback that would keep a database open."""
+    """What fails is given, without a traceback that would keep a database open."""
     try:
         for sync in syncs:
             sync(True)
