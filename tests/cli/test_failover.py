@@ -4,6 +4,7 @@ trace of each failover tells what the clients saw."""
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -197,12 +198,20 @@ def test_a_failover_that_is_asked_for(fleet: CliFleet) -> None:
     assert "has no instance 'demo-2'" in refused.stderr
 
 
-def test_a_dsn_of_instance_addresses_finds_the_writer_before_and_after(fleet: CliFleet, free_port: int) -> None:
+@pytest.fixture
+def address_of_nobody() -> Iterator[str]:
+    """Where connections are refused: bound, so that nobody else comes to listen there meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+def test_a_dsn_of_instance_addresses_finds_the_writer_before_and_after(fleet: CliFleet, address_of_nobody: str) -> None:
     """libpq's own way, past the endpoint; an address at which nobody is (any more) comes first."""
     before = fleet.up()
     dsn = before["endpoints"]["instances"]["dsn"]
     assert f":{before['instances'][0]['port']}/" in dsn
-    dsn = dsn.replace("@", f"@127.0.0.1:{free_port},", 1) + "&connect_timeout=5"
+    dsn = dsn.replace("@", f"@{address_of_nobody},", 1) + "&connect_timeout=5"
     fleet.execute(dsn, "drop table if exists direct; create table direct (id serial)")
     psql = find_install(None, None).bin_dir / "psql"
     statement = "insert into direct default values"

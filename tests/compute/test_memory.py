@@ -63,9 +63,11 @@ def test_the_net_is_raised_at_once_and_lowered_to_what_cannot_be_taken_back(tmp_
     limit = group / ("memory.limit_in_bytes" if version == 1 else "memory.max")
     _says(group, version, usage=100 * MIB, files=0)
     net = MemoryNet("engine", tmp_path)
-    net.hold(os.getpid(), 4 * GIB)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        net.hold(process.pid, 4 * GIB)
+        process.kill()
     assert (net.in_force_bytes, limit.read_text()) == (5 * GIB, str(5 * GIB))
-    assert (group / "cgroup.procs").read_text().startswith(str(os.getpid()))
+    assert (group / "cgroup.procs").read_text().startswith(str(process.pid))
     net.change(8 * GIB)
     assert (net.in_force_bytes, net.is_lowered) == (10 * GIB, True)
     net.change(1 * GIB)
