@@ -132,7 +132,8 @@ class Appender:
         for segment, vdl in written.told:
             segment.learn_vdl(vdl)
         self.node.counters["appended_batches"] += len(written.fresh)
-        return written.stored._replace(crowded=next(filter(self.crowded, written.segments), None))
+        crowded = next((segment for segment, _, _ in written.fresh if self.crowded(segment)), None)
+        return written.stored if crowded is None else written.stored._replace(crowded=crowded)
 
     def _check(self, batches: list[bytes]) -> Written:
         """The batches that are new, VDLs that the others tell, and what will be stored. Changes nothing."""
