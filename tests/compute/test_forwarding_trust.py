@@ -222,6 +222,43 @@ async def test_the_password_and_the_key_do_not_travel_and_who_has_neither_is_tol
     assert await ask(there, "select count(*) from t") == [(3,)]
 
 
+def _message(kind: bytes, content: bytes) -> bytes:
+    return kind + (4 + len(content)).to_bytes(4, "big") + content
+
+
+async def test_a_stranger_at_the_writers_address_is_told_nothing(
+    fleet: Fleet,  # noqa: F811
+    here: Session,  # noqa: F811
+    ports: PortAllocator,
+) -> None:
+    """One that asks for no proof, and so gives none either."""
+    welcome = _message(b"R", bytes(4))
+    for name, value in ((b"server_version", b"18.0"), (b"in_hot_standby", b"off"), (b"client_encoding", b"UTF8")):
+        welcome += _message(b"S", name + b"\0" + value + b"\0")
+    welcome += _message(b"S", b"default_transaction_read_only\0off\0") + _message(b"Z", b"I")
+    heard, callers = bytearray(), 0
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal callers
+        callers += 1
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big") - 4)
+        writer.write(welcome)
+        while data := await reader.read(65536):
+            heard.extend(data)
+        writer.close()
+
+    port = ports.allocate()
+    async with await asyncio.start_server(pretend, "127.0.0.1", port):
+        await forward_to(fleet, port)
+        await here.execute("set statement_timeout = '10s'")
+        with pytest.raises(psycopg.OperationalError, match="authentication"):
+            await here.execute("update t set s = 'not for strangers' where i = 1")
+        await here.execute("reset statement_timeout")
+        await forward_to(fleet, fleet.writer_config.port)
+    assert callers
+    assert b"not for strangers" not in heard
+
+
 async def test_a_link_that_breaks_is_told_and_nothing_runs_twice(
     fleet: Fleet,  # noqa: F811
     here: Session,  # noqa: F811
