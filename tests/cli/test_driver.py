@@ -1,7 +1,6 @@
 """Amazon's own driver, aws-advanced-python-wrapper over psycopg, on a fleet: it finds the dialect and the instances by
 what it asks in SQL, sends reads to readers, and is back at a writer after each kind of failover."""
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ from aws_advanced_python_wrapper.errors import FailoverError, FailoverSuccessErr
 from aws_advanced_python_wrapper.hostinfo import HostRole
 
 from tests.cli.fleet import CliFleet, fleet_at, kill
+from tests.support.driver_garbage import garbage_closed
 from tests.support.polling import poll_until_blocking
 
 pytestmark = [
@@ -31,13 +31,11 @@ FAILOVER_S = 60.0
 
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    with fleet_at(run_dir / "driver", up=False) as cli:
+    with garbage_closed(), fleet_at(run_dir / "driver", up=False) as cli:
         status = cli.up("--readers", "2")
         cli.execute(status["endpoints"]["cluster"]["dsn"], "CREATE TABLE seen (id int)")
         yield cli
         release_resources()
-        for each in [each for each in gc.get_objects() if isinstance(each, psycopg.Connection)]:
-            each.close()  # the driver has left some open
 
 
 def connected(fleet: CliFleet, plugins: str, **more: Any) -> AwsWrapperConnection:

@@ -16,6 +16,7 @@ from aws_advanced_python_wrapper.errors import FailoverError, FailoverSuccessErr
 
 from aurora_ray.engine.mariadb.connection import connect, options_of
 from tests.cli.fleet import CliFleet, fleet_at, kill
+from tests.support.driver_garbage import garbage_closed
 from tests.support.polling import poll_until_blocking
 
 pytestmark = [
@@ -33,7 +34,7 @@ FAILOVER_S = 60.0
 
 @pytest.fixture(scope="module")
 def fleet(run_dir: Path) -> Iterator[CliFleet]:
-    with fleet_at(run_dir / "mysql-driver", up=False) as cli:
+    with garbage_closed(), fleet_at(run_dir / "mysql-driver", up=False) as cli:
         cli.up("--engine", "mysql", "--readers", "2")
         execute(cli, "cluster", "create database shop", "create table shop.seen (id int)")
         yield cli

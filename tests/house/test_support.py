@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.driver_garbage import garbage_closed
 from tests.support.leaks import LeakDetector
 from tests.support.logs import LogRecorder
 from tests.support.polling import poll_until, poll_until_blocking
@@ -162,3 +163,14 @@ async def test_polling_returns_the_result_or_says_what_was_awaited() -> None:
         await poll_until(never, timeout_s=0.02, what="the moon is blue")
     with pytest.raises(AssertionError, match="the moon is blue"):
         poll_until_blocking(lambda: 0, timeout_s=0.02, what="the moon is blue")
+
+
+def test_what_a_driver_left_open_is_closed_and_no_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        with garbage_closed():
+            left = socket.create_connection(server.getsockname())
+            cycle: list[object] = [left]
+            cycle.append(cycle)
+        assert left.fileno() == -1
+        assert ours.fileno() >= 0
+        assert server.fileno() >= 0
