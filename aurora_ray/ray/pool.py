@@ -15,10 +15,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+import ray
+import ray._private.state
 import ray.util
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from aurora_ray.control.model.runtime import NoPlaceError
+from aurora_ray.control.model.runtime import NoPlaceError, Room
 from aurora_ray.engine.sizes import ACU_BYTES, ACU_STEP
 from aurora_ray.errors import AuroraError
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+AZ_PREFIX: Final = "az:"  # of the custom resources that a machine of an AZ has
 CRUMB: Final = 0.001
 ROOM_WITHIN_S: Final = 4.0
 NO_PLACE_AFTER_S: Final = 0.8
@@ -66,6 +69,10 @@ class Pools:
         room."""
         async with self._turn:
             return await self._called(lambda: self._hold(instance_id, host, round(acu / ACU_STEP), cpus_per_acu))
+
+    async def rooms(self, cpus_per_acu: float) -> list[Room]:
+        """What each machine that lives has left."""
+        return await self._called(lambda: _rooms(cpus_per_acu))
 
     def _hold(self, instance_id: str, host: str, halves: int, cpus_per_acu: float) -> float:
         mine = [group for group in self._groups() if group.instance_id == instance_id]
@@ -111,6 +118,19 @@ class Pools:
             raise
         except Exception as error:
             raise NoPlaceError(f"Ray does not say what is held of its machines: {error}") from error
+
+
+def _rooms(cpus_per_acu: float) -> list[Room]:
+    # (Ray's public ways to ask for this add all machines up, or need its dashboard.)
+    free = ray._private.state.available_resources_per_node()
+    rooms = []
+    for machine in ray.nodes():
+        if machine["Alive"]:
+            left = free.get(machine["NodeID"], {})
+            halves = min(left.get("memory", 0) / ACU_BYTES, left.get("CPU", 0) / cpus_per_acu) // ACU_STEP
+            azs = (name.removeprefix(AZ_PREFIX) for name in machine["Resources"] if name.startswith(AZ_PREFIX))
+            rooms.append(Room(machine["NodeManagerAddress"], tuple(sorted(azs)), halves * ACU_STEP))
+    return rooms
 
 
 def _is_placed(group: PlacementGroup, began_s: float) -> bool:

@@ -26,7 +26,7 @@ from aurora_ray.control.model.runtime import NodeInfo, NoPlaceError, ProcessGone
 from aurora_ray.errors import UsageError
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, InstanceActor, StorageNodeActor, remote_class
 from aurora_ray.ray.calls import result_of
-from aurora_ray.ray.pool import Pools
+from aurora_ray.ray.pool import AZ_PREFIX, Pools
 from aurora_ray.ray.spares import Spares, instance_of, names
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.compute.commands import Command
     from aurora_ray.compute.config import EngineChoice, InstanceConfig, InstanceStatus, Opened, Outcome
-    from aurora_ray.control.model.runtime import ControlConfig, InstanceProcess, NodeProcess
+    from aurora_ray.control.model.runtime import ControlConfig, InstanceProcess, NodeProcess, Room
     from aurora_ray.control.model.state import StorageNode
     from aurora_ray.rpc.partition import Cut
 
@@ -63,7 +63,7 @@ def namespace_of(fleet_id: str) -> str:
 
 def az_resource(az: str) -> str:
     """The custom resource that a machine of this AZ has."""
-    return f"az:{az}"
+    return AZ_PREFIX + az
 
 
 class RayNode:
@@ -189,6 +189,10 @@ class RayRuntime:
         """See Runtime and pool.py."""
         return await self._pools.hold(instance_id, host, acu, cpus_per_acu)
 
+    async def rooms(self, cpus_per_acu: float) -> Sequence[Room]:
+        """See Runtime and pool.py."""
+        return await self._pools.rooms(cpus_per_acu)
+
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
         """A storage node actor that serves."""
         storage = StorageConfig(
@@ -249,9 +253,9 @@ class RayRuntime:
         else:
             await self._spares.drop(instance_id)
 
-    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
         """Has a process in waiting there."""
-        await self._spares.ready(instance_id, az, choice)
+        await self._spares.ready(instance_id, az, choice, host)
 
     async def find_instance(self, instance_id: str) -> RayInstance | None:
         """What someone started who had no answer, or did not live to note it."""
@@ -261,14 +265,14 @@ class RayRuntime:
                 return found
         return None
 
-    async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice) -> RayInstance:
+    async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> RayInstance:
         first, other = names(INSTANCE_PREFIX, instance_id)
-        arguments = (self._namespace, (az, ""), instance_id, az, choice, OURS.secret)
+        arguments = (self._namespace, (az, host), instance_id, az, choice, OURS.secret)
         try:
             handle = _create(InstanceActor, first, *arguments)
         except ProcessGoneError:
             handle = _create(InstanceActor, other, *arguments)
-        return self._instance(instance_id, handle, await _started(handle, handle.info.remote(), az, ""))
+        return self._instance(instance_id, handle, await _started(handle, handle.info.remote(), az, host))
 
     def _instance(self, instance_id: str, handle: Any, info: ActorInfo) -> RayInstance:
         return RayInstance(handle, info, lambda: self._spares.drop(instance_id))

@@ -42,6 +42,14 @@ class Process(Protocol):
 
 
 P = TypeVar("P", bound=Process)
+P_co = TypeVar("P_co", bound=Process, covariant=True)
+
+
+class Make(Protocol[P_co]):
+    """Starts an idle process for an instance, in an AZ and on a machine (empty: any)."""
+
+    def __call__(self, instance_id: str, az: str, choice: EngineChoice, host: str, /) -> Awaitable[P_co]:
+        """Raises NoPlaceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +57,16 @@ class _Spare(Generic[P]):
     process: P
     az: str
     choice: EngineChoice
+    host: str  # that was asked for; empty: any
 
 
 class Spares(Generic[P]):
-    """`make` starts an idle process for an instance, in an AZ. Belongs to one event loop.
+    """`make` starts an idle process for an instance, in an AZ and on a machine (empty: any). Belongs to one event loop.
 
     What is done for one instance is done in turn: nobody takes, or finds by its name, what another is just making.
     """
 
-    def __init__(self, make: Callable[[str, str, EngineChoice], Awaitable[P]], after_s: float = MAKE_AFTER_S) -> None:
+    def __init__(self, make: Make[P], after_s: float = MAKE_AFTER_S) -> None:
         self._make = make
         self._after_s = after_s
         self._spares: dict[str, _Spare[P]] = {}
@@ -89,14 +98,15 @@ class Spares(Generic[P]):
         making = self._make_later(instance_id, az, choice)
         self._later[instance_id] = asyncio.create_task(making, name=f"spare of {instance_id}"), az
 
-    async def ready(self, instance_id: str, az: str, choice: EngineChoice) -> None:
-        """Makes sure that there is one in this AZ, whose instance is going to move there. Raises what `make` does."""
-        self._forget_later(instance_id, unless_in=az)
+    async def ready(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
+        """Makes sure that there is one in this AZ, and on this machine if one is named, whose instance is going to move
+        there. Raises what `make` does."""
+        self._forget_later(instance_id, unless_in=az if not host else "")
         async with self._turns[instance_id]:
             spare = self._spares.get(instance_id)
-            if spare is None or (spare.az, spare.choice) != (az, choice):
+            if spare is None or (spare.az, spare.choice) != (az, choice) or host not in ("", spare.host):
                 await self._drop(instance_id)
-                await self._keep(instance_id, az, choice)
+                await self._keep(instance_id, az, choice, host)
 
     async def drop(self, instance_id: str) -> None:
         """The instance needs none any more."""
@@ -127,9 +137,9 @@ class Spares(Generic[P]):
                 await self._keep(instance_id, az, choice)
                 _log.info("a process is in waiting for %s", instance_id)
 
-    async def _keep(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    async def _keep(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
         assert instance_id not in self._spares, "it would be lost, and never ended"  # noqa: S101
-        self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice), az, choice)
+        self._spares[instance_id] = _Spare(await self._make(instance_id, az, choice, host), az, choice, host)
 
 
 def names(prefix: str, instance_id: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from aurora_ray.compute.config import (
 )
 from aurora_ray.compute.copier import Copier
 from aurora_ray.compute.role import Role
-from aurora_ray.control.model.runtime import ControlConfig, NodeInfo, ProcessGoneError
+from aurora_ray.control.model.runtime import ControlConfig, NodeInfo, ProcessGoneError, Room
 from aurora_ray.control.model.state import StorageNode
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError
@@ -304,8 +304,11 @@ class LocalRuntime:
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         (self.spares.add if wanted else self.spares.discard)(instance_id)
 
-    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
         self.made_ready.append((instance_id, az))
+
+    async def rooms(self, cpus_per_acu: float) -> list[Room]:
+        return [Room("here", ("a",), self.room_acu)]
 
     async def held_capacity(self) -> dict[str, float]:
         return dict(self.pools)

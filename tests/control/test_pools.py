@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aurora_ray.control.model.runtime import NoPlaceError
+from aurora_ray.control.model.runtime import NoPlaceError, Room, Short
 from aurora_ray.control.observe.pools import ASK_AGAIN_S, Pools
 
 
@@ -23,12 +23,15 @@ async def test_what_was_cut_short_is_looked_at_anew_and_want_of_room_is_remember
             raise NoPlaceError("no answer came, and it was done")
         return held[of]
 
-    runtime: Any = SimpleNamespace(held_capacity=look, hold_capacity=hold)
+    async def rooms(_cpus: float) -> list[Room]:
+        return [Room("here", ("a",), 0.5), Room("there", ("b",), 3.0)]
+
+    runtime: Any = SimpleNamespace(held_capacity=look, hold_capacity=hold, rooms=rooms)
     pools = Pools(runtime, lambda: now_s[0])
     with pytest.raises(NoPlaceError):
         await pools.hold("a", "here", 1.5, 0.25)
     assert pools.held is None
     assert await pools.hold("a", "here", 4.0, 0.25) == 2.0
-    assert (pools.held, pools.short()) == ({"a": 2.0}, {"a": 2.0})
+    assert (pools.held, pools.short()) == ({"a": 2.0}, {"a": Short(2.0, 4.0, (Room("there", ("b",), 3.0),))})
     now_s[0] += ASK_AGAIN_S
     assert pools.short() == {}

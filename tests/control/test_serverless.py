@@ -6,6 +6,7 @@ import pytest
 
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import reconcile
+from aurora_ray.control.decide.moving import AGAIN_AFTER_S, MOVE_AFTER_S, MoveInstance
 from aurora_ray.control.decide.serverless import (
     KEEP_PROCESSES_OF,
     KEEP_PROCESSES_S,
@@ -22,6 +23,7 @@ from aurora_ray.control.decide.serverless import (
 )
 from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.observed import CapacityUse, InstancePhase, InstanceSeen, Observed
+from aurora_ray.control.model.runtime import Room, Short
 from aurora_ray.control.model.state import DBInstance, Fleet
 from tests.control.fleets import running_fleet
 
@@ -204,11 +206,50 @@ def test_what_is_held_of_machines_becomes_what_is_in_force() -> None:
 def test_where_the_machine_has_no_more_nothing_is_decided_that_it_cannot_have() -> None:
     fleet, by = declared(Capacity(1, 8)), Serverless()
     busy = {"demo-1": serving(Role.WRITER, used(2, 0.6))}
-    assert list(by.wanted(fleet, busy, {}, (), 0, WALL_S, {"demo-1": 2.0})) == []
+    assert list(by.wanted(fleet, busy, {}, (), 0, WALL_S, {"demo-1": Short(2.0, 4.0)})) == []
     assert "it needs a machine with more room: of this one it holds 2 ACU" in by.reason("demo-1")
     (up,) = by.wanted(fleet, {"demo-1": serving(Role.WRITER, used(2, 0.6, at_s=1))}, {}, (), 1, WALL_S)
     assert isinstance(up, ScaleInstance)
     assert up.acu > 2
+
+
+def test_it_moves_when_that_lasts_to_a_machine_that_has_room_and_not_again_at_once() -> None:
+    fleet, by = declared(Capacity(1, 8)), Serverless()
+    roomy = Short(2.0, 4.0, (Room("near", ("a",), 3.5), Room("far", ("b",), 6.0), Room("abroad", ("z",), 99.0)))
+
+    def at(now_s: float, short: Short | None = roomy, cpus: float = 0.6) -> list[reconcile.Action]:
+        busy = {"demo-1": serving(Role.WRITER, used(2, cpus, at_s=now_s))}
+        return list(by.wanted(fleet, busy, {}, (), now_s, WALL_S, {"demo-1": short} if short is not None else {}))
+
+    for now_s in range(10):
+        assert at(now_s) == []
+    assert "it moves to machine far if that lasts" in by.reason("demo-1")
+    (asks,) = at(10, None)
+    assert isinstance(asks, ScaleInstance), "in between it asks again"
+    for now_s in range(11, int(MOVE_AFTER_S)):
+        assert at(now_s, Short(2.0, 4.0, (Room("near", ("a",), 3.5),))) == []
+    assert "no machine has room for 4 ACU, the most that another one has is 3.5" in by.reason("demo-1")
+    (move,) = at(MOVE_AFTER_S)
+    assert isinstance(move, MoveInstance)
+    assert (move.host, move.az, move.acu) == ("far", "b", 4)
+    for now_s in range(int(MOVE_AFTER_S) + 1, int(MOVE_AFTER_S + AGAIN_AFTER_S)):
+        assert at(now_s) == []
+    assert "it has moved not long ago" in by.reason("demo-1")
+    (again,) = at(MOVE_AFTER_S + AGAIN_AFTER_S)
+    assert isinstance(again, MoveInstance)
+    assert at(1000) == []
+    assert "if that lasts" in by.reason("demo-1"), "it had what it wanted in between"
+
+
+def test_a_machine_of_its_own_az_is_preferred() -> None:
+    fleet, by = declared(Capacity(1, 8)), Serverless()
+    short = Short(2.0, 2.5, (Room("far", ("b",), 9.0), Room("near", ("c", "a"), 2.5)))
+    for now_s in range(int(MOVE_AFTER_S) + 1):
+        busy = {"demo-1": serving(Role.WRITER, used(2, 0.6, at_s=now_s))}
+        moves = list(by.wanted(fleet, busy, {}, (), now_s, WALL_S, {"demo-1": short}))
+    (move,) = moves
+    assert isinstance(move, MoveInstance)
+    assert (move.host, move.az) == ("near", "a")
 
 
 def test_a_provisioned_instance_keeps_its_size_and_the_others_scale() -> None:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+from aurora_ray.control.model.runtime import Room
+from tests.support.polling import poll_until
+
+if TYPE_CHECKING:
+    from aurora_ray.ray.pool import Pools
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,6 +33,7 @@ def machine() -> Iterator[str]:
         object_store_memory=80 << 20,
         include_dashboard=False,
         log_to_driver=False,
+        resources={"az:b": 10.0, "az:a": 10.0},
     )
     yield ray.util.get_node_ip_address()
     ray.shutdown()
@@ -36,6 +44,8 @@ async def test_a_pool_grows_and_shrinks_by_halves_and_has_no_more_than_there_is(
 
     pools, others = Pools("fleet-1"), Pools("fleet-2")
     assert await pools.held() == {}
+    assert await pools.rooms(0.25) == [Room(machine, ("a", "b"), 3.0)]
+    assert await pools.rooms(2.0) == [Room(machine, ("a", "b"), 2.0)], "of CPUs, there are four"
     assert await pools.hold("a-1", machine, 1.5, 0.25) == 1.5
     assert await others.hold("a-1", machine, 0.5, 0.25) == 0.5
     assert await pools.held() == {"a-1": 1.5}
@@ -47,6 +57,7 @@ async def test_a_pool_grows_and_shrinks_by_halves_and_has_no_more_than_there_is(
             break
     assert held[-1] == 2, "of the 6 GiB, 2 are others'"
     assert held == sorted(held), "what it has it keeps"
+    await poll_until(lambda: _has_room(pools, 0.0), what="what is held is nobody else's")
     assert await pools.hold("a-1", machine, 1, 0.25) == 0.5
     assert await Pools("fleet-1").held() == {"a-1": 0.5, "b-1": 2}, "whoever comes next finds it"
     assert await Pools("fleet-1").hold("b-1", "", 0, 0.25) == 0
@@ -54,3 +65,7 @@ async def test_a_pool_grows_and_shrinks_by_halves_and_has_no_more_than_there_is(
     for each in (pools, others):
         await each.hold("a-1", machine, 0, 0.25)
     assert await others.held() == {}
+
+
+async def _has_room(pools: Pools, acu: float) -> bool:
+    return [room.acu for room in await pools.rooms(0.25)] == [acu]

@@ -15,6 +15,7 @@ CHOICE = EngineChoice("postgres", "18", Path("data"))
 @dataclass(eq=False)
 class Waiting:
     az: str
+    host: str = ""
     well: bool = True
     aborted: bool = False
 
@@ -30,10 +31,10 @@ class Maker:
     made: list[Waiting] = field(default_factory=list)
     full: bool = False
 
-    async def __call__(self, instance_id: str, az: str, choice: EngineChoice) -> Waiting:
+    async def __call__(self, instance_id: str, az: str, choice: EngineChoice, host: str) -> Waiting:
         if self.full:
             raise NoPlaceError("no machine has room")
-        self.made.append(Waiting(az))
+        self.made.append(Waiting(az, host))
         return self.made[-1]
 
 
@@ -90,6 +91,18 @@ async def test_before_a_move_there_is_one_where_it_goes() -> None:
     assert await spares.take("demo-1", "b", CHOICE) is maker.made[-1]
 
 
+async def test_a_move_to_a_machine_needs_one_on_that_machine() -> None:
+    maker = Maker()
+    spares = Spares(maker, after_s=0)
+    somewhere = await waiting_for(spares, maker)
+    for _ in range(2):
+        await spares.ready("demo-1", "a", CHOICE, "there")
+    assert somewhere.aborted
+    assert [each.host for each in maker.made] == ["", "there"]
+    await spares.ready("demo-1", "a", CHOICE)
+    assert await spares.take("demo-1", "a", CHOICE) is maker.made[-1]
+
+
 async def test_without_room_there_is_none() -> None:
     maker = Maker(full=True)
     spares = Spares(maker, after_s=0)
@@ -111,7 +124,7 @@ class TwoNames:
     begun: dict[str, Waiting] = field(default_factory=dict)
     pause: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __call__(self, instance_id: str, az: str, choice: EngineChoice) -> Waiting:
+    async def __call__(self, instance_id: str, az: str, choice: EngineChoice, host: str) -> Waiting:
         if instance_id in self.begun:
             raise ProcessGoneError("it is still there and cannot be started anew yet")
         process = self.begun[instance_id] = Waiting(az)

@@ -2,7 +2,7 @@
 
 What an instance has in force it holds of its machine: more is given to it when it holds it, and given back when it has
 less (`FitPool`; whoever is cut short in between is found out by comparing the two). Where its machine has no more,
-nothing is decided that it cannot have, and the reason says so.
+nothing is decided that it cannot have there, the reason says so, and it may move (`moving.py`).
 
 An instance whose capacity is not the one that the policy (capacity.py) wants gets another (`ScaleInstance`). It has
 none, but a size, until it is first given one, and again when its cluster has no bounds any more; a provisioned one
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.control.decide import reconcile
 from aurora_ray.control.decide.capacity import Autoscaler, Idleness, Sample, steps_up
+from aurora_ray.control.decide.moving import MoveInstance, Moves, az_in
 from aurora_ray.control.decide.stepwise import Stepwise, power_down
 from aurora_ray.control.model.keys import Kind
 from aurora_ray.control.model.observed import InstancePhase
@@ -34,6 +35,7 @@ from aurora_ray.engine.sizes import ACU_BYTES, ACU_STEP
 if TYPE_CHECKING:
     from aurora_ray.control.model.capacity import Capacity
     from aurora_ray.control.model.observed import CapacityUse, InstanceSeen
+    from aurora_ray.control.model.runtime import Short
 
 KEEP_PROCESSES_S: Final = 3600.0
 KEEP_PROCESSES_OF: Final = 8  # clusters: a process is about 100 MB
@@ -104,7 +106,10 @@ class Serverless:
         self._accepted: dict[str, int] = {}
         self._why: dict[str, str] = {}  # by instance: why it has the capacity that it has
         self._awake: dict[str, tuple[str, ...]] = {}
-        self._short: Mapping[str, float] = {}
+        self._short: Mapping[str, Short] = {}
+        self._moves = Moves()
+        self._now_s = 0.0
+        self._azs: tuple[str, ...] = ()
 
     def reason(self, instance_id: str) -> str:
         """Why it has the capacity that it has; empty: not known."""
@@ -122,12 +127,11 @@ class Serverless:
         held: Collection[str],
         now_s: float,
         wall_s: float,
-        short: Mapping[str, float] = MappingProxyType({}),
+        short: Mapping[str, Short] = MappingProxyType({}),
     ) -> Iterator[reconcile.Action]:
         """Actions, as in `reconcile`. `use`: of the endpoints, by cluster, where it is known; `held`: the paused
-        clusters for which somebody waits; `wall_s`: Unix time; `short`: what those hold of their machines that have no
-        more."""
-        self._short = short
+        clusters for which somebody waits; `wall_s`: Unix time; `short`: those whose machines have no more."""
+        self._short, self._now_s, self._azs = short, now_s, fleet.azs
         kept = sorted((c.paused_since_s for c in fleet.clusters if c.paused_since_s), reverse=True)[:KEEP_PROCESSES_OF]
         for cluster in fleet.clusters:
             if cluster.phase is not ClusterPhase.AVAILABLE:
@@ -185,7 +189,8 @@ class Serverless:
         scaler, kind = self._scalers.get(instance_id), Stepwise if rule.by_powers else Autoscaler
         if not isinstance(scaler, kind):
             scaler = self._scalers[instance_id] = kind()
-        most = used.room if instance_id not in self._short else min(used.room, max(self._short[instance_id], used.acu))
+        short = self._short.get(instance_id)
+        most = used.room if short is None else min(used.room, max(short.holds, used.acu))
         most = power_down(most) if rule.by_powers else most
         room = replace(rule, min_acu=min(rule.min_acu, most), max_acu=min(rule.max_acu, most))
         sample = Sample(
@@ -201,9 +206,14 @@ class Serverless:
         )
         decision = scaler.look(room, sample, follows=follows)
         why = decision.why
-        if instance_id in self._short and most < rule.max_acu and decision.acu >= most:
-            why = f"{why}; it needs a machine with more room: {_others(self._short[instance_id])}"
+        if short is not None and most < rule.max_acu and decision.acu >= most:
+            there, comes = self._moves.look(instance, short, self._azs, self._now_s)
+            why = f"{why}; it needs a machine with more room: of this one it holds {short.holds:g} ACU; {comes}"
             self._why[instance_id] = why
+            if there is not None:
+                az = az_in(there, instance.az, self._azs)
+                yield MoveInstance(why, cluster.name, instance_id, there.host, az, short.asked)
+                return
         elif decision.acu == used.room < rule.max_acu and decision.acu > used.acu:
             why += ", and its machine has no more"
         if decision.acu != used.acu:
@@ -318,10 +328,6 @@ def _leads(writer: DBInstance, now: InstanceSeen | None) -> float:
     if now is not None and now.capacity is not None:
         return now.capacity.acu
     return steps_up(writer.memory_bytes / ACU_BYTES) if writer.provisioned else 0.0
-
-
-def _others(holds: float) -> str:
-    return f"of this one it holds {holds:g} ACU, and others hold the rest"
 
 
 def fitted(

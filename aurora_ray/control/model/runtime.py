@@ -7,7 +7,7 @@ ProcessGoneError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -48,6 +48,25 @@ class NoPlaceError(AuroraError):
 
 class SupersededError(FencedError):
     """Another control plane has taken over the work of this one. (Any other FencedError speaks of a writer.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many ACUs a machine has left, that nobody holds."""
+
+    host: str
+    azs: tuple[str, ...]  # that it is in
+    acu: float
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Of an instance whose machine has no more: what it `asked` for, what it `holds`, in ACUs, and what the `others`
+    have."""
+
+    holds: float
+    asked: float
+    others: tuple[Room, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +211,9 @@ class Runtime(Protocol):
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         """Whether a process shall be in waiting for an instance that has settled: made after a while, or ended now."""
 
-    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
-        """Has a process in waiting in an AZ, where the instance is going to be started soon."""
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
+        """Has a process in waiting in an AZ (and on that machine, if one is named), where the instance is going to be
+        started soon."""
 
     async def find_instance(self, instance_id: str) -> InstanceProcess | None:
         """The process of that instance, if one runs: it may have been started without an answer."""
@@ -207,3 +227,6 @@ class Runtime(Protocol):
     async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
         """Has an instance hold so many ACUs of a machine, and of no other; how many it holds then: the machine may have
         no more. Raises NoPlaceError."""
+
+    async def rooms(self, cpus_per_acu: float) -> Sequence[Room]:
+        """What the machines have left. Raises NoPlaceError."""

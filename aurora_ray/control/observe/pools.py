@@ -5,12 +5,15 @@ Where there is no more room, that is remembered for a while, so that nobody asks
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from aurora_ray.control.model.runtime import NoPlaceError, Short
 
-    from aurora_ray.control.model.runtime import Runtime
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from aurora_ray.control.model.runtime import Room, Runtime
 
 ASK_AGAIN_S: Final = 10.0
 
@@ -22,18 +25,18 @@ class Pools:
         self._runtime = runtime
         self._clock = clock
         self._held: dict[str, float] | None = None
-        self._short: dict[str, float] = {}  # until when its machine has no more
+        self._short: dict[str, tuple[float, Short]] = {}  # until when its machine has no more
 
     @property
     def held(self) -> Mapping[str, float] | None:
         """ACUs by instance; None: not looked at yet."""
         return self._held
 
-    def short(self) -> dict[str, float]:
-        """What those hold whose machine had no more when they were last to get more."""
+    def short(self) -> dict[str, Short]:
+        """Those whose machine had no more when they were last to get more."""
         now_s = self._clock()
-        self._short = {of: until_s for of, until_s in self._short.items() if until_s > now_s}
-        return {of: (self._held or {}).get(of, 0.0) for of in self._short}
+        self._short = {of: kept for of, kept in self._short.items() if kept[0] > now_s}
+        return {of: replace(each, holds=(self._held or {}).get(of, 0.0)) for of, (_, each) in self._short.items()}
 
     async def look(self) -> None:
         """Finds what is there. Raises NoPlaceError."""
@@ -54,5 +57,12 @@ class Pools:
             del known[instance_id]
         self._short.pop(instance_id, None)
         if got < acu:
-            self._short[instance_id] = self._clock() + ASK_AGAIN_S
+            others = tuple(room for room in await self._rooms(cpus_per_acu) if room.host != host)
+            self._short[instance_id] = self._clock() + ASK_AGAIN_S, Short(got, acu, others)
         return got
+
+    async def _rooms(self, cpus_per_acu: float) -> Sequence[Room]:
+        try:
+            return await self._runtime.rooms(cpus_per_acu)
+        except NoPlaceError:
+            return ()  # then it stays where it is

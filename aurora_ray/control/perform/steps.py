@@ -26,6 +26,7 @@ from aurora_ray.control.decide import (
     sizing,
 )
 from aurora_ray.control.decide import serverless as decided
+from aurora_ray.control.decide.moving import MoveInstance
 from aurora_ray.control.model.observed import InstancePhase
 from aurora_ray.control.model.placement import az_to_start, place_group
 from aurora_ray.control.model.runtime import ProcessGoneError
@@ -35,6 +36,7 @@ from aurora_ray.control.observe import endpoints
 from aurora_ray.control.perform import backing, growth, passfiles, past, reading, regions, serverless
 from aurora_ray.control.perform.ending import end_in_order, end_incarnation
 from aurora_ray.control.perform.means import END_TIMEOUT_S, Means, engine_choice
+from aurora_ray.control.perform.moving import move_instance
 from aurora_ray.control.perform.order import let_the_writer_go_first
 from aurora_ray.control.perform.ports import free_ports
 from aurora_ray.control.report.events import EventKind
@@ -467,6 +469,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     decided.ScaleInstance: serverless.scale_instance,
     decided.LookAtPools: serverless.look_at_pools,
     decided.FitPool: serverless.fit_pool,
+    MoveInstance: move_instance,
     metering.SaveUsage: serverless.save_usage,
     decided.PauseCluster: serverless.pause_cluster,
     decided.ResumeCluster: serverless.resume_cluster,

@@ -35,6 +35,16 @@ async def scale_no_more(driver: Driver) -> None:
     await driver.api.scale("demo", Scaling(off=True), TIMEOUT_S)
 
 
+async def has_no_room(driver: Driver) -> None:
+    """Its machine has less than is wanted, and another one has it."""
+    driver.world.rooms = {("here", "a"): 1.0, ("small", "c"): 1.5, ("there", "b"): 8.0}
+    await driver.api.scale("demo", Scaling(min_acu=2, max_acu=4), TIMEOUT_S)
+
+
+def has_moved(driver: Driver) -> bool:
+    return driver.world.instances["demo-1"].host == "there" and acus(driver) == [2]
+
+
 def is_paused(driver: Driver) -> bool:
     return driver.fleet.cluster("demo").paused_since_s > 0
 
@@ -73,6 +83,7 @@ def is_served(driver: Driver) -> bool:
 CAPACITY_VERBS: Final = (
     Verb("bounds of capacity", scale, lambda d: acus(d) == [1], prepare=create, api="scale"),
     Verb("no bounds of capacity", scale_no_more, lambda d: acus(d) == [], prepare=create_scaled_capacity),
+    Verb("no room on its machine", has_no_room, has_moved, prepare=create_scaled_capacity),
     Verb("pause", pause, is_paused, prepare=create),
     Verb("resume", somebody_comes, is_served, prepare=create_paused),
     Verb("resume in the middle of a pause", somebody_comes_while_it_is_paused, is_served, prepare=create),

@@ -16,7 +16,7 @@ from aurora_ray.compute import commands
 from aurora_ray.compute.commands import Command
 from aurora_ray.compute.config import CopyStatus, InstanceStatus, Opened, Outcome
 from aurora_ray.compute.role import Role
-from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError
+from aurora_ray.control.model.runtime import NoPlaceError, ProcessGoneError, Room
 from aurora_ray.control.observe.nodes import NodeCallError
 from aurora_ray.endpoint.host import EndpointOrder, EndpointState
 from aurora_ray.endpoint.relay import RelayStats
@@ -38,7 +38,7 @@ from tests.control.local_runtime import stats_of
 
 T = TypeVar("T")
 PAGE_BYTES = 8192
-ROOM_ACU = 64.0
+HERE = "here"  # the machine of all that no other one was asked for
 LSN = 8  # that everything is durable up to
 COPY = CopyStatus(True, LSN, LSN, 0.0, 0, 0.0, 0.0, 0.0, 0, 1, 1)
 
@@ -181,10 +181,10 @@ class NodeHandle:
 class InstanceHandle:
     """A control plane's handle of an instance."""
 
-    host, pid, local_pid = "here", 1, None
+    pid, local_pid = 1, None
 
     def __init__(self, hand: Hand, instance: FakeInstance) -> None:
-        self._hand, self._instance = hand, instance
+        self._hand, self._instance, self.host = hand, instance, instance.host
 
     async def _do(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         self._instance.check()
@@ -388,6 +388,7 @@ class FakeRuntime:
 
     def __init__(self, hand: Hand) -> None:
         self._hand, self._world = hand, hand.world
+        self._ready: dict[str, str] = {}  # machines of processes in waiting, by instance
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeHandle:
         await self._hand.alive()
@@ -418,6 +419,8 @@ class FakeRuntime:
         await self._hand.alive()
         found = self._world.instances.get(instance_id)
         started = found if found is not None and found.alive else FakeInstance(self._world, instance_id, az)
+        if started is not found:
+            started.host = self._ready.pop(instance_id, HERE)
         self._world.instances[instance_id] = started
 
         async def starts() -> InstanceHandle:
@@ -428,8 +431,15 @@ class FakeRuntime:
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         await self._hand.alive()
 
-    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice) -> None:
+    async def ready_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> None:
+        async def makes_ready() -> None:
+            self._ready[instance_id] = host or HERE
+
+        await self._hand.do("instance: make ready", makes_ready, answer=ProcessGoneError("no answer"))
+
+    async def rooms(self, cpus_per_acu: float) -> list[Room]:
         await self._hand.alive()
+        return [Room(host, (az,), room) for (host, az), room in self._world.rooms.items()]
 
     async def held_capacity(self) -> dict[str, float]:
         await self._hand.alive()
@@ -437,7 +447,8 @@ class FakeRuntime:
 
     async def hold_capacity(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
         async def holds() -> float:
-            self._world.pools[instance_id] = min(acu, ROOM_ACU)
+            room = sum(room for (machine, _), room in self._world.rooms.items() if machine == host)
+            self._world.pools[instance_id] = min(acu, room)
             if not acu:
                 del self._world.pools[instance_id]
             return self._world.pools.get(instance_id, 0.0)

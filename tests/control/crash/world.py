@@ -126,7 +126,7 @@ class FakeInstance(Process):
 
     def __init__(self, world: World, name: str, az: str) -> None:
         super().__init__(name)
-        self.world, self.az = world, az
+        self.world, self.az, self.host = world, az, "here"
         self.phase: IncarnationPhase | None = None
         self.reason = ""
         self.epoch = 0
@@ -273,6 +273,7 @@ class World:
         self.saved: list[bytes] = []
         self.usage = b""
         self.pools: dict[str, float] = {}  # what instances hold of their machines, in ACUs
+        self.rooms = {("here", "a"): 64.0}  # ... and what each machine has for each of them; its AZ
         self.control_epoch = 0
         self.crash: Crash | None = None
         self.hand = Hand(self)
