@@ -130,6 +130,7 @@ class ControlPlane:
             self.regions,
             self._save_usage,
             self.pools,
+            self.failovers.asked,
         )
         self.serverless = Serverless()
         self._used: dict[str, EndpointUse] = {}

@@ -1,4 +1,5 @@
-"""Ray nodes, one in each AZ, as a program of its own: `python -m tests.cli.machines AZ AZ AZ`. (`AZ+AZ`: one in both.)
+"""Ray nodes, one in each AZ, as a program of its own: `python -m tests.cli.machines AZ AZ AZ`. (`AZ+AZ`: one in both;
+`AZ@ADDRESS/GIB`: at an address of this machine, as a machine of its own with so much memory.)
 
 Prints the address, then obeys lines on standard input: `kill AZ`, `start AZ`; answers each with `ok`. Ends with its
 input.
@@ -38,8 +39,11 @@ def main(azs: list[str]) -> None:
 
 
 def _add(cluster: Cluster, az: str) -> object:
-    resources = {f"az:{each}": 1000.0 for each in az.split("+")}
-    return cluster.add_node(num_cpus=2, object_store_memory=80 << 20, resources=resources)
+    azs, _, place = az.partition("@")
+    address, _, gib = place.partition("/")
+    alone = {"node_ip_address": address, "memory": int(gib) << 30} if place else {}
+    resources = {f"az:{each}": 1000.0 for each in azs.split("+")}
+    return cluster.add_node(num_cpus=2, object_store_memory=80 << 20, resources=resources, **alone)
 
 
 if __name__ == "__main__":

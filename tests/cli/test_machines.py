@@ -101,6 +101,34 @@ def test_a_fleet_joins_ray_loses_an_az_and_gets_it_back(fleet: CliFleet, machine
     assert fleet.sql("select sum(i) from t") == [[3]]
 
 
+@pytest.mark.chaos
+def test_an_instance_moves_to_a_machine_with_room_and_says_why_where_there_is_none(run_dir: Path) -> None:
+    small, large = "127.0.0.2", "127.0.0.3"
+    machines = Machines((f"us-east-1a@{small}/2", f"us-east-1b@{large}/8", "us-east-1c@127.0.0.4/2"))
+    try:
+        with fleet_at(run_dir / "rooms", LOOPBACK, up=False) as cli:
+            dsn = cli.up("--address", machines.address)["endpoints"]["cluster"]["dsn"]
+            cli.check("scale", "demo", "--min", "0.5", "--max", "6")
+            cli.execute(dsn, "create table t as select 1 as i")
+            assert cli.status()["instances"][0]["az"] == "us-east-1a"
+            cli.check("scale", "demo", "--min", "2", "--timeout", "120", timeout_s=130)
+            now = cli.status()
+            assert (now["instances"][0]["az"], now["capacity"]["acu"]) == ("us-east-1b", 2)
+            cli.execute(dsn, "insert into t values (2)")
+            assert cli.sql("select sum(i) from t") == [[3]]
+            moved = [e["sentence"] for e in cli.json("events") if "moves from machine" in e["sentence"]]
+            assert len(moved) == 1
+            assert f"moves from machine {small} to {large}" in moved[0]
+            assert cli.json("trace", "list"), "an outage that was wanted is traced"
+            refused = cli.run("scale", "demo", "--min", "6", "--timeout", "8")
+            assert refused.returncode == 1
+            reason = cli.status()["capacity"]["reason"]
+            assert "no machine has room for 6 ACU, the most that another one has is 1" in reason
+            assert cli.status()["capacity"]["acu"] == 4
+    finally:
+        machines.close()
+
+
 UP = """
 import sys
 from pathlib import Path

@@ -105,7 +105,9 @@ def test_nothing_is_paused_that_is_used_or_has_not_been_idle_for_its_time() -> N
         assert wanted(fleet, WRITER, by=serverless, use=keeps and replace(keeps, open=0, held=0), now_s=41) == []
     busy = {"demo-1": serving(Role.WRITER, used(0.5), sessions=2)}
     assert wanted(fleet, busy, by=serverless, now_s=100) == []
-    assert wanted(declared(Capacity(0.5, 8)), WRITER, now_s=10_000) == []
+    awake = Serverless()
+    for now_s in (0, 300, 10_000):
+        assert wanted(declared(Capacity(0.5, 8)), WRITER, by=awake, now_s=now_s) == []
 
 
 @pytest.mark.parametrize(
@@ -234,11 +236,26 @@ def test_it_moves_when_that_lasts_to_a_machine_that_has_room_and_not_again_at_on
     assert (move.host, move.az, move.acu) == ("far", "b", 4)
     for now_s in range(int(MOVE_AFTER_S) + 1, int(MOVE_AFTER_S + AGAIN_AFTER_S)):
         assert at(now_s) == []
-    assert "it has moved not long ago" in by.reason("demo-1")
+    assert "a move began less than 120 s ago" in by.reason("demo-1")
     (again,) = at(MOVE_AFTER_S + AGAIN_AFTER_S)
     assert isinstance(again, MoveInstance)
     assert at(1000) == []
     assert "if that lasts" in by.reason("demo-1"), "it had what it wanted in between"
+
+
+def test_a_machine_that_is_too_small_as_a_whole_is_left_for_a_larger_one() -> None:
+    fleet, by = declared(Capacity(1, 64)), Serverless()
+    fleet = replace(fleet, nodes=tuple(replace(node, host=node.az) for node in fleet.nodes))
+    busy = {"demo-1": serving(Role.WRITER, used(6, 1.5, room=6))}
+    (asks,) = by.wanted(fleet, busy, {}, (), 0, WALL_S)
+    assert isinstance(asks, ScaleInstance), "what is wanted is asked for, so that it is known where it could be had"
+    assert asks.acu == 9
+    for now_s in range(1, int(MOVE_AFTER_S) + 2):
+        busy = {"demo-1": serving(Role.WRITER, used(6, 1.5, room=6, at_s=now_s))}
+        moves = list(by.wanted(fleet, busy, {}, (), now_s, WALL_S, {"demo-1": Short(6, 9, (Room("b", ("b",), 20),))}))
+    (move,) = moves
+    assert isinstance(move, MoveInstance)
+    assert (move.host, move.acu) == ("b", 9)
 
 
 def test_a_machine_of_its_own_az_is_preferred() -> None:

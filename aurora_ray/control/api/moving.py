@@ -99,7 +99,11 @@ async def move_writer(plane: ControlPlane, cluster: str, timeout_s: float) -> No
     await _write_back(plane, declared.instance_id, timeout_s)
     if _available(plane, cluster) is not instance:
         raise UsageError(f"the writer of {cluster} has been replaced meanwhile: ask again if it shall move once more")
-    await plane.commit(lambda fleet: fleet.with_instance(cluster, replace(declared, az=az)))
+
+    def change(fleet: Fleet) -> Fleet:  # of what is declared by now
+        return fleet.with_instance(cluster, replace(fleet.cluster(cluster).instance(declared.instance_id), az=az))
+
+    await plane.commit(change)
     plane.say(f"failover of {cluster} was asked for: {declared.instance_id} goes from {declared.az} to {az}")
     plane.failovers.asked(declared.instance_id)
     await end_in_order(instance, plane.notify, timeout_s)

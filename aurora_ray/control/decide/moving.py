@@ -1,8 +1,9 @@
 """Instances that need more than their machine has: they move to one that has it, by a planned failover.
 
-A move cuts sessions, so it is the last resort: Ray has found no place for what is wanted for MOVE_AFTER_S, another
-machine has room for all of it, and the instance did not move within AGAIN_AFTER_S. A machine of its AZ is preferred,
-then the one with most room. Where it stays, the sentence says why.
+A move cuts sessions, so it is the last resort: for MOVE_AFTER_S its machine has had no place for what is wanted, since
+others hold the rest of it or as it is too small as a whole; another machine has room for all of it; and no move of the
+instance has begun within AGAIN_AFTER_S. A machine of its AZ is preferred, then the one with most room. Where it stays,
+the sentence says why.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ class Moves:
             return None, f"no machine has room for {short.asked:g} ACU, {what}"
         best = max(fitting, key=lambda room: (instance.az in room.azs, room.acu, room.host))
         if now_s - self._moved_s.get(instance.instance_id, -AGAIN_AFTER_S) < AGAIN_AFTER_S:
-            return None, "it has moved not long ago"
+            return None, f"a move began less than {AGAIN_AFTER_S:g} s ago"
         if now_s - since_s < MOVE_AFTER_S:
             return None, f"it moves to machine {best.host} if that lasts"
         self._moved_s[instance.instance_id] = now_s
         return best, f"it moves to machine {best.host}, which has {best.acu:g}"
+
+    def forget(self, instance_id: str) -> None:
+        """It has no capacity that anybody follows."""
+        self._short_s.pop(instance_id, None)
+        self._moved_s.pop(instance_id, None)
 
 
 def az_in(room: Room, preferred: str, azs: Sequence[str]) -> str:

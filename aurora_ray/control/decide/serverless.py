@@ -18,6 +18,7 @@ ended then; or sooner, when KEEP_PROCESSES_OF other clusters were paused after i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -110,6 +111,7 @@ class Serverless:
         self._moves = Moves()
         self._now_s = 0.0
         self._azs: tuple[str, ...] = ()
+        self._alone = True  # there is one machine
 
     def reason(self, instance_id: str) -> str:
         """Why it has the capacity that it has; empty: not known."""
@@ -132,6 +134,7 @@ class Serverless:
         """Actions, as in `reconcile`. `use`: of the endpoints, by cluster, where it is known; `held`: the paused
         clusters for which somebody waits; `wall_s`: Unix time; `short`: those whose machines have no more."""
         self._short, self._now_s, self._azs = short, now_s, fleet.azs
+        self._alone = len({node.host for node in fleet.nodes}) <= 1
         kept = sorted((c.paused_since_s for c in fleet.clusters if c.paused_since_s), reverse=True)[:KEEP_PROCESSES_OF]
         for cluster in fleet.clusters:
             if cluster.phase is not ClusterPhase.AVAILABLE:
@@ -152,6 +155,7 @@ class Serverless:
         for instance in cluster.instances:
             self._scalers.pop(instance.instance_id, None)
             self._why.pop(instance.instance_id, None)
+            self._moves.forget(instance.instance_id)
 
     # ---- capacity
 
@@ -190,8 +194,9 @@ class Serverless:
         if not isinstance(scaler, kind):
             scaler = self._scalers[instance_id] = kind()
         short = self._short.get(instance_id)
-        most = used.room if short is None else min(used.room, max(short.holds, used.acu))
-        most = power_down(most) if rule.by_powers else most
+        most = used.room if self._alone else math.inf  # more than that is asked for where another machine may have it
+        most = most if short is None else min(most, max(short.holds, used.acu))
+        most = power_down(most) if rule.by_powers and most < rule.max_acu else most
         room = replace(rule, min_acu=min(rule.min_acu, most), max_acu=min(rule.max_acu, most))
         sample = Sample(
             used.at_s,
@@ -214,7 +219,7 @@ class Serverless:
                 az = az_in(there, instance.az, self._azs)
                 yield MoveInstance(why, cluster.name, instance_id, there.host, az, short.asked)
                 return
-        elif decision.acu == used.room < rule.max_acu and decision.acu > used.acu:
+        elif decision.acu == used.room == most < rule.max_acu and decision.acu > used.acu:
             why += ", and its machine has no more"
         if decision.acu != used.acu:
             self._why[instance_id] = why

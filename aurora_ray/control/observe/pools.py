@@ -5,6 +5,7 @@ Where there is no more room, that is remembered for a while, so that nobody asks
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -42,13 +43,15 @@ class Pools:
         """Finds what is there. Raises NoPlaceError."""
         self._held = dict(await self._runtime.held_capacity())
 
-    async def hold(self, instance_id: str, host: str, acu: float, cpus_per_acu: float) -> float:
-        """See Runtime.hold_capacity."""
+    async def hold(
+        self, instance_id: str, host: str, acu: float, cpus_per_acu: float, at_most: float = math.inf
+    ) -> float:
+        """See Runtime.hold_capacity; `at_most`: what the machine has as a whole, beyond which nothing is asked for."""
         if self._held is None:
             await self.look()
         known = self._held if self._held is not None else {}
         try:
-            got = await self._runtime.hold_capacity(instance_id, host, acu, cpus_per_acu)
+            got = await self._runtime.hold_capacity(instance_id, host, min(acu, at_most), cpus_per_acu)
         except BaseException:
             self._held = None  # it may have been done all the same
             raise

@@ -31,7 +31,8 @@ class Means:
     `notify` says that something changed,
     `open_control` opens the control volume, `runs_for_s` says for how long this control plane has been looking,
     `withdrawn`: see Endpoints; `forget_attempt`: what failed before is tried again at once; `regions` are the other
-    regions of global clusters; `save_usage` saves what was counted of what clusters use."""
+    regions of global clusters; `save_usage` saves what was counted of what clusters use; `leaves`: an instance is going
+    to end, to go on elsewhere, which is an outage that somebody wanted if it is a writer."""
 
     config: ControlConfig
     declared: Declared
@@ -47,6 +48,7 @@ class Means:
     regions: Regions
     save_usage: Callable[[], Awaitable[None]]
     pools: Pools
+    leaves: Callable[[str], None]
 
     def addresses(self) -> tuple[NodeAddress, ...]:
         """The running storage nodes, for a volume client."""

@@ -8,6 +8,7 @@ runs: everything else is a start like any other.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -58,7 +59,7 @@ async def scale_instance(means: Means, action: ScaleInstance) -> None:
     used, acu = instance.seen.capacity, action.acu
     if used is not None and acu > used.acu:
         with telemetry.span("capacity.place", {"aurora.acu": acu}):
-            acu = await _hold(means, instance, action.instance_id, acu)
+            acu = await _hold(means, instance, action.instance_id, acu, used.room)
         if acu <= used.acu:
             means.say(f"{action.instance_id} keeps {used.acu:g} ACU: its machine has no room for {action.acu:g}")
             return
@@ -73,8 +74,8 @@ async def scale_instance(means: Means, action: ScaleInstance) -> None:
     means.events.note(EventKind.CAPACITY, action.instance_id, told, action.cluster)
 
 
-async def _hold(means: Means, instance: Instance, instance_id: str, acu: float) -> float:
-    return await means.pools.hold(instance_id, instance.process.host, acu, means.config.cpus_per_acu)
+async def _hold(means: Means, instance: Instance, instance_id: str, acu: float, at_most: float = math.inf) -> float:
+    return await means.pools.hold(instance_id, instance.process.host, acu, means.config.cpus_per_acu, at_most)
 
 
 async def look_at_pools(means: Means, _: LookAtPools) -> None:
