@@ -24,11 +24,18 @@ NOBODY = "nothing recorded"
 HIDDEN = ("aurora.key",)
 VALUE_COLUMNS = 80  # of an attribute beside a bar
 
-app = typer.Typer(no_args_is_help=True, help="Show where the time of a failover went.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Show where the time of a failover went, or of a step of a capacity.",
+    rich_markup_mode=None,
+)
 
 All = Annotated[
     bool,
     typer.Option("--all", "-a", help="Not only failovers. Sampled flushes are one line at the end; --json has each."),
+]
+Capacity = Annotated[
+    bool, typer.Option("--capacity", "-c", help="Steps and resumes of serverless clusters in place of failovers.")
 ]
 
 
@@ -41,6 +48,7 @@ def register(parent: typer.Typer) -> None:
 
 def list_traces(
     every: All = False,
+    capacity: Capacity = False,
     count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="The newest N.")] = 20,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -48,11 +56,11 @@ def list_traces(
     """List failovers, newest last."""
     from aurora_ray.telemetry.waterfall import SAMPLED
 
-    summaries = [summary for summary, _ in _traces(data_dir, every=every)]
+    summaries = [summary for summary, _ in _traces(data_dir, every=every, capacity=capacity)]
     if json:
         write_json([summary.to_json() for summary in summaries[-count:]])
         return
-    _print_list([one for one in summaries if one.name != SAMPLED][-count:], every=every)
+    _print_list([one for one in summaries if one.name != SAMPLED][-count:], _nothing(every, capacity))
     _print_sampled([one for one in summaries if one.name == SAMPLED])
 
 
@@ -60,15 +68,18 @@ def show(
     trace: Annotated[
         str, typer.Argument(metavar="[ID]", help="A trace's id or its beginning.", show_default=False)
     ] = "",
+    capacity: Capacity = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
     """Draw a trace as a waterfall; without ID the newest failover. Many alike are one line; --json has them all."""
     from aurora_ray.telemetry.waterfall import collapsed, stages, waterfall
 
-    found = [one for one in _traces(data_dir, every=bool(trace)) if one[0].trace_id.startswith(trace.lower())]
+    traces = _traces(data_dir, every=bool(trace), capacity=capacity)
+    found = [one for one in traces if one[0].trace_id.startswith(trace.lower())]
     if not found:
-        raise UsageError(f"there is no trace {trace}: see `aurora trace list --all`" if trace else _NOTHING)
+        missing = f"there is no trace {trace}: see `aurora trace list --all`"
+        raise UsageError(missing if trace else _nothing(every=False, capacity=capacity))
     if trace and len(found) > 1:
         raise UsageError(f"{len(found)} traces begin with {trace}: give more of the id")
     summary, spans = found[-1]
@@ -83,21 +94,27 @@ def show(
 
 _NOTHING_AT_ALL = "nothing was traced yet"
 _NOTHING = "no failover was traced yet: try `aurora chaos kill writer`, or see `aurora trace list --all`"
+_NO_CAPACITY = "no step of a capacity was traced yet: try `aurora scale demo --min 0.5 --max 4`, and some load"
 
 
-def _traces(data_dir: Path | None, *, every: bool) -> list[tuple[Summary, list[StoredSpan]]]:
+def _nothing(every: bool, capacity: bool) -> str:
+    return _NOTHING_AT_ALL if every else _NO_CAPACITY if capacity else _NOTHING
+
+
+def _traces(data_dir: Path | None, *, every: bool, capacity: bool) -> list[tuple[Summary, list[StoredSpan]]]:
     from aurora_ray.telemetry.spanreader import read_traces
-    from aurora_ray.telemetry.waterfall import FAILOVER, summarise
+    from aurora_ray.telemetry.waterfall import CAPACITY, FAILOVER, summarise
 
     directory = options.settings(data_dir).telemetry_dir
     traces = [(summarise(spans), spans) for spans in read_traces(directory).values()]
-    return [trace for trace in traces if every or trace[0].name == FAILOVER]
+    names = CAPACITY if capacity else (FAILOVER,)
+    return [trace for trace in traces if every or trace[0].name in names]
 
 
-def _print_list(summaries: list[Summary], *, every: bool) -> None:
+def _print_list(summaries: list[Summary], nothing: str) -> None:
     console = _console()
     if not summaries:
-        console.print(_NOTHING_AT_ALL if every else _NOTHING)
+        console.print(nothing)
         return
     widest = max(len(_took(one)) for one in summaries)
     console.print(f"{'trace':12}  {'when':19}  {'took':>{widest}}  {'spans':>5}  what and why")

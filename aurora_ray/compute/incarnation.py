@@ -198,9 +198,18 @@ class Opening(ABC):
 
     async def scale(self, order: CapacityOrder | None) -> float:
         """See commands.Scale. Raises UsageError while it is not open."""
-        engine, mounted, granted = self._engine, self._mounted, self._granted
+        engine, mounted = self._engine, self._mounted
         if engine is None or mounted is None or self._phase is not IncarnationPhase.AVAILABLE:
             raise UsageError(f"{self.config.instance_id} is not open")
+        with telemetry.span("instance.scale"):
+            with telemetry.stage_span("instance.scale.limit"):
+                await self._limit(order, engine, mounted)
+            with telemetry.stage_span("instance.scale.configure"):
+                await engine.configure(self._parameters, self._size)
+        return self._granted.acu if self._granted is not None else 0.0
+
+    async def _limit(self, order: CapacityOrder | None, engine: Engine, mounted: MountedVolume) -> None:
+        granted = self._granted
         if order is None:
             self._granted = None
             self._size = size_on(this_machine(), self.config.memory_bytes)
@@ -217,8 +226,6 @@ class Opening(ABC):
         else:
             await granted.scale(order, mounted)
             self._size = granted.size
-        await engine.configure(self._parameters, self._size)
-        return self._granted.acu if self._granted is not None else 0.0
 
     def counters(self) -> Mapping[str, float]:
         """Of an instance with a capacity: what says whether it is enough. From any thread."""

@@ -80,13 +80,15 @@ class Instance:
         stats = {**status.stats, **self._usage.of(status.pid)}
         return replace(status, stats=stats, volume_id=self._volume_id)
 
-    async def do(self, command: Command[T]) -> T | None:
-        """Has the open incarnation carry out a command; see Command for what happens when there is none."""
+    async def do(self, command: Command[T], trace: Mapping[str, str] | None = None) -> T | None:
+        """Has the open incarnation carry out a command; see Command for what happens when there is none. `trace`: that
+        it belongs to."""
         if self._open is None:
             if command.needless:
                 return None
             raise UsageError(f"nothing is open that could do {type(command).__name__}")
-        return await self._open.do(command)
+        with telemetry.attached(telemetry.extract_dict(trace)):
+            return await self._open.do(command)
 
     async def stop(self, *, fast: bool, reopens: bool = False) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once. `reopens`: see Opening.stop; until then nobody else

@@ -68,7 +68,8 @@ class Usage:
 
     def of(self, pid: int) -> dict[str, int | float]:
         """`connections`, `busy`, and from the second look on since the look before: `cpu_percent` of this machine's
-        CPUs, `cpus`, and how much each counter has grown a second (`NAME_rate`). `looked_at_s`: when, monotonic."""
+        CPUs, `cpus`, and how much each counter has grown a second (`NAME_rate`). `looked_at_s`: when, monotonic;
+        `looked_at_unix_s`: by the machine's time of day."""
         if pid != self._pid:
             self._pid, self._last, self._next_s = pid, {}, 0.0
         idle = self._looking is None or self._looking.done()
@@ -88,7 +89,7 @@ class Usage:
             took_s = max(now[0] - before[0], 1e-3)
             cpus = max(0.0, now[1] - before[1]) / took_s
             found["cpu_percent"] = round(100 * cpus / (os.cpu_count() or 1), 1)
-            found |= {"cpus": round(cpus, 3), "looked_at_s": round(now[0], 3)}
+            found |= {"cpus": round(cpus, 3), "looked_at_s": round(now[0], 3), "looked_at_unix_s": time.time()}
             found |= {f"{name}_rate": round((counted[name] - grown.get(name, 0)) / took_s, 3) for name in counted}
         if pid == self._pid:  # else there is another engine by now
             self._seen, self._last, self._counted = now, found, counted

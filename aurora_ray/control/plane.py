@@ -47,6 +47,7 @@ from aurora_ray.control.perform import passfiles
 from aurora_ray.control.perform.means import END_TIMEOUT_S, Means
 from aurora_ray.control.perform.regions import Volumes
 from aurora_ray.control.perform.steps import perform
+from aurora_ray.control.report.capacities import Capacities
 from aurora_ray.control.report.events import EventKind, EventLog
 from aurora_ray.control.report.failovers import Failovers
 from aurora_ray.control.report.metrics import fleet_metrics
@@ -100,6 +101,7 @@ class ControlPlane:
         self.events = EventLog(config.data_dir)
         self.heartbeats = Heartbeats(self.declared, self.processes, self.changes, config.health_rules, self.hung)
         self.failovers = Failovers(config.data_dir, self.declared, self.processes, self.endpoints, say=self.say)
+        self.capacities = Capacities(self.declared, self.processes, self.endpoints)
         self.replicas = replicas.Replicas()
         self.refusals = Refusals(clock)
         self.metrics_port = MetricsPort(self.metrics, self.say)
@@ -142,9 +144,7 @@ class ControlPlane:
         self._done: dict[Key, tuple[reconcile.Action, float]] = {}  # when, for as long as that matters
         self._stopping = False
         self._began_s = clock()
-        self._looked_at_s = 0.0
-        self._looked_at_capacity_s = 0.0
-        self._looked_at_nodes_s = 0.0
+        self._looked_at_s = self._looked_at_capacity_s = self._looked_at_nodes_s = 0.0
 
     # ---- what it knows
 
@@ -349,7 +349,8 @@ class ControlPlane:
     async def _carry_out(self, action: reconcile.Action) -> None:
         attributes = {"aurora.key": action.key, "aurora.why": action.why}
         try:
-            with self.failovers.around(action), telemetry.span(f"control.{type(action).__name__}", attributes):
+            belongs = self.failovers.around(action), self.capacities.around(action)
+            with belongs[0], belongs[1], telemetry.span(f"control.{type(action).__name__}", attributes):
                 if isinstance(action, StartEndpoints | PointEndpoints):
                     await self.endpoints.perform(action, self.declared.epoch, self._clock())
                 elif isinstance(action, KillInstance):
@@ -357,6 +358,7 @@ class ControlPlane:
                 else:
                     await perform(self.means, action)
             self.failovers.done(action)
+            self.capacities.done(action)
         except SupersededError:
             self.declared.supersede()
         except Exception as error:

@@ -132,9 +132,9 @@ class InstanceActor:
         """This process's, as Prometheus text."""
         return telemetry.exposition()
 
-    async def do(self, command: Command[Any]) -> Any:
+    async def do(self, command: Command[Any], trace: Mapping[str, str]) -> Any:
         """See Instance.do."""
-        return await self._loop.ask(self._instance.do(command), command.limit_s)
+        return await self._loop.ask(self._instance.do(command, trace), command.limit_s)
 
     async def close(self) -> None:
         """Ends the incarnation in order; the process stays, and opens again."""

@@ -130,7 +130,8 @@ class RayInstance:
 
     async def do(self, command: Command[T]) -> T:
         """See InstanceProcess."""
-        answer: T = await result_of(self._handle.do.remote(command), command.limit_s + CALL_TIMEOUT_S)
+        trace = telemetry.inject_dict()
+        answer: T = await result_of(self._handle.do.remote(command, trace), command.limit_s + CALL_TIMEOUT_S)
         return answer
 
     async def metrics(self, timeout_s: float) -> bytes:

@@ -28,7 +28,12 @@ def _traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     remnant = [span("bb", "failover.detect", "bb-failover", 98.8)]
     flushes = {f"f{number}": [span(f"f{number}", "volume.flush", "", number + 1)] for number in range(30)}
     opened = [span("cc", "writer.open", "", 7)]
-    traces = {"aa": whole, "bb": remnant, "cc": opened, **flushes}
+    step = [
+        span("dd", "capacity.step", "", 90, cluster="demo", why="0.5 to 1 ACU"),
+        span("dd", "capacity.decide", "dd-capacity.step", 40),
+        span("dd", "control.ScaleInstance", "dd-capacity.step", 90),
+    ]
+    traces = {"aa": whole, "bb": remnant, "cc": opened, "dd": step, **flushes}
     monkeypatch.setenv("AURORA_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(spanreader, "read_traces", lambda _: traces)
 
@@ -44,7 +49,7 @@ def test_sampled_flushes_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert text.count("volume.flush") == 1
     assert "and 30 sampled flushes (volume.flush), the longest took 30.0 ms: f29" in text
     assert "writer.open" in text
-    assert len(json.loads(told(capsys, "list", "--all", "--json", "-n", "100"))) == 33
+    assert len(json.loads(told(capsys, "list", "--all", "--json", "-n", "100"))) == 34
 
 
 def test_a_trace_without_its_root_is_unfinished(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +72,16 @@ def test_the_stages_come_last_the_longest_first(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_steps_of_a_capacity_are_listed_and_drawn_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "capacity.step" not in told(capsys, "list")
+    listed = told(capsys, "list", "--capacity")
+    assert "capacity.step demo  0.5 to 1 ACU" in listed
+    assert "failover" not in listed
+    assert "control.ScaleInstance" in told(capsys, "show", "--capacity")
+
+
 def test_without_traces_that_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spanreader, "read_traces", lambda _: {})
     assert "no failover was traced yet" in told(capsys, "list")
     assert told(capsys, "list", "--all") == f"{trace._NOTHING_AT_ALL}\n"
+    assert "no step of a capacity was traced yet" in told(capsys, "list", "--capacity")

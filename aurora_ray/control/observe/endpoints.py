@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -257,7 +258,8 @@ class Endpoints:
         self._withdrawn: frozenset[str] = frozenset()  # clusters whose pause is being declared
         self._watched: frozenset[str] = frozenset()  # paused clusters whose endpoints are watched, and ...
         self._watching: asyncio.Task[None] | None = None
-        self.held: frozenset[str] = frozenset()  # ... those of them at which somebody waits
+        self.held: frozenset[str] = frozenset()  # ... those of them at which somebody waits, and ...
+        self.held_since_ns: dict[str, int] = {}  # ... since when that is known (Unix times in ns)
 
     # ---- what it knows
 
@@ -430,6 +432,7 @@ class Endpoints:
         if self._watched == paused and (not paused or (self._watching is not None and not self._watching.done())):
             return
         self._watched, self.held = frozenset(paused), self.held & paused
+        self.held_since_ns = {name: since for name, since in self.held_since_ns.items() if name in paused}
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None
@@ -443,6 +446,7 @@ class Endpoints:
         except ProcessGoneError:
             return  # that is watched as well
         self.held = frozenset(map(cluster_of, held)) & self._watched
+        self.held_since_ns = {name: self.held_since_ns.get(name, time.time_ns()) for name in self.held}
         self._on_change()
         await asyncio.sleep(HELD_AGAIN_S)  # what is held stays so until it is served
 
