@@ -11,7 +11,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,10 @@ import psycopg
 import typer
 
 from aurora_ray.cli import options
+from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
+from aurora_ray.telemetry.spanreader import StoredSpan, read_traces
+from aurora_ray.telemetry.waterfall import CAPACITY, summarise
+from benchmarks.data import fill_pgbench
 from benchmarks.fleet import FleetProcesses, UserFleet
 from benchmarks.machine import describe
 from benchmarks.raw import OUT
@@ -30,6 +34,16 @@ from benchmarks.site import prepared
 _PAUSE_AFTER_S: Final = 10
 _PAUSED_WITHIN_S: Final = 120.0
 _LOOK_S: Final = 0.05
+_WRITTEN_S: Final = 2.0  # by when spans are in their files
+_STAGES: Final = (
+    "capacity.decide",
+    "capacity.place",
+    "capacity.give",
+    "control.ResumeCluster",
+    "control.StartInstance",
+    "control.OpenInstance",
+    "capacity.lead",
+)
 _QUERY: Final = "select sum(i) from generate_series(1, 20000) i"
 _COMMIT: Final = "insert into ticks values (1)"
 _NOISE: Final = "insert into noise select i, repeat(md5(i::text), 8) from generate_series(1, 20000) i"
@@ -40,12 +54,14 @@ class Figures:
     """All that was measured; times in seconds."""
 
     resumes_s: list[float] = field(default_factory=list)
+    large_resumes_s: list[float] = field(default_factory=list)  # with data in it that no cache of the engine holds
     step: dict[str, float] = field(default_factory=dict)
     timeline: list[tuple[float, float, int]] = field(default_factory=list)  # when, ACUs in force, sessions at work
     throughput: dict[str, float] = field(default_factory=dict)
     paused: dict[str, float] = field(default_factory=dict)
     commits_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     days: list[dict[str, float]] = field(default_factory=list)
+    stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # of all steps and resumes, from their traces
     load_averages: list[float] = field(default_factory=list)
 
 
@@ -96,8 +112,15 @@ def sessions(dsn: str, count: int, statement: str) -> Iterator[Callable[[], int]
             thread.join(60)
 
 
-def resumes(subject: Subject, figures: Figures, rounds: int) -> None:
+def large_resumes(subject: Subject, figures: Figures, rounds: int, scale: int) -> None:
+    """The same with pgbench's tables."""
+    fill_pgbench(subject.dsn, str(adapter(DEFAULT_ENGINE).find(None, None).bin_dir), scale)
+    figures.large_resumes_s = resumes(subject, rounds)
+
+
+def resumes(subject: Subject, rounds: int) -> list[float]:
     """From connecting to a paused cluster to the first answer."""
+    took_s = []
     subject.scale("web", "--min", "0", "--max", "4", "--pause-after", str(_PAUSE_AFTER_S))
     for _ in range(rounds):
         subject.until_paused("web")
@@ -105,7 +128,23 @@ def resumes(subject: Subject, figures: Figures, rounds: int) -> None:
         began_s = time.monotonic()
         with psycopg.connect(subject.dsn, connect_timeout=60) as session:
             session.execute("select 1")
-        figures.resumes_s.append(round(time.monotonic() - began_s, 3))
+        took_s.append(round(time.monotonic() - began_s, 3))
+    return took_s
+
+
+def by_stage(traces: Iterable[Sequence[StoredSpan]]) -> dict[str, dict[str, float]]:
+    """Of the steps and the resumes among these: each part's times, of those that came to their end."""
+    took: dict[str, list[float]] = {}
+    for spans in traces:
+        summary = summarise(spans)
+        if summary.whole and summary.error is None and summary.name in CAPACITY:
+            kind = summary.name.partition(".")[2]
+            for span in (each for each in spans if each.name in _STAGES or each.name == summary.name):
+                took.setdefault(f"{kind}: {span.name}", []).append(span.duration_ms)
+    return {
+        name: {"count": len(each), "p50": round(statistics.median(each), 1), "max": round(max(each), 1)}
+        for name, each in sorted(took.items())
+    }
 
 
 def steps(subject: Subject, figures: Figures, seconds: float) -> None:
@@ -206,7 +245,7 @@ def paused_tenants(subject: Subject, figures: Figures, tenants: int, seconds: fl
 
 
 def measure(
-    figures: Figures, work_dir: Path | None, *, rounds: int, seconds: float, tenants: int, days: int
+    figures: Figures, work_dir: Path | None, *, rounds: int, seconds: float, tenants: int, days: int, scale: int
 ) -> Figures:
     """One after the other, on a fleet of its own."""
     figures.days = [asdict(judge(bursty(seed))) for seed in range(days)]
@@ -214,17 +253,20 @@ def measure(
         directory = site.directory("serverless") / "fleet"
         subject = Subject(directory)
         parts: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("resumes", lambda: resumes(subject, figures, rounds)),
+            ("resumes", lambda: figures.resumes_s.extend(resumes(subject, rounds))),
             ("a step of load", lambda: steps(subject, figures, 2 * seconds)),
             ("throughput", lambda: throughput(subject, figures, seconds)),
             ("a noisy tenant", lambda: beside_a_noisy_one(subject, figures, seconds)),
             ("paused tenants", lambda: paused_tenants(subject, figures, tenants, seconds)),
+            *([("resumes with data", lambda: large_resumes(subject, figures, rounds, scale))] if scale else []),
         )
         try:
             for words, part in parts:
                 typer.echo(f"  {words} (load {os.getloadavg()[0]:.1f})")
                 figures.load_averages.append(round(os.getloadavg()[0], 2))
                 part()
+            time.sleep(_WRITTEN_S)
+            figures.stages_ms = by_stage(read_traces(directory / "telemetry").values())
         finally:
             subject.fleet.destroy()
     return figures
@@ -232,9 +274,10 @@ def measure(
 
 def show(figures: Figures) -> None:
     """Sentences."""
-    if figures.resumes_s:
-        p50, most = statistics.median(figures.resumes_s), max(figures.resumes_s)
-        typer.echo(f"First query after a pause, {len(figures.resumes_s)} times: p50 {p50:.2f} s, max {most:.2f} s")
+    for words, took_s in (("", figures.resumes_s), (" of a cluster with data", figures.large_resumes_s)):
+        if took_s:
+            p50, most = statistics.median(took_s), max(took_s)
+            typer.echo(f"First query after a pause{words}, {len(took_s)} times: p50 {p50:.2f} s, max {most:.2f} s")
     for name, at_s in figures.step.items():
         typer.echo(f"After a step of load, {name} in effect: {at_s:.2f} s")
     for name, rate in figures.throughput.items():
@@ -243,6 +286,8 @@ def show(figures: Figures) -> None:
         typer.echo(f"Commits of a quiet tenant, {name}: p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms")
     for name, value in figures.paused.items():
         typer.echo(f"Paused tenants, {name}: {value:g}")
+    for name, stage in figures.stages_ms.items():
+        typer.echo(f"{name}, {stage['count']:g} times: p50 {stage['p50']:.1f} ms, max {stage['max']:.1f} ms")
     for number, day in enumerate(figures.days):
         shares = {name: 100 * day[name] / day["oracle"] for name in ("over", "under", "peak")}
         typer.echo(
@@ -271,6 +316,7 @@ def run(
     seconds: Annotated[float, typer.Option(help="of each measurement under load")] = 12.0,
     tenants: Annotated[int, typer.Option(help="that are paused at once")] = 4,
     days: Annotated[int, typer.Option(help="of a bursty trace, for the policy alone")] = 2,
+    scale: Annotated[int, typer.Option(help="of pgbench's tables, for more resumes; 0: none (140 are 2 GB)")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="a directory on the disk to use")] = None,
     out: Annotated[Path | None, typer.Option(help="the JSON file; the plot beside it")] = None,
 ) -> None:
@@ -278,7 +324,7 @@ def run(
     figures, path = Figures(), out or OUT / f"serverless-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        measure(figures, work_dir, rounds=rounds, seconds=seconds, tenants=tenants, days=days)
+        measure(figures, work_dir, rounds=rounds, seconds=seconds, tenants=tenants, days=days, scale=scale)
     finally:
         path.write_text(json.dumps({"machine": describe(path.parent), **vars(figures)}, indent=1))
     plot(figures, path.with_suffix(".png"))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serverless import Figures, plot, show
+from aurora_ray.telemetry.spanreader import StoredSpan
+from benchmarks.serverless import Figures, by_stage, plot, show
 from benchmarks.serverless_trace import bursty, judge
 
 
@@ -37,3 +38,19 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert "20 % more ACU-seconds than the oracle's, 1.0 % less; a machine for the peak takes 400 %" in told
     plot(figures, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def step(trace: str, took_ms: int, error: str | None = None) -> list[StoredSpan]:
+    def span(name: str, parent: str, end_ms: int) -> StoredSpan:
+        return StoredSpan(trace, f"{trace}-{name}", parent, name, "test", 0, end_ms * 10**6, {}, {}, error)
+
+    return [span("capacity.step", "", took_ms), span("capacity.give", f"{trace}-capacity.step", took_ms // 2)]
+
+
+def test_stages_are_told_of_those_that_came_to_their_end() -> None:
+    remnant = step("c", 1000)[1:]
+    found = by_stage([step("a", 100), step("b", 300), remnant, step("d", 9000, "no answer")])
+    assert found == {
+        "step: capacity.give": {"count": 2, "p50": 100, "max": 150},
+        "step: capacity.step": {"count": 2, "p50": 200, "max": 300},
+    }

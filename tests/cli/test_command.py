@@ -69,6 +69,15 @@ def test_without_a_fleet_the_way_on_is_said(arguments: list[str], capsys: pytest
     assert "does not exist; start it with `aurora up`" in captured.err
 
 
+def test_why_idle_sessions_are_not_held_over_a_pause_is_said_with_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["scale", "demo", "--min", "0", "--max", "4", "--pause-idle-sessions"]) == WRONG_USE
+    told = capsys.readouterr().err
+    assert "open sessions always keep a cluster awake" in told
+    assert "idle_session_timeout" in told
+
+
 def test_down_without_a_fleet_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["down", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stopped"] is False

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aurora_ray.control.model.runtime import NoPlaceError, Room, Short
-from aurora_ray.control.observe.pools import ASK_AGAIN_S, Pools
+from aurora_ray.control.observe.pools import ASK_AGAIN_S, LOOK_AGAIN_S, Pools
 
 
 async def test_what_was_cut_short_is_looked_at_anew_and_want_of_room_is_remembered() -> None:
@@ -35,3 +35,23 @@ async def test_what_was_cut_short_is_looked_at_anew_and_want_of_room_is_remember
     assert (pools.held, pools.short()) == ({"a": 2.0}, {"a": Short(2.0, 4.0, (Room("there", ("b",), 3.0),))})
     now_s[0] += ASK_AGAIN_S
     assert pools.short() == {}
+
+
+async def test_what_is_lost_is_missed_after_a_while_and_where_nothing_is_held_nobody_looks() -> None:
+    held, now_s = {"a": 1.0}, [0.0]
+
+    async def look() -> dict[str, float]:
+        return dict(held)
+
+    runtime: Any = SimpleNamespace(held_capacity=look)
+    pools = Pools(runtime, lambda: now_s[0])
+    await pools.look()
+    held.clear()
+    now_s[0] = LOOK_AGAIN_S - 1
+    assert pools.held == {"a": 1.0}
+    now_s[0] = LOOK_AGAIN_S
+    assert pools.held is None
+    await pools.look()
+    assert pools.held == {}
+    now_s[0] *= 3
+    assert pools.held == {}

@@ -1,6 +1,7 @@
 """What instances hold of their machines, as the control plane knows it: looked at when it begins, told after changes.
 
-Where there is no more room, that is remembered for a while, so that nobody asks again at every look.
+Where there is no more room, that is remembered for a while, so that nobody asks again at every look. While anything
+is held it is looked at anew now and then: what is lost without anybody's word is missed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.model.runtime import Room, Runtime
 
 ASK_AGAIN_S: Final = 10.0
+LOOK_AGAIN_S: Final = 30.0
 
 
 class Pools:
@@ -26,12 +28,13 @@ class Pools:
         self._runtime = runtime
         self._clock = clock
         self._held: dict[str, float] | None = None
+        self._looked_s = 0.0
         self._short: dict[str, tuple[float, Short]] = {}  # until when its machine has no more
 
     @property
     def held(self) -> Mapping[str, float] | None:
-        """ACUs by instance; None: not looked at yet."""
-        return self._held
+        """ACUs by instance; None: not looked at yet, or not for long."""
+        return None if self._held and self._clock() - self._looked_s >= LOOK_AGAIN_S else self._held
 
     def short(self) -> dict[str, Short]:
         """Those whose machine had no more when they were last to get more."""
@@ -41,7 +44,7 @@ class Pools:
 
     async def look(self) -> None:
         """Finds what is there. Raises NoPlaceError."""
-        self._held = dict(await self._runtime.held_capacity())
+        self._held, self._looked_s = dict(await self._runtime.held_capacity()), self._clock()
 
     async def hold(
         self, instance_id: str, host: str, acu: float, cpus_per_acu: float, at_most: float = math.inf
