@@ -309,7 +309,8 @@ class ControlPlane:
             self.events.compare(self.troubles())
             for instance_id, instance in self.processes.instances.items():
                 look = key(Kind.LOOK_AT_INSTANCE, instance_id)
-                if instance.seen.phase is InstancePhase.AVAILABLE and look not in self._busy:
+                up = instance.seen.phase in (InstancePhase.AVAILABLE, InstancePhase.OPENING)
+                if up and look not in self._busy:
                     self._start(look, self.processes.refresh(instance_id))
             for instance_id, commands in self.replicas.orders(
                 self.fleet, self.processes.instances, now_s, self.regions.rows(time.time()), self.regions.writers()

@@ -211,7 +211,7 @@ class Driver:
                     self._group_added.clear()
                     await self._group_added.wait()
         except (TimeoutError, AuroraError) as failure:
-            _log.error("the volume cannot grow: %s", failure or "no protection group was added in time")
+            _log.error("the volume cannot grow: %s", str(failure) or "no protection group was added in time")
             error = errno.ENOSPC
         finally:
             self._region.answer(index, error)
@@ -246,23 +246,26 @@ class Driver:
 
     def stats(self) -> dict[str, int | float]:
         """Counters since mounting, and how full the volume and the local cache are."""
-        spec = self._source.spec
-        extent_bytes = EXTENT_PAGES * spec.page_size
         poll = self._region.peek()
-        total = len(spec.groups) * (spec.group_bytes // extent_bytes)
-        free = self._region.free_extents()
         return {
             **self._region.counters(),
             **self._redo.stats(),
+            **self._room(),
             "unsent_bytes": poll.tail - poll.head,
-            "cached_bytes": poll.present_pages * spec.page_size,
-            "used_bytes": min(
-                self._region.file_bytes(), (total - free) * extent_bytes
-            ),  # of one with holes, what is there
-            "free_bytes": free * extent_bytes,
+            "cached_bytes": poll.present_pages * self._source.spec.page_size,
             "pages_fetched": self._fetcher.pages_fetched,
             "cache_budget_bytes": self._evictor.budget_bytes,
         }
+
+    def _room(self) -> dict[str, int]:
+        """How full the volume is. What an overlay adds is not in it."""
+        spec, file_bytes = self._source.spec, self._region.file_bytes()
+        if not isinstance(self._redo, VolumeRedo):
+            return {"used_bytes": file_bytes}
+        extent_bytes = EXTENT_PAGES * spec.page_size
+        total, free = len(spec.groups) * (spec.group_bytes // extent_bytes), self._region.free_extents()
+        # Of files with holes, what is there.
+        return {"used_bytes": min(file_bytes, (total - free) * extent_bytes), "free_bytes": free * extent_bytes}
 
     def set_cache_bytes(self, cache_bytes: int) -> None:
         """Another budget for the local cache, from now on."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.write.volume import Volume
 
 RING_BYTES = 64 << 20
+OVERLAY_EXTENTS = 1 << 31  # what stays on the mount takes no room in the volume, however full that is
 _FILES_MIN = 1 << 18  # places in the region's table; one that is never used takes no memory
 
 
@@ -102,7 +103,7 @@ class MountedVolume:
             )
             slots = driver.register(files)
             for group, free in _free_extents(source.spec, table).items():
-                region.add_group(group, free)
+                region.add_group(group, free if writer is not None else OVERLAY_EXTENTS)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
             mounted = cls(mount_dir, region, driver)

@@ -102,6 +102,7 @@ class LocalInstance:
         self._runtime = runtime
         self._gone = asyncio.Event()
         self._ended: asyncio.Future[Outcome] | None = None
+        self._opens = False
         self.capacity: CapacityOrder | None = None
 
     async def wait_gone(self) -> str:
@@ -120,6 +121,9 @@ class LocalInstance:
             await self._close_volume()
             self.volume = await Volume.open(config.volume, config.nodes, timeout_s=20, epochs=config.epochs)
             self._runtime.volumes.append(self.volume)
+        self._opens = True
+        await self._runtime.may_open.wait()
+        self._opens = False
         self._ended = asyncio.get_running_loop().create_future()
         self.capacity = config.capacity
         return Opened(len(self.configs), 0, 1, config.port, {})
@@ -143,6 +147,8 @@ class LocalInstance:
 
     async def status(self) -> InstanceStatus | None:
         self._check()
+        if self._opens:
+            return InstanceStatus(IncarnationPhase.STARTING, groups=self.groups, free_bytes=self.free_bytes)
         if self._ended is None:
             return None
         if self.configs[-1].role is Role.REPLICATOR and self.copier is not None:
@@ -267,10 +273,12 @@ class LocalRuntime:
     pools: dict[str, float] = field(default_factory=dict)  # what instances hold of their machine, in ACUs ...
     room_acu: float = 64.0  # ... of which it has so many for each
     may_wipe: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds the removing of data up
+    may_open: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds openings up
 
     def __post_init__(self) -> None:
         given_secret()
         self.may_wipe.set()
+        self.may_open.set()
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> LocalNode:
         self.started.append(node.node_id)

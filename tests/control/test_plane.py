@@ -182,6 +182,20 @@ async def test_a_volume_that_fills_gets_another_group(runtime: LocalRuntime) -> 
         assert len(running.plane.fleet.cluster("demo").volume.groups) == 2
 
 
+async def test_an_engine_that_needs_room_to_come_up_is_given_another_group(runtime: LocalRuntime) -> None:
+    runtime.may_open.clear()
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        await poll_until(lambda: "demo-1" in runtime.instances and runtime.instances["demo-1"].configs, what="it opens")
+        instance = runtime.instances["demo-1"]
+        instance.free_bytes = 0
+        await poll_until(lambda: instance.groups == (0, 1), what="a second group")
+        instance.free_bytes = GROUP_BYTES
+        runtime.may_open.set()
+        await running.api.wait_available("demo", 20)
+        assert len(running.plane.fleet.cluster("demo").volume.groups) == 2
+
+
 async def test_delete_and_purge_remove_every_segment(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)

@@ -190,6 +190,20 @@ def test_a_volume_grows_before_it_is_full() -> None:
     assert allocate.group == 1
 
 
+def test_a_writer_that_is_still_opening_is_given_room_once_it_has_mounted_its_volume() -> None:
+    fleet = running_fleet()
+    volume = fleet.cluster("demo").volume
+    begins = InstanceSeen(InstancePhase.OPENING, "", addresses())
+    mounted = replace(begins, groups=frozenset({0}), free_bytes=0, volume_id=str(volume.volume_id))
+    assert kinds(fleet, observed(fleet, instance=begins)) == []
+    assert kinds(fleet, observed(fleet, instance=mounted)) == [AllocateGroup]
+    grown = fleet.with_volume(replace(volume, groups=(*volume.groups, replace(volume.groups[0], group=1))))
+    assert kinds(grown, observed(grown, instance=begins)) == []
+    assert kinds(grown, observed(grown, instance=mounted)) == [AddGroup]
+    for other in (replace(mounted, volume_id="another"), replace(mounted, role=Role.READER)):
+        assert kinds(fleet, observed(fleet, instance=other)) == []
+
+
 def test_a_volume_grows_up_to_its_limit_which_is_told() -> None:
     fleet = running_fleet()
     full = InstanceSeen(InstancePhase.AVAILABLE, "", addresses(), frozenset({0}), free_bytes=GROUP_BYTES // 8)

@@ -467,8 +467,8 @@ OVERWRITE = """
 import os
 fd = os.open("f", os.O_RDWR)
 assert os.pread(fd, 9, 0) == b"the first"
-for number in range(300):  # more than the ring takes
-    os.pwrite(fd, os.urandom(8000), 8192)
+for number in range(300):  # more than the ring takes, and in more extents than the volume has room for
+    os.pwrite(fd, os.urandom(8000), 8192 + number % 20 * 64 * 8192)
 os.pwrite(fd, b"my own", 0)
 os.fsync(fd)
 os.rename("f", "mine")

@@ -21,7 +21,8 @@ The order of things is given by preconditions alone:
 - a cluster that is paused has no engines: those that run end in order, and nobody starts others (`PauseInstance`);
 - repairs that an engine's opening made are not asked for again, whoever had it opened (`NoteRepaired`);
 - a volume that fills up gets another group before it is full (`AllocateGroup`), which is given to the writer once a
-  write quorum of nodes has the segments, and then to readers (`AddGroup`); who holds a group, readers ask the nodes;
+  write quorum of nodes has the segments, and then to readers (`AddGroup`); who holds a group, readers ask the nodes.
+  A writer that is still opening is given room as well, once it has mounted the volume;
 - a cluster that shall go loses its instances first, then its declaration, then its segments (`StopInstance`,
   `ForgetCluster`, `DropVolumes`).
 """
@@ -422,10 +423,17 @@ def nearly_out_of_room(volume: VolumeState, seen: InstanceSeen) -> bool:
     return seen.free_bytes is not None and seen.free_bytes < volume.group_bytes * GROW_BELOW_FREE
 
 
+def _takes_groups(seen: InstanceSeen) -> bool:
+    """Whether a writer can be given groups: it serves, or it opens and has its volume mounted. What an engine writes
+    before it serves (a recovery, files that are made anew) may not fit in what is there, and it would wait for ever."""
+    opens = seen.phase is InstancePhase.OPENING and seen.role.traits.writes and seen.free_bytes is not None
+    return seen.serves(Role.WRITER) or opens
+
+
 def _growth(cluster: DBCluster, observed: Observed) -> Iterator[Action | str]:
     writer = cluster.writer()
     seen = observed.instances.get(writer.instance_id)
-    if seen is None or not seen.serves(Role.WRITER) or seen.volume_id not in ("", str(cluster.volume.volume_id)):
+    if seen is None or not _takes_groups(seen) or seen.volume_id not in ("", str(cluster.volume.volume_id)):
         return
     for group in cluster.volume.groups:
         if group.group not in seen.groups:

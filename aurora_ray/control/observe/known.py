@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from aurora_ray.compute.config import IncarnationPhase
 from aurora_ray.control.model.observed import Addresses, CapacityUse, InstancePhase, InstanceSeen, NodeSeen
 from aurora_ray.control.observe.nodes import lost_segments_of, segments_of
 
@@ -162,6 +163,17 @@ class Instance:
             capacity=_capacity_of(status.stats),
         )
         return before != now
+
+    def told_of_room(self, status: InstanceStatus) -> bool:
+        """It told its status while it opens: of that, what its volume has room for counts already, as its engine may
+        need more to come up; whether that is new. An incarnation before this one says nothing of it."""
+        before = self._seen
+        if status.phase in (IncarnationPhase.ENDED, IncarnationPhase.AVAILABLE) or status.free_bytes is None:
+            return False
+        self._seen = replace(
+            before, groups=frozenset(status.groups), free_bytes=status.free_bytes, volume_id=status.volume_id
+        )
+        return before != self._seen
 
     def has_capacity(self, acu: float) -> None:
         """It was given that; what it does with it is known at the next look."""

@@ -246,18 +246,26 @@ class Processes:
         self.tasks.watch(lambda: self._watch_opening(instance_id, instance), f"watch opening {instance_id}")
 
     async def refresh(self, instance_id: str) -> None:
-        """Looks at an available instance; its process's end is noticed by the watches, not here."""
+        """Looks at an instance that is available or opens; its process's end is noticed by the watches, not here."""
         instance = self.instances.get(instance_id)
         if instance is None:
             return
         with contextlib.suppress(ProcessGoneError, TimeoutError):
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 status = await instance.process.status()
-            if status is None or instance.seen.phase is not InstancePhase.AVAILABLE:
+            if status is None:
+                return
+            if instance.seen.phase is InstancePhase.OPENING:
+                if instance.told_of_room(status):
+                    self._on_change()
+                return
+            if instance.seen.phase is not InstancePhase.AVAILABLE:
                 return
             known = instance.status
             if status.role is not instance.seen.role or (known is not None and status.epoch < known.epoch):
                 return  # of the incarnation before
+            if _phase_of(status) is InstancePhase.OPENING:
+                return  # it has opened meanwhile
             self._last_statuses[instance_id] = status
             if instance.told(status):
                 self._on_change()
