@@ -133,22 +133,29 @@ async def tells_drivers(writer: Writer, config: InstanceConfig) -> None:
     """What drivers for Amazon Aurora ask, in a session that came by the ordinary address and in one by another."""
     me, now_s = config.instance_id, 1_700_000_000.25
     rows = (
-        ReplicaRow(me, "MASTER_SESSION_ID", 12.5, 0.0, now_s, "60.75"),
+        ReplicaRow(f"{me}-here", "MASTER_SESSION_ID", 12.5, 0.0, now_s, "60.75", me),
         ReplicaRow("another", "something", 1.0, 20.25, now_s, "60.76"),
     )
     await writer.do(ReplicaStatus(rows, ()))
     (shown,) = await execute(config, "show variables like 'aurora_version'")
     assert shown == ("aurora_version", version("aurora-ray"))
-    assert await execute(config, "select @@aurora_server_id, @@innodb_read_only") == [(me, 0)]
+    assert await execute(config, "select @@aurora_server_id, @@innodb_read_only") == [(f"{me}-here", 0)]
     lines = "select * from information_schema.replica_host_status order by 1 desc"
     found = await execute(config, "set time_zone = '+00:00'", lines)
     when = dt.datetime(2023, 11, 14, 22, 13, 20, 250_000)
-    assert found == [(me, "MASTER_SESSION_ID", 12.5, 0.0, when), ("another", "something", 1.0, 20.25, when)]
+    assert found == [(f"{me}-here", "MASTER_SESSION_ID", 12.5, 0.0, when), ("another", "something", 1.0, 20.25, when)]
     assert await execute(config, "select count(*) from information_schema.replica_host_status") == [(2,)]
     with closing(await session_of(config, bind_address="127.0.60.75")) as session, session.cursor() as cursor:
         ask = "select @@aurora_server_id, server_id from information_schema.replica_host_status"
         await asyncio.to_thread(cursor.execute, ask)
         assert cursor.fetchall() == (("60.75", "60.75"), ("60.75", "60.76"))
+        with closing(await session_of(config)) as other, other.cursor() as its:  # which begins before the name changes
+            await writer.do(ReplicaStatus((replace(rows[0], server_id=f"{me}-there"),), ()))
+            for each, told in ((cursor, ("60.75", "60.75")), (its, (f"{me}-there",) * 2)):
+                for _ in range(2):  # in a session that had begun, from when it has looked at the table
+                    await asyncio.to_thread(each.execute, ask)
+                assert each.fetchall() == (told,)
+    assert await execute(config, "select @@aurora_server_id") == [(f"{me}-there",)]
 
 
 @ENDS

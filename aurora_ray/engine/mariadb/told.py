@@ -70,7 +70,8 @@ def tell_replicas(socket_dir: Path, account: EngineAccount, rows: Sequence[Repli
     lines = [
         "\t".join(
             (
-                row.instance_id or row.server_id,  # as @@aurora_server_id: of this region, there is no table of others
+                row.instance_id or row.server_id,  # by which the plugin knows its own
+                row.server_id,
                 row.host_id or row.server_id,
                 row.session_id,
                 f"{row.cpu:.3f}",

@@ -2,8 +2,9 @@
  * A plugin for MariaDB: what drivers made for Amazon Aurora ask of a server, on an unmodified one.
  *
  *   @@aurora_version                          of the project
- *   @@aurora_server_id                        the name of this instance; in a session that came by an address of the
- *                                             cluster's own (127.0.x.y), what such drivers make that address from: x.y
+ *   @@aurora_server_id                        what this instance is known by, in all regions of a global cluster; in a
+ *                                             session that came by an address of the cluster's own (127.0.x.y), what
+ *                                             such drivers make that address from: x.y
  *   information_schema.replica_host_status    all instances, from a file that the instance's driver writes
  *   @@innodb_read_only                        ON in a reader. Its InnoDB does write, as it follows; to users it does not
  *
@@ -18,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define NAME_BYTES_MAX 128
@@ -30,7 +32,8 @@ static const char *of_environment(const char *name)
     return value ? value : "";
 }
 
-/* ---- the file: lines of SERVER_ID, host, SESSION_ID, CPU, lag in ms, Unix time, with tabs between */
+/* ---- the file: lines of an instance's name in its fleet, SERVER_ID, host, SESSION_ID, CPU, lag in ms, Unix time, with
+ * tabs between */
 
 bool rows_read(char *content)
 {
@@ -45,12 +48,12 @@ bool rows_read(char *content)
 
 bool rows_next(char **rest, struct row *row)
 {
-    char *line = strsep(rest, "\n"), *words[6] = {0};
+    char *line = strsep(rest, "\n"), *words[7] = {0};
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (!line || !(words[i] = strsep(&line, "\t")))
             return false;
-    *row = (struct row){words[0], words[1], words[2], atof(words[3]), atof(words[4]), atof(words[5])};
+    *row = (struct row){words[0], words[1], words[2], words[3], atof(words[4]), atof(words[5]), atof(words[6])};
     return true;
 }
 
@@ -64,21 +67,39 @@ static struct session_string id_variable = {
      NULL, NULL}, -1, "", NULL};
 static struct variable *variables[] = {&version_variable.head, &id_variable.head, NULL};
 
-static pthread_mutex_t host_lock = PTHREAD_MUTEX_INITIALIZER;
-static char host_id[NAME_BYTES_MAX]; /* of this instance; empty until it is known, then it stays: sessions point to it */
+/* Of this instance. Sessions point to both, so what they point to stays as it is: the one is written once, and of the
+ * other there is another one when its cluster joins a global cluster, or leaves it. */
+static pthread_mutex_t own_lock = PTHREAD_MUTEX_INITIALIZER;
+static char host_id[NAME_BYTES_MAX]; /* empty until it is known */
+static char *server_id;
+static struct timespec looked_at; /* when the file was written that these are from */
 
-static void find_host_id(void)
+static void know(const struct row *own)
 {
-    pthread_mutex_lock(&host_lock);
-    char *content = host_id[0] ? NULL : malloc(ROWS_BYTES_MAX), *rest = content;
+    size_t at = host_id[0] ? 0 : strnlen(own->host_id, sizeof host_id - 1);
+    while (at-- > 0) /* who reads it sees all or nothing */
+        __atomic_store_n(&host_id[at], own->host_id[at], __ATOMIC_RELEASE);
+    char *name = strcmp(own->server_id, server_id) == 0 ? NULL : strdup(own->server_id);
+    if (name)
+        __atomic_store_n(&server_id, name, __ATOMIC_RELEASE);
+}
+
+static void find_own(void)
+{
+    struct stat file;
+    pthread_mutex_lock(&own_lock);
+    bool is_new = stat(of_environment("AURORA_REPLICAS_FILE"), &file) == 0 &&
+                  (file.st_mtim.tv_sec != looked_at.tv_sec || file.st_mtim.tv_nsec != looked_at.tv_nsec);
+    char *content = is_new ? malloc(ROWS_BYTES_MAX) : NULL, *rest = content;
     struct row row;
-    if (content && rows_read(content))
+    if (content && rows_read(content)) {
+        looked_at = file.st_mtim; /* what is newer than this is read the next time */
         while (rows_next(&rest, &row))
-            if (strcmp(row.server_id, of_environment("AURORA_INSTANCE")) == 0)
-                for (size_t at = strnlen(row.host_id, sizeof host_id - 1); at-- > 0;) /* who reads it sees all or nothing */
-                    __atomic_store_n(&host_id[at], row.host_id[at], __ATOMIC_RELEASE);
+            if (strcmp(row.instance, of_environment("AURORA_INSTANCE")) == 0)
+                know(&row);
+    }
     free(content);
-    pthread_mutex_unlock(&host_lock);
+    pthread_mutex_unlock(&own_lock);
 }
 
 /* Whether a session came by an address of the cluster's own: the endpoint keeps that when it passes bytes on. */
@@ -88,24 +109,26 @@ static bool by_own_address(struct text ip)
            (ip.length != sizeof ordinary_address - 1 || strncmp(ip.start, ordinary_address, ip.length) != 0);
 }
 
+static char **id_of(struct server_thread *thread) { return id_variable.resolve(thread, id_variable.offset); }
+
 static void on_event(struct server_thread *thread, unsigned event_class, const void *what)
 {
     const struct connection_event *event = what;
 
+    if (event_class != CLASS_CONNECTION || event->what == CONNECTION_DISCONNECT)
+        return;
     /* At once, though it may not be known yet just after a start: a driver asks for more in the same session later. */
-    if (event_class == CLASS_CONNECTION && event->what != CONNECTION_DISCONNECT && by_own_address(event->ip)) {
-        find_host_id();
-        *id_variable.resolve(thread, id_variable.offset) = host_id;
-    }
+    find_own();
+    *id_of(thread) = by_own_address(event->ip) ? host_id : __atomic_load_n(&server_id, __ATOMIC_ACQUIRE);
 }
 
 bool shows_hosts(struct server_thread *thread)
 {
-    bool shows = *id_variable.resolve(thread, id_variable.offset) == host_id;
-
-    if (shows)
-        find_host_id();
-    return shows;
+    find_own();
+    if (*id_of(thread) == host_id)
+        return true;
+    *id_of(thread) = __atomic_load_n(&server_id, __ATOMIC_ACQUIRE); /* as in the table */
+    return false;
 }
 
 /* ---- @@innodb_read_only */
@@ -136,7 +159,7 @@ static int begin(void *unused)
 {
     (void)unused;
     version = (char *)of_environment("AURORA_VERSION");
-    *id_variable.resolve(NULL, id_variable.offset) = (char *)of_environment("AURORA_INSTANCE");
+    *id_of(NULL) = server_id = (char *)of_environment("AURORA_INSTANCE");
     if (*of_environment("AURORA_READER")) {
         show_read_only(mysql_mandatory_plugins);
         show_read_only(mysql_optional_plugins);

@@ -7,7 +7,7 @@
 #define ROWS_BYTES_MAX (64 * 1024)
 
 struct row {
-    char *server_id, *host_id, *session_id;
+    char *instance, *server_id, *host_id, *session_id;
     double cpu, lag_ms, updated_s;
 };
 
