@@ -9,7 +9,7 @@ import typer
 
 from aurora_ray.cli import options
 from aurora_ray.cli.output import confirm_removal, print_status, progress, render_status, write_json, write_line
-from aurora_ray.engine.registry import DEFAULT_ENGINE
+from aurora_ray.engine.registry import DEFAULT_ENGINE, ENGINES
 from aurora_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 
 def up(  # noqa: PLR0917  (the command's options)
-    engine: options.Engine = DEFAULT_ENGINE,
+    engine: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(ENGINES)}; default: the cluster's, if it is there, else {DEFAULT_ENGINE}."),
+    ] = "",
     engine_version: Annotated[
         str | None, typer.Option(metavar="V", help="18, 16 or any installed; default: the newest.")
     ] = None,
@@ -47,7 +50,7 @@ def up(  # noqa: PLR0917  (the command's options)
     settings = options.settings(data_dir, ray_address=address)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
-        bin_dir = str(named) if (named := settings.bin_dir(engine)) else None
+        bin_dir = str(named) if (named := settings.bin_dir(engine or DEFAULT_ENGINE)) else None
         with running.ended_unless_made(say):
             running.create(
                 name,

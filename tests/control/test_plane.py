@@ -224,6 +224,16 @@ async def test_wrong_use_is_refused(runtime: LocalRuntime) -> None:
             await running.plane.wait_until(lambda: False, 0.01, "waiting for nothing")
 
 
+async def test_a_cluster_that_is_there_is_taken_as_it_is_unless_an_engine_is_said(runtime: LocalRuntime) -> None:
+    async with started(runtime) as running:
+        await running.api.create("demo", timeout_s=20)
+        other = replace(running.plane.fleet.cluster("demo"), engine="mysql", engine_version="10.11")
+        await running.plane.commit(lambda fleet: fleet.with_cluster(other))
+        assert not await running.api.create("demo", exist_ok=True)
+        with pytest.raises(UsageError, match="exists with mysql"):
+            await running.api.create("demo", engine="postgres", exist_ok=True)
+
+
 async def test_of_one_key_one_action_runs_even_when_one_begins_as_the_other_ends(runtime: LocalRuntime) -> None:
     plane = new_plane(runtime)
     release = asyncio.Event()

@@ -53,7 +53,7 @@ class ControlApi(RegionalCalls):
         self,
         name: str,
         *,
-        engine: str = DEFAULT_ENGINE,
+        engine: str = "",
         version: str | None = None,
         bin_dir: str | None = None,
         cache_bytes: int = 0,
@@ -64,14 +64,18 @@ class ControlApi(RegionalCalls):
     ) -> bool:
         """Declares a cluster; whether it is new. Raises UsageError, ConfigurationError, QuorumLostError.
 
-        `memory_bytes` is the size of its instances (0: see engine.sizes), `cache_bytes` that of their page caches. One
-        that exists (`exist_ok`) gets as many readers as are lacking to `reader_count`, and loses none.
+        `engine` empty: that of the one that exists, else the default. `memory_bytes` is the size of its instances (0:
+        see engine.sizes), `cache_bytes` that of their page caches. One that exists (`exist_ok`) gets as many readers as
+        are lacking to `reader_count`, and loses none.
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no cluster name: lower-case letters, digits and dashes, a letter first")
-        known = adapter(engine)
+        if engine:
+            adapter(engine)
         await self.wait_open(timeout_s)
         existing = next((c for c in self._plane.fleet.clusters if c.name == name), None)
+        engine = engine or (existing.engine if existing is not None else DEFAULT_ENGINE)
+        known = adapter(engine)
         if existing is not None:
             if not exist_ok:
                 raise UsageError(f"there is a cluster {name!r} already")

@@ -20,7 +20,6 @@ from aurora_ray.control.model.scaling import ReaderScaling
 from aurora_ray.control.model.sealing import seal
 from aurora_ray.control.v1 import control_pb2 as pb
 from aurora_ray.control.v1.control_pb2_grpc import ControlStub
-from aurora_ray.engine.registry import DEFAULT_ENGINE
 from aurora_ray.errors import UNDECODABLE, AuroraError, NodeUnreachableError
 from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.admission import ImpostorError
@@ -117,7 +116,7 @@ class ControlClient:
         self,
         name: str,
         *,
-        engine: str = DEFAULT_ENGINE,
+        engine: str = "",
         version: str | None = None,
         bin_dir: str | None = None,
         cache_bytes: int = 0,
@@ -126,7 +125,8 @@ class ControlClient:
         exist_ok: bool = False,
         timeout_s: float = LONG_TIMEOUT_S,
     ) -> bool:
-        """Declares a cluster; whether it is new. One that is there gets as many readers as are lacking to `readers`."""
+        """Declares a cluster; whether it is new. One that is there gets as many readers as are lacking to `readers`.
+        `engine` empty: of the one that is there, else the default."""
         request = pb.CreateClusterRequest(
             name=name,
             engine=engine,
