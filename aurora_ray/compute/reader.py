@@ -212,7 +212,7 @@ class Reader(Opening):
             case commands.Scale(order):
                 answer = await self.scale(order)
             case commands.AddGroup():
-                pass  # the copies say which groups there are
+                await self._require_open()[0].refresh()  # the copies say which groups there are
             case commands.ReplicaStatus(rows, regions, writer_at):
                 self._require_open()[2].tell_replicas(rows, regions, writer_at)
             case commands.HoldHorizon() | commands.WriteBack():

@@ -140,6 +140,18 @@ async def test_a_group_on_other_nodes_than_the_rest(cluster: Cluster) -> None:
     await again.append(pages((3, b"more"), group=1))
 
 
+async def test_a_reader_reads_from_a_group_that_was_added_since(cluster: Cluster) -> None:
+    volume = await cluster.open()
+    lsn = await volume.append(pages((0, b"zero")))
+    await poll_until(lambda: all(cluster.segment(node).vdl == lsn for node in NODES), what="every node knows the VDL")
+    reader = await VolumeReader.open(cluster.spec, cluster.addresses, timeout_s=10)
+    await volume.members.add_group(GroupPlacement(1, NODES))
+    lsn = await volume.append(pages((1, b"one"), group=1))
+    reader.advance(lsn, {1: lsn})
+    assert image((await reader.read_pages([PageRange(1, 1, 1, 1)]))[0]) == b"one"
+    await reader.close()
+
+
 async def test_nodes_learn_the_vdl_while_nothing_is_written(cluster: Cluster) -> None:
     volume = await cluster.open()
     lsn = await volume.append(pages((0, b"x")))

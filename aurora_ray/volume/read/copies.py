@@ -13,8 +13,9 @@ from aurora_ray.volume.recovery import member_sets, membership_of, placement_of,
 from aurora_ray.volume.takeover import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from aurora_ray.log.segment_rules import Membership
     from aurora_ray.volume.recovery import SegmentState
     from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
     from aurora_ray.volume.volume_node import VolumeNode
@@ -72,15 +73,17 @@ def current_copies(
     seen (of the old members and of the next ones, while they change).
 
     A node with an older history is left out: what it has may never have happened. Who the members are is for the nodes
-    to say, too: `placements` may be out of date.
+    to say, too: `placements` may be out of date, and lack groups that the volume was given since. Of one that is only
+    being made nothing is known yet.
     """
+    told = [state for own in states.values() for state in own]
+    newest = max((state.installed_epoch for state in told), default=0)
     known = {group: membership_of(placement) for group, placement in placements.items()}
-    members = told_members(known, (state for own in states.values() for state in own))
-    newest = max((state.installed_epoch for own in states.values() for state in own), default=0)
+    members = told_members({**_made_since(known, told, newest), **known}, told)
     current = {
-        node: {state.group: state for state in own}
+        node: {state.group: state for state in own if state.group in members}
         for node, own in states.items()
-        if own and all(state.installed_epoch == newest for state in own)
+        if own and all(state.installed_epoch == newest for state in own if state.group in members)
     }
     highest: dict[int, int] = {}
     for group, held in members.items():
@@ -92,6 +95,20 @@ def current_copies(
     vdl = max(state.vdl for own in states.values() for state in own)
     placed = {group: placement_of(group, held) for group, held in members.items()}
     return Copies(frozenset(current), vdl, highest, placed)
+
+
+def _made_since(known: Collection[int], told: Iterable[SegmentState], newest: int) -> dict[int, Membership]:
+    """The groups that `known` lacks and that enough copies have, all of them in the newest history."""
+    copies: dict[int, list[Membership]] = {}
+    for state in told:
+        if state.group not in known and state.membership.members and state.installed_epoch == newest:
+            copies.setdefault(state.group, []).append(state.membership)
+    found = {group: max(held, key=lambda one: one.number) for group, held in copies.items()}
+    return {
+        group: held
+        for group, held in found.items()
+        if all(len(copies[group]) >= read_quorum(len(nodes)) for nodes in member_sets(held))
+    }
 
 
 def told_placements(

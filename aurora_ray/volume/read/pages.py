@@ -216,7 +216,8 @@ class PageReader:
             mean_s = latency.mean_s * (1 if near else OTHER_AZ_FACTOR) + (not near) * 1e-6
             return latency.shunned_until_s > now, self._acked(node) < required, mean_s * (1 + latency.running)
 
-        nodes = [node for node in self._shape.members[group] if node in self._clients and self._eligible(node)]
+        members = self._shape.members.get(group, ())  # of a new one nobody, which is a trouble, and so asked for
+        nodes = [node for node in members if node in self._clients and self._eligible(node)]
         return sorted(nodes, key=cost)
 
     async def _from_any(
