@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         le=65535,
     )
 
+    small: bool = Field(
+        False,
+        description="A fleet of little memory: the storage nodes of an AZ share a process, and end with it together.",
+    )
+
     region: str = Field("us-east-1", description="The region, one of the files in regions/, that this cluster is in.")
     regions_dir: Path | None = Field(None, description="A directory of region files to use instead of the shipped one.")
 

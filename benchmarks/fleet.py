@@ -73,7 +73,7 @@ class UserFleet:
 @dataclass(frozen=True, slots=True)
 class FleetProcesses:
     """All processes of the fleet in a data directory: Ray's mark is in their environment, or, where a title was written
-    over that, in their parent's.
+    over that, in their parent's; and all that descend from these: engines have an environment of their own.
     """
 
     data_dir: Path
@@ -83,13 +83,13 @@ class FleetProcesses:
         return memory_bytes(self._now())
 
     def cpu_s(self) -> float:
-        """CPU seconds that they have used so far; of those that have ended, nothing."""
+        """CPU seconds that they have used so far, with those of children that ended and were waited for."""
         return usage(self._now()).cpu_s
 
     def _now(self) -> Component:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         marked = {pid for pid in pids if self._is_marked(pid)}
-        return Component("fleet", tuple(pid for pid in pids if pid in marked or _parent(pid) in marked))
+        return Component("fleet", tuple(pid for pid in pids if pid in marked or _parent(pid) in marked), tree=True)
 
     def _is_marked(self, pid: int) -> bool:
         try:

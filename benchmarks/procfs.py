@@ -111,13 +111,14 @@ def _descendants(roots: Iterable[int]) -> list[int]:
     for entry in os.listdir(_PROC):
         if entry.isdigit() and (fields := _stat(int(entry))):
             children[int(fields[1])].append(int(entry))
-    found: list[int] = []
+    found: dict[int, None] = {}  # a root may descend from another one
     queue = list(roots)
     while queue:
         pid = queue.pop()
-        found.append(pid)
-        queue += children.get(pid, ())
-    return found
+        if pid not in found:
+            found[pid] = None
+            queue += children.get(pid, ())
+    return list(found)
 
 
 def _stat(pid: int) -> list[str]:

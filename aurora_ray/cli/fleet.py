@@ -37,6 +37,7 @@ def up(  # noqa: PLR0917  (the command's options)
     region: Annotated[str | None, typer.Option(metavar="R", help="A file of regions/; default us-east-1.")] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="The cluster to start.")] = options.DEFAULT_NAME,
     memory: options.Memory = 0,
+    small: options.Small = False,
     data_dir: options.DataDir = None,
     address: Annotated[
         str | None, typer.Option(metavar="RAY", help="Join this Ray cluster instead of starting one here.")
@@ -47,7 +48,7 @@ def up(  # noqa: PLR0917  (the command's options)
     """Start the fleet and a cluster in it, or find them running; print the DSN."""
     from aurora_ray.ray.fleet import Fleet
 
-    settings = options.settings(data_dir, ray_address=address)
+    settings = options.settings(data_dir, ray_address=address, small=small or None)
     with progress(f"{name} in {settings.data_dir}", quiet=json) as say:
         running = Fleet.up(settings, region=region, progress=say)
         bin_dir = str(named) if (named := settings.bin_dir(engine or DEFAULT_ENGINE)) else None

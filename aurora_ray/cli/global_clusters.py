@@ -62,6 +62,7 @@ def add_region(  # noqa: PLR0917  (the command's options)
         typer.Option("--region-dir", metavar="DIR", help="Where its fleet lives; default: below the first one's."),
     ] = None,
     memory: options.Memory = 0,
+    small: options.Small = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     timeout_s: options.TimeoutS = 300.0,
@@ -83,7 +84,7 @@ def add_region(  # noqa: PLR0917  (the command's options)
         if directory == primary.data_dir:
             raise UsageError(f"{region} is the primary region of {name} already")
         started_s = time.monotonic()
-        there = Fleet.up(options.settings(directory), region=region, progress=say)
+        there = Fleet.up(options.settings(directory, small=small or None), region=region, progress=say)
         invitation = primary.invite_region(name, there)
         done = there.join_global(
             invitation, readers=0 if headless else readers, memory_bytes=memory, timeout_s=timeout_s, progress=say

@@ -49,6 +49,14 @@ Memory = Annotated[
         show_default=False,
     ),
 ]
+Small = Annotated[
+    bool,
+    typer.Option(
+        "--small",
+        help="Little memory: storage nodes of an AZ share a process, and its end is that of all of them; no process in "
+        "waiting; instances of 512 MiB. To be said at each start (or AURORA_SMALL=1).",
+    ),
+]
 
 
 def settings(data_dir: Path | None, **overrides: Any) -> Settings:

@@ -11,9 +11,10 @@ question is left, for that time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from aurora_ray.compute.instance import Instance
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
+from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.partition import PARTY, Cut, instance_party, storage_party
 
@@ -52,44 +54,45 @@ class ActorInfo:
 
 
 class StorageNodeActor:
-    """A storage node's process."""
+    """The process of a storage node; in a small fleet, of all nodes of an AZ. `name`: whose it is, a node or an AZ."""
 
-    def __init__(self, config: StorageConfig, fleet_dir: str, secret: Secret) -> None:
-        from aurora_ray.storage.server.server import StorageServer
+    def __init__(self, name: str, az: str, fleet_dir: str, secret: Secret) -> None:
+        from aurora_ray.storage.server.servers import Servers
 
-        attributes = {"aurora.node": config.node_id, "aurora.az": config.az}
-        PARTY.name = storage_party(config.node_id)
+        attributes = {"aurora.node": name, "aurora.az": az}
+        PARTY.name = storage_party(name)
         OURS.set(secret)
-        configure_process("storage", f"storage-{config.node_id}", Path(fleet_dir), attributes)
-        self._config = config
+        configure_process("storage", f"storage-{name}", Path(fleet_dir), attributes)
         # Others reach it where Ray reaches this machine: 127.0.0.1 for a Ray that is on one machine only.
-        self._server = StorageServer(replace(config, host=ray.util.get_node_ip_address()))
+        self._servers = Servers(ray.util.get_node_ip_address())
         self._loop = LoopThread("storage")
 
-    async def start(self) -> ActorInfo:
-        """Opens the segments and serves. Raises ConfigurationError."""
-        await asyncio.to_thread(self._config.data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
-        await self._loop.ask(self._server.start(), START_TIMEOUT_S)
-        return await self.info()
+    async def start(self, config: StorageConfig) -> ActorInfo:
+        """Opens a node's segments and serves. Raises ConfigurationError."""
+        await self._loop.ask(self._servers.start(config), START_TIMEOUT_S)
+        return await self.info(config.node_id)
 
-    async def info(self) -> ActorInfo:
-        """Where it is."""
-        return _info(self._server.address)
+    async def info(self, node_id: str) -> ActorInfo:
+        """Where it is; without an address if it does not serve that node."""
+        return _info(self._servers.address(node_id))
 
-    async def hold(self) -> None:
-        """A watch: raises at the caller when the process has gone; returns when it is time to ask again."""
-        await asyncio.sleep(HOLD_S)
+    async def hold(self, node_id: str) -> None:
+        """A watch: raises at the caller when the process has gone, or does not serve that node any more; returns when
+        it is time to ask again."""
+        with contextlib.suppress(TimeoutError):
+            await self._loop.ask(self._servers.wait_stopped(node_id), HOLD_S)
+            raise ProcessGoneError(f"storage node {node_id} was stopped")
 
     async def cut(self, cut: Cut) -> None:
-        """Whom the node does not hear from now on."""
+        """Whom the process does not hear from now on."""
         await self._loop.ask(_set_cut(cut), START_TIMEOUT_S)
 
-    async def stop(self, destroy: bool, grace_s: float) -> None:
-        """Ends serving; with `destroy` removes the directory."""
-        await self._loop.ask(self._server.stop(grace_s), START_TIMEOUT_S)
-        telemetry.shutdown()
-        if destroy:
-            await asyncio.to_thread(shutil.rmtree, self._config.data_dir, ignore_errors=True)
+    async def stop(self, node_id: str, destroy: bool, grace_s: float) -> int:
+        """Ends serving a node; with `destroy` removes its directory. How many the process still serves."""
+        left = await self._loop.ask(self._servers.stop(node_id, grace_s, destroy=destroy), START_TIMEOUT_S)
+        if not left:
+            telemetry.shutdown()
+        return left
 
 
 class InstanceActor:

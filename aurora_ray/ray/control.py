@@ -97,7 +97,7 @@ class ControlActor:
 async def _make(config: ControlConfig) -> ControlPlane:
     """On the loop that it is going to live on."""
     namespace = namespace_of(config.fleet_id)
-    plane = ControlPlane(config, RayRuntime(namespace), endpoints=RayEndpointRuntime(namespace))
+    plane = ControlPlane(config, RayRuntime(namespace, small=config.small), endpoints=RayEndpointRuntime(namespace))
     await plane.metrics_port.open(config.metrics_port)
     return plane
 

@@ -74,6 +74,8 @@ class Fleet(ControlClient):
             is_new = running is None and not joined.exists() and not _existed(data_dir)
             if settings.ray_address is not None and running is not None:
                 raise UsageError(f"this fleet runs on a Ray of its own at {running.address}: `aurora down` first")
+            if settings.small and (settings.ray_address is not None or (running is None and joined.exists())):
+                raise UsageError("a small fleet has a Ray of its own, on one machine: leave out --small or --address")
             try:
                 if settings.ray_address is not None or (running is None and joined.exists()):
                     _join(settings.ray_address or joined.read_text().strip(), config)
@@ -92,6 +94,9 @@ class Fleet(ControlClient):
                     _end_again(data_dir, progress)
                 raise
             fleet.is_new = is_new
+            if settings.small and not fleet.info()["small"]:
+                fleet.close()
+                raise UsageError("this fleet runs, and is no small one: `aurora down`, then `aurora up --small`")
             return fleet
 
     @contextmanager
@@ -326,6 +331,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         graveyard_s=settings.graveyard_s,
         cpus_per_acu=settings.cpus_per_acu,
         regions_dir=str(settings.regions_dir or ""),
+        small=settings.small,
     )
 
 

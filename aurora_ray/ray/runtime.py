@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import ray
@@ -67,16 +68,17 @@ def az_resource(az: str) -> str:
 
 
 class RayNode:
-    """A storage node actor."""
+    """A storage node in its actor, which it may have for itself or share."""
 
-    def __init__(self, handle: Any, found: ActorInfo) -> None:
+    def __init__(self, node_id: str, handle: Any, found: ActorInfo) -> None:
+        self._node_id = node_id
         self._handle = handle
         self._found = found
         self.info = NodeInfo(found.address, found.pid, found.host)
 
     async def wait_gone(self) -> str:
         """Why it ended."""
-        return await wait_gone(self._handle)
+        return await wait_gone(self._handle, self._node_id)
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """To the actor's process and all below it."""
@@ -87,11 +89,14 @@ class RayNode:
         await result_of(self._handle.cut.remote(cut), CALL_TIMEOUT_S)
 
     async def stop(self, *, destroy: bool, timeout_s: float) -> None:
-        """Ends it in order; with `destroy` its directory goes too."""
+        """Ends it in order; with `destroy` its directory goes too. Its process ends with the last node in it, and so
+        does one that does not say how many are left."""
+        left = 0
         try:
-            await result_of(self._handle.stop.remote(destroy, 0.5), timeout_s)
+            left = await result_of(self._handle.stop.remote(self._node_id, destroy, 0.5), timeout_s)
         finally:
-            ray.kill(self._handle)
+            if not left:
+                ray.kill(self._handle)
 
 
 class RayInstance:
@@ -175,10 +180,11 @@ class RayInstance:
 
 
 class RayRuntime:
-    """See `runtime.Runtime`. `namespace` is the fleet's."""
+    """See `runtime.Runtime`. `namespace` is the fleet's. `small`: it has no processes in waiting."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, *, small: bool = False) -> None:
         self._namespace = namespace
+        self._small = small
         self._spares: Spares[RayInstance] = Spares(self._new_instance)
         self._pools = Pools(namespace)
 
@@ -195,33 +201,33 @@ class RayRuntime:
         return await self._pools.rooms(cpus_per_acu)
 
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
-        """A storage node actor that serves."""
-        storage = StorageConfig(
-            node_id=node.node_id,
-            az=node.az,
-            data_dir=_node_dir(node, config),
-            retention_s=config.retention_s,
-            retention_bytes=config.retention_bytes,
-            graveyard_s=config.graveyard_s,
-        )
-        existing = await self.find_node(node.node_id)
+        """A storage node that serves, in an actor of its own; in a small fleet in that of its AZ, made if need be."""
+        existing = await self.find_node(node)
         if existing is not None:  # someone started it and did not live to note it
             return existing
-        name, place = NODE_PREFIX + node.node_id, (node.az, node.host)
-        handle = _create(StorageNodeActor, name, self._namespace, place, storage, str(config.data_dir), OURS.secret)
-        info = await _started(handle, handle.start.remote(), node.az, node.host)
-        return RayNode(handle, info)
+        owner, place = node.az if config.small else node.node_id, (node.az, node.host)
+        arguments = (owner, node.az, str(config.data_dir), OURS.secret)
+        handle = _create(
+            StorageNodeActor, NODE_PREFIX + owner, self._namespace, place, *arguments, get_if_exists=config.small
+        )
+        starting = handle.start.remote(storage_config(node, config))
+        info = await _started(handle, starting, node.az, node.host, shared=config.small)
+        return RayNode(node.node_id, handle, info)
 
-    async def find_node(self, node_id: str) -> NodeProcess | None:
-        """The actor of an earlier control plane. One that hangs is left alone, and found when it answers again."""
-        handle = await _find(NODE_PREFIX + node_id, self._namespace)
-        if handle is None:
-            return None
-        try:
-            info = await _info(handle)
-        except TimeoutError:
-            return None
-        return RayNode(handle, info) if info is not None and info.address else None
+    async def find_node(self, node: StorageNode) -> NodeProcess | None:
+        """The node in an actor of an earlier control plane, of whatever kind. One that hangs is left alone, and found
+        when it answers again."""
+        for owner in filter(None, (node.node_id, node.az)):
+            handle = await _find(NODE_PREFIX + owner, self._namespace)
+            if handle is None:
+                continue
+            try:
+                info = await _info(handle, node.node_id)
+            except TimeoutError:
+                continue
+            if info is not None and info.address:
+                return RayNode(node.node_id, handle, info)
+        return None
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
         """Here directly, on another machine by a task of Ray's there."""
@@ -249,7 +255,7 @@ class RayRuntime:
 
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         """See Runtime."""
-        if wanted:
+        if wanted and not self._small:
             self._spares.make_later(instance_id, az, choice)
         else:
             await self._spares.drop(instance_id)
@@ -332,18 +338,37 @@ def _node_dir(node: StorageNode, config: ControlConfig) -> Path:
     return config.data_dir / "nodes" / node.node_id
 
 
-def _create(cls: type[Any], name: str, namespace: str, place: tuple[str, str], *arguments: Any) -> Any:
+def storage_config(node: StorageNode, config: ControlConfig) -> StorageConfig:
+    """Of a storage node in this fleet; in a small one it buffers less."""
+    found = StorageConfig(
+        node_id=node.node_id,
+        az=node.az,
+        data_dir=_node_dir(node, config),
+        retention_s=config.retention_s,
+        retention_bytes=config.retention_bytes,
+        graveyard_s=config.graveyard_s,
+    )
+    if not config.small:
+        return found
+    return replace(found, write_buffers_bytes=64 << 20, block_cache_bytes=8 << 20, index_bytes=16 << 20)
+
+
+def _create(
+    cls: type[Any], name: str, namespace: str, place: tuple[str, str], *arguments: Any, get_if_exists: bool = False
+) -> Any:
     """`place`: an AZ, and a machine in it (empty: any)."""
     az, host = place
     resources = {az_resource(az): CRUMB, **({f"node:{host}": CRUMB} if host else {})}
     try:
-        return remote_class(cls, name=name, namespace=namespace, resources=resources).remote(*arguments)
+        made = remote_class(cls, name=name, namespace=namespace, resources=resources, get_if_exists=get_if_exists)
+        return made.remote(*arguments)
     except ValueError as error:  # the name is taken: an earlier one is on its way out
         raise ProcessGoneError(f"actor {name} is still there and cannot be started anew yet") from error
 
 
-async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
-    """Waits for the first answer; an actor that found no place is taken back, at once if there is no machine for it."""
+async def _started(handle: Any, ref: Any, az: str, host: str, *, shared: bool = False) -> ActorInfo:
+    """Waits for the first answer; an actor that found no place is taken back, at once if there is no machine for it.
+    One that is `shared` and runs is not: others may be in it."""
     starting = asyncio.ensure_future(result_of(ref, START_TIMEOUT_S))
     where = f"machine {host} in AZ {az}" if host else f"AZ {az}"
     try:
@@ -352,7 +377,8 @@ async def _started(handle: Any, ref: Any, az: str, host: str) -> ActorInfo:
         info: ActorInfo = await starting
     except BaseException as error:
         starting.cancel()
-        ray.kill(handle)
+        if not shared or await asyncio.to_thread(noted_info, handle) is None:
+            ray.kill(handle)
         if isinstance(error, TimeoutError):
             raise NoPlaceError(
                 f"no process could be started in {START_TIMEOUT_S:g} s: is {where} part of it?"
@@ -390,10 +416,10 @@ async def _find(name: str, namespace: str) -> Any:
         return None
 
 
-async def _info(handle: Any) -> ActorInfo | None:
+async def _info(handle: Any, *of: str) -> ActorInfo | None:
     """Where a found actor runs; None if it has ended. Raises TimeoutError if it does not answer."""
     try:
-        info: ActorInfo = await result_of(handle.info.remote(), FIND_TIMEOUT_S)
+        info: ActorInfo = await result_of(handle.info.remote(*of), FIND_TIMEOUT_S)
     except ProcessGoneError:
         return None
     return info
@@ -409,12 +435,12 @@ def noted_info(handle: Any) -> ActorInfo | None:
     return ActorInfo(pid, host, ticks=start_ticks(pid) or 0 if host == ray.util.get_node_ip_address() else 0)
 
 
-async def wait_gone(handle: Any) -> str:
-    """Waits until an actor's process has ended; why. It is asked again and again, as each question is left behind over
-    there if we die."""
+async def wait_gone(handle: Any, *of: str) -> str:
+    """Waits until an actor's process has ended, or what is in it; why. It is asked again and again, as each question is
+    left behind over there if we die."""
     while True:
         try:
-            await result_of(handle.hold.remote(), HOLD_S + CALL_TIMEOUT_S)
+            await result_of(handle.hold.remote(*of), HOLD_S + CALL_TIMEOUT_S)
         except ProcessGoneError as error:
             return str(error)
         except TimeoutError:

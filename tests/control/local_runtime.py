@@ -3,8 +3,8 @@ a script, or open their volume for real. Anything can be made to vanish as if it
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class LocalNode:
     def __init__(self, server: StorageServer, address: str) -> None:
         self.info = NodeInfo(address, 1, "here")
         self.server = server
+        self.together: Callable[[], Sequence[LocalNode]] = list  # with whom it shares a process
         self.cuts: list[Cut] = []
         self._gone = asyncio.Event()
 
@@ -68,8 +69,9 @@ class LocalNode:
         self._gone.set()
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
-        await self.kill()
-        return [1]
+        for node in (self, *self.together()):
+            await node.kill()
+        return [self.info.pid]
 
     async def cut(self, cut: Cut) -> None:
         self.cuts.append(cut)
@@ -275,6 +277,8 @@ class LocalRuntime:
     may_wipe: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds the removing of data up
     may_open: asyncio.Event = field(default_factory=asyncio.Event)  # set, unless a test holds openings up
 
+    wiped: list[str] = field(default_factory=list)  # storage nodes whose directories were removed
+
     def __post_init__(self) -> None:
         given_secret()
         self.may_wipe.set()
@@ -290,15 +294,19 @@ class LocalRuntime:
                 node_id=node.node_id, az=node.az, data_dir=data_dir, disk_reserve_bytes=0, gossip_interval_s=0.05
             )
         )
-        self.nodes[node.node_id] = LocalNode(server, await server.start())
-        return self.nodes[node.node_id]
+        made = self.nodes[node.node_id] = LocalNode(server, await server.start())
+        if config.small:
+            made.info = replace(made.info, pid=1 + ord(node.az[0]))
+            made.together = lambda: [other for other in self.nodes.values() if other.info.pid == made.info.pid]
+        return made
 
-    async def find_node(self, node_id: str) -> LocalNode | None:
-        node = self.nodes.get(node_id)
-        return node if node is not None and node.alive else None
+    async def find_node(self, node: StorageNode) -> LocalNode | None:
+        found = self.nodes.get(node.node_id)
+        return found if found is not None and found.alive else None
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
         await self.may_wipe.wait()
+        self.wiped.append(node.node_id)
         shutil.rmtree(self._data_dir(node.node_id), ignore_errors=True)
 
     def _data_dir(self, node_id: str) -> Path:

@@ -10,6 +10,7 @@ from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.control.faults.chaos import Victims, cut_for
 from aurora_ray.control.faults.record import FILE_NAME, Faults, Island
 from aurora_ray.control.model.placement import az_to_start
+from aurora_ray.control.model.runtime import SMALL_MEMORY_BYTES
 from aurora_ray.control.observe.heartbeats import ISOLATED_AFTER_S, Isolation
 from aurora_ray.errors import UsageError
 from tests.control.local_runtime import LocalRuntime
@@ -49,6 +50,34 @@ async def test_a_lost_az_stays_away_and_the_writer_moves(runtime: LocalRuntime) 
         assert len(running.plane.processes.nodes) == 4
         await running.plane.chaos.strike("resume", f"az:{az}", "demo", None)
         await poll_until(lambda: len(running.plane.processes.nodes) == 6, what="the nodes come back")
+
+
+async def test_in_a_small_fleet_what_strikes_a_node_strikes_all_of_its_process(runtime: LocalRuntime) -> None:
+    async with started(runtime, small=True) as running:
+        await running.api.create("demo", timeout_s=20)
+        await running.api.wait_available("demo", 20)
+        plane, nodes = running.plane, running.plane.processes.nodes
+        await poll_until(lambda: len(nodes) == 6)
+        assert plane.fleet.cluster("demo").writer().memory_bytes == SMALL_MEMORY_BYTES
+        assert any("one process" in note for note in (await running.api.status("demo"))["notes"])
+        struck = await plane.chaos.strike("kill", "node:b-2", "demo", 60.0)
+        assert [(one["target"], one["pid"]) for one in struck] == [("node:b-1", 99), ("node:b-2", 99)]
+        await poll_until(lambda: set(nodes) == {"a-1", "a-2", "c-1", "c-2"})
+        assert plane.chaos.held() == {"node:b-1", "node:b-2"}, "neither comes back before its time"
+        await plane.chaos.strike("resume", "node:b-1", "demo", None)
+        await poll_until(lambda: len(nodes) == 6, what="both come back")
+
+        await plane.chaos.strike("partition", "node:c-1", "demo", None)
+        for of_c in ("c-1", "c-2"):
+            assert not runtime.nodes[of_c].cuts[-1].mutes("storage-c")
+            assert runtime.nodes[of_c].cuts[-1].mutes("storage-a")
+        assert runtime.nodes["a-1"].cuts[-1].mutes("storage-c")
+        await plane.chaos.strike("heal", "node:c-1", "demo", None)
+
+        struck = await plane.chaos.strike("kill", "node:c-1", "demo", None, for_good=True)
+        assert [one["target"] for one in struck] == ["node:c-1", "node:c-2"]
+        await poll_until(lambda: len(nodes) == 6, what="both come back")
+        assert runtime.wiped == ["c-1"], "the data of the one that was named goes alone"
 
 
 async def test_a_control_plane_that_is_cut_off_hears_of_nothing(runtime: LocalRuntime) -> None:

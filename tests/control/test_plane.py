@@ -41,15 +41,15 @@ class Running:
             await self.task
 
 
-def new_plane(runtime: LocalRuntime) -> ControlPlane:
-    config = ControlConfig(runtime.directory, "somewhere", AZS, GROUP_BYTES, 1 << 30, 300.0, 1 << 28)
+def new_plane(runtime: LocalRuntime, *, small: bool = False) -> ControlPlane:
+    config = ControlConfig(runtime.directory, "somewhere", AZS, GROUP_BYTES, 1 << 30, 300.0, 1 << 28, small=small)
     (runtime.directory / "passfiles").mkdir(exist_ok=True)
     return ControlPlane(config, cast("Runtime", runtime))
 
 
 @asynccontextmanager
-async def started(runtime: LocalRuntime) -> AsyncIterator[Running]:
-    running = Running(new_plane(runtime))
+async def started(runtime: LocalRuntime, *, small: bool = False) -> AsyncIterator[Running]:
+    running = Running(new_plane(runtime, small=small))
     try:
         yield running
     finally:

@@ -99,6 +99,12 @@ def test_a_refused_up_leaves_no_trace_of_the_address(
     assert not ray_of_another
 
 
+def test_a_small_fleet_is_on_one_machine(tmp_path: Path, ray_of_another: list[str]) -> None:
+    with pytest.raises(UsageError, match="leave out --small or --address"):
+        Fleet.up(load_settings(data_dir=tmp_path, ray_address=OTHER, small=True))
+    assert not ray_of_another
+
+
 def test_a_fleet_of_the_first_version_is_ours_though_it_does_not_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ class ControlApi(RegionalCalls):
         found = await asyncio.to_thread(known.find, version, Path(bin_dir) if bin_dir else None)
         readers.check(reader_count, engine)
         config, machine = self._plane.config, this_machine()
+        memory_bytes = memory_bytes or config.instance_bytes
         sizing.check_memory(memory_bytes, machine)
         # The series only: the next minor version of the same installation opens the same data.
         wanted = DBCluster(name, engine, found.series, bin_dir or "", 0, "", _no_volume(), cache_bytes=cache_bytes)
@@ -406,7 +407,7 @@ class ControlApi(RegionalCalls):
             endpoints=report.report_endpoints(
                 cluster, plane.config.data_dir, addresses, await plane.endpoints.states(LOOK_TIMEOUT_S)
             ),
-            notes=(*plane.notes, *plane.metrics_port.notes),
+            notes=(*plane.notes, *plane.metrics_port.notes, *report.small_notes(small=plane.config.small)),
             faults=plane.chaos.in_force(),
             troubles=plane.own_troubles(),
             limit_bytes=plane.config.volume_limit_bytes,

@@ -57,7 +57,7 @@ async def add(
         raise UsageError(f"{count} readers cannot be added")
     check(count, plane.fleet.cluster(name).engine)
     check_tier(tier)
-    machine = this_machine()
+    machine, memory_bytes = this_machine(), memory_bytes or plane.config.instance_bytes
     sizing.check_memory(memory_bytes, machine)
     before: set[str] = set()
 
@@ -84,7 +84,8 @@ async def declare(plane: ControlPlane, name: str, count: int, *, free: FreePorts
 
     def change(fleet: Fleet) -> Fleet:
         missing = max(0, count - len(fleet.cluster(name).readers()))
-        fleet = with_readers(fleet, name, missing, tier=DEFAULT_TIER, memory_bytes=0, ports=free)
+        size = plane.config.instance_bytes
+        fleet = with_readers(fleet, name, missing, tier=DEFAULT_TIER, memory_bytes=size, ports=free)
         return sizing.with_sizes(fleet, machine)
 
     if count:

@@ -148,6 +148,7 @@ async def join(
 ) -> dict[str, Any]:
     """Declares this region's copy of a global cluster, as `invite` said. Raises UsageError, MalformedError."""
     machine, host = this_machine(), plane.config.listen_host
+    memory_bytes = memory_bytes or plane.config.instance_bytes
     sizing.check_memory(memory_bytes, machine)
     try:
         wanted = _invited(invitation)

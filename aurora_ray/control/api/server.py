@@ -129,6 +129,7 @@ class ControlServer:
             region=plane.fleet.region,
             epoch=plane.declared.epoch,
             open=plane.is_open,
+            small=plane.config.small,
         )
 
     async def _create(self, request: pb.CreateClusterRequest) -> pb.CreateClusterReply:

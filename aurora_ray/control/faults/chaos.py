@@ -12,8 +12,9 @@ started again meanwhile: what is in force is kept in a file (see record.py).
 
 What is killed comes back by the ordinary loop, as after any other end; a storage node that shall stay away for a while
 is not started before its time is over, and one that is killed for good loses its directory as well and is replaced by
-another. What is paused goes on by itself after its time, even if the control plane does not live to see it; it is kept
-in the file only to be told.
+another. In a small fleet the storage nodes of an AZ are one process, so what strikes one strikes the others with it;
+for good goes the data of the one that was named alone. What is paused goes on by itself after its time, even if the
+control plane does not live to see it; it is kept in the file only to be told.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ class Chaos:
         if target == "control":
             return Victims(control=True)
         if kind == "node" and name:
-            return Victims(node_ids=(fleet.node(name).node_id,))
+            node = fleet.node(name)
+            together = [n.node_id for n in fleet.nodes if n.az == node.az] if self._config.small else [node.node_id]
+            return Victims(node_ids=tuple(together))
         if kind == "az" and name:
             if name not in fleet.azs:
                 raise UsageError(f"there is no AZ {name!r}; the AZs are {', '.join(fleet.azs)}")
@@ -180,12 +183,10 @@ class Chaos:
             back = [node_id for node_id in victims.node_ids if self._keep_away(node_id, 0)]
             struck += [{"target": f"node:{node_id}", "pid": None, "processes": 1} for node_id in back]
         # Nodes before the writer: who looks after the lost writer shall see that its AZ is gone.
-        for node_id in victims.node_ids:
-            if verb == "kill" and for_s is not None:
+        if verb == "kill" and for_s is not None:
+            for node_id in victims.node_ids:
                 self._keep_away(node_id, for_s)
-            node = self._processes.nodes.get(node_id)
-            if node is not None:
-                struck += await self._send(f"node:{node_id}", node.process.signal, verb, for_s)
+        struck += await self._signal_nodes(verb, victims.node_ids, for_s)
         if verb == "kill" and struck and victims.instance_ids:
             await self._until_seen_gone(victims.node_ids)
         for instance_id in victims.instance_ids:
@@ -193,6 +194,22 @@ class Chaos:
             if instance is not None:
                 struck += await self._send(instance_id, instance.process.signal, verb, for_s)
         return struck
+
+    async def _signal_nodes(self, verb: str, node_ids: Sequence[str], for_s: float | None) -> list[dict[str, Any]]:
+        """Each process once, whichever of its nodes it is named by; told of all of them."""
+        struck: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        told: list[dict[str, Any]] = []
+        for node_id in node_ids:
+            node = self._processes.nodes.get(node_id)
+            if node is None:
+                continue
+            process, what = (node.seen.host, node.seen.pid), f"node:{node_id}"
+            if not self._config.small or process not in struck:
+                struck[process] = await self._send(what, node.process.signal, verb, for_s)
+            elif verb in ("pause", "resume"):
+                self._note_pause(what, node.seen.pid, self._pause_s(verb, for_s) or 0)
+            told += [{**one, "target": what} for one in struck[process]]
+        return told
 
     async def _until_seen_gone(self, node_ids: Sequence[str]) -> None:
         def gone() -> bool:
@@ -205,12 +222,11 @@ class Chaos:
         """Ends a storage node's process and removes its directory, before it can be started again."""
         if verb != "kill" or not target.startswith("node:"):
             raise UsageError("for good is for one storage node: kill node:ID --for-good")
-        (node_id,) = victims.node_ids
-        processes = self._processes
+        node_id, processes = target.partition(":")[2], self._processes
         self._keep_away(node_id, WIPE_S)
         try:
-            node = processes.nodes.get(node_id)
-            struck = await self._send(target, node.process.signal, verb, None) if node is not None else []
+            there = [each for each in victims.node_ids if each in processes.nodes]
+            struck = await self._signal_nodes(verb, there, None) if node_id in there else []
             await self._until_seen_gone([node_id])
             await processes.runtime.wipe_node(self._declared.fleet.node(node_id), self._config)
         finally:
@@ -221,7 +237,7 @@ class Chaos:
     # ---- partitions
 
     async def _partition(self, target: str, victims: Victims, for_s: float | None) -> list[dict[str, Any]]:
-        inside = {storage_party(node_id) for node_id in victims.node_ids}
+        inside = {self._party_of(node_id) for node_id in victims.node_ids}
         instances = self._processes.instances
         for instance_id in victims.instance_ids:
             if instance_id in instances:
@@ -264,10 +280,15 @@ class Chaos:
         await asyncio.gather(*orders, return_exceptions=True)
 
     def _cut_for(self, node_id: str) -> Cut:
-        return cut_for(storage_party(node_id), [island.parties for island in self._faults.islands.values()])
+        return cut_for(self._party_of(node_id), [island.parties for island in self._faults.islands.values()])
+
+    def _party_of(self, node_id: str) -> str:
+        """What the process of a storage node calls itself."""
+        azs = {node.node_id: node.az for node in self._declared.fleet.nodes} if self._config.small else {}
+        return storage_party(azs.get(node_id, node_id))
 
     async def _send(self, what: str, send: Any, verb: str, for_s: float | None) -> list[dict[str, Any]]:
-        pause_s = (for_s if for_s is not None else PAUSE_S) if verb == "pause" else None
+        pause_s = self._pause_s(verb, for_s)
         try:
             pids: list[int] = await send(SIGNALS[verb], pause_s)
         except (ProcessGoneError, UsageError):
@@ -275,6 +296,9 @@ class Chaos:
         if verb in ("pause", "resume"):
             self._note_pause(what, pids[0], pause_s or 0)
         return [{"target": what, "pid": pids[0], "processes": len(pids)}]
+
+    def _pause_s(self, verb: str, for_s: float | None) -> float | None:
+        return (for_s if for_s is not None else PAUSE_S) if verb == "pause" else None
 
     def _strike_control(self, verb: str, for_s: float | None) -> list[dict[str, Any]]:
         pid = os.getpid()

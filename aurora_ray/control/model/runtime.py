@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+SMALL_MEMORY_BYTES = 512 << 20
 ADDRESS_FILE = "control.json"  # in the data directory: where the control API is served (api/server.py)
 
 
@@ -94,7 +95,13 @@ class ControlConfig:
     cpus_per_acu: float = CPUS_PER_ACU
     regions_dir: str = ""  # where regions are described; empty: as shipped
     exports_to: str | None = None  # the region that traces and metrics go to; empty: nobody has said; None: none go
+    small: bool = False  # the storage nodes of an AZ share a process, and no instance has one in waiting
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
+
+    @property
+    def instance_bytes(self) -> int:
+        """Memory of a new instance whose owner named none; 0: see engine.sizes."""
+        return SMALL_MEMORY_BYTES if self.small else 0
 
     @property
     def health_rules(self) -> HealthRules:
@@ -125,7 +132,8 @@ class NodeInfo:
 
 
 class NodeProcess(Protocol):
-    """A storage node's process."""
+    """A storage node's process. In a small fleet others of its AZ are in it: what a signal or a cut does to one, it
+    does to all of them."""
 
     @property
     def info(self) -> NodeInfo:
@@ -199,7 +207,7 @@ class Runtime(Protocol):
     async def start_node(self, node: StorageNode, config: ControlConfig) -> NodeProcess:
         """Starts a storage node in its AZ (and on its host, if pinned) and waits until it answers."""
 
-    async def find_node(self, node_id: str) -> NodeProcess | None:
+    async def find_node(self, node: StorageNode) -> NodeProcess | None:
         """The process of that node, if an earlier control plane started one that still runs."""
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:

@@ -110,9 +110,9 @@ class Processes:
 
     async def adopt(self, nodes: Iterable[StorageNode]) -> None:
         """Takes over what an earlier control plane started."""
-        node_ids = [node.node_id for node in nodes]
-        found = await asyncio.gather(*(self.runtime.find_node(node_id) for node_id in node_ids))
-        there = [(node_id, process) for node_id, process in zip(node_ids, found, strict=True) if process is not None]
+        declared = tuple(nodes)
+        found = await asyncio.gather(*map(self.runtime.find_node, declared))
+        there = [(node.node_id, process) for node, process in zip(declared, found, strict=True) if process is not None]
         await asyncio.gather(*(self._adopt_node(node_id, process) for node_id, process in there))
         instances = await self.runtime.find_instances()
         await asyncio.gather(*(self._adopt_instance(*found) for found in instances.items()))

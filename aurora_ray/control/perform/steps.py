@@ -188,7 +188,7 @@ async def _remove_node(means: Means, action: replacement.RemoveNode) -> None:
     known = means.processes.nodes.get(node_id)
     node = next((n for n in means.declared.fleet.nodes if n.node_id == node_id), StorageNode(node_id, ""))
     # One whose start had no answer runs all the same.
-    running = known.process if known is not None else await means.processes.runtime.find_node(node_id)
+    running = known.process if known is not None else await means.processes.runtime.find_node(node)
     if running is not None:
         node = replace(node, host=running.info.host)
         try:

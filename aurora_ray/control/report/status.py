@@ -172,6 +172,12 @@ def _to_be_replaced(fleet: Fleet, nodes: Mapping[str, Node]) -> Iterator[str]:
             yield f"a new storage node is going to take the place of {declared.node_id}, whose copies are gone"
 
 
+def small_notes(*, small: bool) -> Iterator[str]:
+    """What a small fleet does not have, which nothing else tells."""
+    if small:
+        yield "a small fleet: the storage nodes of an AZ are one process, whose end is that of two of six copies"
+
+
 def report_endpoints(
     cluster: DBCluster,
     data_dir: Path,

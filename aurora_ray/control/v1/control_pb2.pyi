@@ -17,20 +17,22 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("pid", "data_dir", "fleet_id", "region", "epoch", "open")
+    __slots__ = ("pid", "data_dir", "fleet_id", "region", "epoch", "open", "small")
     PID_FIELD_NUMBER: _ClassVar[int]
     DATA_DIR_FIELD_NUMBER: _ClassVar[int]
     FLEET_ID_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    SMALL_FIELD_NUMBER: _ClassVar[int]
     pid: int
     data_dir: str
     fleet_id: str
     region: str
     epoch: int
     open: bool
-    def __init__(self, pid: _Optional[int] = ..., data_dir: _Optional[str] = ..., fleet_id: _Optional[str] = ..., region: _Optional[str] = ..., epoch: _Optional[int] = ..., open: _Optional[bool] = ...) -> None: ...
+    small: bool
+    def __init__(self, pid: _Optional[int] = ..., data_dir: _Optional[str] = ..., fleet_id: _Optional[str] = ..., region: _Optional[str] = ..., epoch: _Optional[int] = ..., open: _Optional[bool] = ..., small: _Optional[bool] = ...) -> None: ...
 
 class CreateClusterRequest(_message.Message):
     __slots__ = ("name", "engine", "engine_version", "bin_dir", "cache_bytes", "exist_ok", "timeout_s", "memory_bytes", "readers")

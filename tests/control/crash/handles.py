@@ -403,10 +403,10 @@ class FakeRuntime:
 
         return await self._hand.do("node: start", starts, started, ProcessGoneError("no answer"))
 
-    async def find_node(self, node_id: str) -> NodeHandle | None:
+    async def find_node(self, node: StorageNode) -> NodeHandle | None:
         await self._hand.alive()
-        node = self._world.nodes.get(node_id)
-        return NodeHandle(self._hand, node) if node is not None and node.alive else None
+        found = self._world.nodes.get(node.node_id)
+        return NodeHandle(self._hand, found) if found is not None and found.alive else None
 
     async def wipe_node(self, node: StorageNode, config: ControlConfig) -> None:
         async def wipes() -> None:
