@@ -19,10 +19,13 @@ SETTLED_WITHIN_S = 150.0
 
 @dataclass
 class Regions:
-    """`first` is the region whose fleet was there before the global cluster."""
+    """`first` is the region whose fleet was there before the global cluster. A command takes a second of a processor:
+    what does not change, or only when `turn` or `until_settled` is called, is remembered."""
 
     first: str
     fleets: dict[str, CliFleet] = field(default_factory=dict)
+    primary: str = ""
+    _dsns: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, region: str) -> None:
         """Returns when it can be read."""
@@ -34,6 +37,10 @@ class Regions:
     def status(self) -> dict[str, Any]:
         """As a region says that runs."""
         found: dict[str, Any] = self.fleets[self.first].json("global", "status", GLOBAL)
+        self.primary = str(found["primary"])
+        for row in found["regions"]:
+            if row["endpoints"]:
+                self._dsns[row["region"]] = {name: each["dsn"] for name, each in row["endpoints"].items()}
         return found
 
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -42,7 +49,9 @@ class Regions:
 
     def dsn(self, region: str, endpoint: str) -> str:
         """Of a region's `cluster` or `reader` endpoint."""
-        return str(self.rows()[region]["endpoints"][endpoint]["dsn"])
+        if region not in self._dsns:
+            self.status()
+        return self._dsns[region][endpoint]
 
     def execute(self, region: str, endpoint: str, statement: str) -> list[list[Any]]:
         """In a session of its own."""
@@ -50,13 +59,13 @@ class Regions:
 
     def read(self, region: str, statement: str) -> list[list[Any]]:
         """Where this region's sessions read: at its writer, or at its readers."""
-        endpoint = "cluster" if self.rows()[region]["role"] == "primary" else "reader"
-        return self.execute(region, endpoint, statement)
+        return self.execute(region, "cluster" if region == self.primary else "reader", statement)
 
     def turn(self, way: str, to: str) -> dict[str, Any]:
         """Makes a region the primary; what the command tells."""
         told: dict[str, Any] = self.fleets[to].json("global", way, GLOBAL, "--to", to, timeout_s=TURN_TIMEOUT_S)
         assert told["primary"] == to
+        self.primary = to
         return told
 
     def until_settled(self, primary: str) -> None:
@@ -126,6 +135,7 @@ def regions_at(path: Path, *regions: str, environment: dict[str, str] | None = N
             fleet.check("global", "create", GLOBAL, "--primary", "demo")
             for region in regions[1:]:
                 made.add(region)
+            made.status()
             yield made
         finally:
             made.destroy()
