@@ -77,6 +77,8 @@ class MountedVolume:
         whose pages are fetched before this returns, and in the background afterwards. `grow`, when given, is asked for
         another protection group when the last one is full; without it the engine waits until `add_group` is called.
         With `groups_max` of them, the engine is told at once that there is no space left.
+        What changes at `volatile_patterns` is not logged; but a file that the volume has by a path among them is the
+        volume's, also for whoever removes it.
         `told` hears how far it is, in words, from any thread.
         Raises ConfigurationError if the directory cannot be made, QuorumLostError if the file table cannot be read.
         """
@@ -94,7 +96,7 @@ class MountedVolume:
             ring_bytes=ring_bytes,
             bell_bytes=min(256 << 10, ring_bytes // 4),
             files_max=max(_FILES_MIN, 4 * len(table)),
-            volatile_patterns=volatile_patterns,
+            volatile_patterns=[each for each in volatile_patterns if writer is None or not _has(table, each)],
         )
         driver: Driver | None = None
         try:
@@ -259,3 +261,8 @@ def _matching_slots(files: Sequence[MountedFile], slots: Sequence[int], patterns
         for slot, file in zip(slots, files, strict=True)
         if file.entry.size and wanted.match(os.fsdecode(file.entry.paths[0]))
     ]
+
+
+def _has(table: FileTable, pattern: tuple[str, str]) -> bool:
+    kind, path = pattern
+    return kind == "exact" and table.lookup(path.encode()) is not None

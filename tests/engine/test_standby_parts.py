@@ -49,11 +49,11 @@ def table(*changes: Record) -> FileTable:
 
 def test_segments_of_a_mounted_volume_are_known_with_their_places() -> None:
     files = WalFiles(table(records.create(7, FIRST), records.extent(7, 0, 3), records.create(8, b"base/1")), SEGMENT)
-    file = files.at(SEGMENT + 5)
+    file = files.at(SEGMENT + 5, (1,))
     assert file is not None
     assert (file.file_id, list(file.extents), file.stale) == (7, [3], False)
     assert 8 not in files
-    assert files.at(0) is None
+    assert files.at(0, (1,)) is None
     assert files.timeline == 1
 
 
@@ -70,18 +70,18 @@ def test_a_segment_that_is_made_and_named_is_one_from_its_name_on() -> None:
 def test_a_segment_that_becomes_a_later_one_has_old_content() -> None:
     files = WalFiles(table(records.create(7, FIRST)), SEGMENT)
     apply(files, records.rename(7, FIRST, LATER))
-    file = files.at((256 + 3) * SEGMENT)
+    file = files.at((256 + 3) * SEGMENT, (1,))
     assert file is not None
     assert file.stale
-    assert files.at(SEGMENT) is None
+    assert files.at(SEGMENT, (1,)) is None
 
 
 def test_segments_go_and_other_files_are_no_concern() -> None:
     files = WalFiles(table(records.create(7, FIRST), records.create(8, SECOND)), SEGMENT)
     apply(files, records.unlink(7, FIRST), records.create(10, b"base/1"), records.extent(10, 0, 1))
-    assert files.at(SEGMENT) is None
+    assert files.at(SEGMENT, (1,)) is None
     apply(files, Record(records.RecordType.DROP, file_id=8))
-    assert files.at(2 * SEGMENT) is None
+    assert files.at(2 * SEGMENT, (1,)) is None
     assert 10 not in files
 
 
@@ -89,7 +89,9 @@ def test_a_newer_timeline_is_noticed() -> None:
     files = WalFiles(table(records.create(7, FIRST)), SEGMENT)
     apply(files, records.create(8, b"pg_wal/000000020000000000000001"))
     assert files.timeline == 2
-    assert files.at(SEGMENT) is files.segment(8)
+    assert files.at(SEGMENT, (2, 1)) is files.segment(8)
+    assert files.at(SEGMENT, (1, 2)) is files.segment(7)
+    assert files.at(SEGMENT, (3,)) is None
 
 
 def test_a_standby_is_as_far_as_what_it_has_replayed() -> None:
@@ -144,9 +146,13 @@ def test_commands_and_updates_are_understood() -> None:
 def test_a_control_file_is_read_or_refused(tmp_path: Path) -> None:
     content = bytearray(292)
     struct.pack_into("<Q", content, 0, 4711)
+    struct.pack_into("<QI", content, 40, 99, 3)
+    struct.pack_into("<QI", content, 136, 0, 2)
     struct.pack_into("<5i", content, 180, 200, 9, 10, 0, 64)
     struct.pack_into("<d4I", content, 208, 1234567.0, 8192, 131072, 8192, SEGMENT)
-    assert ControlFile.read(_sealed(content)) == ControlFile(4711, (200, 9, 10, 0, 64), SEGMENT)
+    assert ControlFile.read(_sealed(content)) == ControlFile(4711, (200, 9, 10, 0, 64), SEGMENT, 3)
+    struct.pack_into("<QI", content, 136, 5, 4)
+    assert ControlFile.read(_sealed(content)).timeline == 4, "it was promoted, and has written no checkpoint since"
     struct.pack_into("<I", content, 216, 4096)
     with pytest.raises(MalformedError, match="layout is not known"):
         ControlFile.read(_sealed(content))
@@ -204,7 +210,7 @@ async def test_a_feed_that_is_closed_while_a_standby_is_connected_ends_without_a
 
     account = EngineAccount("us", os.getuid(), os.getgid(), switch=False)
     found = table(records.create(7, FIRST), records.extent(7, 0, 3))
-    control = ControlFile(1, (100, 8, 10, 0, 64), SEGMENT)
+    control = ControlFile(1, (100, 8, 10, 0, 64), SEGMENT, 1)
     takeover = Takeover(nothing, cast("Any", None))
     feed = PostgresFeed(
         tmp_path,

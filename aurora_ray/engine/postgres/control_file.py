@@ -40,6 +40,9 @@ _STATE_OFFSET: Final = 16
 _SHUT_DOWN: Final = (1, 2)  # DB_SHUTDOWNED, and the same of a standby
 _REDO = struct.Struct("<QI")  # of the last checkpoint: where replay begins, and on which timeline
 _REDO_OFFSET: Final = 40
+_LEAST = struct.Struct("<QIxxxxQQ?xxxi")  # up to where replay must come, on which timeline; of a backup; wal_level
+_LEAST_OFFSET: Final = 136
+_WAL_LEVEL_REPLICA: Final = 1
 _PAGE_BYTES: Final = 8192
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
@@ -70,6 +73,7 @@ class ControlFile:
     system_identifier: int
     parameters: tuple[int, int, int, int, int]
     wal_segment_bytes: int
+    timeline: int  # the one that its server writes, or wrote last
 
     @classmethod
     def read(cls, control: bytes) -> ControlFile:
@@ -79,25 +83,42 @@ class ControlFile:
         float_format, page_bytes, _, _, segment_bytes = _CONSTANTS.unpack_from(control, _CONSTANTS_OFFSET)
         if (float_format, page_bytes) != (_FLOAT_FORMAT, _PAGE_BYTES):
             raise MalformedError("the control file is of a version of PostgreSQL whose layout is not known")
-        return cls(identifier, parameters, segment_bytes)
+        return cls(identifier, parameters, segment_bytes, _timelines(control)[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What a server's next recovery begins with, by its control file: `redo` is a position in the WAL. `needless`: the
-    server ended in order. The places are the same from 13 to 18."""
+    server ended in order. The places are the same from 13 to 18.
+
+    `plain`: nothing tells but the WAL itself how far it has to be replayed, and it has all that an archive's would. Not
+    so after a promotion until the next checkpoint, nor of a base backup.
+    """
 
     redo: int
     timeline: int
+    newest: int  # the timeline that the server wrote last
     wal_segment_bytes: int
     needless: bool
+    plain: bool
 
     @classmethod
     def read(cls, control: bytes) -> Recovery:
         """Raises MalformedError as ControlFile.read."""
         segment_bytes = ControlFile.read(control).wal_segment_bytes
-        redo, timeline = _REDO.unpack_from(control, _REDO_OFFSET)
-        return cls(redo, timeline, segment_bytes, _U32.unpack_from(control, _STATE_OFFSET)[0] in _SHUT_DOWN)
+        (redo, _), (timeline, newest) = _REDO.unpack_from(control, _REDO_OFFSET), _timelines(control)
+        least, _, backup_start, backup_end, backup_required, wal_level = _LEAST.unpack_from(control, _LEAST_OFFSET)
+        plain = not (least or backup_start or backup_end or backup_required) and wal_level >= _WAL_LEVEL_REPLICA
+        needless = _U32.unpack_from(control, _STATE_OFFSET)[0] in _SHUT_DOWN
+        return cls(redo, timeline, newest, segment_bytes, needless, plain)
+
+
+def _timelines(control: bytes) -> tuple[int, int]:
+    """That of the last checkpoint, and the newest one: until the first checkpoint on a new timeline the second says
+    that it counts (timelines)."""
+    timeline: int = _REDO.unpack_from(control, _REDO_OFFSET)[1]
+    least: int = _LEAST.unpack_from(control, _LEAST_OFFSET)[1]
+    return timeline, max(timeline, least)
 
 
 def system_identifier(control: bytes) -> int:

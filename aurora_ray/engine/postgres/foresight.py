@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PAGE_BYTES: Final = 8192
 STRETCH_PAGES: Final = 64  # of WAL
 SEGMENT_PAGES: Final = 1 << 17  # of a relation's file, of 1 GiB
+TIMELINES_MAX: Final = 16  # how far back names are tried; between two checkpoints there are hardly two
 _RELATIVE: Final = {1663: "base/{1}/{2}", 1664: "global/{2}"}  # by tablespace; others lie elsewhere, and are missed
 _FORKS: Final = ("", "_fsm", "_vm", "_init")
 _BLOCK: Final = struct.Struct("=5I")
@@ -86,12 +87,18 @@ async def _wal(data_dir: Path, bring: Bring, recovery: Recovery, start: int) -> 
     """Pages of WAL from a position on, at most to the end of its segment; none where there is no such segment."""
     number, offset = divmod(start, recovery.wal_segment_bytes)
     high, low = divmod(number, (1 << 32) // recovery.wal_segment_bytes)
-    path = f"pg_wal/{recovery.timeline:08X}{high:08X}{low:08X}"
+    names = [f"pg_wal/{timeline:08X}{high:08X}{low:08X}" for timeline in _timelines(recovery)]
+    path = await asyncio.to_thread(lambda: next((name for name in names if (data_dir / name).exists()), names[-1]))
     pages = min(STRETCH_PAGES, (recovery.wal_segment_bytes - offset) // PAGE_BYTES)
     await bring([PagesOf(path.encode(), offset // PAGE_BYTES, pages)])
 
     content = await asyncio.to_thread(_read, data_dir / path, offset, pages * PAGE_BYTES)
     return content[: len(content) - len(content) % PAGE_BYTES]
+
+
+def _timelines(recovery: Recovery) -> range:
+    """The newest first: what it has of a segment of an older one is a copy. Which of them count is not asked."""
+    return range(recovery.newest, max(recovery.timeline, recovery.newest - TIMELINES_MAX) - 1, -1)
 
 
 def _read(path: Path, offset: int, nbytes: int) -> bytes:

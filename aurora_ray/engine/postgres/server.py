@@ -28,7 +28,7 @@ from aurora_ray import telemetry
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, StopMode, VolatilePattern
 from aurora_ray.engine.network import claim_port
-from aurora_ray.engine.postgres import functions, password_once, told
+from aurora_ray.engine.postgres import functions, password_once, promotion, told
 from aurora_ray.engine.postgres.client import PostgresClient
 from aurora_ray.engine.postgres.commit import (
     PRELOAD,
@@ -53,7 +53,13 @@ from aurora_ray.engine.postgres.foresight import foresee
 from aurora_ray.engine.postgres.image import SUPERUSER
 from aurora_ray.engine.postgres.probe import ProbeAnswer, module_answers, postmaster_answers
 from aurora_ray.engine.postgres.repair import Workshop
-from aurora_ray.engine.postgres.settings import VOLATILE_PATTERNS, check_parameters, default_settings, forced_settings
+from aurora_ray.engine.postgres.settings import (
+    VOLATILE_PATTERNS,
+    check_parameters,
+    default_settings,
+    forced_settings,
+    promoted_settings,
+)
 from aurora_ray.engine.postgres.shared_memory import posix_segments, remove_segments
 from aurora_ray.engine.postgres.standby import begin
 from aurora_ray.engine.postgres.standby.takeover import Takeover
@@ -69,6 +75,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import Bring, EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.postgres.promotion import Promotion
     from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
@@ -106,6 +113,7 @@ class PostgresEngine(Server):
         self._files = Files(None, None, None, None, None, ())
         self._checks = 0  # that succeeded one after the other
         self._follow: StandbyFeed | None = None
+        self._promotion: Promotion | None = None  # by which the recovery of this start ends
 
     @property
     def hand_over(self) -> Path | None:
@@ -121,7 +129,7 @@ class PostgresEngine(Server):
 
     def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:
         """What may stay out of the volume; of a standby, what makes it one as well."""
-        return (*VOLATILE_PATTERNS, begin.PATTERN) if follows else VOLATILE_PATTERNS
+        return (*VOLATILE_PATTERNS, *((begin.PATTERN,) if follows else promotion.FILES))
 
     async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
         """See Engine. The control file must be whole in `data_dir`. Raises EngineError."""
@@ -161,15 +169,20 @@ class PostgresEngine(Server):
         self._follow = follow
         if follow is not None:
             files = replace(files, signals=())
-            begin.mark(data_dir, self._account)
-        for rung in files.rungs():
+            await self._edit(begin.mark(data_dir, self._account))
+        tries = [(rung, False) for rung in files.rungs()]
+        if follow is None and not files.signals and await asyncio.to_thread(promotion.pays, data_dir):
+            tries.insert(0, (Rung.ALL, True))
+        for rung, promoted in tries:
+            self._promotion = promotion.Promotion(data_dir, self._account) if promoted else None
             try:
                 if refused is not None:
                     await self._edit(files.fallback(rung, first_complaint(refused)))
                 await self._start_once(rung, files, parameters, timeout_s, moved)
             except StartRefusedError as error:
-                refused = refused or error
-                logger.warning("PostgreSQL does not start with %s of its configuration: %s", rung, error)
+                what = "by promotion" if promoted else f"with {rung} of its configuration"
+                logger.warning("PostgreSQL does not start %s: %s", what, error)
+                refused = None if promoted else refused or error
                 self._prepare_run_dir()
                 continue
             self._rung, self._files, self._first_start = rung, files, files.good_auto is None
@@ -193,14 +206,16 @@ class PostgresEngine(Server):
         self._port = claim_port(self._host, self._port_wanted)
         self._write_conf(rung, files, parameters)
         command = await self._command()
+        if self._promotion is not None:
+            self._promotion.begin()
         process = self._spawn(command, told.environment(self._socket_dir, self._name, self.hand_over))
         self._segments, self._checks = set(), 0
         progress = self._progress = StartProgress(process, self._socket_dir, moved, time.monotonic())
         try:
             replace_file(self._pid_note, str(process.pid), durable=False)  # an engine without a note would be nobody's
-            with telemetry.span("engine.recover"):
-                address = (self._host, self._port)
-                await wait_ready(process, self._data_dir, progress, timeout_s=timeout_s, address=address)
+            with telemetry.span("engine.recover", {"aurora.promoted": self._promotion is not None}):
+                address, urge = (self._host, self._port), self._promotion.urge if self._promotion is not None else None
+                await wait_ready(process, self._data_dir, progress, timeout_s=timeout_s, address=address, urge=urge)
             with telemetry.span("engine.check"):
                 await self.check(timeout_s=max(CHECK_TIMEOUT_S, timeout_s / 4))
         except BaseException:
@@ -208,6 +223,8 @@ class PostgresEngine(Server):
             raise
         finally:
             self._progress = None
+            if self._promotion is not None:
+                self._promotion.end()
 
     def _running(self) -> EngineProcess:
         if self._process is None:
@@ -384,8 +401,10 @@ class PostgresEngine(Server):
         if self.hand_over is not None:
             socket_dirs.append(self.hand_over.parent)
         forced = forced_settings(major=self._install.major, host=self._host, port=self._port, socket_dirs=socket_dirs)
-        standby = self._follow.settings if self._follow is not None else {}
-        settings = {"config_file": str(self._run_dir / OUR_CONF), **forced, **standby, **more}
+        recovery = self._follow.settings if self._follow is not None else {}
+        if self._promotion is not None:
+            recovery = promoted_settings()
+        settings = {"config_file": str(self._run_dir / OUR_CONF), **forced, **recovery, **more}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return (str(self._install.bin_dir / "postgres"), "-D", str(self._data_dir), *options)
 

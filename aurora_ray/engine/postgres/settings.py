@@ -6,7 +6,8 @@ gives out (`forced_settings`). Only those stand on the command line, and the mod
 else lies in a file that is made anew at each start (configuration), so a user can set it.
 
 What bounds a failover: the new writer replays the WAL since the last completed checkpoint's start, reading pages from
-the volume as it goes, then writes a checkpoint before it accepts statements. Hence frequent checkpoints and prefetch.
+the volume as it goes; then it is promoted, or writes a checkpoint before it accepts statements (promotion). Hence
+frequent checkpoints and prefetch.
 """
 
 from __future__ import annotations
@@ -112,13 +113,9 @@ _TUNING_18: Final[Mapping[str, str]] = {
 _OURS: Final = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "config_file"})
 _WAL_LEVELS: Final = ("replica", "logical")
 
-# Of a server that follows its writer. What it follows, and that it does so for ever, is ours to say.
-_STANDBY: Final[Mapping[str, str]] = {
-    "hot_standby": "on",
-    # Long queries here shall not be cancelled by the writer's vacuum: what they need is told to the writer.
-    "hot_standby_feedback": "on",
-    "wal_receiver_status_interval": "1s",
-    "wal_retrieve_retry_interval": "100ms",
+# Of a server that is in recovery by a signal file: what ends that is ours to say.
+_RECOVERY: Final[Mapping[str, str]] = {
+    "primary_conninfo": "",
     "primary_slot_name": "",
     "restore_command": "",
     "archive_cleanup_command": "",
@@ -129,6 +126,17 @@ _STANDBY: Final[Mapping[str, str]] = {
     "recovery_target_time": "",
     "recovery_target_xid": "",
     "recovery_min_apply_delay": "0",
+}
+
+# Of one that follows its writer. What it follows, and that it does so for ever, is ours to say.
+_STANDBY: Final[Mapping[str, str]] = {
+    **_RECOVERY,
+    "recovery_target_timeline": "latest",
+    "hot_standby": "on",
+    # Long queries here shall not be cancelled by the writer's vacuum: what they need is told to the writer.
+    "hot_standby_feedback": "on",
+    "wal_receiver_status_interval": "1s",
+    "wal_retrieve_retry_interval": "100ms",
     # Archiving is the writer's.
     "archive_mode": "off",
 }
@@ -202,6 +210,12 @@ def standby_settings(*, major: int, parameters: Sequence[int]) -> dict[str, str]
     """What stands there besides for a server that follows its writer; `parameters`: of AT_LEAST_THE_WRITERS."""
     least = dict(zip(AT_LEAST_THE_WRITERS, map(str, parameters), strict=True))
     return {**_STANDBY, **(_STANDBY_17 if major >= 17 else {}), **least}
+
+
+def promoted_settings() -> dict[str, str]:
+    """What stands there besides for a server whose recovery ends by promotion: nothing ends it but that, and it takes
+    no sessions before. The control file says on which timeline it is, as after any crash; files may name others."""
+    return {**_RECOVERY, "recovery_target_timeline": "current", "hot_standby": "off"}
 
 
 def default_settings(*, major: int, size: InstanceSize) -> dict[str, str]:

@@ -48,11 +48,18 @@ class StartProgress(Progress):
 
 
 async def wait_ready(
-    process: EngineProcess, data_dir: Path, progress: StartProgress, *, timeout_s: float, address: tuple[str, int]
+    process: EngineProcess,
+    data_dir: Path,
+    progress: StartProgress,
+    *,
+    timeout_s: float,
+    address: tuple[str, int],
+    urge: Callable[[EngineProcess, float], None] | None = None,
 ) -> None:
     """Waits for "ready" in postmaster.pid: unlike trying to connect, this leaves no errors in the log.
 
-    `timeout_s`: how long nothing may move. Raises EngineError, and StartRefusedError if it ended by itself.
+    `timeout_s`: how long nothing may move. `urge`: called again and again with the process and the time, from when it
+    takes signals until it is a server for sessions. Raises EngineError, and StartRefusedError if it ended by itself.
     """
     lock = data_dir / "postmaster.pid"
     while True:
@@ -64,8 +71,11 @@ async def wait_ready(
             lines = lock.read_text().splitlines()
         except FileNotFoundError:
             lines = []
-        if len(lines) > READY_LINE and lines[0] == str(process.pid) and lines[READY_LINE].strip() in READY_STATES:
+        state = lines[READY_LINE].strip() if len(lines) > READY_LINE and lines[0] == str(process.pid) else ""
+        if state in (READY_STATES if urge is None else READY_STATES[:1]):
             return
+        if state and urge is not None:
+            urge(process, time.monotonic())
         if await progress.look(time.monotonic(), lines) > timeout_s:
             raise EngineError(
                 f"PostgreSQL was not ready within {timeout_s:g} s; its log ends:\n{process.log_tail()}"

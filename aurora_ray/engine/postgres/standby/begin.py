@@ -10,6 +10,8 @@ from aurora_ray.engine.base import VolatileKind, VolatilePattern
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ControlFile
 from aurora_ray.engine.postgres.settings import AT_LEAST_THE_WRITERS
 from aurora_ray.engine.postgres.standby.feed import PostgresFeed
+from aurora_ray.engine.postgres.timelines import timeline_of_history
+from aurora_ray.engine.tree_edit import Edit
 from aurora_ray.errors import EngineError, MalformedError
 
 if TYPE_CHECKING:
@@ -45,18 +47,32 @@ def make_feed(
     """See Engine.make_feed; `server`: its major version, and what it would have by itself. Raises EngineError."""
     major, settings = server
     data_dir, table, lsn, read = mounted
-    try:
-        control = ControlFile.read((data_dir / os.fsdecode(CONTROL_PATH)).read_bytes())
-    except (OSError, MalformedError) as error:
-        raise EngineError(f"the control file in {data_dir} cannot be read: {error}") from error
+    control = control_of(data_dir)
     own = [int(settings[name]) if settings[name].isdigit() else 0 for name in AT_LEAST_THE_WRITERS]
     return PostgresFeed(
         run_dir, account, major=major, control=control, own=own, table=table, lsn=lsn, read=read, takeover=takeover
     )
 
 
-def mark(data_dir: Path, account: EngineAccount) -> None:
-    """From now on a server on this directory starts as a standby."""
+def control_of(data_dir: Path) -> ControlFile:
+    """What its control file says. Raises EngineError."""
+    try:
+        return ControlFile.read((data_dir / os.fsdecode(CONTROL_PATH)).read_bytes())
+    except (OSError, MalformedError) as error:
+        raise EngineError(f"the control file in {data_dir} cannot be read: {error}") from error
+
+
+def mark(data_dir: Path, account: EngineAccount) -> list[Edit]:
+    """From now on a server on this directory starts as a standby. Gives what has to be changed there before.
+
+    It would look for the newest timeline by the history files that it has, and wait for ever on one that came to
+    nothing. Without that one's file it begins where the control file says, and gets the next ones from its feed.
+    """
     signal = data_dir / SIGNAL
     replace_file(signal, "", durable=False)  # made anew at each start
     account.own(signal, 0o600)
+    newest = control_of(data_dir).timeline
+    found = {path.name: timeline_of_history(path.name) for path in (data_dir / "pg_wal").glob("*.history")}
+    return [
+        Edit(f"pg_wal/{name}", None) for name, timeline in found.items() if timeline is not None and timeline > newest
+    ]

@@ -12,6 +12,7 @@ from aurora_ray.errors import MalformedError
 
 if TYPE_CHECKING:
     from aurora_ray.engine.postgres.standby.protocol import Feedback, StatusUpdate
+    from aurora_ray.engine.postgres.timelines import Timelines
 
 _LENGTH: Final = struct.Struct(">I")
 STARTUP_TIMEOUT_S: Final = 10.0
@@ -24,13 +25,20 @@ class Source(Protocol):
     """What a connection asks of the feed."""
 
     def identity(self) -> tuple[int, int, int]:
-        """System identifier, timeline, and up to where WAL was given out."""
+        """System identifier, the newest timeline, and up to where WAL was given out."""
+
+    @property
+    def timelines(self) -> Timelines:
+        """Those of the volume."""
 
     async def history(self, timeline: int) -> bytes | None:
         """The history file of a timeline; None if there is none."""
 
-    async def attach(self, connection: Connection, position: int) -> None:
-        """From now on WAL from `position` on goes to this connection, and to no other."""
+    async def attach(self, connection: Connection, position: int, timeline: int) -> None:
+        """From now on WAL of a timeline from `position` on goes to this connection, and to no other."""
+
+    def strayed(self, why: str) -> None:
+        """A standby asks for what is not of the volume's WAL."""
 
     def detach(self, connection: Connection) -> None:
         """It takes no more."""
@@ -50,6 +58,7 @@ class Connection:
     ) -> None:
         self._source, self._server_version = source, server_version
         self._reader, self._writer = reader, writer
+        self._left: tuple[int, int] | None = None  # for which timeline the one that is sent was left, and where
         writer.transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
 
     async def serve(self) -> None:
@@ -103,22 +112,38 @@ class Connection:
                 if known
                 else protocol.refusal(f"there is no history of timeline {command.timeline}")
             )
-        elif isinstance(command, protocol.StartReplication) and command.timeline in (0, timeline):
-            await self._stream(command.position)
+        elif isinstance(command, protocol.StartReplication):
+            await self._start(command.position, command.timeline or timeline)
         else:
-            self._writer.write(protocol.refusal(f"not a command of a standby, or of another timeline: {text[:100]}"))
+            self._writer.write(protocol.refusal(f"not a command of a standby: {text[:100]}"))
         await self._writer.drain()
 
-    async def _stream(self, position: int) -> None:
+    async def _start(self, position: int, timeline: int) -> None:
+        timelines = self._source.timelines
+        end = timelines.end_of(timeline)
+        if timeline not in timelines or (end is not None and position > end):
+            refused = f"what is at {position:X} of timeline {timeline} does not lead to timeline {timelines.newest}"
+            self._writer.write(protocol.refusal(refused))
+            self._source.strayed(refused)
+        elif end == position:
+            self._writer.write(protocol.timeline_left(timelines.after(timeline), end))
+        else:
+            await self._stream(position, timeline)
+
+    async def _stream(self, position: int, timeline: int) -> None:
+        self._left = None
         self._writer.write(protocol.copy_both())
         reading = asyncio.create_task(self._read_updates(), name="read a standby's updates")
         try:
-            await self._source.attach(self, position)
+            await self._source.attach(self, position, timeline)
             await reading
         finally:
             reading.cancel()
             self._source.detach(self)
-        self._writer.write(protocol.copy_done() + protocol.streaming_ended())
+        if self._left is None:
+            self._writer.write(protocol.copy_done() + protocol.streaming_ended())
+        else:
+            self._writer.write(protocol.timeline_left(*self._left))
 
     async def _read_updates(self) -> None:
         """Until the standby wants no more."""
@@ -133,7 +158,7 @@ class Connection:
                 self._source.on_feedback(update)
             elif update is not None:
                 self._source.on_update(update)
-                if update.answer:
+                if update.answer and self._left is None:
                     self.ask(self._source.identity()[2], answer=False)
         raise EOFError("it went away")
 
@@ -147,6 +172,12 @@ class Connection:
                 raise ConnectionResetError("the standby went away")
             self._writer.write(protocol.wal_message(position + at, view[at : at + protocol.CHUNK_BYTES]))
         await self._writer.drain()
+
+    def finish(self, following: int, position: int) -> None:
+        """All of the timeline was sent: it was left at `position`, for `following`. The standby says that it has it."""
+        if not self._writer.is_closing():
+            self._left = following, position
+            self._writer.write(protocol.copy_done())
 
     def ask(self, position: int, *, answer: bool = True) -> None:
         """Says how far the WAL is; with `answer`, the standby says at once how far it is."""

@@ -6,6 +6,10 @@ log. The feed knows which files they are (`segments`), keeps the stretch of WAL 
 the engine's account can reach. A standby begins at the start of a segment: what comes before the log that is being
 followed is read from the volume. While nobody is connected, only names are followed.
 
+When a writer goes on in another timeline (`timelines`), the stream of the one before ends where that was left, and the
+standby asks for the next: its server and its sessions live on. That it has done so counts from the moment at which the
+control file says it, which is before anything on the new timeline was acknowledged.
+
 A call of `take` returns when the standby has room for more, so that nothing piles up here.
 """
 
@@ -15,17 +19,20 @@ import asyncio
 import logging
 import os
 import time
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.engine.base import FilePart, Horizon, Replayed
 from aurora_ray.engine.dirs import make_private
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ControlFile
 from aurora_ray.engine.postgres.dirs import feed_dir
 from aurora_ray.engine.postgres.settings import standby_settings
 from aurora_ray.engine.postgres.standby.connection import Connection
 from aurora_ray.engine.postgres.standby.files import FILE_PAGES_MAX, ConfigFiles
 from aurora_ray.engine.postgres.standby.segments import WalFiles
 from aurora_ray.engine.postgres.standby.window import PAGE_BYTES, WalWindow
+from aurora_ray.engine.postgres.timelines import FIRST, Timelines, path_of_history
 from aurora_ray.engine.progress import Progress
 from aurora_ray.errors import AuroraError, EngineError
 from aurora_ray.log.batch import inflate, payload
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
 
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import ReadFile
-    from aurora_ray.engine.postgres.control_file import ControlFile
     from aurora_ray.engine.postgres.standby.protocol import Feedback, StatusUpdate
     from aurora_ray.engine.postgres.standby.segments import WalFile
     from aurora_ray.engine.postgres.standby.takeover import Takeover
@@ -76,7 +82,8 @@ class PostgresFeed:
         self._major, self._control = major, control
         self._parameters = tuple(map(max, own, control.parameters))
         self._files = WalFiles(table, control.wal_segment_bytes)
-        self._timeline = self._files.timeline
+        self.timelines = Timelines(control.timeline)
+        self._control_page = _page_of(table, CONTROL_PATH)
         self._config = ConfigFiles(table)
         self._takeover = takeover
         self._lsn = lsn
@@ -102,7 +109,8 @@ class PostgresFeed:
         return {**standby_settings(major=self._major, parameters=self._parameters), "primary_conninfo": address}
 
     async def open(self) -> None:
-        """Listens. Raises OSError, ConfigurationError."""
+        """Listens. Raises OSError, ConfigurationError, and what reading the volume raises."""
+        self.timelines = await self._timelines_to(self.timelines.newest)
         make_private(self._dir, self._run_dir, self._account)
         path = self._dir / f".s.PGSQL.{PORT}"
         path.unlink(missing_ok=True)
@@ -115,14 +123,18 @@ class PostgresFeed:
         async with self._turn:
             self._lsn = flush.end
             await self._apply(flush)
-            if self._files.timeline != self._timeline:
-                self._fail(EngineError(f"the writer is on timeline {self._files.timeline} now"))
             if self._window is None:
                 self._progress.missed(came_s)
                 return
-            self._window.look()
-            await self._give(self._window)
-            self._progress.given(self._given, flush.end, came_s)
+            window = self._window
+            window.look()
+            await self._give(window)
+            if self._window is None:
+                self._progress.missed(came_s)
+            elif self.timelines.end_of(window.timeline) is not None:
+                self._fail(EngineError(f"the rest of timeline {window.timeline} behind {self._given:X} did not come"))
+            else:
+                self._progress.given(self._given, flush.end, came_s)
 
     def replayed(self) -> Replayed:
         """How far the standby is."""
@@ -170,13 +182,32 @@ class PostgresFeed:
         changed |= {key >> _PAGE_BITS for key in pages if key >> _PAGE_BITS in self._config}
         if changed:
             await self._tell_files(changed, flush.end)
+        if self._control_page is not None and self._control_page.file_id << _PAGE_BITS in pages:
+            await self._look_for_switch()
         if self._window is None:
             return
         files = self._files
         for key in sorted(key for key in pages if key >> _PAGE_BITS in files):
             file = files.segment(key >> _PAGE_BITS)
-            if file is not None:
+            if file is not None and file.timeline == self._window.timeline:
                 await self._change(self._window, file, key & (1 << _PAGE_BITS) - 1, pages[key], flush.start)
+
+    async def _look_for_switch(self) -> None:
+        """The control file has changed: which timeline does it name? Looked at if there is a segment of a later one."""
+        if self._files.timeline <= self.timelines.newest or self._control_page is None:
+            return
+        (page,) = await self._read(self._control_page, self._lsn)
+        newest, before = ControlFile.read(page or b"").timeline, self.timelines.newest
+        if newest > before:
+            self.timelines = await self._timelines_to(newest)
+            _log.info("the writer went on in timeline %d", newest)
+            if before not in self.timelines:
+                self._fail(EngineError(f"the writer is on timeline {newest} now, to which {before} does not lead"))
+
+    async def _timelines_to(self, newest: int) -> Timelines:
+        if newest == FIRST:
+            return Timelines(newest)
+        return Timelines.read(newest, await self.history(newest) or b"")
 
     async def _tell_files(self, changed: Iterable[int], lsn: int) -> None:
         contents = {}
@@ -206,47 +237,69 @@ class PostgresFeed:
             ours < theirs for ours, theirs in zip(self._parameters, window.parameters, strict=True)
         ):
             self._fail(EngineError("the writer has larger settings now than this standby was started with"))
-        position = self._given
-        if window.end <= position:
-            return
-        wal = window.take(position)
-        self._given = window.end
-        if self._connection is not None:
-            try:
-                await self._connection.send(position, wal)
-            except OSError:
-                self.detach(self._connection)
-        self._ask_soon()
+        position, left = self._given, self.timelines.end_of(window.timeline)
+        if left is not None:
+            window.cut(left)
+        if window.end > position:
+            wal = window.take(position)
+            self._given = window.end
+            if self._connection is not None:
+                try:
+                    await self._connection.send(position, wal)
+                except OSError:
+                    self.detach(self._connection)
+            self._ask_soon()
+        if left is not None and self._given >= left:
+            self._leave(window.timeline, left)
+
+    def _leave(self, timeline: int, left: int) -> None:
+        """The standby has all of a timeline that the writer has left, and will ask for the next."""
+        connection, self._connection, self._window = self._connection, None, None
+        if self._given > left:
+            self._fail(
+                EngineError(f"timeline {timeline} was left at {left:X}, and WAL up to {self._given:X} given out")
+            )
+        elif connection is not None:
+            connection.finish(self.timelines.after(timeline), left)
 
     # ---- as a Source
 
     def identity(self) -> tuple[int, int, int]:
         """System identifier, timeline, and up to where WAL was given out."""
-        return self._control.system_identifier, self._timeline, self._given
+        return self._control.system_identifier, self.timelines.newest, self._given
+
+    def strayed(self, why: str) -> None:
+        """A standby asks for what is not of the volume's WAL: it is to be opened anew."""
+        self._fail(EngineError(why))
 
     async def history(self, timeline: int) -> bytes | None:
         """The history file of a timeline, as of now."""
-        file = self._files.named(b"pg_wal/%08X.history" % timeline)
+        file = self._files.named(path_of_history(timeline).encode())
         if file is None:
             return None
         pages = await self._read(FilePart(file.file_id, file.extents, 0, HISTORY_PAGES_MAX), self._lsn)
         return b"".join(page or b"" for page in pages).rstrip(b"\0")
 
-    async def attach(self, connection: Connection, position: int) -> None:
-        """Brings a standby from `position` up to where the log is followed; goes on with the log from there."""
+    async def attach(self, connection: Connection, position: int, timeline: int) -> None:
+        """Brings a standby from `position` up to where the log is followed, or to where the timeline was left; goes on
+        with the log from there."""
         async with self._turn:
             if self._connection is not None:
                 self._connection.close()
             start = position - position % self._control.wal_segment_bytes
             self._connection, self._given, self._stale_read = connection, start, set()
-            window = self._window = WalWindow(start, self._control.wal_segment_bytes)
+            window = self._window = WalWindow(start, self._control.wal_segment_bytes, timeline)
             await self._catch_up(window)
-            self._progress.given(self._given, self._lsn, time.monotonic())
+            if self.timelines.end_of(timeline) is None:
+                self._progress.given(self._given, self._lsn, time.monotonic())
+            elif self._window is window:
+                self._fail(EngineError(f"what there was of timeline {timeline} behind {self._given:X} is gone"))
 
     async def _catch_up(self, window: WalWindow) -> None:
         at = window.base
         more = True
-        while more and (file := self._files.at(at)) is not None and self._window is window:
+        look_in = self.timelines.to_look_in(window.timeline)
+        while more and (file := self._files.at(at, look_in)) is not None and self._window is window:
             first = (at - (file.start or 0)) // PAGE_BYTES
             pages = await self._read(FilePart(file.file_id, file.extents, first, CATCH_UP_PAGES), self._lsn)
             window.put(at, b"".join(page or bytes(PAGE_BYTES) for page in pages))
@@ -299,6 +352,12 @@ class PostgresFeed:
             writer.close()
         finally:
             self._serving.discard(task)
+
+
+def _page_of(table: FileTable, path: bytes) -> FilePart | None:
+    """The first page of a file."""
+    entry = table.lookup(path)
+    return FilePart(entry.file_id, array("I", entry.extents), 0, 1) if entry is not None else None
 
 
 def _quoted(text: str) -> str:

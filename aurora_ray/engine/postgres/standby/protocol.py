@@ -108,8 +108,8 @@ def ready() -> bytes:
     return _message(b"Z", b"I")
 
 
-def rows(columns: Sequence[tuple[str, int]], values: Sequence[bytes | None], tag: str) -> bytes:
-    """One row, and the end of its command."""
+def rows(columns: Sequence[tuple[str, int]], values: Sequence[bytes | None], *tags: str) -> bytes:
+    """One row, and the end of its command: a message for each of `tags`."""
     fields = b"".join(name.encode() + b"\0" + struct.pack(">IHIhih", 0, 0, kind, -1, -1, 0) for name, kind in columns)
     cells = b"".join(
         struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value for value in values
@@ -117,7 +117,7 @@ def rows(columns: Sequence[tuple[str, int]], values: Sequence[bytes | None], tag
     return (
         _message(b"T", struct.pack(">H", len(columns)) + fields)
         + _message(b"D", struct.pack(">H", len(values)) + cells)
-        + _message(b"C", tag.encode() + b"\0")
+        + b"".join(_message(b"C", tag.encode() + b"\0") for tag in tags)
         + ready()
     )
 
@@ -155,6 +155,14 @@ def copy_done() -> bytes:
 def streaming_ended() -> bytes:
     """The end of a START_REPLICATION that was ended by both sides."""
     return _message(b"C", b"START_STREAMING\0") + ready()
+
+
+def timeline_left(following: int, position: int) -> bytes:
+    """The end of a START_REPLICATION, or all of its answer: its timeline was left at `position` for another one."""
+    columns = (("next_tli", _INT8), ("next_tli_startpos", _TEXT))
+    where = f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+    # Twice, as servers do: receivers take one as the end of the row and one as that of the stream.
+    return rows(columns, (str(following).encode(), where.encode()), "START_STREAMING", "START_REPLICATION")
 
 
 def wal_message(position: int, wal: bytes | memoryview) -> bytes:

@@ -46,10 +46,10 @@ class WalFiles:
     """The files of the WAL as of the last record that was applied."""
 
     def __init__(self, table: FileTable, segment_bytes: int) -> None:
-        self.timeline = 0  # the newest
+        self.timeline = 0  # the newest of which there has been a segment; whether it counts is not said here
         self._segment_bytes = segment_bytes
         self._files: dict[int, WalFile] = {}
-        self._by_start: dict[int, WalFile] = {}
+        self._by_place: dict[tuple[int, int], WalFile] = {}  # (timeline, start)
         for entry in table.entries():
             names = [path for path in entry.paths if path.startswith(DIRECTORY)]
             if names and entry.file_id:
@@ -64,9 +64,11 @@ class WalFiles:
         file = self._files.get(file_id)
         return file if file is not None and file.start is not None else None
 
-    def at(self, position: int) -> WalFile | None:
-        """The segment with this position of the WAL."""
-        return self._by_start.get(position - position % self._segment_bytes)
+    def at(self, position: int, timelines: Iterable[int]) -> WalFile | None:
+        """The segment with this position of the WAL: of these timelines the first one that has it."""
+        start = position - position % self._segment_bytes
+        found = (self._by_place.get((timeline, start)) for timeline in timelines)
+        return next((file for file in found if file is not None), None)
 
     def named(self, name: bytes) -> WalFile | None:
         """The file of this name."""
@@ -81,8 +83,7 @@ class WalFiles:
 
     def _name(self, file: WalFile, name: bytes) -> None:
         was_segment = file.start is not None
-        if file.start is not None and self._by_start.get(file.start) is file:
-            del self._by_start[file.start]
+        self._leave(file)
         file.name, file.start = name, None
         match = _SEGMENT.fullmatch(name)
         if match is None:
@@ -92,9 +93,11 @@ class WalFiles:
         file.start, file.timeline = number * self._segment_bytes, timeline
         file.stale = file.stale or was_segment
         self.timeline = max(self.timeline, timeline)
-        known = self._by_start.get(file.start)
-        if known is None or known.timeline <= timeline:
-            self._by_start[file.start] = file
+        self._by_place[timeline, file.start] = file
+
+    def _leave(self, file: WalFile) -> None:
+        if file.start is not None and self._by_place.get((file.timeline, file.start)) is file:
+            del self._by_place[file.timeline, file.start]
 
     def _create(self, record: Record) -> None:
         if record.body.startswith(DIRECTORY):
@@ -116,8 +119,8 @@ class WalFiles:
 
     def _drop(self, record: Record) -> None:
         file = self._files.pop(record.file_id, None)
-        if file is not None and file.start is not None and self._by_start.get(file.start) is file:
-            del self._by_start[file.start]
+        if file is not None:
+            self._leave(file)
 
     def _extent(self, record: Record) -> None:
         file = self._files[record.file_id]

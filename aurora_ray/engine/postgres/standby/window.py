@@ -16,10 +16,11 @@ Parameters = tuple[int, int, int, int, int]
 
 
 class WalWindow:
-    """WAL from `base`, the page with the end of what was given out, on."""
+    """WAL of a timeline from `base`, the page with the end of what was given out, on."""
 
-    def __init__(self, position: int, segment_bytes: int) -> None:
+    def __init__(self, position: int, segment_bytes: int, timeline: int = 1) -> None:
         """Begins at a segment's start, which may lie in the middle of a record."""
+        self.timeline = timeline
         self.base = self.end = position
         self.parameters: Parameters | None = None  # of the last record given out that changes those settings
         self._segment_bytes = segment_bytes
@@ -68,6 +69,10 @@ class WalWindow:
         self.end = found
         self.parameters = parameters or self.parameters
         return more
+
+    def cut(self, end: int) -> None:
+        """The timeline was left at `end`, where a record ends: what stands behind that is not of it."""
+        self.end = min(self.end, end)
 
     def take(self, position: int) -> bytes:
         """WAL from `position`, up to where it was taken before, to `end`; it need not be kept any longer."""
