@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ from benchmarks.systems.base import Site, query
 
 FORMAT: Final = 1
 LOAD_S: Final = "6,20"  # before a fault, drawn anew each time: it decides how much WAL there is to replay
+# What `--steady` stands for: longer than a checkpoint's interval, so that there is as much to replay as there ever is.
+STEADY: Final[Mapping[str, Any]] = {"clients": 24, "scale": 20, "load_s": "70,110"}
 SETTLED_S: Final = 6.0  # above control.plane.SETTLED_AFTER_S
 OUTAGE_TIMEOUT_S: Final = 90.0
 
@@ -109,6 +111,9 @@ def run(
     clients: Annotated[int, typer.Option(min=1, help="of pgbench's load")] = 8,
     scale: Annotated[int, typer.Option(min=1, help="pgbench's scale factor")] = 10,
     load_s: Annotated[str, typer.Option(help="of load before each fault, as 'shortest,longest'")] = LOAD_S,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="under a load that goes on: for --clients 24 --scale 20 --load-s 70,110")
+    ] = False,
     limit_s: Annotated[float, typer.Option(help="no further turn begins after so many seconds")] = float("inf"),
     seed: Annotated[int, typer.Option(help="of the lengths of the load")] = 1,
     resume: Annotated[Path | None, typer.Option(help="go on with this file; its options count")] = None,
@@ -124,6 +129,8 @@ def run(
     console = console_for()
     end_in_order()
     before = FailoverResult.load(resume) if resume is not None else None
+    if steady:
+        clients, scale, load_s = STEADY["clients"], STEADY["scale"], STEADY["load_s"]
     scale = before.scale if before is not None else scale
     with prepared(scale=scale, version=None, work_dir=work_dir, keep=False) as site:
         result = before or _new_result(
