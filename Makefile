@@ -178,10 +178,12 @@ $(INSTALLED): pyproject.toml deploy/prepare-machine
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,bench]' | sed '/^Requirement already/d'
 	@touch $@
 
-# A whole installation has built the C library already; here it is built when nothing but C has changed.
+# A whole installation has built the C library already; here it is built when nothing but C has changed. Python's own code
+# is compiled once too: each process of a fleet imports most of it, and whoever starts one may not be allowed to keep that.
 $(BUILT): $(INSTALLED) $(C_FILES)
 	@$(if $(filter $(INSTALLED),$?),,echo "Building the C library"; $(BIN)/python -m pip install \
 	    --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .)
+	@$(BIN)/python -m compileall -q aurora_ray
 	@touch $@
 
 .PHONY: proto

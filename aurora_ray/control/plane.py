@@ -448,6 +448,7 @@ class ControlPlane:
         await _all(
             i.process.end(fast=not destroy, destroy=destroy, timeout_s=END_TIMEOUT_S) for i in instances.values()
         )
+        await _all([processes.runtime.end_waiting()])
         if self.declared.store is not None:
             await _all([self.declared.store.close()])
         await self.regions.close()

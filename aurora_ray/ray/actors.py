@@ -27,6 +27,7 @@ from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.compute.loop import LoopThread
 from aurora_ray.compute.process import configure_process
 from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.errors import UsageError
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.partition import PARTY, Cut, instance_party, storage_party
 
@@ -96,17 +97,23 @@ class StorageNodeActor:
 
 
 class InstanceActor:
-    """An instance's process."""
+    """An instance's process. Without an instance's id it is nobody's yet, and becomes its who opens it first."""
 
     def __init__(self, instance_id: str, az: str, choice: EngineChoice, secret: Secret) -> None:
-        attributes = {"aurora.instance": instance_id, "aurora.az": az}
-        PARTY.name = instance_party(instance_id, os.getpid())
         OURS.set(secret)
-        configure_process("compute", f"instance-{instance_id}", choice.data_dir, attributes)
-        self._directory = choice.data_dir / "instances" / instance_id
+        self._data_dir = choice.data_dir
+        self._instance_id = ""
+        if instance_id:
+            self._become(instance_id, az)
         self._instance = Instance()
         self._loop = LoopThread("writer")
         self._loop.submit(self._instance.get_ready(choice))
+
+    def _become(self, instance_id: str, az: str) -> None:
+        self._instance_id = instance_id
+        PARTY.name = instance_party(instance_id, os.getpid())
+        attributes = {"aurora.instance": instance_id, "aurora.az": az}
+        configure_process("compute", f"instance-{instance_id}", self._data_dir, attributes)
 
     async def info(self) -> ActorInfo:
         """Where it is."""
@@ -117,7 +124,11 @@ class InstanceActor:
         await asyncio.sleep(HOLD_S)
 
     async def open(self, config: InstanceConfig, trace: Mapping[str, str]) -> Opened:
-        """See Instance.open, which ends by itself when nothing moves."""
+        """See Instance.open, which ends by itself when nothing moves. Raises UsageError for another's process."""
+        if not self._instance_id:
+            self._become(config.instance_id, config.az)
+        if self._instance_id != config.instance_id:
+            raise UsageError(f"{config.instance_id} cannot be opened in the process of {self._instance_id}")
         return await self._loop.ask(self._instance.open(config, trace), None)
 
     async def wait_ended(self) -> Outcome | None:
@@ -143,11 +154,13 @@ class InstanceActor:
         """Ends the incarnation in order; the process stays, and opens again."""
         await self._loop.ask(self._instance.stop(fast=True, reopens=True), STOP_TIMEOUT_MAX_S)
 
-    async def stop(self, fast: bool, destroy: bool) -> Outcome | None:
-        """Ends the incarnation, in order if `fast`, else at once; with `destroy` removes the instance's directory."""
+    async def stop(self, fast: bool, destroyed: str) -> Outcome | None:
+        """Ends the incarnation, in order if `fast`, else at once; then removes the directory of that instance, if one
+        is named: its own, where others may have been before it."""
         outcome = await self._loop.ask(self._instance.stop(fast=fast), STOP_TIMEOUT_MAX_S)
-        if destroy:
-            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        if destroyed:
+            directory = self._data_dir / "instances" / destroyed
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
         telemetry.shutdown()
         return outcome
 

@@ -29,6 +29,7 @@ from aurora_ray.ray.actors import HOLD_S, ActorInfo, InstanceActor, StorageNodeA
 from aurora_ray.ray.calls import result_of
 from aurora_ray.ray.pool import AZ_PREFIX, Pools
 from aurora_ray.ray.spares import Spares, instance_of, names
+from aurora_ray.ray.waiting import PREFIX, Waiting, WhoseInRay
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.storage.config import StorageConfig
 
@@ -102,7 +103,8 @@ class RayNode:
 class RayInstance:
     """An instance actor."""
 
-    def __init__(self, handle: Any, info: ActorInfo, on_end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, instance_id: str, handle: Any, info: ActorInfo, on_end: Callable[[], Awaitable[None]]) -> None:
+        self._instance_id = instance_id
         self._handle = handle
         self._found = info
         self._on_end = on_end
@@ -150,11 +152,7 @@ class RayInstance:
 
     async def answers(self, timeout_s: float) -> bool:
         """Whether it is there and at work."""
-        try:
-            await result_of(self._handle.info.remote(), timeout_s)
-        except (ProcessGoneError, TimeoutError):
-            return False
-        return True
+        return await _answers(self._handle, timeout_s)
 
     async def close(self, timeout_s: float) -> None:
         """See InstanceProcess."""
@@ -162,21 +160,45 @@ class RayInstance:
 
     async def abort(self) -> None:
         """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
-        with contextlib.suppress(UsageError):  # it has just gone
-            if _is_here(self._found):
-                signals.send(self._found.pid, self._found.ticks, signals.KILL)
-        ray.kill(self._handle)
+        await _abort(self._handle, self._found)
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
         """Ends the incarnation and the process, and the one in waiting unless that takes over."""
         if not replaced:
             await self._on_end()
         try:
-            await result_of(self._handle.stop.remote(fast, destroy), timeout_s)
+            await result_of(self._handle.stop.remote(fast, self._instance_id if destroy else ""), timeout_s)
         except ProcessGoneError:
             return
         finally:
             ray.kill(self._handle)
+
+
+class RayWaiting:
+    """An instance actor that is nobody's yet, see waiting.py."""
+
+    def __init__(self, name: str, handle: Any, info: ActorInfo) -> None:
+        self.name = name
+        self.handle = handle
+        self.info = info
+
+    async def offers(self, az: str) -> bool:
+        """Whether its machine lives and is of this AZ."""
+        machines = await asyncio.to_thread(ray.nodes)
+        return any(
+            machine["Alive"]
+            and machine["NodeManagerAddress"] == self.info.host
+            and az_resource(az) in machine["Resources"]
+            for machine in machines
+        )
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether it is there and at work."""
+        return await _answers(self.handle, timeout_s)
+
+    async def abort(self) -> None:
+        """Ends it."""
+        await _abort(self.handle, self.info)
 
 
 class RayRuntime:
@@ -186,6 +208,9 @@ class RayRuntime:
         self._namespace = namespace
         self._small = small
         self._spares: Spares[RayInstance] = Spares(self._new_instance)
+        self._whose = WhoseInRay(namespace)
+        self._choice: EngineChoice | None = None  # what was started last
+        self._waiting: Waiting[RayWaiting] = Waiting(self._new_waiting, self._whose)
         self._pools = Pools(namespace)
 
     async def held_capacity(self) -> Mapping[str, float]:
@@ -246,12 +271,22 @@ class RayRuntime:
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor: one that is in waiting, or a new one."""
 
+        self._choice = choice
+
         async def otherwise() -> RayInstance:
-            return await self.find_instance(instance_id) or await self._new_instance(instance_id, az, choice)
+            found = await self.find_instance(instance_id)
+            if found is None and (waiting := await self._waiting.take(instance_id, az)) is not None:
+                found = self._instance(instance_id, waiting.handle, waiting.info, waiting.name)
+            return found or await self._new_instance(instance_id, az, choice)
 
         instance = await self._spares.take(instance_id, az, choice, otherwise)
         assert instance is not None, "there is another way to get one"  # noqa: S101
+        self._waiting.make_later(az)
         return instance
+
+    async def end_waiting(self) -> None:
+        """See Runtime."""
+        await self._waiting.close()
 
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         """See Runtime."""
@@ -266,11 +301,17 @@ class RayRuntime:
 
     async def find_instance(self, instance_id: str) -> RayInstance | None:
         """What someone started who had no answer, or did not live to note it."""
-        for name in names(INSTANCE_PREFIX, instance_id):
-            found = await self._find_instance(name)
+        for name in (*names(INSTANCE_PREFIX, instance_id), *await self._whose.names_of(instance_id)):
+            found = await self._find_instance(name, instance_id)
             if found is not None:
                 return found
         return None
+
+    async def _new_waiting(self, name: str, az: str) -> RayWaiting:
+        choice = self._choice
+        assert choice is not None, "an instance was started before"  # noqa: S101
+        handle = _create(InstanceActor, name, self._namespace, (az, ""), "", az, choice, OURS.secret)
+        return RayWaiting(name, handle, await _started(handle, handle.info.remote(), az, ""))
 
     async def _new_instance(self, instance_id: str, az: str, choice: EngineChoice, host: str = "") -> RayInstance:
         first, other = names(INSTANCE_PREFIX, instance_id)
@@ -281,31 +322,66 @@ class RayRuntime:
             handle = _create(InstanceActor, other, *arguments)
         return self._instance(instance_id, handle, await _started(handle, handle.info.remote(), az, host))
 
-    def _instance(self, instance_id: str, handle: Any, info: ActorInfo) -> RayInstance:
-        return RayInstance(handle, info, lambda: self._spares.drop(instance_id))
+    def _instance(self, instance_id: str, handle: Any, info: ActorInfo, waited: str = "") -> RayInstance:
+        """`waited`: its name, of one that has been in waiting for anyone."""
+
+        async def on_end() -> None:
+            await self._spares.drop(instance_id)
+            if waited:
+                await self._whose.forget(waited, instance_id)
+
+        return RayInstance(instance_id, handle, info, on_end)
 
     async def find_instances(self) -> dict[str, InstanceProcess]:
         """The actors of an earlier control plane. Where there are two, one of them was in waiting and is ended."""
         found_names = await asyncio.to_thread(ray.util.list_named_actors, True)
         named = [one["name"] for one in found_names if isinstance(one, dict) and one["namespace"] == self._namespace]
-        ours = sorted(name for name in named if name.startswith(INSTANCE_PREFIX))
+        whose = await self._whose.all()
+        ours = {name: instance_of(INSTANCE_PREFIX, name) for name in named if name.startswith(INSTANCE_PREFIX)} | whose
+        instances = await asyncio.gather(*(self._find_instance(name, ours[name]) for name in sorted(ours)))
         found: dict[str, list[RayInstance]] = {}
-        for name, instance in zip(ours, await asyncio.gather(*map(self._find_instance, ours)), strict=True):
+        for name, instance in zip(sorted(ours), instances, strict=True):
             if instance is not None:
-                found.setdefault(instance_of(INSTANCE_PREFIX, name), []).append(instance)
+                found.setdefault(ours[name], []).append(instance)
+        await asyncio.gather(
+            *(self._end_nobodys(name) for name in named if name.startswith(PREFIX) and name not in whose)
+        )
         return {instance_id: await _busiest(those) for instance_id, those in found.items()}
 
-    async def _find_instance(self, name: str) -> RayInstance | None:
+    async def _end_nobodys(self, name: str) -> None:
+        """Nothing was ever opened in it."""
+        if (handle := await _find(name, self._namespace)) is not None:
+            ray.kill(handle)
+
+    async def _find_instance(self, name: str, instance_id: str) -> RayInstance | None:
         """One that does not answer is there all the same: whether it hangs is for the heartbeats to find, which take
         their time and look at what it does."""
+        waited = name if name.startswith(PREFIX) else ""
         handle = await _find(name, self._namespace)
         if handle is None:
+            if waited:
+                await self._whose.forget(name, instance_id)
             return None
         try:
             info = await _info(handle)
         except TimeoutError:
             info = await asyncio.to_thread(noted_info, handle)
-        return self._instance(instance_of(INSTANCE_PREFIX, name), handle, info) if info is not None else None
+        return self._instance(instance_id, handle, info, waited) if info is not None else None
+
+
+async def _answers(handle: Any, timeout_s: float) -> bool:
+    try:
+        await result_of(handle.info.remote(), timeout_s)
+    except (ProcessGoneError, TimeoutError):
+        return False
+    return True
+
+
+async def _abort(handle: Any, info: ActorInfo) -> None:
+    with contextlib.suppress(UsageError):  # it has just gone
+        if _is_here(info):
+            signals.send(info.pid, info.ticks, signals.KILL)
+    ray.kill(handle)
 
 
 async def _busiest(instances: Sequence[RayInstance]) -> RayInstance:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.cli.fleet import CliFleet, fleet_at
+from tests.cli.fleet import CliFleet, fleet_at, kill, parent_of, pids_titled
 from tests.support.polling import poll_until_blocking
 
 pytestmark = [
@@ -59,6 +59,34 @@ def test_a_mistake_is_seen_cloned_taken_back_and_the_rewind_undone(fleet: CliFle
     known = fleet.status()["backtrack"]
     assert (known["rewound"], known["marks"][0]["label"]) == (2, "good")
     assert known["earliest"] < known["latest"]
+
+
+def test_a_clone_takes_the_process_in_waiting_and_the_next_control_plane_finds_it(fleet: CliFleet) -> None:
+    log = fleet.data_dir / "logs" / "control.log"
+
+    def processes() -> list[int]:
+        return pids_titled("ray::InstanceActor", fleet.data_dir)
+
+    def clone(name: str) -> int:
+        """Its instance's process, if that was there before; else waits for the next in waiting."""
+        before, said = processes(), len(log.read_text())
+        fleet.json("clone", "demo", name)
+        pid = parent_of(fleet.status(name)["instances"][0]["pid"])
+        if pid not in before:
+            made = "a process is in waiting for whoever"
+            poll_until_blocking(lambda: made in log.read_text()[said:], timeout_s=60, what=made)
+            return 0
+        return pid
+
+    # On a busy machine it may not answer in time, and another one is started.
+    name, pid = next((name, pid) for name in ("q1", "q2", "q3", "q4") if (pid := clone(name)))
+    (control,) = pids_titled("ray::ControlActor", fleet.data_dir)
+    kill(control)
+    fleet.until(lambda status: status["state"] == "available", "a control plane answers")
+    assert rows(fleet, name, "select 1") == [[1]]
+    assert parent_of(fleet.status(name)["instances"][0]["pid"]) == pid
+    fleet.check("delete", name, "--yes")
+    poll_until_blocking(lambda: pid not in processes(), 30, what="its process goes with its cluster")
 
 
 def test_what_cannot_be_had_is_refused_with_the_range(fleet: CliFleet) -> None:

@@ -326,6 +326,9 @@ class LocalRuntime:
     async def rooms(self, cpus_per_acu: float) -> list[Room]:
         return [Room("here", ("a",), self.room_acu)]
 
+    async def end_waiting(self) -> None:
+        """There are none."""
+
     async def held_capacity(self) -> dict[str, float]:
         return dict(self.pools)
 

@@ -223,6 +223,9 @@ class Runtime(Protocol):
         """Has a process in waiting in an AZ (and on that machine, if one is named), where the instance is going to be
         started soon."""
 
+    async def end_waiting(self) -> None:
+        """Ends processes that are in waiting for no instance in particular."""
+
     async def find_instance(self, instance_id: str) -> InstanceProcess | None:
         """The process of that instance, if one runs: it may have been started without an answer."""
 

@@ -428,6 +428,9 @@ class FakeRuntime:
 
         return await self._hand.do("instance: start", starts, started, ProcessGoneError("no answer"))
 
+    async def end_waiting(self) -> None:
+        await self._hand.alive()
+
     async def have_spare(self, instance_id: str, az: str, choice: EngineChoice, *, wanted: bool) -> None:
         await self._hand.alive()
 
