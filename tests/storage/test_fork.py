@@ -102,6 +102,30 @@ async def test_a_fork_has_its_parents_history_and_goes_its_own_way(start: Callab
     await check(server, writer, writer.lsn)
 
 
+async def test_a_layer_gives_way_to_a_fork_and_the_next_does_not(start: Callable[..., Any]) -> None:
+    server = await start()
+    writer = await Writer().open(server)
+    for file_id in range(FILE, FILE + 40):
+        pages = [rec.page_full(file_id, page, b"%d %d " % (file_id, page) * 40) for page in range(100)]
+        records = [rec.create(file_id, b"file%d" % file_id), rec.extent(file_id, 0, 0)]
+        await server.send([*writer.flush(*records, rec.size(file_id, 100 * PAGE_SIZE), *pages), writer.heartbeat()])
+    segment = server.segment(writer)
+    segment.awaited += 1  # as if a fork waited
+    await server.tend(writer)
+    counters = server.server.node.counters
+    assert (counters["layers_that_gave_way"], counters["layers"]) == (1, 0)
+    child = writer.fork(writer.lsn)
+    await server.stub.Fork(order(writer, child), timeout=10)
+    await server.tend(writer)
+    assert (counters["layers_that_gave_way"], counters["layers"]) == (1, 1)
+    segment.awaited -= 1
+    await check(server, writer, writer.lsn)
+    await server.coalesce(child)
+    await server.restart()
+    await check(server, writer, writer.lsn)
+    await check(server, child, child.lsn)
+
+
 async def test_forks_of_forks_are_dropped_in_any_order(start: Callable[..., Any]) -> None:
     server = await start(graveyard_s=0.0)
     generations = [await grown(server)]

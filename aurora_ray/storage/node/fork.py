@@ -135,7 +135,7 @@ async def _fork_group(node: Node, order: ForkOrder, group: int) -> None:
     _require_fit(parent.meta, parent.scl, order, group)
     volume = node.volume_to_be(order.volume)
     async with volume.forking(group) as path:
-        async with parent.background:
+        async with parent.soon():
             if parent.closed:
                 raise UnknownVolumeError(f"group {group} of the parent was replaced or dropped on this node: ask again")
             unswept = parent.meta.unswept or parent.versions_lsn > order.lsn

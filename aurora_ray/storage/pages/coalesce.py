@@ -55,8 +55,15 @@ _STEP_PAGES: Final = 128  # in one call: a fraction of a millisecond, and at mos
 _CUTS_A_STEP: Final = 256
 
 
+class GaveWayError(Exception):
+    """A layer was left undone: somebody whom a user waits for wants the segment. The next one will be made."""
+
+
 async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bool:
-    """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`."""
+    """Coalesces one layer of about `bytes_max`; whether there was one. The caller holds `segment.background`.
+
+    Raises GaveWayError, which leaves what a crash would leave at that point.
+    """
     assert segment.layers is not None  # noqa: S101 - set when the segment is opened
     if segment.meta.unswept:
         return False  # a version that never happened would show through beyond this layer's end
@@ -84,6 +91,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
     except BaseException:
         segment.chains.clear()  # they are of a layer that is not there
         raise
+    segment.gave_way = False
     segment.leftovers.note_layer(index.end_lsn, writer.images, writer.ranges)
     await _let_go(index)
     return True
@@ -91,7 +99,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
 
 async def _forget_spent_cuts(segment: Segment) -> None:
     """Deletes cuts that hide nothing any more, now that the deletion of what they hid is durable."""
-    pacer = Pacer(busy=segment.commits_come_in)
+    pacer = Pacer(busy=segment.keeps_out_of_the_way)
     while segment.spent_cuts:
         changes = segment.store.batch()
         for file_id, lsn in segment.spent_cuts[-_CUTS_A_STEP:]:
@@ -118,7 +126,7 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
     if table is None or table.lsn != index.start_lsn:
         table = stored_table(segment, index.start_lsn)
     segment.table = None
-    pacer = Pacer(busy=segment.commits_come_in)
+    pacer = Pacer(busy=segment.keeps_out_of_the_way)
     for _, buf, at in index.table:
         apply_to_table(table, buf, at, anomalies)
         if pacer.due:
@@ -129,7 +137,7 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
 
 async def _write_table(segment: Segment, table: FileTable) -> None:
     """Durably; until the layer is there, nobody looks for it."""
-    pacer = Pacer(busy=segment.commits_come_in)
+    pacer = Pacer(busy=segment.keeps_out_of_the_way)
     parts = []
     for part in table.packing():
         parts.append(part)
@@ -164,7 +172,7 @@ class _LayerWriter:
         self._cursor: Versions | None = None
         self._chains = segment.chains
         self._changes = segment.store.page_batch()
-        self._pacer = Pacer(busy=segment.commits_come_in)
+        self._pacer = Pacer(busy=segment.keeps_out_of_the_way)
         self.images: Images = []  # of pages that may have older versions
         self.ranges: list[Range] = []  # with new versions
 
@@ -200,8 +208,12 @@ class _LayerWriter:
         return kept_cuts
 
     async def _pause(self) -> None:
-        if self._pacer.due:
-            await self._pacer.rest()
+        if not self._pacer.due:
+            return
+        await self._pacer.rest()
+        if self._segment.awaited and not self._segment.gave_way:
+            self._segment.gave_way = True
+            raise GaveWayError
 
     async def _flush(self) -> None:
         changes, self._changes = self._changes, self._segment.store.page_batch()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from aurora_ray.storage.segment.cuts import FileCut
 from aurora_ray.storage.segment.leftovers import Leftovers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from aurora_ray.log.batch import BatchHeader
     from aurora_ray.log.filetable import FileTable
@@ -115,6 +115,8 @@ class Segment:
         self.last_append_s = 0.0  # on the monotonic clock, as the next; appends by whomever
         self._heard_writer_s = 0.0
         self.background = asyncio.Lock()  # held by whatever changes layers, versions or the store itself
+        self.awaited = 0  # how many want `background` at once (`soon`): what is at work there hurries or gives way
+        self.gave_way = False  # a layer did, and the next one will not: it would never be made else
         self.repair = asyncio.Lock()  # held by whoever brings in log or a copy from peers
         self.cuts: dict[int, list[FileCut]] = {}
         self.spent_cuts: list[tuple[int, int]] = []  # (file id, LSN) of cuts whose versions are deleted already
@@ -201,6 +203,23 @@ class Segment:
     def commits_come_in(self) -> bool:
         """Whether the background should keep out of the way: not when it has fallen too far behind."""
         return time.monotonic() - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES
+
+    def keeps_out_of_the_way(self) -> bool:
+        """Whether what holds `background` should rest between its steps."""
+        return not self.awaited and self.commits_come_in()
+
+    @asynccontextmanager
+    async def soon(self) -> AsyncIterator[None]:
+        """`background`, for somebody whom a user waits for."""
+        self.awaited += 1
+        try:
+            await self.background.acquire()
+        finally:
+            self.awaited -= 1
+        try:
+            yield
+        finally:
+            self.background.release()
 
     def learn_vdl(self, vdl: int) -> None:
         """Raises the VDL and wakes whoever waits for the log to move."""

@@ -25,7 +25,7 @@ from aurora_ray.rpc.process import give_memory_back
 from aurora_ray.storage.disk.damage import DamagedError
 from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.pacing import Pacer
-from aurora_ray.storage.pages.coalesce import coalesce
+from aurora_ray.storage.pages.coalesce import GaveWayError, coalesce
 from aurora_ray.storage.pages.folding import fold_next
 from aurora_ray.storage.pages.garbage import collect, live_read_points, new_floor
 from aurora_ray.storage.pages.idle import note_folded, settle, thorough_compaction_due
@@ -155,6 +155,9 @@ class Background:
                     await self.fold_once(segment)
                 if not segment.closed:
                     await self.reclaim_once(segment)
+        except GaveWayError:
+            self._node.counters["layers_that_gave_way"] += 1
+            return True  # tried again at once, behind whoever waited
         except (DamagedError, WriteFailedError, ReadFailedError) as error:
             self._resting[key] = time.monotonic() + _RETRY_S
             self._node.note_failure(error)
