@@ -33,7 +33,8 @@ from aurora_ray.errors import FencedError
 from aurora_ray.ray.actors import remote_class
 from aurora_ray.ray.calls import result_of, wait_for
 from aurora_ray.ray.endpoints import RayEndpointRuntime
-from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CONTROL_NAME, CRUMB, RayRuntime, namespace_of
+from aurora_ray.ray.reach import CALL_TIMEOUT_S, CRUMB
+from aurora_ray.ray.runtime import CONTROL_NAME, RayRuntime, namespace_of
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.partition import CONTROL_PARTY, PARTY
 from aurora_ray.rpc.secret_file import FILE_NAME, ensure_secret

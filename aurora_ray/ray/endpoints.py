@@ -23,7 +23,7 @@ from aurora_ray.endpoint.bell import HeldBell
 from aurora_ray.endpoint.host import EndpointHost, EndpointOrder, EndpointState
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, remote_class
 from aurora_ray.ray.calls import result_of
-from aurora_ray.ray.runtime import CALL_TIMEOUT_S, CRUMB, START_TIMEOUT_S, noted_info, wait_gone
+from aurora_ray.ray.reach import CALL_TIMEOUT_S, CRUMB, START_TIMEOUT_S, noted_info, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

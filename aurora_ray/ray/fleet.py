@@ -387,7 +387,7 @@ def _require_nowhere(data_dir: Path) -> None:
     tell: then none may be made here."""
     import ray
 
-    from aurora_ray.ray.runtime import CRUMB
+    from aurora_ray.ray.reach import CRUMB
 
     look = ray.remote(_fleet_here)
     asked = {

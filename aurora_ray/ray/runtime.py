@@ -20,14 +20,25 @@ import ray._private.state
 import ray.util
 
 from aurora_ray import telemetry
-from aurora_ray.compute import signals
 from aurora_ray.compute.config import IncarnationPhase
-from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.control.model.runtime import NodeInfo, NoPlaceError, ProcessGoneError
-from aurora_ray.errors import UsageError
 from aurora_ray.ray.actors import HOLD_S, ActorInfo, InstanceActor, StorageNodeActor, remote_class
 from aurora_ray.ray.calls import result_of
 from aurora_ray.ray.pool import AZ_PREFIX, Pools
+from aurora_ray.ray.reach import (
+    CALL_TIMEOUT_S,
+    CRUMB,
+    FIND_TIMEOUT_S,
+    START_TIMEOUT_S,
+    abort,
+    answers,
+    find,
+    info_of,
+    is_here,
+    noted_info,
+    signal,
+    wait_gone,
+)
 from aurora_ray.ray.spares import Spares, instance_of, names
 from aurora_ray.ray.waiting import PREFIX, Waiting, WhoseInRay
 from aurora_ray.rpc.admission import OURS
@@ -50,11 +61,7 @@ LEGACY_NAMESPACE: Final = "aurora-ray"  # of all fleets, before one Ray cluster 
 CONTROL_NAME: Final = "control"
 NODE_PREFIX: Final = "storage-"
 INSTANCE_PREFIX: Final = "instance-"
-CRUMB: Final = 0.001
-START_TIMEOUT_S: Final = 60.0
 LOOK_FOR_PLACE_EVERY_S: Final = 2.0
-CALL_TIMEOUT_S: Final = 10.0
-FIND_TIMEOUT_S: Final = 2.0  # an actor that was found and is well answers at once
 WIPE_TIMEOUT_S: Final = 10.0
 
 
@@ -83,7 +90,7 @@ class RayNode:
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """To the actor's process and all below it."""
-        return await _signal(self._found, signo, resume_after_s)
+        return await signal(self._found, signo, resume_after_s)
 
     async def cut(self, cut: Cut) -> None:
         """Whom the node does not hear from now on."""
@@ -110,7 +117,7 @@ class RayInstance:
         self._on_end = on_end
         self.host = info.host
         self.pid = info.pid
-        self.local_pid = info.pid if _is_here(info) else None
+        self.local_pid = info.pid if is_here(info) else None
 
     async def wait_gone(self) -> str:
         """Why it ended."""
@@ -148,11 +155,11 @@ class RayInstance:
 
     async def signal(self, signo: int, resume_after_s: float | None) -> list[int]:
         """To the actor's process and all below it."""
-        return await _signal(self._found, signo, resume_after_s)
+        return await signal(self._found, signo, resume_after_s)
 
     async def answers(self, timeout_s: float) -> bool:
         """Whether it is there and at work."""
-        return await _answers(self._handle, timeout_s)
+        return await answers(self._handle, timeout_s)
 
     async def close(self, timeout_s: float) -> None:
         """See InstanceProcess."""
@@ -160,7 +167,7 @@ class RayInstance:
 
     async def abort(self) -> None:
         """SIGKILL where it can be sent, which ends stopped processes too; elsewhere it is Ray that ends it."""
-        await _abort(self._handle, self._found)
+        await abort(self._handle, self._found)
 
     async def end(self, *, fast: bool, destroy: bool, timeout_s: float, replaced: bool = False) -> None:
         """Ends the incarnation and the process, and the one in waiting unless that takes over."""
@@ -194,11 +201,11 @@ class RayWaiting:
 
     async def answers(self, timeout_s: float) -> bool:
         """Whether it is there and at work."""
-        return await _answers(self.handle, timeout_s)
+        return await answers(self.handle, timeout_s)
 
     async def abort(self) -> None:
         """Ends it."""
-        await _abort(self.handle, self.info)
+        await abort(self.handle, self.info)
 
 
 class RayRuntime:
@@ -243,11 +250,11 @@ class RayRuntime:
         """The node in an actor of an earlier control plane, of whatever kind. One that hangs is left alone, and found
         when it answers again."""
         for owner in filter(None, (node.node_id, node.az)):
-            handle = await _find(NODE_PREFIX + owner, self._namespace)
+            handle = await find(NODE_PREFIX + owner, self._namespace)
             if handle is None:
                 continue
             try:
-                info = await _info(handle, node.node_id)
+                info = await info_of(handle, node.node_id)
             except TimeoutError:
                 continue
             if info is not None and info.address:
@@ -350,38 +357,23 @@ class RayRuntime:
 
     async def _end_nobodys(self, name: str) -> None:
         """Nothing was ever opened in it."""
-        if (handle := await _find(name, self._namespace)) is not None:
+        if (handle := await find(name, self._namespace)) is not None:
             ray.kill(handle)
 
     async def _find_instance(self, name: str, instance_id: str) -> RayInstance | None:
         """One that does not answer is there all the same: whether it hangs is for the heartbeats to find, which take
         their time and look at what it does."""
         waited = name if name.startswith(PREFIX) else ""
-        handle = await _find(name, self._namespace)
+        handle = await find(name, self._namespace)
         if handle is None:
             if waited:
                 await self._whose.forget(name, instance_id)
             return None
         try:
-            info = await _info(handle)
+            info = await info_of(handle)
         except TimeoutError:
             info = await asyncio.to_thread(noted_info, handle)
         return self._instance(instance_id, handle, info, waited) if info is not None else None
-
-
-async def _answers(handle: Any, timeout_s: float) -> bool:
-    try:
-        await result_of(handle.info.remote(), timeout_s)
-    except (ProcessGoneError, TimeoutError):
-        return False
-    return True
-
-
-async def _abort(handle: Any, info: ActorInfo) -> None:
-    with contextlib.suppress(UsageError):  # it has just gone
-        if _is_here(info):
-            signals.send(info.pid, info.ticks, signals.KILL)
-    ray.kill(handle)
 
 
 async def _busiest(instances: Sequence[RayInstance]) -> RayInstance:
@@ -469,55 +461,3 @@ def _check_offered(az: str, host: str) -> None:
     if az_resource(az) not in offered or (host and f"node:{host}" not in offered):
         machine = f"machine {host}" if host else "machine"
         raise NoPlaceError(f"no process can be started: there is no {machine} of AZ {az} in the cluster now")
-
-
-def _is_here(info: ActorInfo) -> bool:
-    return bool(info.host == ray.util.get_node_ip_address())
-
-
-async def _signal(info: ActorInfo, signo: int, resume_after_s: float | None) -> list[int]:
-    """Here directly, on another machine by a task of Ray's there."""
-    if _is_here(info):
-        return signals.send(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
-    there = ray.remote(signals.send).options(num_cpus=0, resources={f"node:{info.host}": CRUMB}, max_retries=0)
-    ref = there.remote(info.pid, info.ticks, signo, resume_after_s=resume_after_s)
-    pids: list[int] = await result_of(ref, START_TIMEOUT_S)
-    return pids
-
-
-async def _find(name: str, namespace: str) -> Any:
-    try:
-        return await asyncio.to_thread(ray.get_actor, name, namespace)
-    except ValueError:
-        return None
-
-
-async def _info(handle: Any, *of: str) -> ActorInfo | None:
-    """Where a found actor runs; None if it has ended. Raises TimeoutError if it does not answer."""
-    try:
-        info: ActorInfo = await result_of(handle.info.remote(*of), FIND_TIMEOUT_S)
-    except ProcessGoneError:
-        return None
-    return info
-
-
-def noted_info(handle: Any) -> ActorInfo | None:
-    """Where a living actor runs, as Ray has noted it: for one that does not say so itself."""
-    # (Ray's public way to ask for this needs its dashboard.)
-    noted = ray._private.state.actors(handle._actor_id.hex())
-    if not noted or noted["State"] != "ALIVE":
-        return None
-    pid, host = int(noted["Pid"]), str(noted["Address"]["IPAddress"])
-    return ActorInfo(pid, host, ticks=start_ticks(pid) or 0 if host == ray.util.get_node_ip_address() else 0)
-
-
-async def wait_gone(handle: Any, *of: str) -> str:
-    """Waits until an actor's process has ended, or what is in it; why. It is asked again and again, as each question is
-    left behind over there if we die."""
-    while True:
-        try:
-            await result_of(handle.hold.remote(*of), HOLD_S + CALL_TIMEOUT_S)
-        except ProcessGoneError as error:
-            return str(error)
-        except TimeoutError:
-            _log.info("an actor is silent, and its end is still waited for")
