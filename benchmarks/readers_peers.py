@@ -206,6 +206,11 @@ class StandbyPeer(Peer):
         return self.primary.dsn
 
     @property
+    def source_port(self) -> int:
+        """Where standbys find the primary."""
+        return self.primary.port
+
+    @property
     def reading_dsn(self) -> str:
         """All standbys, of which libpq takes one at random."""
         hosts = ",".join(f"127.0.0.1:{standby.port}" for standby in self._standbys) or f"127.0.0.1:{self.primary.port}"
@@ -232,7 +237,7 @@ class StandbyPeer(Peer):
         signal_file = directory / "standby.signal"
         signal_file.touch()
         self.site.account.own(signal_file, 0o600)
-        follow = f"host=127.0.0.1 port={self.primary.port} user=postgres application_name={directory.name}"
+        follow = f"host=127.0.0.1 port={self.source_port} user=postgres application_name={directory.name}"
         standby = Server(self.site, directory, {"primary_conninfo": follow, "hot_standby_feedback": "on"})
         standby.start()
         until_serves(standby.dsn)
