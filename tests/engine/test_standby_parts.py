@@ -13,6 +13,7 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.postgres.control_file import ControlFile
 from aurora_ray.engine.postgres.dirs import feed_dir
 from aurora_ray.engine.postgres.standby import protocol
+from aurora_ray.engine.postgres.standby.connection import Connection
 from aurora_ray.engine.postgres.standby.feed import PORT, PostgresFeed
 from aurora_ray.engine.postgres.standby.files import ConfigFiles
 from aurora_ray.engine.postgres.standby.segments import WalFiles
@@ -229,3 +230,33 @@ async def test_a_feed_that_is_closed_while_a_standby_is_connected_ends_without_a
     await feed.close()
     writer.close()
     await writer.wait_closed()
+
+
+class _Kept:
+    """A stream that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.transport, self.messages = self, list[bytes]()
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, message: bytes) -> None:
+        self.messages.append(message)
+
+    async def drain(self) -> None:
+        pass
+
+
+async def test_long_wal_is_cut_at_ends_of_pages_alone() -> None:
+    kept, position, wal = _Kept(), 0x2003A70, os.urandom(3 * protocol.CHUNK_BYTES + 123)
+    await Connection(cast("Any", None), "18.0", cast("Any", kept), cast("Any", kept)).send(position, wal)
+    parts = [(struct.unpack_from(">Q", message, 6)[0], message[30:]) for message in kept.messages]
+    assert b"".join(part for _, part in parts) == wal
+    assert [start for start, _ in parts] == [position, *(start + len(part) for start, part in parts[:-1])]
+    assert len(parts) > 3
+    assert all((start + len(part)) % 8192 == 0 for start, part in parts[:-1])
+    assert all(len(part) <= protocol.CHUNK_BYTES for _, part in parts)

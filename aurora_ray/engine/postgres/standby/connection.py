@@ -165,12 +165,19 @@ class Connection:
     # ---- for the feed
 
     async def send(self, position: int, wal: bytes) -> None:
-        """WAL from a position on; returns when more may come. Raises OSError."""
+        """WAL from a position on, up to the end of a record; returns when more may come. Raises OSError.
+
+        Messages end there, or at the end of a page: a standby takes what it has of a page for all that it will have
+        of a record that begins there and goes on behind it, and finds that damaged.
+        """
         view = memoryview(wal)
-        for at in range(0, len(wal), protocol.CHUNK_BYTES):
+        at = 0
+        while at < len(wal):
             if self._writer.is_closing():  # it may go while it is written to
                 raise ConnectionResetError("the standby went away")
-            self._writer.write(protocol.wal_message(position + at, view[at : at + protocol.CHUNK_BYTES]))
+            end = at + protocol.CHUNK_BYTES - (position + at) % protocol.CHUNK_BYTES
+            self._writer.write(protocol.wal_message(position + at, view[at:end]))
+            at = end
         await self._writer.drain()
 
     def finish(self, following: int, position: int) -> None:
