@@ -274,23 +274,24 @@ async def test_a_copy_that_fails_as_another_answers_leaves_nothing_unheard(
     unheard: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     read = volume._nodes["a2"].read_pages
-    reply = None
+    reply, waiting = None, False
 
-    async def fails(*_: object) -> Any:
-        await hedged.wait()
-        raise NodeTimeoutError("too late")
-
-    async def answers(*asked: Any) -> Any:
-        nonlocal reply
-        reply = reply or await read(*asked)
+    async def asked(*arguments: Any) -> Any:
+        """Whoever is asked first fails as soon as the second answers: which copies they are is not said."""
+        nonlocal reply, waiting
+        if not waiting:
+            waiting = True
+            await hedged.wait()
+            raise NodeTimeoutError("too late")
+        reply = reply or await read(*arguments)
         hedged.set()
         await asyncio.sleep(0)  # both end in the loop's next round
         return reply
 
     for node in NODES:
-        monkeypatch.setattr(volume._nodes[node], "read_pages", answers if node == "a2" else fails)
+        monkeypatch.setattr(volume._nodes[node], "read_pages", asked)
     for _ in range(20):  # which of the two is looked at first is not said
-        hedged = asyncio.Event()
+        hedged, waiting = asyncio.Event(), False
         assert image((await volume.read_pages([PageRange(0, 1, 0, 1)], timeout_s=10))[0]) == b"here"
         volume.reads._latencies.clear()
     gc.collect()
