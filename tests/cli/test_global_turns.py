@@ -130,8 +130,8 @@ def test_commits_wait_while_every_secondary_lags_more_than_the_bound(regions: Re
     try:
         with Writing(regions.dsn(primary, "cluster"), 5) as writing:
             until_written(writing, 50)
-            killed_s = time.time()
             here.check("chaos", "kill", f"region:{away}")
+            killed_s = time.time()
             poll_until_blocking(
                 lambda: time.time() - writing.acks[-1][0] > 5.0, 60.0, interval_s=0.2, what="commits wait"
             )
@@ -139,7 +139,7 @@ def test_commits_wait_while_every_secondary_lags_more_than_the_bound(regions: Re
             regions.fleets[away].check("up", timeout_s=200)
             until_written(writing, 20)
         _log.info("commits waited %.1f s after the last secondary was lost (bound %g s)", stalled_after_s, RPO_S)
-        assert stalled_after_s <= RPO_S + 1.0
+        assert stalled_after_s <= RPO_S + 2.0, "a lag that is told may be so much older than it says"
         assert stalled_after_s > RPO_S / 2, "they waited although the bound was kept"
     finally:
         here.check("global", "limits", GLOBAL, "--no-rpo")
