@@ -179,6 +179,9 @@ async def test_readers_keep_their_sessions_while_the_writer_goes_from_timeline_t
         assert await one(session, whole) == seen[-1]
     assert seen == sorted(seen)
     assert seen[-1] == (1006,)
+    log = (reader.config.dirs.run / "postgres.log").read_text()
+    assert "error reading result" not in log, "the receiver takes the end of a timeline as such"
+    assert "unexpected result" not in log
     late = Reader(make_config(Role.READER, version))  # of a volume with four timelines
     await opened(late)
     assert await execute(late.config, "select count(*) from t") == [(1006,)]
