@@ -10,10 +10,11 @@ import pytest
 
 from aurora_ray.compute.commands import WriteBack
 from aurora_ray.compute.role import Role
-from aurora_ray.control.decide.moving import MoveInstance
+from aurora_ray.control.decide.moving import MoveInstance, Moves
 from aurora_ray.control.decide.readers import with_writer
 from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.observed import InstancePhase, InstanceSeen
+from aurora_ray.control.model.runtime import Room, Short
 from aurora_ray.control.model.state import DBInstance, Fleet
 from aurora_ray.control.perform.moving import move_instance
 from tests.control.fleets import running_fleet
@@ -126,3 +127,11 @@ async def test_without_a_process_there_nothing_ends() -> None:
     with pytest.raises(TimeoutError):
         await move_instance(place.means, MOVE)
     assert place.did == [READY]
+
+
+def test_a_machine_in_none_of_the_fleets_azs_has_no_room_for_it() -> None:
+    short = Short(4.0, 6.0, (Room("head", (), 8.0), Room("there", ("b",), 1.0)))
+    instance = running_fleet().clusters[0].writer()
+    place, why = Moves().look(instance, short, ("a", "b", "c"), 0.0)
+    assert place is None
+    assert why == "no machine has room for 6 ACU, the most that another one has is 1"

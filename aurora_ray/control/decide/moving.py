@@ -50,10 +50,11 @@ class Moves:
         since_s, last_s = self._short_s.get(instance.instance_id, (now_s, now_s))
         since_s = since_s if now_s - last_s < GAP_S else now_s
         self._short_s[instance.instance_id] = since_s, now_s
-        fitting = [room for room in short.others if room.acu >= short.asked and az_in(room, instance.az, azs)]
+        others = [room for room in short.others if az_in(room, instance.az, azs)]  # a head of Ray's may be in no AZ
+        fitting = [room for room in others if room.acu >= short.asked]
         if not fitting:
-            most = max((room.acu for room in short.others), default=0.0)
-            what = f"the most that another one has is {most:g}" if short.others else "there is no other one"
+            most = max((room.acu for room in others), default=0.0)
+            what = f"the most that another one has is {most:g}" if others else "there is no other one"
             return None, f"no machine has room for {short.asked:g} ACU, {what}"
         best = max(fitting, key=lambda room: (instance.az in room.azs, room.acu, room.host))
         if now_s - self._moved_s.get(instance.instance_id, -AGAIN_AFTER_S) < AGAIN_AFTER_S:
