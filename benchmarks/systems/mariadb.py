@@ -69,7 +69,7 @@ class StockMariadb:
         script.write_text(
             "SET SESSION sql_log_bin = 0;\n"
             f"CREATE OR REPLACE USER '{_USER}'@'%' IDENTIFIED BY '{self._password}';\n"
-            f"GRANT ALL PRIVILEGES ON *.* TO '{_USER}'@'%';\n"
+            f"GRANT ALL PRIVILEGES ON *.* TO '{_USER}'@'%' WITH GRANT OPTION;\n"
         )
         self._account.own(script, 0o600)
         fixed = {
