@@ -3,7 +3,8 @@
 Runs tests of MariaDB's own suite (Debian's package mariadb-test, which is no part of this project) against a writer of
 a fleet of its own, through the cluster endpoint, and against a stock server of the same binary on a local disk: the
 same tests in the same order, from outside (`mtr --extern`), with the settings that the suite asks for where they can be
-set. The same tests must pass. Many fail on both, as they start servers or look into the server's directory.
+set. The same tests must pass. Many fail on both, as they start servers or look into the server's directory. Tests that
+end the server are left out.
 
 Tests come in batches, each on servers that were cleaned, with a time limit. What differs is run again, alone, and
 counts if it still differs; `mysql_differences.txt` names what may, each with its reason. With --out, outcomes and what
@@ -42,6 +43,8 @@ KINDS = {
     "skipped": "skip",
     "disabled": "skip",
 }
+# They end the server, and wait for one that only the suite itself would start: not from outside.
+RESTARTS = re.compile(r"(?:restart|shutdown|kill)_mysqld|shutdown_server|^\s*shutdown\b", re.MULTILINE | re.IGNORECASE)
 NOT_RUN = "-"  # left out by the suite itself, or cut short
 STOCK, OURS = "stock", "ours"
 
@@ -89,7 +92,8 @@ def main(words: Sequence[str]) -> int:
         return 2
     folders = (suite / arguments.suite, suite / "suite" / arguments.suite / "t")
     paths = (path for folder in folders for path in folder.glob("*.test"))
-    tests = sorted(path.stem for path in paths if re.search(arguments.tests, path.stem))
+    wanted = [path for path in paths if re.search(arguments.tests, path.stem)]
+    tests = sorted(path.stem for path in wanted if not RESTARTS.search(path.read_text(errors="replace")))
     with tempfile.TemporaryDirectory(prefix="aurora-mtr-") as made:
         beside = Path(made)
         beside.chmod(0o711)

@@ -65,7 +65,7 @@ OWN_DATABASES = ("information_schema", "performance_schema", "mysql", "sys", "mt
 LEFT = ("columns_priv", "db", "func", "plugin", "procs_priv", "proxies_priv", "roles_mapping", "servers", "tables_priv")
 OURS_STAY = "user IN ('aurora_ray', 'bench', 'system user', 'event_scheduler', '')"
 GIVEN = ("include/mtr_warnings.sql", "include/mtr_check.sql")
-NO_STATEMENTS = re.compile(r"^(?:delimiter|use) .*$|^--.*$", re.MULTILINE | re.IGNORECASE)
+NO_STATEMENTS = re.compile(r"^(?:delimiter|use) .*$|^[ \t]*--.*$", re.MULTILINE | re.IGNORECASE)
 ZONES = "../mysql_test_data_timezone.sql"
 
 
