@@ -27,7 +27,7 @@ PREPARE = {
 TABLE = {"postgres": "big", "mysql": "big.big"}
 LOAD = {
     "postgres": f"insert into big select i, repeat(md5(i::text), 500) from generate_series(1, {ROWS}) i",
-    "mysql": f"insert into big.big select seq, repeat(md5(seq), 500) from seq_1_to_{ROWS}",
+    "mysql": f"insert into big.big select seq, repeat(md5(seq), 500) from big.seq_1_to_{ROWS}",
 }
 
 
@@ -47,7 +47,7 @@ def test_what_outgrows_a_group_goes_into_the_next(fleet: CliFleet, engine: str) 
     assert begun > 1 or engine == "postgres", "the redo log of a new MariaDB alone is larger than a group"
     fleet.json("add-reader", engine, timeout_s=120)
     for statement in (*PREPARE[engine], LOAD[engine]):
-        _ask(fleet, engine, statement)
+        fleet.check("sql", engine, "-c", statement, timeout_s=120)
     whole = _ask(fleet, engine, look)
     assert [int(each) for each in whole[0][:2]] == [ROWS, ROWS * ROW_BYTES]
     assert _groups(fleet, engine) >= begun + 2
