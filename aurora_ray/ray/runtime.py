@@ -277,7 +277,6 @@ class RayRuntime:
 
     async def start_instance(self, instance_id: str, az: str, choice: EngineChoice) -> InstanceProcess:
         """An idle instance actor: one that is in waiting, or a new one."""
-
         self._choice = choice
 
         async def otherwise() -> RayInstance:
@@ -288,7 +287,8 @@ class RayRuntime:
 
         instance = await self._spares.take(instance_id, az, choice, otherwise)
         assert instance is not None, "there is another way to get one"  # noqa: S101
-        self._waiting.make_later(az)
+        if not self._small:
+            self._waiting.make_later(az)
         return instance
 
     async def end_waiting(self) -> None:

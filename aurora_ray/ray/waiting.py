@@ -114,9 +114,7 @@ class Waiting(Generic[P]):
             return None
         self._process = None  # before anything is waited for: nobody else gets it
         if not await process.offers(az):
-            self._process, former = process, self._process
-            if former is not None:  # one was made meanwhile
-                await former.abort()
+            await self._keep(process)
             return None
         if not await process.answers(ANSWER_WITHIN_S):
             await process.abort()
@@ -136,13 +134,6 @@ class Waiting(Generic[P]):
             self._later.cancel()
         self._later = asyncio.create_task(self._make_later(az), name="a process in waiting")
 
-    def adopt(self, process: P) -> bool:
-        """Takes one over that an earlier control plane has left, unless there is one."""
-        if self._process is not None:
-            return False
-        self._process = process
-        return True
-
     async def close(self) -> None:
         """Ends it."""
         if self._later is not None:
@@ -157,11 +148,16 @@ class Waiting(Generic[P]):
         await asyncio.sleep(self._after_s)
         self._making = True
         try:
-            made = await self._make(f"{PREFIX}{uuid4().hex[:12]}", az)
-            if not self.adopt(made):
-                await made.abort()
+            await self._keep(await self._make(f"{PREFIX}{uuid4().hex[:12]}", az))
             _log.info("a process is in waiting for whoever needs one")
         except AuroraError as error:  # no place: then there is none
             _log.info("no process is in waiting: %s", error)
         finally:
             self._making = False
+
+    async def _keep(self, process: P) -> None:
+        """Has it wait, unless another one does by now."""
+        if self._process is None:
+            self._process = process
+        else:
+            await process.abort()

@@ -2,10 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from aurora_ray.compute.config import EngineChoice
 from aurora_ray.control.model.runtime import NoPlaceError
+from aurora_ray.ray.runtime import RayRuntime
 from aurora_ray.ray.waiting import Waiting
 from tests.support.polling import poll_until
 
@@ -128,3 +131,29 @@ async def test_without_room_there_is_none_and_its_end_leaves_none() -> None:
     await house.waiting.close()
     assert one.aborted
     assert await house.waiting.take("copy-1", "a") is None
+
+
+async def test_one_that_is_not_of_the_az_gives_way_to_one_that_was_made_meanwhile() -> None:
+    house = House()
+    one = await house.has_one("b")
+    one.asked = asyncio.Event()
+    taking = asyncio.create_task(house.waiting.take("copy-1", "a"))
+    await asyncio.sleep(0)
+    other = await house.has_one("a")
+    one.asked.set()
+    assert await taking is None
+    assert one.aborted
+    assert await house.waiting.take("copy-2", "a") is other
+
+
+@pytest.mark.parametrize("small", [False, True])
+async def test_a_small_fleet_has_none(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, asked = RayRuntime("fleet", small=small), list[str]()
+
+    async def taken(*_: object) -> object:
+        return object()
+
+    monkeypatch.setattr(runtime._spares, "take", taken)
+    monkeypatch.setattr(runtime._waiting, "make_later", asked.append)
+    await runtime.start_instance("demo-1", "a", EngineChoice("postgres", "18", Path("data")))
+    assert asked == ([] if small else ["a"])
