@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from aurora_ray.control.faults import record as faults
 from aurora_ray.control.model import bootstrap
 from aurora_ray.control.model.runtime import ADDRESS_FILE
-from aurora_ray.control.observe import outages
-from aurora_ray.control.report import audit, events, usage
 from aurora_ray.errors import UsageError
 from aurora_ray.ray import local as local_ray
 from aurora_ray.rpc import secret_file
@@ -26,20 +23,28 @@ JOINED_NAME: Final = "ray-address"
 REGIONS_NAME: Final = "regions"  # other regions' fleets, or links to them: see ray/regions.py
 UNSERVED_TIMEOUT_S: Final = 5.0
 OURS: Final = ("nodes", "instances", "images", "engines", "logs", "telemetry", "passfiles")
-OUR_FILES: Final = (
-    bootstrap.FILE_NAME,
-    secret_file.FILE_NAME,
-    local_ray.FILE_NAME,
-    local_ray.TOKEN_NAME,
-    JOINED_NAME,
-    LOCK_NAME,
-    ADDRESS_FILE,
-    faults.FILE_NAME,
-    outages.FILE_NAME,
-    events.FILE_NAME,
-    audit.FILE_NAME,
-    usage.FILE_NAME,
-)
+
+
+def our_files() -> tuple[str, ...]:
+    """The names of all that a fleet writes beside `OURS`. Whoever knows them is imported here: few commands ask."""
+    from aurora_ray.control.faults import record as faults
+    from aurora_ray.control.observe import outages
+    from aurora_ray.control.report import audit, events, usage
+
+    return (
+        bootstrap.FILE_NAME,
+        secret_file.FILE_NAME,
+        local_ray.FILE_NAME,
+        local_ray.TOKEN_NAME,
+        JOINED_NAME,
+        LOCK_NAME,
+        ADDRESS_FILE,
+        faults.FILE_NAME,
+        outages.FILE_NAME,
+        events.FILE_NAME,
+        audit.FILE_NAME,
+        usage.FILE_NAME,
+    )
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def remove(data_dir: Path) -> None:
     """Removes what is ours, and the directory if nothing else is in it."""
     for name in OURS:
         shutil.rmtree(data_dir / name, ignore_errors=True)
-    for name in OUR_FILES:
+    for name in our_files():
         (data_dir / name).unlink(missing_ok=True)
     for kept in (*data_dir.glob(f"{bootstrap.FILE_NAME}.damaged-*"), *data_dir.glob(".*.new")):
         kept.unlink()

@@ -9,8 +9,9 @@ no-op that costs well under a microsecond, so library code never has to ask whet
     with telemetry.stage_span("volume.flush.encode"): ...                                  # only below a recorded one
 """
 
-from aurora_ray.telemetry.exposition import Rendered, serve_metrics
-from aurora_ray.telemetry.metrics import REGISTRY, counter, exposition, gauge, histogram
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from aurora_ray.telemetry.propagation import attached, extract_dict, extract_metadata, inject_dict, inject_metadata
 from aurora_ray.telemetry.tracing import (
     Attributes,
@@ -24,6 +25,10 @@ from aurora_ray.telemetry.tracing import (
     stage_span,
     start_span,
 )
+
+if TYPE_CHECKING:
+    from aurora_ray.telemetry.metrics import REGISTRY, counter, exposition, gauge, histogram
+    from aurora_ray.telemetry.serving import Rendered, serve_metrics
 
 __all__ = [
     "REGISTRY",
@@ -49,3 +54,20 @@ __all__ = [
     "stage_span",
     "start_span",
 ]
+
+# Imported when one is asked for: commands have spans and no metrics, and Prometheus' client takes 30 ms to import.
+_OF_METRICS: Final = {
+    "REGISTRY": "metrics",
+    "Rendered": "serving",
+    "counter": "metrics",
+    "exposition": "metrics",
+    "gauge": "metrics",
+    "histogram": "metrics",
+    "serve_metrics": "serving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_METRICS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_OF_METRICS[name]}"), name)

@@ -12,7 +12,7 @@ PACKAGE = "aurora_ray"
 # Parts of parts: the tests of each.
 EXERCISED_BY = {
     "storage.pages.copying": "tests/storage/test_copy.py",
-    "telemetry.exposition": "tests/telemetry/test_metrics.py",
+    "telemetry.serving": "tests/telemetry/test_metrics.py",
     "telemetry.propagation": "tests/telemetry/test_tracing.py",
     "volume.write.progress": "tests/volume/test_membership.py",
     "volume.write.streams": "tests/volume/test_slow_node.py",

@@ -21,7 +21,7 @@ from aurora_ray.errors import AuroraError, ConfigurationError, QuorumLostError, 
 from aurora_ray.ray import data_dir as directory
 from aurora_ray.ray import fleet
 from aurora_ray.ray import local as local_ray
-from aurora_ray.ray.data_dir import JOINED_NAME, OUR_FILES
+from aurora_ray.ray.data_dir import JOINED_NAME, our_files
 from aurora_ray.ray.fleet import Fleet, OtherFleetError
 from aurora_ray.rpc import secret_file
 from aurora_ray.rpc.secret_file import FILE_NAME
@@ -256,4 +256,4 @@ def test_every_file_that_is_written_into_the_data_directory_goes_with_the_fleet(
         )
     ]
     assert len(named) > 5
-    assert [(path.name, name) for path, name in named if name not in OUR_FILES] == []
+    assert [(path.name, name) for path, name in named if name not in our_files()] == []
