@@ -181,7 +181,7 @@ def detach(
 def limits(  # noqa: PLR0917  (the command's options)
     name: Name,
     lease: Annotated[
-        str, typer.Option(metavar="TIME", help="The primary needs a lease of a majority of regions: 5s to 5min.")
+        str, typer.Option(metavar="TIME", help="The primary needs a lease of a majority of regions: 2s to 5min.")
     ] = "",
     no_lease: Annotated[bool, typer.Option("--no-lease", help="It needs none.")] = False,
     rpo: Annotated[

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DRIFT: Final = 0.05
-LEASE_MIN_S: Final = 5.0  # regions ask each other once a second
+LEASE_MIN_S: Final = 2.0  # what may be lost of it to a pause of a control plane, or of a link, is little even so
+ASKED_EVERY_S: Final = 1.0  # regions ask each other, at the least ...
+ASKED_IN_A_LEASE: Final = 5  # ... and so many times while a lease lasts, or a silence after which one takes over
 LEASE_MAX_S: Final = 300.0
 RPO_MIN_S: Final = 20.0  # as Aurora has it
 RPO_MAX_S: Final = 2147483647.0
@@ -73,6 +75,12 @@ def bound_until(now_s: float, lease_s: float) -> float:
 def may_grant(asks: int, known: int, refuses_below: int) -> bool:
     """Whether the primary of generation `asks` is granted a lease by a region that knows of generation `known`."""
     return asks >= known and asks >= refuses_below
+
+
+def asked_every_s(lease_s: float, failover_after_s: float) -> float:
+    """How often regions ask each other, where these hold (seconds; 0: there is none)."""
+    shortest = min(filter(None, (lease_s, failover_after_s)), default=float("inf"))
+    return min(ASKED_EVERY_S, shortest / ASKED_IN_A_LEASE)
 
 
 def held_until(asked_s: Iterable[float], regions: int, lease_s: float) -> float:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from aurora_ray.replication import lease
-from aurora_ray.replication.lease import Promise, blocking, bounded_until, held_until, majority, may_grant
+from aurora_ray.replication.lease import (
+    Promise,
+    asked_every_s,
+    blocking,
+    bounded_until,
+    held_until,
+    majority,
+    may_grant,
+)
 from aurora_ray.replication.succession import next_generation
 
 LEASE_S = 10.0
@@ -38,6 +46,15 @@ def test_a_lease_is_as_long_as_the_last_that_is_needed_granted() -> None:
     assert held_until([1.0, 5.0, 3.0], 4, LEASE_S) == 3.0 + LEASE_S
     assert held_until([5.0], 4, LEASE_S) == float("-inf")
     assert held_until([], 1, LEASE_S) == float("inf")
+
+
+def test_regions_ask_often_enough_for_what_is_as_short_as_it_may_be() -> None:
+    for lease_s in (lease.LEASE_MIN_S, LEASE_S, lease.LEASE_MAX_S):
+        for silence_s in (0.0, lease.LEASE_MIN_S, lease.LEASE_MAX_S):
+            asked_s = asked_every_s(lease_s, silence_s)
+            assert 4 * asked_s < min(lease_s, silence_s or lease_s)
+            assert asked_s <= lease.ASKED_EVERY_S
+    assert asked_every_s(0.0, 0.0) == lease.ASKED_EVERY_S
 
 
 def test_commits_wait_while_every_secondary_lags_more_than_the_bound() -> None:

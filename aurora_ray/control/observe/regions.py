@@ -1,4 +1,4 @@
-"""The other regions of global clusters: asked once a second what they are, and told what this one is.
+"""The other regions of global clusters: asked each second, or more often, what they are, and told what this one is.
 
 What a region said stays true (generations only rise), so what was heard last is kept until it says something else; how
 old that is shows whether it can be reached. Calls to it prove themselves by the secret that it handed over, and are as
@@ -27,6 +27,7 @@ from aurora_ray.control.v1.control_pb2_grpc import ControlStub
 from aurora_ray.errors import UNDECODABLE, AuroraError, ConfigurationError, UsageError
 from aurora_ray.regions import load_region
 from aurora_ray.replication.distance import link_of
+from aurora_ray.replication.lease import asked_every_s
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.status import CONTROL
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from aurora_ray.engine.base import RegionRow, ReplicaRow
     from aurora_ray.rpc.calls import Channel
 
-EXCHANGE_EVERY_S: Final = 1.0
 IN_A_TURN_EVERY_S: Final = 0.25  # while a change of the primary waits for what others say
 REACHED_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 5.0
@@ -262,7 +262,8 @@ class Regions:
             for peer in known.peers if known is not None else ():
                 assert known is not None  # noqa: S101 - it has peers
                 turns = known.turnover is not None or known.yielded_to > 0
-                every_s = IN_A_TURN_EVERY_S if turns else EXCHANGE_EVERY_S
+                usual_s = asked_every_s(known.lease_s, known.failover_after_s)
+                every_s = min(usual_s, IN_A_TURN_EVERY_S) if turns else usual_s
                 if now_s - self._asked_s.get((known.name, peer.region), -every_s) >= every_s:
                     self._asked_s[known.name, peer.region] = now_s
                     yield cluster, peer
@@ -279,7 +280,8 @@ class Regions:
         own = self.own_view(cluster, known).to_plain(Secret.from_text(peer.secret))
         request = pb.ExchangeViewsRequest(global_cluster=known.name, view=json.dumps(own).encode())
         asked_s = self._clock()
-        view = View.from_plain(await self.ask(peer, "ExchangeViews", request, CALL_TIMEOUT_S), OURS.secret)
+        within_s = min(CALL_TIMEOUT_S, known.lease_s or CALL_TIMEOUT_S)
+        view = View.from_plain(await self.ask(peer, "ExchangeViews", request, within_s), OURS.secret)
         self.leases.answered(view, asked_s)
         self.heard(view)
 

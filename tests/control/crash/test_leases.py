@@ -13,7 +13,7 @@ from aurora_ray.control.api import acknowledging
 from aurora_ray.control.model.regional import Peer
 from aurora_ray.control.model.views import NOTHING
 from aurora_ray.errors import QuorumLostError, UsageError
-from aurora_ray.replication.lease import DRIFT, GIVE_UP_S
+from aurora_ray.replication.lease import DRIFT, GIVE_UP_S, LEASE_MIN_S
 from aurora_ray.replication.turnover import Turnover, Way
 from aurora_ray.rpc.admission import OURS
 from tests.control.crash.abroad import GLOBAL, HERE, THERE
@@ -203,7 +203,7 @@ def test_a_rule_does_nothing_where_too_few_agree(enumeration: Enumeration) -> No
 
 def test_limits_that_make_no_sense_are_refused(enumeration: Enumeration) -> None:
     async def act(driver: Driver) -> None:
-        for lease_s, rpo_s, words in ((1.0, None, "a lease is of 5"), (None, 5.0, "RPO is of 20")):
+        for lease_s, rpo_s, words in ((1.0, None, f"a lease is of {LEASE_MIN_S:g} "), (None, 5.0, "RPO is of 20")):
             with pytest.raises(UsageError, match=words):
                 await driver.api.set_limits(GLOBAL, lease_s, rpo_s, timeout_s=TIMEOUT_S)
         with pytest.raises(UsageError, match="needs one"):
