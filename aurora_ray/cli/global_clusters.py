@@ -200,7 +200,8 @@ def limits(  # noqa: PLR0917  (the command's options)
 
     With a lease, a primary that cannot reach a majority of regions stops to acknowledge, and a failover waits for that:
     no two regions acknowledge commits at a time. The price: of two regions, either's loss, or the link's, stops writes
-    until `failover` or `--no-lease`; of three, one may be lost.
+    until `failover` or `--no-lease`; of three, one may be lost. One of two that took over goes on without a lease until
+    the other one follows.
     """
     from aurora_ray.control.model.moments import duration_s
 

@@ -54,7 +54,9 @@ async def set_limits(plane: ControlPlane, name: str, limits: Limits, timeout_s: 
         now = global_cluster(fleet, name)
         assert now.membership is not None  # noqa: S101 - it was looked up by it
         changed = replace(now.membership, **{k: v for k, v in asdict(limits).items() if v is not None})
-        if changed.failover_after_s and not changed.lease_s:
+        if lease_s is not None:
+            changed = replace(changed, lease_later_s=0.0)
+        if changed.failover_after_s and not (changed.lease_s or changed.lease_later_s):
             raise UsageError(
                 f"without a lease nobody knows whether the primary of {name} is gone or merely unreachable: "
                 "a failover by itself needs one (--lease)"
@@ -81,6 +83,8 @@ async def set_limits(plane: ControlPlane, name: str, limits: Limits, timeout_s: 
 def describe(known: Membership) -> str:
     """In words."""
     lease = f"the primary needs a lease of {known.lease_s:g} s" if known.lease_s else "no lease"
+    if known.lease_later_s:
+        lease = f"the primary needs a lease of {known.lease_later_s:g} s once all regions follow"
     bound = f"commits wait for an RPO of {known.rpo_s:g} s" if known.rpo_s else "no bound on the RPO"
     after_s = known.failover_after_s
     rule = f"a secondary takes over after {after_s:g} s of silence" if after_s else "no failover by itself"

@@ -107,6 +107,7 @@ def _row(plane: ControlPlane, cluster: DBCluster, known: Membership) -> dict[str
         "data_dir": str(plane.config.data_dir),
         "residency": str(cluster.residency),
         "lease_s": known.lease_s or None,
+        "lease_later_s": known.lease_later_s or None,
         "rpo_s": known.rpo_s or None,
         "write_forwarding": known.forwards,
         "promotion": known.promotion,

@@ -13,6 +13,7 @@ generations, which only rise: whoever sees a higher one than its own is no prima
     TakeOver       the primary was not heard of for too long, and the user has a rule for that
     NoteRefusal    another region wants to take a generation by a failover: none before it gets a lease from here
     Promote        the copy is sealed for its own generation, and a writer declared
+    LeaseAgain     all regions follow a primary that took over from a fenced one: it needs its lease again
     GiveUpTurn     a change that a later generation has overtaken is void
     NoteRegions    the primary says who belongs to the global cluster
     NoteCopied     all pages of the copy are here: readers can open
@@ -43,13 +44,13 @@ from aurora_ray.replication.turnover import Seen, Step, Turnover, Way, next_step
 
 @dataclass(frozen=True, slots=True)
 class StepDown(Action):
-    """Declare that no engine writes here any more, since `region` took that generation."""
+    """Declare that no engine writes here any more, since that region, or the primary that it knows, took a later
+    generation."""
 
     kind: ClassVar = Kind.REGION
     of: ClassVar = ("cluster",)
     cluster: str
-    region: str
-    generation: int
+    later: View
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,18 @@ class NoteRefusal(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseAgain(Action):
+    """Have the writer need a lease, then declare it."""
+
+    kind: ClassVar = Kind.REGION
+    of: ClassVar = ("cluster",)
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
 class Promote(Action):
     """Make this region the primary. `known_lsn`: up to where the old one is known to have had redo. `fenced`: whether
-    no lease of an earlier one is in force; None: there are no leases."""
+    no lease of an earlier one is in force; None: there are no leases. `alone`: see Membership.alone."""
 
     kind: ClassVar = Kind.REGION
     of: ClassVar = ("cluster",)
@@ -135,6 +145,7 @@ class Promote(Action):
     turnover: Turnover
     known_lsn: int
     fenced: bool | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +208,20 @@ def _of_cluster(fleet: Fleet, cluster: DBCluster, known: Membership, observed: O
         yield from _turn(cluster, known, known.turnover, abroad, observed)
     elif cluster.is_secondary and not known.yielded_to:
         yield from _secondary(fleet, cluster, observed)
+    elif known.lease_later_s and not known.yielded_to and _all_follow(cluster, known, abroad):
+        yield LeaseAgain(f"all regions follow {cluster.name}", cluster.name)
+
+
+def _all_follow(cluster: DBCluster, known: Membership, abroad: Abroad) -> bool:
+    views = [abroad.views[peer.region] for peer in known.peers if peer.region in abroad.reached]
+    following = [view for view in views if view.following and view.generation == cluster.generation]
+    return 0 < len(known.peers) == len(following)
 
 
 def _is_overtaken(cluster: DBCluster, known: Membership, view: View, observed: Observed) -> Iterator[Action | str]:
     said = f"region {view.region} is of generation {view.generation}, {cluster.name} here of {cluster.generation}"
     if not cluster.is_secondary:
-        yield StepDown(f"{said}: it is no primary any more", cluster.name, view.region, view.generation)
+        yield StepDown(f"{said}: it is no primary any more", cluster.name, view)
         return
     if known.turnover is not None and view.generation >= known.turnover.generation:
         yield GiveUpTurn(f"{said}: what was begun here is overtaken", cluster.name, known.turnover.generation)
@@ -314,7 +333,9 @@ def _turn(
             fenced, leased = _fenced(known, turnover, abroad, made_way=made_way)
             waits = leased or _not_free(cluster, observed)
             known_lsn = max(old.lsn if old is not None else 0, turnover.end_lsn or 0)
-            yield waits or Promote(f"{begun}: {step.value}", cluster.name, turnover, known_lsn, fenced)
+            why = f"{begun}: {step.value}"
+            alone = bool(fenced) and not made_way and known.may_be_alone(cluster.generation)
+            yield waits or Promote(why, cluster.name, turnover, known_lsn, fenced, alone)
         case _:
             yield f"{begun}: {step.value}"
 

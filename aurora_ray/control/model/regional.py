@@ -63,7 +63,9 @@ class Membership:
     generation that another region takes, for which this one, the primary, has stopped its writer (0: none);
     `drained_lsn`: where it ended then. `promotion`: what the last promotion of this region came to (plain values).
     `lease_s`, `rpo_s` (seconds; 0: none): when the primary acknowledges commits, see replication/lease.py;
+    `lease_later_s`: the lease that is in force again once all regions follow, see `alone`;
     `failover_after_s`: a secondary takes over by itself when the primary was not heard of for so long (0: none does);
+    `asked_way`: the last generation for which this region asked a primary to make way (0: none);
     `refuses_below`: primaries of earlier generations get no lease from this region. `forwards`: sessions on readers may
     write, see engine/src/forward.c.
     """
@@ -79,10 +81,12 @@ class Membership:
     tails: tuple[LostTail, ...] = ()
     promotion: dict[str, Any] | None = field(default=None, hash=False)
     lease_s: float = 0.0
+    lease_later_s: float = 0.0
     rpo_s: float = 0.0
     refuses_below: int = 0
     failover_after_s: float = 0.0
     forwards: bool = False
+    asked_way: int = 0
 
     @property
     def holds_commits(self) -> bool:
@@ -100,8 +104,29 @@ class Membership:
     def turning(self, turnover: Turnover) -> Membership:
         """This region is to become the primary. Where there is a lease, a failover refuses it to earlier generations
         from now on, whatever becomes of it: other regions may rely on that."""
-        refuses = turnover.generation if self.lease_s and turnover.way is Way.FAILOVER else 0
-        return replace(self, turnover=turnover, refuses_below=max(self.refuses_below, refuses))
+        asks = turnover.generation if turnover.way is Way.SWITCHOVER else 0
+        refuses = turnover.generation if self.lease_s and not asks else 0
+        return replace(
+            self,
+            turnover=turnover,
+            refuses_below=max(self.refuses_below, refuses),
+            asked_way=max(self.asked_way, asks),
+        )
+
+    def may_be_alone(self, generation: int) -> bool:
+        """Whether this one of two regions, its copy of `generation`, has not asked the primary to make way. One that
+        may have done so can take its place back, and would be fenced by nobody but itself."""
+        return len(self.peers) == 1 and self.lease_s > 0 and self.asked_way <= generation
+
+    def alone(self) -> Membership:
+        """The other one of two regions is fenced, and this one took over. A lease of both would have it acknowledge
+        nothing until that is back, so there is none until then. The other one gets none from here, and cannot take a
+        generation before it has heard of this one's: it holds itself for the primary."""
+        return replace(self, lease_s=0.0, lease_later_s=self.lease_s)
+
+    def leased_again(self) -> Membership:
+        """All regions follow."""
+        return replace(self, lease_s=self.lease_later_s or self.lease_s, lease_later_s=0.0)
 
     def require_no_lease(self, verb: str) -> None:
         """Raises UsageError: regions that hold different ones for members would not agree on what a majority is."""

@@ -33,11 +33,11 @@ class View:
     durable. `nodes`: (id, AZ, address) of running storage nodes. `members`: the other regions that it knows, their
     secrets sealed for whoever this is told to. For people: `lag_ms` behind the primary, which that has none of, and
     `instances` that serve, with the LSN that each shows. `residency`: where data may lie, as the primary said;
-    `backs_up_to`: the place of its backup, if it makes one. `lease_s`, `rpo_s`: as declared. `takes`: the generation
-    that it wants to take by a failover; `refuses_below`: see Membership; `fenced_for`: the same once nothing that it
-    granted is in force. `grants`: of whoever asks, the generation that gets a lease by this answer. `as_of_s`: how old
-    what it says of its lag is. `unheard_s`: for how long it has not heard of its primary. `endpoint`: where its cluster
-    endpoint listens; `forwards`: as declared.
+    `backs_up_to`: the place of its backup, if it makes one. `lease_s`, `lease_later_s`, `rpo_s`: as declared. `takes`:
+    the generation that it wants to take by a failover; `refuses_below`: see Membership; `fenced_for`: the same once
+    nothing that it granted is in force. `grants`: of whoever asks, the generation that gets a lease by this answer.
+    `as_of_s`: how old what it says of its lag is. `unheard_s`: for how long it has not heard of its primary.
+    `endpoint`: where its cluster endpoint listens; `forwards`: as declared.
     """
 
     name: str
@@ -69,6 +69,7 @@ class View:
     unheard_s: float = field(default=0.0, compare=False)
     endpoint: tuple[str, int] | None = None
     forwards: bool = False
+    lease_later_s: float = 0.0
 
     @property
     def generation(self) -> int:
@@ -143,6 +144,7 @@ class View:
                 instances=tuple(map(_instance, plain["instances"])),
                 residency=Policy.from_dict(plain.get("residency", {})),
                 lease_s=float(plain.get("lease_s", 0.0)),
+                lease_later_s=float(plain.get("lease_later_s", 0.0)),
                 rpo_s=float(plain.get("rpo_s", 0.0)),
                 as_of_s=float(plain.get("as_of_s", 0.0)),
                 failover_after_s=float(plain.get("failover_after_s", 0.0)),
@@ -171,6 +173,12 @@ def _address(plain: Sequence[Any] | None) -> tuple[str, int] | None:
     return str(host), int(port)
 
 
+def with_limits(known: Membership, view: View) -> Membership:
+    """When commits are acknowledged and writes forwarded, as the primary says."""
+    said = ("lease_s", "lease_later_s", "rpo_s", "failover_after_s", "forwards")
+    return replace(known, **{name: getattr(view, name) for name in said})
+
+
 def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     """What the primary says of who belongs to the global cluster, of where data may lie, of when commits are
     acknowledged, and of whether writes are forwarded, taken over; its own address as it says now."""
@@ -184,6 +192,5 @@ def with_members(cluster: DBCluster, view: View, here: str) -> DBCluster:
     peers: Membership = replace(known, peers=())
     for peer in (primary, *others):
         peers = peers.with_peer(peer)
-    limits = {name: getattr(view, name) for name in ("lease_s", "rpo_s", "failover_after_s", "forwards")}
-    known = replace(known, peers=peers.peers, **limits)
+    known = with_limits(replace(known, peers=peers.peers), view)
     return replace(cluster, membership=known, residency=view.residency)

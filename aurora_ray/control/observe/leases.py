@@ -42,7 +42,6 @@ class Leases:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._began_s = clock()
         self._promises: dict[str, Promise] = {}
         self._granted: dict[tuple[str, str], tuple[int, float]] = {}  # by region: for which generation, when asked
         self._lags: dict[tuple[str, str], tuple[float, float]] = {}  # by region: when asked, and the lag (seconds)
@@ -67,7 +66,11 @@ class Leases:
         return known.refuses_below if self._promise(known).is_over(self._clock()) else 0
 
     def _promise(self, known: Membership) -> Promise:
-        return self._promises.get(known.name) or Promise.unknown(self._began_s, known.lease_s)
+        """Of one who has not been asked since there is a lease, or since this control plane began, it is not known."""
+        if not known.lease_s:
+            self._promises.pop(known.name, None)
+            return Promise(float("-inf"))
+        return self._promises.setdefault(known.name, Promise.unknown(self._clock(), known.lease_s))
 
     def fence(self, cluster: DBCluster, known: Membership, views: Mapping[str, View]) -> tuple[int, float]:
         """How many regions are fenced for the failover to here, and for how long it has been wanted."""

@@ -196,6 +196,7 @@ class Regions:
             instances=self._serving(cluster),
             residency=cluster.residency,
             lease_s=known.lease_s,
+            lease_later_s=known.lease_later_s,
             rpo_s=known.rpo_s,
             failover_after_s=known.failover_after_s,
             unheard_s=self._unheard_s(known),

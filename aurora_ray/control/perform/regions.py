@@ -16,7 +16,7 @@ from aurora_ray.control.model.origins import Origin
 from aurora_ray.control.model.regional import TAILS_MAX, LostTail, succession_of, turns_of
 from aurora_ray.control.model.state import DBCluster, Fleet, Group, PastVolume
 from aurora_ray.control.model.store import volume_spec
-from aurora_ray.control.model.views import with_members
+from aurora_ray.control.model.views import with_limits, with_members
 from aurora_ray.control.report.events import EventKind
 from aurora_ray.errors import UsageError
 from aurora_ray.replication import promotion, rejoin
@@ -40,7 +40,14 @@ SEAL_TIMEOUT_S: Final = 30.0
 
 async def step_down(means: Means, action: regional.StepDown) -> None:
     """The loop ends the writer next."""
-    await _change(means, action.cluster, lambda c, m: made_way(c, m, action.generation))
+    later = action.later
+
+    def change(cluster: DBCluster, known: Membership) -> DBCluster:
+        # At once: a primary that is alone has no lease, and who relies on one might hold it for fenced.
+        limits = with_limits(known, later) if later.is_primary else known
+        return made_way(cluster, limits, later.generation)
+
+    await _change(means, action.cluster, change)
     told = f"{action.cluster} takes no writes here any more: {action.why}"
     means.events.note(EventKind.REGION, action.cluster, told, action.cluster)
 
@@ -124,7 +131,7 @@ async def promote_copy(means: Means, action: regional.Promote) -> None:
             "rpo_bytes": max(0, action.known_lsn - began),
             "rpo_ms": 0.0 if drained else None,  # not known before the copy's last flush was looked at
         }
-        known = replace(known, promotion=report)
+        known = replace(known.alone() if action.alone else known, promotion=report)
         return promoted(cluster, known, succession, means.declared.fleet.region)
 
     done = await means.regions.volumes.promote(
@@ -179,6 +186,18 @@ async def note_refusal(means: Means, action: regional.NoteRefusal) -> None:
         return replace(cluster, membership=replace(known, refuses_below=max(known.refuses_below, action.generation)))
 
     await _change(means, action.cluster, change)
+
+
+async def lease_again(means: Means, action: regional.LeaseAgain) -> None:
+    """The writer is bound before any other region may rely on that."""
+    cluster, known = _member(means, action.cluster)
+    writer = means.processes.instances.get(cluster.writer().instance_id)
+    if writer is not None and writer.seen.serves(Role.WRITER):
+        await means.regions.leases.begin(cluster, writer, known.lease_later_s)
+    await _change(means, action.cluster, lambda c, m: replace(c, membership=m.leased_again()))
+    told = f"{action.cluster}: {action.why}: its writer needs a lease of {known.lease_later_s:g} s again"
+    means.events.note(EventKind.REGION, action.cluster, told, action.cluster)
+    means.say(told)
 
 
 async def give_up_turn(means: Means, action: regional.GiveUpTurn) -> None:
@@ -240,7 +259,7 @@ def made_way(cluster: DBCluster, known: Membership, generation: int) -> DBCluste
 
 def followed(cluster: DBCluster, known: Membership, view: View) -> DBCluster:
     """The copy is a prefix of that primary's."""
-    known = replace(known, primary=view.region, yielded_to=0, drained_lsn=None, turnover=None)
+    known = replace(with_limits(known, view), primary=view.region, yielded_to=0, drained_lsn=None, turnover=None)
     return with_owner(replace(cluster, membership=known, succession=view.turns), Role.REPLICATOR)
 
 

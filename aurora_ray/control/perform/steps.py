@@ -457,6 +457,7 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     regional.NoteReached: regions.note_reached,
     regional.TakeOver: regions.take_over,
     regional.NoteRefusal: regions.note_refusal,
+    regional.LeaseAgain: regions.lease_again,
     regional.Promote: regions.promote_copy,
     regional.GiveUpTurn: regions.give_up_turn,
     regional.NoteRegions: regions.note_regions,

@@ -70,13 +70,20 @@ class FakeRegion:
                 self.is_promoted(said.drained_lsn, said.yielded_to)
         if said.generation > self.view.generation and said.is_primary:
             self.view = replace(
-                self.view, primary=said.region, turns=said.turns, writes=False, yielded_to=0, drained_lsn=None
+                self.view,
+                primary=said.region,
+                turns=said.turns,
+                writes=False,
+                following=True,
+                yielded_to=0,
+                drained_lsn=None,
             )
         if said.is_primary and not self.view.is_primary:
             self.view = replace(
                 self.view,
                 residency=said.residency,
                 lease_s=said.lease_s,
+                lease_later_s=said.lease_later_s,
                 rpo_s=said.rpo_s,
                 failover_after_s=said.failover_after_s,
                 forwards=said.forwards,
@@ -85,7 +92,9 @@ class FakeRegion:
     def is_promoted(self, at_lsn: int, generation: int) -> None:
         """By its own control plane."""
         turns = (*self.view.turns, (at_lsn, generation))
-        self.view = replace(self.view, primary=THERE, turns=turns, writes=True, yielded_to=0, drained_lsn=None)
+        self.view = replace(
+            self.view, primary=THERE, turns=turns, writes=True, following=False, yielded_to=0, drained_lsn=None
+        )
 
     def makes_way(self, generation: int) -> None:
         """Its writer has ended, and it is drained."""

@@ -253,6 +253,12 @@ def is_promoted(driver: Driver) -> bool:
     return not cluster.is_secondary and cluster.generation > 0
 
 
+def is_leased_again(driver: Driver) -> bool:
+    """The old primary follows."""
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and is_primary(driver) and (known.lease_s, known.lease_later_s) == (LEASE_S, 0.0)
+
+
 def refuses(driver: Driver) -> bool:
     known = driver.fleet.cluster("demo").membership
     return known is not None and known.refuses_below == PROMOTED
@@ -281,7 +287,7 @@ REGIONAL: Final = (
     Verb("write forwarding", forward, forwards, prepare=be_primary, api="set_forwarding"),
     Verb("write forwarding, by the primary", hear_of_forwarding, is_told_where, prepare=join),
     Verb("a lease that is refused", hear_of_a_failover, refuses, prepare=follow_with_a_lease),
-    Verb("a failover by a rule", hear_nothing, is_primary, prepare=follow_with_a_rule),
+    Verb("a failover by a rule", hear_nothing, is_leased_again, prepare=follow_with_a_rule),
     Verb("where data may lie", restrict, is_restricted, prepare=be_primary, api="set_residency"),
     Verb("where data may lie, by the primary", hear_of_a_policy, is_restricted, prepare=join),
     Verb("a region less", remove, lambda d: peers_of(d) == [], prepare=be_primary, api="remove_region"),

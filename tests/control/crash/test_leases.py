@@ -18,6 +18,7 @@ from aurora_ray.replication.turnover import Turnover, Way
 from aurora_ray.rpc.admission import OURS
 from tests.control.crash.abroad import GLOBAL, HERE, THERE
 from tests.control.crash.driver import Driver, Verb
+from tests.control.crash.handles import LSN
 from tests.control.crash.regional_verbs import (
     LEASE_S,
     PROMOTED,
@@ -27,6 +28,8 @@ from tests.control.crash.regional_verbs import (
     follow_with_a_rule,
     hear_nothing,
     invite,
+    is_leased_again,
+    is_promoted,
     limit,
 )
 from tests.control.crash.test_crash_points import Enumeration
@@ -184,6 +187,67 @@ def test_a_rule_begins_a_failover_when_the_primary_is_silent_and_waits_until_it_
         assert now_s() - began_s >= LEASE_S, "its silence"
 
     run(enumeration, act, follow_with_a_rule)
+
+
+def test_one_of_two_regions_that_takes_over_acknowledges_alone_until_the_other_one_follows(
+    enumeration: Enumeration,
+) -> None:
+    async def act(driver: Driver) -> None:
+        driver.region.silent = True
+        await driver.plane.wait_until(lambda: is_promoted(driver), TIMEOUT_S, "a failover by the rule")
+        await asyncio.sleep(60)  # not synchronisation: the clock is virtual
+        known = driver.fleet.cluster("demo").membership
+        assert known is not None
+        assert (known.lease_s, known.lease_later_s) == (0.0, LEASE_S)
+        assert acknowledges(driver) is None
+        assert "once all regions follow" in acknowledging.describe(known)
+
+        driver.region.silent = False
+        await driver.plane.wait_until(lambda: is_leased_again(driver), TIMEOUT_S, "a lease")
+        left_s = acknowledges(driver)
+        assert left_s is not None, "bound before anybody may rely on it"
+        assert 0 < left_s <= LEASE_S
+        await asyncio.sleep(2 * LEASE_S)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) > 0, "it is renewed"
+        driver.region.silent = True
+        await asyncio.sleep(2 * LEASE_S)  # not synchronisation: the clock is virtual
+        assert (acknowledges(driver) or 0) < 0
+
+    run(enumeration, act, follow_with_a_rule)
+
+
+def test_who_has_asked_the_primary_to_make_way_never_acknowledges_alone(enumeration: Enumeration) -> None:
+    """That one may take its place back, and nobody else would fence it."""
+
+    async def act(driver: Driver) -> None:
+        asked = asyncio.ensure_future(driver.api.turn_global(GLOBAL, HERE, "switchover", TIMEOUT_S))
+        await driver.plane.wait_until(lambda: is_turning(driver), TIMEOUT_S, "a switchover")
+        driver.region.silent = True
+        asked.cancel()
+        await fail_over(driver)
+        known = driver.fleet.cluster("demo").membership
+        assert known is not None
+        assert (known.lease_s, known.lease_later_s) == (LEASE_S, 0.0)
+
+    run(enumeration, act, follow_with_a_lease)
+
+
+def is_turning(driver: Driver) -> bool:
+    known = driver.fleet.cluster("demo").membership
+    return known is not None and known.turnover is not None
+
+
+def test_a_primary_that_steps_down_knows_at_once_that_its_successor_has_no_lease(enumeration: Enumeration) -> None:
+    async def act(driver: Driver) -> None:
+        await limit(driver)
+        driver.region.is_promoted(LSN, PROMOTED)
+        driver.region.view = replace(driver.region.view, lease_s=0.0, lease_later_s=LEASE_S)
+        await driver.plane.wait_until(lambda: driver.fleet.cluster("demo").is_secondary, TIMEOUT_S, "it steps down")
+        known = driver.fleet.cluster("demo").membership
+        assert known is not None
+        assert (known.lease_s, known.lease_later_s) == (0.0, LEASE_S)
+
+    run(enumeration, act, be_followed)
 
 
 def test_a_rule_does_nothing_where_too_few_agree(enumeration: Enumeration) -> None:
