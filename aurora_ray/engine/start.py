@@ -6,6 +6,7 @@ engine's own start looks at, not what the caller knows of (pages that come from 
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Final
 
 from aurora_ray.errors import AuroraError, ConfigurationError, EngineError, PortInUseError
@@ -17,10 +18,17 @@ if TYPE_CHECKING:
 
 PROGRESS_EVERY_S: Final = 0.5
 CPU_SHARE_MIN: Final = 0.02  # of one core, below which a server that waits for something is not at work
+_FROM_OUTSIDE: Final = (signal.SIGKILL, signal.SIGTERM)  # a server that crashes dies of other signals
 
 
 class StartRefusedError(EngineError):
     """The server ended by itself during its start, in order: something that it was given does not suit it."""
+
+
+class StartCutError(EngineError):
+    """The server was killed during its start, by the machine or by somebody: nothing says that it would be again."""
+
+    retryable = True
 
 
 class Progress:
@@ -58,5 +66,6 @@ def start_error(process: EngineProcess, title: str, address: tuple[str, int], *,
         if "Address already in use" in tail:  # taken between our look at the port and the server's own
             return PortInUseError(f"port {port} on {host} is in use: stop what listens there or choose another port")
         return ConfigurationError(f"cannot listen on {host}, port {port}; the server's log ends:\n{tail}")
-    kind = StartRefusedError if (process.returncode or 0) > 0 else EngineError
+    code = process.returncode or 0
+    kind = StartRefusedError if code > 0 else StartCutError if -code in _FROM_OUTSIDE else EngineError
     return kind(f"{title} ended during its start with code {process.returncode}; its log ends:\n{tail}")

@@ -9,7 +9,8 @@ import pytest
 from aurora_ray.compute.leftovers import start_ticks
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.process import EngineProcess
-from aurora_ray.errors import ConfigurationError
+from aurora_ray.engine.start import StartCutError, StartRefusedError, start_error
+from aurora_ray.errors import ConfigurationError, EngineError
 from tests.support.polling import poll_until, poll_until_blocking
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,25 @@ async def test_a_stopped_process_is_killed_too(account: EngineAccount, data_dir:
     process.send(signal.SIGSTOP)
     await process.kill(10)
     assert process.returncode == -signal.SIGKILL
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "again"),
+    [
+        ("exit 1", StartRefusedError, False),
+        ("kill -KILL $$", StartCutError, True),
+        ("kill -TERM $$", StartCutError, True),
+        ("kill -SEGV $$", EngineError, False),
+    ],
+)
+async def test_a_server_that_was_killed_during_its_start_is_started_again_soon(
+    account: EngineAccount, data_dir: Path, script: str, kind: type[EngineError], again: bool
+) -> None:
+    process = spawn(script, account, data_dir)
+    await process.wait_gone(10)
+    error = start_error(process, "It", ("localhost", 1), bind_failed=False)
+    assert (type(error), error.retryable) == (kind, again)
     process.close()
 
 
