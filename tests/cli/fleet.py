@@ -89,7 +89,7 @@ class CliFleet:
     def until(self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Polls the status."""
         last: dict[str, Any] = {}
-        with self._watching() as next_status:
+        with self.watching() as next_status:
 
             def holds() -> bool:
                 last.clear()
@@ -100,9 +100,9 @@ class CliFleet:
         return last
 
     @contextmanager
-    def _watching(self) -> Iterator[Callable[[], dict[str, Any]]]:
+    def watching(self, *name: str) -> Iterator[Callable[[], dict[str, Any]]]:
         """Gives a status that was not given yet, or an empty one: of `status --watch`, which joins Ray once."""
-        arguments = (sys.executable, "-m", "aurora_ray.cli.main", "status", "--watch", "--json")
+        arguments = (sys.executable, "-m", "aurora_ray.cli.main", "status", *name, "--watch", "--json")
         environment = {**os.environ, "AURORA_DATA_DIR": str(self.data_dir), **self.environment}
         running: list[subprocess.Popen[str]] = []
 
