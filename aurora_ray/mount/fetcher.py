@@ -109,9 +109,10 @@ class Fetcher:
         slot, first, end = request.slot, request.first, request.first + request.count
         if await self._local.find(slot, pid=request.pid, fd=request.fd) is None:
             return errno.EIO
-        if request.want == native.WANT_PAGES:
+        missed = request.want == native.WANT_PAGES
+        if missed:
             self._look_ahead(slot, first, end)
-        return await self._bring(slot, first, end)
+        return await self._bring(slot, first, end, hurried=missed)
 
     async def fetch_part(self, slot: int, first: int, end: int) -> int:
         """What is absent of pages [first, end) of a file; 0 or an errno."""
@@ -160,15 +161,15 @@ class Fetcher:
 
     # ---- how it comes
 
-    async def _bring(self, slot: int, first: int, end: int) -> int:
-        """Fetches what is absent of these pages; 0 or an errno."""
+    async def _bring(self, slot: int, first: int, end: int, *, hurried: bool = False) -> int:
+        """Fetches what is absent of these pages; 0 or an errno. `hurried`: before all that nobody misses yet."""
         others: dict[_Wanted, None] = {}
         mine = [
             _Wanted(slot, [(at, n)], n)
             for start, count in self._runs(slot, first, end, others)
             for at, n in _split(start, count)
         ]
-        return await self._arrival(mine, others)
+        return await self._arrival(mine, others, hurried=hurried)
 
     async def fetch_parts(self, parts: Iterable[tuple[int, int, int]]) -> None:
         """What is absent of many stretches of pages, each (slot, first, end) and no two with a page in common. Those of
@@ -185,12 +186,15 @@ class Fetcher:
                         mine.append(_Wanted(slot, [(at, n)], n))
         await self._arrival(mine, others)
 
-    async def _arrival(self, mine: list[_Wanted], others: Iterable[_Wanted]) -> int:
+    async def _arrival(self, mine: list[_Wanted], others: Iterable[_Wanted], *, hurried: bool = False) -> int:
         """Asks for `mine`, and waits for these and for `others`; 0 or an errno."""
         for wanted in mine:
             self._coming.update(dict.fromkeys(wanted.pages, wanted))
-            self._queue.append(wanted)
             self._queued_pages += wanted.count
+        if hurried:
+            self._queue.extendleft(reversed(mine))
+        else:
+            self._queue.extend(mine)
         if mine and not self._start_is_due:
             self._start_is_due = True
             asyncio.get_running_loop().call_soon(self._start)  # others may be about to ask for something as well
@@ -303,9 +307,11 @@ class Fetcher:
         """Puts what was read as of `lsn` into the local file; returns 0 or an errno."""
         tries = _ROOM_TRIES
         while True:
-            if self._region.slot(slot).file_id != file_id:
+            view = self._region.slot(slot)
+            if view.file_id != file_id:
                 return 0  # the file was dropped and its slot given to another one meanwhile; nobody reads it any more
-            fd = await self._local.find(slot)
+            fd = self._local.known(slot, view.ino)  # most often, and a recovery has tens of thousands of these
+            fd = fd if fd is not None else await self._local.find(slot)
             if fd is None:
                 return errno.EIO
             error = self._region.fill(slot, fd, first, run.kinds, run.pages, lsn=lsn)

@@ -55,11 +55,10 @@ class LocalFiles:
     def get(self, slot: int, *, pid: int = 0, fd: int = -1) -> int | None:
         """A descriptor for reading and writing, valid until the next call; None if nobody knows where the file is."""
         ino = self._region.slot(slot).ino
-        known = self._open.get(slot)
+        known = self.known(slot, ino)
         if known is not None:
-            if known[0] == ino:
-                self._open.move_to_end(slot)
-                return known[1]
+            return known
+        if slot in self._open:
             os.close(self._open.pop(slot)[1])
         found = self._find(slot, ino, pid, fd)
         if found is None:
@@ -69,6 +68,14 @@ class LocalFiles:
         if len(self._open) > _OPEN_MAX:
             os.close(self._open.popitem(last=False)[1][1])
         return found
+
+    def known(self, slot: int, ino: int) -> int | None:
+        """As `get`, if the file with this inode number is open."""
+        known = self._open.get(slot)
+        if known is None or known[0] != ino:
+            return None
+        self._open.move_to_end(slot)
+        return known[1]
 
     async def find(self, slot: int, *, pid: int = 0, fd: int = -1) -> int | None:
         """As `get`, with a look through the tree before it gives up."""

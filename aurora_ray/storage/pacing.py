@@ -1,4 +1,4 @@
-"""Background work in small steps, so that the foreground never waits long for the event loop."""
+"""Background work in small steps, so that the foreground never waits long for the event loop, nor for a CPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,47 @@ from collections.abc import Callable
 from typing import Final
 
 STEP_S: Final = 0.001
-BUSY_REST: Final = 9
+BUSY_REST: Final = 9  # times a step's length, while commits come in
+OPENING_REST: Final = 49  # while an engine starts
+OPENING_S: Final = 15.0  # at most, for the background's sake
+READS_GO_ON_S: Final = 0.5  # after one: they come by the dozen, in turns to the copies
+
+
+class Openings:
+    """Whether an engine that starts reads from this node just now, or is about to.
+
+    Of its recovery, clients wait for the end. It comes when commits have ended, which is when all copies would find the
+    time to merge what they have put off: on the same CPUs, that took longer than all that was read.
+    """
+
+    def __init__(self) -> None:
+        self._since_s = self._read_s = float("-inf")
+
+    def begin(self) -> None:
+        """Somebody opens a volume."""
+        self._since_s = self._read_s = time.monotonic()
+
+    def note_read(self) -> None:
+        """Somebody reads pages."""
+        self._read_s = time.monotonic()
+
+    @property
+    def go_on(self) -> bool:
+        """Whether more is to be read for one."""
+        now_s = time.monotonic()
+        return now_s - self._read_s < READS_GO_ON_S and now_s - self._since_s < OPENING_S
 
 
 class Pacer:
     """`if pacer.due: await pacer.rest()` between steps; work goes on after everything that was ready has run.
 
-    While `busy` says that commits are coming in, work takes only every tenth moment: six nodes that coalesce at once on
-    one machine would otherwise take the time that the commits need.
+    `rests` says how many times as long as a step somebody else shall have the time first: six nodes that coalesce at
+    once on one machine would otherwise take what commits need.
     """
 
-    def __init__(self, step_s: float = STEP_S, *, busy: Callable[[], bool] | None = None) -> None:
+    def __init__(self, step_s: float = STEP_S, *, rests: Callable[[], int] = lambda: 0) -> None:
         self._step_s = step_s
-        self._busy = busy
+        self._rests = rests
         self._until_s = time.perf_counter() + step_s
 
     @property
@@ -30,5 +58,5 @@ class Pacer:
 
     async def rest(self) -> None:
         """Lets others run."""
-        await asyncio.sleep(self._step_s * BUSY_REST if self._busy is not None and self._busy() else 0)
+        await asyncio.sleep(self._step_s * self._rests())
         self._until_s = time.perf_counter() + self._step_s

@@ -139,6 +139,9 @@ async def test_the_wal_is_read_to_its_end_over_all_segments_and_no_more_is_broug
     asked = Asked()
     await foresee(directory, asked.bring, 1000)
     assert sorted(part.first_page for part in asked.of_tables()) == [2 * number for number in range(200)]
+    kinds = "".join("w" if call[0].path.startswith(b"pg_wal/") else "p" for call in asked.calls if call)
+    behind = [number for number in range(len(kinds)) if kinds[number] == "p"]
+    assert all(kinds[:at].count("w") > kinds[: at + 1].count("p") for at in behind), "the next WAL comes before pages"
     bounded = Asked()
     await foresee(directory, bounded.bring, 50)
     assert 0 < len(bounded.of_tables()) <= 50

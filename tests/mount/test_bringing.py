@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.engine.image import import_records
+from aurora_ray.interposer import native
 from aurora_ray.log.record import Record, create, extent, page_full, size
+from aurora_ray.mount import fetcher
 from aurora_ray.mount.mount import MountedVolume
 from tests.volume.cluster import PAGE, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from aurora_ray.volume.read.pages import PageRange
 
 pytestmark = pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")
 
@@ -79,6 +83,31 @@ async def test_a_thousand_single_pages_come_in_few_reads(mounted: MountedVolume)
     await mounted.bringer()((b"a", number, 1) for number in range(0, 700, 2))
     assert mounted.stats()["pages_fetched"] == 350
     assert counted == 3
+
+
+async def test_what_an_engine_misses_does_not_wait_behind_what_somebody_foresees(
+    mounted: MountedVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "_READS_AT_ONCE", 1)
+    driver = mounted._driver
+    source, read, reads = driver._source, driver._source.read_pages, []
+    reading = asyncio.Event()
+
+    async def note(ranges: list[PageRange], *rest: object) -> object:
+        reads.append([wanted.file_id for wanted in ranges])
+        reading.set()
+        return await read(ranges, *rest)  # type: ignore[arg-type]
+
+    source.read_pages = note  # type: ignore[method-assign, assignment]
+    foreseen = asyncio.create_task(mounted.bringer()([(b"a", 0, 600)]))
+    await reading.wait()
+    missed = native.Request(slot=driver.slots_by_path()[b"b"], first=1, count=1, want=native.WANT_PAGES)
+    assert await driver._fetcher.demand(missed) == 0
+    await foreseen
+    file_a, file_b = 1, 2
+    assert [file_b in files for files in reads[:2]] == [False, True]
+    assert sum(len(files) for files in reads) > 1
+    assert file_a in reads[-1]
 
 
 async def test_nothing_is_brought_into_a_mount_that_is_closed(mounted: MountedVolume) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aurora_ray.log import record as rec
+from aurora_ray.storage.pacing import OPENING_REST, OPENING_S
 from aurora_ray.storage.segment import layers
 from tests.storage.harness import ServerHandle, Writer, introduce
 from tests.support.polling import poll_until
@@ -25,6 +26,7 @@ async def test_nodes_take_turns_while_commits_come_in_and_none_waits_in_a_pause(
     due_from = []
     for server in servers:
         await server.send(batches)
+        server.server.node.openings._since_s = 0.0  # the writer opened long ago
         background, segment = server.server.background, server.segment(writer)
         async with segment.background:  # so that the background itself does nothing
             due = []
@@ -38,6 +40,68 @@ async def test_nodes_take_turns_while_commits_come_in_and_none_waits_in_a_pause(
             segment.tail_bytes = 2000
             assert not background._layer_due(segment), "less than a layer"
     assert due_from == [3000, 4000, 5000]
+
+
+async def test_nothing_is_begun_and_little_is_done_while_an_engine_starts(start):
+    servers = [await start(f"n{i}", layer_bytes=3000) for i in range(2)]
+    writer = await Writer().open(*servers)
+    await introduce(*servers)
+    server = servers[1]
+    await server.send(writer.flush(rec.page_delta(1, 0, [(0, b"some redo")])))
+    await server.send([writer.heartbeat()])
+    segment, openings = server.segment(writer), server.server.node.openings
+
+    def rests() -> int:
+        segment.last_append_s = 0.0
+        return segment.rests()
+
+    openings._since_s = 0.0
+    await server.pages(writer, writer.lsn, 1, count=1)
+    assert rests() == 0, "pages are read all the time"
+    for begins in (server.seal(writer, 5), server.table(writer, writer.lsn)):
+        openings._since_s = 0.0
+        await begins
+        assert rests() == OPENING_REST
+    openings._read_s = 0.0
+    assert rests() == 0, "it reads no more"
+    await server.pages(writer, writer.lsn, 1, count=1)
+    assert rests() == OPENING_REST
+    segment.tail_bytes = 3000
+    assert not server.server.background._layer_due(segment), "the other node's turn comes first"
+    segment.awaited += 1
+    assert segment.rests_unless_awaited() == 0
+    segment.awaited -= 1
+    openings._since_s -= OPENING_S
+    assert rests() == 0, "not for ever"
+    assert server.server.background._layer_due(segment)
+
+
+async def test_another_writer_has_the_tail_looked_through_only_where_something_may_be_annulled(start, monkeypatch):
+    server = await start()
+    writer = await Writer().open(server)
+    for number in range(5):
+        await server.send(writer.flush(rec.page_delta(1, number, [(0, b"redo")])))
+    await server.send([writer.heartbeat()])
+    durable_lsn = writer.lsn
+    await server.send(writer.flush(rec.page_delta(1, 7, [(0, b"not known to be durable")]), vdl=durable_lsn))
+    segment, looked_from = server.segment(writer), []
+    headers = segment._headers
+    monkeypatch.setattr(segment, "_headers", lambda lsn: (looked_from.append(lsn), headers(lsn))[1])
+    await server.seal(writer, 2)
+    looked_from.clear()
+    await server.truncate(writer, [(1, 0), (2, writer.lsn)])
+    assert looked_from == [durable_lsn]
+
+    def chain() -> tuple[object, ...]:
+        return segment.scl, segment.highest_lsn, segment.tail_bytes, segment.vdl, dict(segment._pending)
+
+    kept = chain()
+    segment.rescan()
+    assert chain() == kept
+    assert kept[0] == writer.lsn
+    await server.seal(writer, 3)
+    await server.truncate(writer, [(1, 0), (2, writer.lsn), (3, durable_lsn)])
+    assert segment.highest_lsn == durable_lsn, "what a later recovery annuls goes"
 
 
 async def test_a_segment_whose_redo_never_ends_keeps_no_other_one_waiting(start) -> None:

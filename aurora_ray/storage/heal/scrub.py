@@ -118,7 +118,7 @@ class Scrubber:
             await asyncio.to_thread(effects.remove_tree, path)
 
     async def _check_family(self, segment: Segment, store: SegmentStore, family: str) -> None:
-        pacer, nbytes = Pacer(busy=segment.commits_come_in), 0
+        pacer, nbytes = Pacer(rests=segment.rests), 0
         for key, value in store.scan(family, b""):
             nbytes += len(key) + len(value)
             try:

@@ -30,6 +30,7 @@ from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.disk.space import Space, SpaceState, space_of
 from aurora_ray.storage.disk.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.node.volume import NodeVolume
+from aurora_ray.storage.pacing import Openings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ class Node:
         self.volumes: dict[bytes, NodeVolume] = {}
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
+        self.openings = Openings()
         self.disk_full = False
         self.forking = asyncio.Lock()  # held while a fork is made
         self.forks: set[asyncio.Task[None]] = set()  # being made
@@ -389,6 +391,7 @@ class Node:
             self._volumes_dir / str(uuid.UUID(bytes=volume)),
             self.config,
             self._memory,
+            openings=self.openings,
             damage=self.damage,
             graveyard=self.graveyard,
         )

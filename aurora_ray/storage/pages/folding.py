@@ -93,7 +93,7 @@ class _Fold:
 
     async def run(self) -> None:
         segment = self._segment
-        pacer = Pacer(busy=segment.keeps_out_of_the_way)
+        pacer = Pacer(rests=segment.rests_unless_awaited)
         for page, needed, dead_bytes, has_newer in self._pages():
             cleared = self._page(page, needed, dead_bytes, has_newer=has_newer)
             segment.store.cleared_bytes += cleared

@@ -29,7 +29,7 @@ async def settle(segment: Segment) -> None:
     if store.log_bytes > retained_bytes + _LOG_SLACK_BYTES:
         await store.compact_log()
         # Not in the middle of whatever happened meanwhile.
-        if store.log_bytes > retained_bytes + _LOG_SLACK_BYTES and not segment.commits_come_in():
+        if store.log_bytes > retained_bytes + _LOG_SLACK_BYTES and not segment.is_busy:
             store.reopen_log()
 
 

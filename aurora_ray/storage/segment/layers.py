@@ -159,11 +159,11 @@ class LayerCache:
             if whole:
                 return index.start_lsn, (index,)
 
-    async def build(self, start_lsn: int, end_lsn: int, bytes_max: int) -> LayerIndex:
+    async def build(self, start_lsn: int, end_lsn: int, bytes_max: int, pacer: Pacer | None = None) -> LayerIndex:
         """A new index of about `bytes_max` from `start_lsn` on, up to `end_lsn` at most."""
         index = LayerIndex(start_lsn)
         async with index.building:
-            await self._extend(index, end_lsn, end_lsn, bytes_max)
+            await self._extend(index, end_lsn, end_lsn, bytes_max, pacer or Pacer())
         return index
 
     async def _tail_to(self, start_lsn: int, to_lsn: int) -> tuple[LayerIndex, ...] | None:
@@ -215,7 +215,7 @@ class LayerCache:
         segment = self._segment
         epoch, before = segment.meta.epochs.installed_epoch, index.nbytes
         try:
-            if await self._extend(index, to_lsn, up_to_lsn, bytes_max):
+            if await self._extend(index, to_lsn, up_to_lsn, bytes_max, Pacer()):
                 return True
         finally:
             self.indexed_bytes += index.nbytes - before
@@ -224,13 +224,14 @@ class LayerCache:
             raise DamagedError((segment.volume, segment.group), STORE, why)
         return False
 
-    async def _extend(self, index: LayerIndex, to_lsn: int, up_to_lsn: int, bytes_max: int | None) -> bool:
+    async def _extend(
+        self, index: LayerIndex, to_lsn: int, up_to_lsn: int, bytes_max: int | None, pacer: Pacer
+    ) -> bool:
         """Takes in log up to `to_lsn`, or `bytes_max`; False if there is less. The caller holds the index's lock.
 
         The batch that holds `to_lsn` may end beyond it, at `up_to_lsn` at most; it is taken in whole and filtered by
         LSN when read.
         """
-        pacer = Pacer()
         segment = self._segment
         if index.end_lsn >= to_lsn:
             return True

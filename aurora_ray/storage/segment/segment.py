@@ -19,6 +19,7 @@ from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled,
 from aurora_ray.storage.disk.damage import Damage, DamagedError
 from aurora_ray.storage.disk.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.disk.rocks import WriteFailedError
+from aurora_ray.storage.pacing import BUSY_REST, OPENING_REST, Openings
 from aurora_ray.storage.segment.chains import KnownChains
 from aurora_ray.storage.segment.cuts import FileCut
 from aurora_ray.storage.segment.leftovers import Leftovers
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from aurora_ray.storage.segment.layers import LayerCache
     from aurora_ray.storage.segment.meta import SegmentMeta
 
-BUSY_FOR_S = 0.1  # after an append
+BUSY_FOR_S = 0.5  # after an append: until the next writer has begun to open, if that one was lost
 KEEPS_UP_S = 0.5  # after an append
 _OWN_SHARE = 1 / 8  # of a fork's pages, in redo: from then on it is tidied like any other segment
 URGENT_TAIL_BYTES = 256 << 20  # log that waits to be coalesced: beyond, reads and recovery would feel it
@@ -99,15 +100,17 @@ class Segment:
         meta: SegmentMeta,
         box: VdlBox,
         *,
+        openings: Openings | None = None,
         report: Callable[[DamagedError], object] = lambda _: None,
         keep: Callable[[Segment, list[bytes]], object] = lambda *_: None,
     ) -> None:
-        """`report` is told of damage that is found where nobody could be answered with an error; `keep` puts batches
-        aside that are about to go because they never happened.
+        """`openings`: on the whole node. `report` is told of damage that is found where nobody could be answered with
+        an error; `keep` puts batches aside that are about to go because they never happened.
         """
         self.volume, self.group, self.store, self.meta = volume, group, store, meta
         store.owner = (volume, group)
         self.box, self._report, self._keep = box, report, keep
+        self._openings = openings or Openings()
         self._vdl = meta.vdl  # learnt; what is stored may be older
         self.scl = 0
         self.highest_lsn = 0
@@ -200,13 +203,22 @@ class Segment:
             self._heard_writer_s = now_s
         self.learn_vdl(header.vdl)
 
-    def commits_come_in(self) -> bool:
-        """Whether the background should keep out of the way: not when it has fallen too far behind."""
-        return time.monotonic() - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES
+    def rests(self) -> int:
+        """How many times as long as a step of its work the background keeps out of the way: as commits come in, unless
+        it has fallen too far behind, and while an engine starts."""
+        if self._openings.go_on:
+            return OPENING_REST
+        commits = time.monotonic() - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES
+        return BUSY_REST if commits else 0
 
-    def keeps_out_of_the_way(self) -> bool:
-        """Whether what holds `background` should rest between its steps."""
-        return not self.awaited and self.commits_come_in()
+    @property
+    def is_busy(self) -> bool:
+        """Whether the background should keep out of the way."""
+        return self.rests() > 0
+
+    def rests_unless_awaited(self) -> int:
+        """As `rests`, for what holds `background`."""
+        return 0 if self.awaited else self.rests()
 
     @asynccontextmanager
     async def soon(self) -> AsyncIterator[None]:
@@ -288,17 +300,20 @@ class Segment:
             self.learn_vdl(vdl)
 
     def install(self, epochs: SegmentEpochs, vdl: int) -> None:
-        """Adopts the history that `segment_rules` allowed, durably: annulled batches go, the chain is built anew.
+        """Adopts the history that `segment_rules` allowed, durably: annulled batches go, and then the chain is built
+        anew. Raises WriteFailedError.
 
-        Raises WriteFailedError.
+        Only what lies above the VDL or above a truncation that is new here can be among them: the others have been
+        applied to all that is stored. To look through the whole tail would make every opening wait.
         """
         held = self.meta.epochs
         assert epochs.installed_epoch >= held.installed_epoch  # noqa: S101 - histories only move on
         assert epochs.promised_epoch >= held.promised_epoch  # noqa: S101 - and promises are kept
         with self._whole():
+            new = [cut.lsn for cut in epochs.truncations if cut not in held.truncations]
             gone = [
                 header.flush_end
-                for header in self._headers(self.meta.coalesced_lsn)
+                for header in self._headers(max(self.meta.coalesced_lsn, min([self.vdl, *new])))
                 if annulled(epochs.truncations, header.epoch, header.flush_end)
                 or doubtful(epochs.truncations, held.installed_epoch, self.vdl, header.flush_end)
             ]
@@ -308,9 +323,11 @@ class Segment:
                 changes.delete("log", lsn_key(lsn))
             self.commit(changes, epochs=epochs, vdl=max(self.vdl, vdl))
             self._heard_writer_s = 0.0  # another one
-            self.rescan()
-            if self.layers is not None:
-                self.layers.forget_tail()
+            if gone:
+                self.rescan()
+                if self.layers is not None:
+                    self.layers.forget_tail()
+            self.box.learn(epochs.installed_epoch, self._vdl)
             self.learn_vdl(vdl)
 
     def _keep_tail(self, lsns: list[int]) -> None:

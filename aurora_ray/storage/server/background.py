@@ -100,7 +100,7 @@ class Background:
 
     async def _look_after_memory(self, now_s: float) -> None:
         """What segments freed when their commits paused leaves the process, at a time when nobody commits anything."""
-        busy = any(segment.commits_come_in() for segment in self._node.segments.values())
+        busy = any(segment.is_busy for segment in self._node.segments.values())
         if self._settled_since_trim and not busy and now_s - self._trimmed_s >= _TRIM_EVERY_S:
             self._settled_since_trim, self._trimmed_s = False, now_s
             await asyncio.to_thread(give_memory_back)
@@ -114,7 +114,7 @@ class Background:
         self._passes += 1
         first = self._passes % max(1, len(held))  # another one each time: what the rates allow falls to all alike
         for volume, segment in (*held[first:], *held[:first]):
-            if segment.commits_come_in() == busy:
+            if segment.is_busy == busy:
                 merged |= await self._tend(volume, segment)
             if pacer.due:
                 await pacer.rest()
@@ -173,7 +173,7 @@ class Background:
         config = self._config
         if self._compaction is not None and not self._compaction.done() and segment.store.compaction_behind:
             return False
-        share = 1 + self._turn if segment.commits_come_in() else 1
+        share = 1 + self._turn if segment.is_busy else 1
         if segment.tail_bytes >= config.layer_bytes * share:
             # Beyond a gap or the VDL nothing can be done: the bytes there must not wake us again and again.
             return min(segment.scl, segment.vdl) > segment.meta.coalesced_lsn

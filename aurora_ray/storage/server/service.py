@@ -48,7 +48,11 @@ class StorageService:
         return pb.CreateSegmentsReply()
 
     async def fork(self, request: pb.ForkRequest) -> pb.ForkReply:
-        """Makes a fork's segments, with what peers have of the parent if they lack something here."""
+        """Makes a fork's segments, with what peers have of the parent if they lack something here.
+
+        It will be opened at once.
+        """
+        self._node.openings.begin()
         tails = {tail.group: tail.lsn for tail in request.tails}
         order = ForkOrder(
             request.volume,
@@ -114,6 +118,7 @@ class StorageService:
 
     async def read_pages(self, request: pb.ReadPagesRequest) -> pb.ReadPagesReply:
         """Pages as of an LSN."""
+        self._node.openings.note_read()
         volume = self._node.volume(request.volume)
         if sum(r.count for r in request.ranges) * volume.page_size > _READ_BYTES_MAX:
             raise UsageError(f"more than {_READ_BYTES_MAX} bytes of pages asked for at once")
@@ -132,7 +137,8 @@ class StorageService:
         return pb.ReadPagesReply(kinds=bytes(kinds), pages=pages, crcs=crcs.tobytes())
 
     async def read_file_table(self, request: pb.ReadFileTableRequest) -> AsyncIterator[pb.FileTableChunk]:
-        """The file table as of an LSN, in chunks."""
+        """The file table as of an LSN, in chunks. Whoever mounts the volume begins with it."""
+        self._node.openings.begin()
         segment = self._node.volume(request.volume).segment(0)
         require_complete(segment, request.required_scl)
         anomalies: list[str] = []
@@ -151,7 +157,8 @@ class StorageService:
     # ---- recovery
 
     async def seal(self, request: pb.SealRequest) -> pb.SealReply:
-        """Recovery's first phase."""
+        """Recovery's first phase. An engine's will follow it, which reads."""
+        self._node.openings.begin()
         reply = seal(self._node.volume(request.volume), request)
         self._node.counters["seals" if reply.promised else "refused_seals"] += 1
         return reply

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -40,7 +41,7 @@ OTHER_AZ_FACTOR: Final = 1.5
 PENALTY_S: Final = 0.5  # how long a copy that failed or was behind comes last
 ROUND_PAUSE_S: Final = (0.01, 0.25)  # between rounds over all copies
 
-_CRC_BYTES: Final = 4
+_CRC: Final = struct.Struct("<I")
 
 _log = logging.getLogger(__name__)
 
@@ -317,11 +318,10 @@ def check_pages(reply: pb.ReadPagesReply, page_count: int, page_size: int) -> No
     carried = kinds.count(1)
     if len(kinds) != page_count or carried + kinds.count(0) != page_count or len(pages) != carried * page_size:
         raise MalformedError(f"{len(kinds)} page kinds and {len(pages)} bytes do not answer what was asked")
-    if len(crcs) != carried * _CRC_BYTES:
+    if len(crcs) != carried * _CRC.size:
         raise MalformedError(f"{len(crcs)} bytes of checksums came with {carried} pages")
-    for number in range(carried):
-        crc = google_crc32c.value(pages[number * page_size : (number + 1) * page_size])
-        if crc != int.from_bytes(crcs[number * _CRC_BYTES : (number + 1) * _CRC_BYTES], "little"):
+    for number, (crc,) in enumerate(_CRC.iter_unpack(crcs)):
+        if google_crc32c.value(pages[number * page_size : (number + 1) * page_size]) != crc:
             raise MalformedError(f"page {number} of an answer of {carried} was damaged on the way")
 
 
