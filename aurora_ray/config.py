@@ -20,6 +20,7 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 ENVIRONMENT_PREFIX = "AURORA_"
+TELEMETRY_NAME = "telemetry"  # below a data directory
 
 
 def default_data_dir() -> Path:
@@ -125,7 +126,7 @@ class Settings(BaseModel):
     @property
     def telemetry_dir(self) -> Path:
         """Where each process leaves its spans."""
-        return self.data_dir / "telemetry"
+        return self.data_dir / TELEMETRY_NAME
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -53,7 +53,7 @@ def list_traces(
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """List failovers, newest last."""
+    """List failovers, and changes of the primary region, newest last."""
     from aurora_ray.telemetry.waterfall import SAMPLED
 
     summaries = [summary for summary, _ in _traces(data_dir, every=every, capacity=capacity)]
@@ -72,7 +72,10 @@ def show(
     data_dir: options.DataDir = None,
     json: options.Json = False,
 ) -> None:
-    """Draw a trace as a waterfall; without ID the newest failover. Many alike are one line; --json has them all."""
+    """Draw a trace as a waterfall; without ID the newest failover. Many alike are one line; --json has them all.
+
+    What regions on this machine did for each other is drawn together.
+    """
     from aurora_ray.telemetry.waterfall import collapsed, stages, waterfall
 
     traces = _traces(data_dir, every=bool(trace), capacity=capacity)
@@ -102,12 +105,15 @@ def _nothing(every: bool, capacity: bool) -> str:
 
 
 def _traces(data_dir: Path | None, *, every: bool, capacity: bool) -> list[tuple[Summary, list[StoredSpan]]]:
+    from aurora_ray.config import TELEMETRY_NAME
+    from aurora_ray.ray.regions import directories
     from aurora_ray.telemetry.spanreader import read_traces
-    from aurora_ray.telemetry.waterfall import CAPACITY, FAILOVER, summarise
+    from aurora_ray.telemetry.waterfall import CAPACITY, FAILOVER, TURN, summarise
 
-    directory = options.settings(data_dir).telemetry_dir
-    traces = [(summarise(spans), spans) for spans in read_traces(directory).values()]
-    names = CAPACITY if capacity else (FAILOVER,)
+    settings = options.settings(data_dir)
+    places = {path / TELEMETRY_NAME for path in (settings.data_dir, *directories(settings.data_dir).values())}
+    traces = [(summarise(spans), spans) for spans in read_traces(*sorted(places)).values()]
+    names = CAPACITY if capacity else (FAILOVER, TURN)
     return [trace for trace in traces if every or trace[0].name in names]
 
 

@@ -52,6 +52,7 @@ from aurora_ray.control.report.events import EventKind, EventLog
 from aurora_ray.control.report.failovers import Failovers
 from aurora_ray.control.report.metrics import fleet_metrics
 from aurora_ray.control.report.metrics_port import MetricsPort
+from aurora_ray.control.report.turns import Turns
 from aurora_ray.control.report.usage import UsageLog
 from aurora_ray.errors import AuroraError, FencedError, MalformedError, QuorumLostError, UsageError
 from aurora_ray.troubles import Trouble
@@ -101,9 +102,9 @@ class ControlPlane:
         self.events = EventLog(config.data_dir)
         self.heartbeats = Heartbeats(self.declared, self.processes, self.changes, config.health_rules, self.hung)
         self.failovers = Failovers(config.data_dir, self.declared, self.processes, self.endpoints, say=self.say)
-        self.capacities = Capacities(self.declared, self.processes, self.endpoints)
-        self.replicas = replicas.Replicas()
-        self.refusals = Refusals(clock)
+        watched = self.declared, self.processes, self.endpoints
+        self.capacities, self.turns = Capacities(*watched), Turns(*watched)
+        self.replicas, self.refusals = replicas.Replicas(), Refusals(clock)
         self.metrics_port = MetricsPort(self.metrics, self.say)
         self.regions = Regions(
             config,
@@ -251,6 +252,7 @@ class ControlPlane:
             if note not in self.notes:
                 self.say(note)
         self.changes.notes = plan.notes
+        self.turns.watch()
         self._done = {what: done for what, done in self._done.items() if now_s - done[1] < AGAIN_AFTER_S}
         for action in plan.actions:
             if action.key in self._done and self._done[action.key][0] == action:
@@ -350,8 +352,8 @@ class ControlPlane:
     async def _carry_out(self, action: reconcile.Action) -> None:
         attributes = {"aurora.key": action.key, "aurora.why": action.why}
         try:
-            belongs = self.failovers.around(action), self.capacities.around(action)
-            with belongs[0], belongs[1], telemetry.span(f"control.{type(action).__name__}", attributes):
+            belongs = self.failovers.around(action), self.capacities.around(action), self.turns.around(action)
+            with belongs[0], belongs[1], belongs[2], telemetry.span(f"control.{type(action).__name__}", attributes):
                 if isinstance(action, StartEndpoints | PointEndpoints):
                     await self.endpoints.perform(action, self.declared.epoch, self._clock())
                 elif isinstance(action, KillInstance):

@@ -49,11 +49,12 @@ def read_spans(directory: Path) -> Iterator[StoredSpan]:
             continue
 
 
-def read_traces(directory: Path) -> dict[str, list[StoredSpan]]:
-    """Spans by trace id, each trace in order of start; the newest trace comes last."""
+def read_traces(*directories: Path) -> dict[str, list[StoredSpan]]:
+    """Spans of all these by trace id, each trace in order of start; the newest trace comes last."""
     traces: dict[str, list[StoredSpan]] = {}
-    for span in read_spans(directory):
-        traces.setdefault(span.trace_id, []).append(span)
+    for directory in directories:
+        for span in read_spans(directory):
+            traces.setdefault(span.trace_id, []).append(span)
     for spans in traces.values():
         spans.sort(key=lambda span: (span.start_ns, span.end_ns))
     return dict(sorted(traces.items(), key=lambda item: item[1][0].start_ns))

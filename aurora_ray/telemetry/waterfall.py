@@ -11,6 +11,7 @@ from aurora_ray.telemetry.spanreader import StoredSpan
 GAP_MS_MIN = 1.0
 ALIKE_MAX = 8  # more spans of one kind than these say more when they are drawn together
 FAILOVER = "failover"
+TURN = "turn"  # of a global cluster: another region becomes the primary
 CAPACITY = ("capacity.step", "capacity.resume")
 SAMPLED = "volume.flush"  # traces of one span each, of which there are thousands
 

@@ -51,6 +51,10 @@ def region_of(fleet: CliFleet) -> dict[str, Any]:
     return found
 
 
+def turns_in(fleet: CliFleet) -> list[dict[str, Any]]:
+    return [trace for trace in fleet.json("trace", "list") if trace["name"] == "turn" and trace["whole"]]
+
+
 def until(fleet: CliFleet, endpoint: str, statement: str, wanted: list[Any]) -> None:
     poll_until_blocking(
         lambda: rows_of(fleet, endpoint, statement) == wanted,
@@ -71,6 +75,12 @@ def test_regions_change_places_and_one_that_was_lost_comes_back(east: CliFleet, 
     assert rows_of(west, "cluster", COUNT) == [[1000]]
     rows_of(west, "cluster", "insert into t values (1001, 'west')")
     poll_until_blocking(lambda: region_of(east)["role"] == "secondary", 60, what="the old primary follows")
+    poll_until_blocking(lambda: turns_in(west), 60, what="a trace of the change of the primary")
+    for fleet in (east, west):
+        (turn,) = turns_in(fleet)
+        names = {row["name"] for row in fleet.json("trace", "show", turn["trace_id"])["rows"]}
+        assert {"turn", "turn.first_write", "control.Promote", "control.OpenInstance"} <= names, "the new primary's"
+        assert {"control.AskToMakeWay", "control.Drain"} <= names, "and, because it was asked, the old one's"
     assert east.run("failover").returncode != 0  # there is no writer here to be moved
 
     east.check("global", "switchover", "g", "--to", EAST, timeout_s=150)

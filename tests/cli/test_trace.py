@@ -35,7 +35,7 @@ def _traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]
     traces = {"aa": whole, "bb": remnant, "cc": opened, "dd": step, **flushes}
     monkeypatch.setenv("AURORA_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(spanreader, "read_traces", lambda _: traces)
+    monkeypatch.setattr(spanreader, "read_traces", lambda *_: traces)
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -81,7 +81,7 @@ def test_steps_of_a_capacity_are_listed_and_drawn_if_asked_for(capsys: pytest.Ca
 
 
 def test_without_traces_that_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spanreader, "read_traces", lambda _: {})
+    monkeypatch.setattr(spanreader, "read_traces", lambda *_: {})
     assert "no failover was traced yet" in told(capsys, "list")
     assert told(capsys, "list", "--all") == f"{trace._NOTHING_AT_ALL}\n"
     assert "no step of a capacity was traced yet" in told(capsys, "list", "--capacity")

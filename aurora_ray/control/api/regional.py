@@ -426,6 +426,7 @@ async def make_way(plane: ControlPlane, name: str, generation: int) -> dict[str,
         return fleet.with_cluster(made_way(now, known, generation))
 
     await plane.commit(change)
+    plane.turns.joined(cluster.name, generation)
     _note(plane, cluster.name, f"{cluster.name} makes way for region {to}, in generation {generation}")
     plane.notify()
     return {"made_way_for": generation}

@@ -31,6 +31,7 @@ from aurora_ray.replication.lease import asked_every_s
 from aurora_ray.rpc.admission import OURS, Secret
 from aurora_ray.rpc.channel import open_channel
 from aurora_ray.rpc.status import CONTROL
+from aurora_ray.rpc.tracing import trace_metadata
 
 if TYPE_CHECKING:
     from aurora_ray.compute.config import InstanceStatus
@@ -68,7 +69,7 @@ class PeerClient:
             await self.close()
             self._channel = open_channel(address, CONTROL, Secret.from_text(peer.secret), link_of(self._one_way_s))
         stub: Any = ControlStub(self._channel)  # type: ignore[no-untyped-call]
-        reply: pb.Report = await getattr(stub, method)(request, timeout=timeout_s)
+        reply: pb.Report = await getattr(stub, method)(request, timeout=timeout_s, metadata=trace_metadata())
         return json.loads(reply.json)
 
     async def close(self) -> None:
