@@ -23,6 +23,7 @@ from aurora_ray.storage.segment import leftovers
 from aurora_ray.storage.segment.leftovers import Leftovers, Range
 from tests.storage.harness import PAGE_SIZE, ServerHandle, Writer
 from tests.storage.test_history import PAGES, Workload, check, sample, write
+from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,6 +161,7 @@ async def test_memory_goes_back_once_when_commits_pause_and_never_among_them(sta
     await server.send(writer.flush(rec.page_full(1, 7, b"content")))
     await reclaim(server, writer)
     assert await looks(100.0) == 0, "commits come in"
+    await poll_until(lambda: not server.server.node.openings.go_on, what="its opening is over")
     segment.last_append_s -= 10
     await reclaim(server, writer)
     assert [await looks(101.0), await looks(200.0)] == [1, 1]
