@@ -13,6 +13,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.timing import scaled
+
 _ROOT = Path(__file__).parents[2]
 _FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -52,5 +54,5 @@ class Sanitized:
         }
         command = [sys.executable, *words]
         return subprocess.run(
-            command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
+            command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=scaled(110), check=False
         )

@@ -40,6 +40,7 @@ def test_each_workers_directory_at_any_lsn(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(600)  # 20 s, and minutes beside fleets: the sanitizers make the memory slow
 @pytest.mark.parametrize("seed", range(100, 104))
 def test_each_workers_directory_at_any_lsn_for_long(sanitized: Sanitized, tmp_path: Path, seed: int) -> None:
     run(sanitized, tmp_path, seed, 500, *(("--kill-after", str(seed * 20)) if seed % 3 == 0 else ()))
