@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 
 from aurora_ray import telemetry
 from aurora_ray.compute.role import Role
-from aurora_ray.control.decide.reconcile import OpenInstance
+from aurora_ray.control.decide.reconcile import OpenInstance, StartNode
 from aurora_ray.control.decide.regional import AskToMakeWay, Drain
 from aurora_ray.control.model.regional import Membership
 from aurora_ray.control.model.state import DBCluster
@@ -28,6 +29,7 @@ TURN = Turnover(Way.SWITCHOVER, EAST, WEST, GENERATION)
 ASK = AskToMakeWay("switchover", "demo", EAST, GENERATION)
 DRAIN = Drain("no writer is left", "demo", GENERATION)
 OPEN = OpenInstance("it shall serve", "demo", "demo-1", False)
+NODE = StartNode("it does not run", "us-east-1a-1")
 SECOND_NS = 10**9
 
 
@@ -109,6 +111,8 @@ async def test_both_regions_are_in_one_trace_to_the_first_write(directory: Path,
     with west.turns.around(ASK), telemetry.span("AskToMakeWay"):
         east.turns.joined("demo", GENERATION)
     east.carries_out(DRAIN)
+    with west.turns.around(NODE):
+        assert not trace.get_current_span().is_recording(), "a storage node is none of its business"
     west.is_promoted()
     west.turns_to(None)
     west.carries_out(OPEN)

@@ -27,6 +27,7 @@ from opentelemetry.context import Context, get_current
 from aurora_ray import telemetry
 from aurora_ray.compute.commands import FirstWrite
 from aurora_ray.control.model.runtime import ProcessGoneError
+from aurora_ray.control.observe.endpoints import PointEndpoints, StartEndpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.model.state import DBCluster
     from aurora_ray.control.observe.endpoints import Endpoints
     from aurora_ray.control.observe.processes import Processes
+    from aurora_ray.replication.turnover import Turnover
 
 FIRST_WRITE_TIMEOUT_S: Final = 30.0
 
@@ -70,10 +72,10 @@ class Turns:
         for gone in self._active.keys() - {cluster.name for cluster in self._declared.fleet.clusters}:
             self._end(gone, self._clock_ns())
         for cluster in self._declared.fleet.clusters:
-            turnover = cluster.membership.turnover if cluster.membership is not None else None
-            active = self._active.get(cluster.name)
+            known, active = cluster.membership, self._active.get(cluster.name)
+            turnover = known.turnover if known is not None else None
             if turnover is not None and (active is None or active.generation < turnover.generation):
-                self._begin(cluster, turnover.generation)
+                self._begin(cluster.name, turnover)
             elif turnover is None and active is not None:
                 self._look_at(cluster, active)
 
@@ -89,23 +91,18 @@ class Turns:
         with telemetry.attached(turn.context) if turn is not None else contextlib.nullcontext():
             yield
 
-    def _begin(self, cluster: DBCluster, generation: int) -> None:
+    def _begin(self, cluster: str, turnover: Turnover) -> None:
         now_ns = self._clock_ns()
-        self._end(cluster.name, now_ns)
-        known = cluster.membership
-        assert known is not None  # noqa: S101 - it has a turnover
-        assert known.turnover is not None  # noqa: S101 - it is the one that begins
-        turnover = known.turnover
+        self._end(cluster, now_ns)
         attributes: dict[str, str | int] = {
-            "aurora.cluster": cluster.name,
-            "aurora.global": known.name,
+            "aurora.cluster": cluster,
             "aurora.way": turnover.way.value,
             "aurora.region.from": turnover.old,
             "aurora.region.to": turnover.new,
-            "aurora.generation": generation,
+            "aurora.generation": turnover.generation,
         }
         span = telemetry.start_span("turn", attributes, parent=Context(), start_ns=now_ns)
-        self._active[cluster.name] = _Turn(generation, trace.set_span_in_context(span, Context()), span)
+        self._active[cluster] = _Turn(turnover.generation, trace.set_span_in_context(span, Context()), span)
 
     def _look_at(self, cluster: DBCluster, turn: _Turn) -> None:
         """A turn that is not declared any more: promoted here, or elsewhere, or given up."""
@@ -137,12 +134,12 @@ class Turns:
     def _of(self, action: Action) -> _Turn | None:
         if not self._active:
             return None
+        if isinstance(action, PointEndpoints | StartEndpoints):  # those of all clusters
+            return next(iter(self._active.values()))
         name = getattr(action, "cluster", "")
         if not name and (instance := getattr(action, "instance_id", "")):
             cluster = self._declared.fleet.cluster_of(instance)
             name = cluster.name if cluster is not None else ""
-        if not name:  # of all clusters: endpoints
-            return next(iter(self._active.values()))
         return self._active.get(name)
 
     def _end(self, cluster: str, at_ns: int) -> None:
