@@ -1,15 +1,18 @@
-"""Long-running work of a node that no single failure may end."""
+"""Long-running work of a node that no single failure may end, and how it is ended."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -41,3 +44,33 @@ async def supervised(
             wait_s = pause_s[0]
         await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, pause_s[1])
+
+
+async def end(tasks: Iterable[asyncio.Task[object]], *, again_s: float = 1.0) -> None:
+    """Cancels tasks and waits until they are over, whatever they end by.
+
+    One that is still there is cancelled again: an error in the cleanup of what was cancelled takes the cancellation's
+    place, and whoever catches errors there, to go on with the next item, goes on.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=again_s)
+
+
+async def in_thread(work: Callable[..., _T], *args: object) -> _T:
+    """The result of `work(*args)`, done in a thread; its errors are raised.
+
+    A thread cannot be cancelled. Who waits here is cancelled when it is over, so that no cleanup (removing what it
+    writes, closing what it reads) meets it at work.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # again
+                await asyncio.wait({running})
+        running.exception()  # nobody is left to hear of it
+        raise

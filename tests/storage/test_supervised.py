@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import dataclasses
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
@@ -19,7 +20,7 @@ from aurora_ray.storage.disk.rocks import Batch, ReadFailedError, WriteFailedErr
 from aurora_ray.storage.node.node import READ_FAILURES_MAX, REOPEN_FOR_S
 from aurora_ray.storage.node.volume import UNREADABLE_STARTS, NodeVolume
 from aurora_ray.storage.segment.meta import SegmentMeta
-from aurora_ray.storage.supervised import supervised
+from aurora_ray.storage.supervised import end, in_thread, supervised
 from aurora_ray.storage.v1 import storage_pb2 as pb
 from tests.house.source import package_modules, parse, qualified_calls, where
 from tests.storage.harness import OWNER, Writer, introduce
@@ -64,6 +65,49 @@ async def test_work_that_is_cancelled_ends() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_cancellation_that_an_error_took_the_place_of_is_repeated() -> None:
+    async def work() -> None:
+        try:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise OSError
+        except OSError:  # as rounds do, to go on with the next item
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(end([task], again_s=0.01), 10)
+    assert task.cancelled()
+
+
+async def test_what_waits_for_a_thread_is_cancelled_when_that_is_over() -> None:
+    begun, go, over = threading.Event(), threading.Event(), False
+
+    def work() -> None:
+        nonlocal over
+        begun.set()
+        assert go.wait(10)
+        over = True
+
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert over
+
+
+async def test_in_thread_gives_results_and_raises_errors() -> None:
+    assert await in_thread(int, "7") == 7
+    with pytest.raises(ValueError, match="seven"):
+        await in_thread(int, "seven")
 
 
 FAILING = {

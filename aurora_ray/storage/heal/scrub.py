@@ -26,6 +26,7 @@ from aurora_ray.storage.disk.keys import LOG_FAMILIES, LSN_KEY, PAGE_FAMILIES, P
 from aurora_ray.storage.disk.store import SegmentStore
 from aurora_ray.storage.pacing import Pacer
 from aurora_ray.storage.pages.content import FIRST, ContentDigest, PageKey, Walk
+from aurora_ray.storage.supervised import in_thread
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Scrubber:
             async with segment.background:
                 if segment.closed:
                     return
-                await asyncio.to_thread(segment.store.checkpoint, path)
+                await in_thread(segment.store.checkpoint, path)
             store = SegmentStore(path, write_buffer_bytes=1 << 20, owner=(segment.volume, segment.group))
             try:
                 for family in ("default", *LOG_FAMILIES, *PAGE_FAMILIES):
@@ -115,7 +116,7 @@ class Scrubber:
             finally:
                 store.close()
         finally:
-            await asyncio.to_thread(effects.remove_tree, path)
+            await in_thread(effects.remove_tree, path)
 
     async def _check_family(self, segment: Segment, store: SegmentStore, family: str) -> None:
         pacer, nbytes = Pacer(rests=segment.rests), 0

@@ -53,6 +53,7 @@ from aurora_ray.log.segment_rules import Membership, SegmentEpochs, Truncation
 from aurora_ray.storage.disk.keys import CUT_KEY, CUT_PREFIX, LSN_MAX, META_KEY, lsn_key
 from aurora_ray.storage.segment.meta import SegmentMeta
 from aurora_ray.storage.segment.segment import Segment, VdlBox
+from aurora_ray.storage.supervised import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +140,7 @@ async def _fork_group(node: Node, order: ForkOrder, group: int) -> None:
             if parent.closed:
                 raise UnknownVolumeError(f"group {group} of the parent was replaced or dropped on this node: ask again")
             unswept = parent.meta.unswept or parent.versions_lsn > order.lsn
-            await asyncio.to_thread(parent.store.checkpoint, path)
+            await in_thread(parent.store.checkpoint, path)
         store = volume.open_store(path)
         try:
             meta = await _cut(store, order, group, unswept=unswept)

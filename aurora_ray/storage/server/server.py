@@ -28,7 +28,7 @@ from aurora_ray.storage.server.append import Appender
 from aurora_ray.storage.server.background import Background
 from aurora_ray.storage.server.service import StorageService, streaming, unary
 from aurora_ray.storage.server.sharing import Sharing
-from aurora_ray.storage.supervised import supervised
+from aurora_ray.storage.supervised import end, supervised
 from aurora_ray.storage.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ class StorageServer:
         await self._append_server.stop()
         await self._sharing.close()
         await server.stop(grace_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         self._tasks.clear()
         await asyncio.gather(*self.node.forks, return_exceptions=True)
         await self.peers.close()
