@@ -102,10 +102,17 @@ format: $(BUILT) ## put everything into the house's format, and repair what can 
 	$(BIN)/ruff format .
 
 .PHONY: chaos
-chaos: $(BUILT) account ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s ENGINE=mysql)
+chaos: chaos-tests chaos-rounds ## kill, stop and cut off real processes at random and judge what clients saw (ROUNDS=n SEED=s ENGINE=mysql)
+
+.PHONY: chaos-tests
+chaos-tests: $(BUILT) account ## of these, what is enumerated: each fault at its worst moment
 	@deploy/prepare-machine --test-engines
-	$(BIN)/pytest -m chaos --timeout=300 -n $(CHAOS_JOBS) --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(BIN)/pytest -m chaos --timeout=300 -n $(CHAOS_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+.PHONY: chaos-rounds
+chaos-rounds: $(BUILT) account ## of these, what is drawn: rounds against processes, then against a fleet on Ray
+	@deploy/prepare-machine --test-engines
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m tests.chaos.fleet --rounds $(FLEET_ROUNDS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: long
