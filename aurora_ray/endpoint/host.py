@@ -26,7 +26,7 @@ _HELD: Final = telemetry.gauge("aurora_endpoint_held_sessions", "Connections tha
 @dataclass(frozen=True, slots=True)
 class EndpointOrder:
     """One endpoint: where it listens and, in order of no importance, where its sessions go. `hold_s`: for how long new
-    ones wait for a target (None: as at all)."""
+    ones wait for a target (None: as at all); it changes without cutting any."""
 
     name: str
     host: str
@@ -92,6 +92,8 @@ class EndpointHost:
                 existing = self._endpoints[order.name] = self._open(order)
             if (existing.order.targets, existing.order.fallback) != (order.targets, order.fallback):
                 _log.info("%s leads to %s", order.name, _words(order))
+            if existing.order.hold_s != order.hold_s:
+                existing.relay.set_hold(self._held_for_s(order))
             existing.relay.set_targets(order.targets, generation, order.fallback)
             existing.order = order
         except AuroraError as error:
@@ -135,12 +137,15 @@ class EndpointHost:
                 self._close(name)
 
     def _open(self, order: EndpointOrder) -> _Endpoint:
-        relay = Relay(hold_s=self._hold_s if order.hold_s is None else order.hold_s, protocol=order.protocol)
+        relay = Relay(hold_s=self._held_for_s(order), protocol=order.protocol)
         port = relay.start(order.host, order.port)
         _SESSIONS.labels(order.name).set_function(lambda: relay.stats().open)
         _HELD.labels(order.name).set_function(lambda: relay.stats().held)
         _log.info("%s listens on %s, port %d", order.name, order.host, port)
         return _Endpoint(relay, order)
+
+    def _held_for_s(self, order: EndpointOrder) -> float:
+        return self._hold_s if order.hold_s is None else order.hold_s
 
     def _close(self, name: str) -> None:
         _SESSIONS.remove(name)
@@ -151,7 +156,7 @@ class EndpointHost:
 
 def _made_of(order: EndpointOrder) -> tuple[object, ...]:
     """What cannot be changed while it listens."""
-    return order.host, order.port, order.protocol, order.hold_s
+    return order.host, order.port, order.protocol
 
 
 def _words(order: EndpointOrder) -> str:

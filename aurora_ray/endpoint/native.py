@@ -65,6 +65,7 @@ assert ctypes.sizeof(TargetOrder) == 176  # noqa: S101
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_relay_start": (c_int, [c_int, POINTER(RelayOptions), POINTER(c_void_p)]),
     "ar_relay_set_targets": (c_int, [c_void_p, POINTER(TargetOrder), c_uint32, c_uint64, c_uint32, c_uint32]),
+    "ar_relay_set_hold": (None, [c_void_p, c_uint64]),
     "ar_relay_ring_when_held": (None, [c_int]),
     "ar_relay_stats": (None, [c_void_p, POINTER(c_uint64)]),
     "ar_relay_close": (None, [c_void_p]),

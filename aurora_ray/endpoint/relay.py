@@ -148,6 +148,13 @@ class Relay:
             self._handle, self._port = handle, bound
         return bound
 
+    def set_hold(self, hold_s: float) -> None:
+        """Clients wait so long for a target from now on, those too that wait already. Raises UsageError."""
+        with self._lock:
+            if self._handle is None:
+                raise UsageError("This relay does not listen.")
+            native.library().ar_relay_set_hold(self._handle, round(hold_s * 1000))
+
     def set_targets(
         self,
         targets: Sequence[Target | tuple[str, int]],

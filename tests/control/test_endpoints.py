@@ -12,6 +12,7 @@ import pytest
 from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action
+from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.codec import pack, unpack
 from aurora_ray.control.model.custom_endpoints import CustomEndpoint, CustomKind, with_endpoint
 from aurora_ray.control.model.runtime import ControlConfig, ProcessGoneError
@@ -19,6 +20,7 @@ from aurora_ray.control.model.state import ClusterPhase, DBInstance, Fleet
 from aurora_ray.control.observe.endpoints import (
     INSTANCE_HOLD_S,
     MOVE_AFTER_S,
+    WAKE_HOLD_S,
     Endpoints,
     MoveEndpoint,
     PointEndpoints,
@@ -318,6 +320,14 @@ def test_in_a_secondary_region_nobody_waits_for_a_writer() -> None:
     there = fleet.with_cluster(with_owner(fleet.cluster("demo"), Role.REPLICATOR))
     (here,), (order,) = (orders_for(each, {}, "127.0.0.1", "127.0.0.1") for each in (fleet, there))
     assert (here.hold_s, order.hold_s, order.targets) == (None, INSTANCE_HOLD_S, ())
+
+
+def test_whoever_wakes_a_cluster_waits_for_it_at_every_endpoint() -> None:
+    fleet = running_fleet()
+    cluster = fleet.cluster("demo")
+    for minimum, held_s in ((0.0, WAKE_HOLD_S), (0.5, None)):
+        scaled = fleet.with_cluster(replace(cluster, reader_port=9, capacity=Capacity(min_acu=minimum, max_acu=2.0)))
+        assert [each.hold_s for each in orders_for(scaled, {}, "127.0.0.1", "127.0.0.1")] == [held_s, held_s]
 
 
 async def test_an_endpoint_whose_port_something_else_has_moves_after_a_while(world: World) -> None:

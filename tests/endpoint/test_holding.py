@@ -55,6 +55,21 @@ async def test_held_too_long_is_closed(make_relay: Callable[..., Relay]) -> None
     assert (stats.expired, stats.held) == (2, 0)
 
 
+async def test_who_waits_already_is_held_longer_when_all_are(make_relay: Callable[..., Relay]) -> None:
+    relay = make_relay(hold_s=0.3)
+    async with client(relay.port) as session, backend("a") as a:
+        await poll_until(lambda: relay.stats().held == 1)
+        relay.set_hold(30.0)
+        await asyncio.sleep(0.6)  # not synchronisation: the first limit passes
+        assert relay.stats().held == 1
+        relay.set_targets([a.address], 1)
+        assert await session.greeting() == "a"
+    relay.set_targets([], 2)
+    relay.set_hold(0.2)
+    async with client(relay.port) as later:
+        assert await later.read_to_end() == b""
+
+
 async def test_no_more_than_the_bound_are_held(make_relay: Callable[..., Relay]) -> None:
     relay = make_relay(held_max=3)
     async with backend("a") as a, AsyncExitStack() as stack:

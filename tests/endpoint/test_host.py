@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,15 @@ async def test_orders_are_carried_out_as_a_whole(host: EndpointHost, ports: Port
         assert [(s.name, s.stats.accepted, s.stats.cut) for s in host.states()] == [("x/cluster", 1, 1)]
         with pytest.raises(ConnectionRefusedError):
             await client(two).__aenter__()
+
+
+async def test_how_long_is_waited_changes_without_cutting_a_session(host: EndpointHost, free_port: int) -> None:
+    async with backend("a") as a:
+        host.apply([order("x", free_port, a)], 1)
+        async with client(free_port) as session:
+            assert await session.greeting() == "a"
+            host.apply([replace(order("x", free_port, a), hold_s=60.0)], 1)
+            assert await session.echo(b"untouched") == b"untouched"
 
 
 async def test_a_restarted_host_is_told_again_and_listens_on_the_same_port(ports: PortAllocator) -> None:

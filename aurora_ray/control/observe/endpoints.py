@@ -44,6 +44,7 @@ MOVE_AFTER_S: Final = 5.0  # whoever has an endpoint's port may be about to let 
 PROBLEM_RETRY_S: Final = 2.0
 HELD_AGAIN_S: Final = 0.5
 DRIVERS: Final = "driver"  # what the endpoints' names begin with that are for drivers
+WAKE_HOLD_S: Final = 120.0  # a resume needs a second, and as long as a machine needs that has no room or no CPU
 INSTANCE_HOLD_S: Final = 1.0  # whoever asks for an instance by name can ask for another one
 
 
@@ -153,16 +154,17 @@ def orders_for(
         protocol = ClientProtocol(engine.cancel_code, engine.refusal, engine.keeps_address)
         name = cluster_endpoint(cluster.name)
         # In a secondary region nobody is waited for: who asks both regions for the writer goes on to the other one.
-        hold_s = INSTANCE_HOLD_S if cluster.is_secondary else None
+        waking_s = WAKE_HOLD_S if cluster.capacity is not None and cluster.capacity.pauses else None
+        hold_s = INSTANCE_HOLD_S if cluster.is_secondary else waking_s
         orders.append(EndpointOrder(name, listen_host, cluster.port, writers, protocol=protocol, hold_s=hold_s))
         if cluster.reader_port:
             name, fallback = reader_endpoint(cluster.name), (*leaving, *writers)
-            orders.append(EndpointOrder(name, listen_host, cluster.reader_port, readers, fallback, protocol))
+            orders.append(EndpointOrder(name, listen_host, cluster.reader_port, readers, fallback, protocol, waking_s))
         for custom in cluster.custom_endpoints:
             chosen = (*targets(Role.READER, among=custom), *targets(Role.WRITER, among=custom))
             drained = targets(Role.READER, among=custom, leaving=True)
             name = endpoint_name(cluster.name, custom.name)
-            orders.append(EndpointOrder(name, listen_host, custom.port, chosen, drained, protocol))
+            orders.append(EndpointOrder(name, listen_host, custom.port, chosen, drained, protocol, waking_s))
     return tuple(orders)
 
 
@@ -183,8 +185,8 @@ def driver_orders(
         for instance in (each for each in cluster.instances if each.role.traits.addressed):
             there = _target(cluster, instance, instances, listen_host, machine)
             # Whoever wakes a paused cluster waits for it, at whatever address.
-            hold_s = None if cluster.capacity is not None and cluster.capacity.pauses else INSTANCE_HOLD_S
-            alone = replace(main, targets=(there,) if there else (), hold_s=hold_s)
+            pauses = cluster.capacity is not None and cluster.capacity.pauses
+            alone = replace(main, targets=(there,) if there else (), hold_s=WAKE_HOLD_S if pauses else INSTANCE_HOLD_S)
             like.append((instance.instance_id, instance.port, alone))
         for name, own_port, order in like:
             where, name_ = addresses.own_address(own_port), endpoint_name(cluster.name, f"{DRIVERS}/{name}")

@@ -62,7 +62,7 @@ void cancel_begin(struct relay *relay, struct session *s, uint32_t spare)
     session_move(relay, s, SESSION_CANCELLING);
     s->ask = 0;
     s->spare = spare;
-    s->give_up_ms = relay_now_ms() + (int64_t)relay->options.hold_ms;
+    s->since_ms = relay_now_ms();
     cancel_go_on(relay, s, relay_now_ms());
 }
 

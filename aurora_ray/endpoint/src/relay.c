@@ -271,6 +271,7 @@ RELAY_EXPORT int ar_relay_start(int listen_fd, const struct relay_options *optio
         return -ENOMEM;
     relay->listen_fd = listen_fd;
     relay->options = *options;
+    relay->hold_ms = options->hold_ms;
     find_sessions_max();
     relay->due_ms = relay->accept_again_ms = RELAY_NEVER;
     pthread_condattr_t monotonic;
@@ -362,6 +363,9 @@ RELAY_EXPORT int ar_relay_set_targets(struct relay *relay, const struct target_o
     pthread_mutex_unlock(&relay->lock);
     return result;
 }
+
+/* Clients wait so long from now on, those too that wait already (a shorter time counts when they are next looked at). */
+RELAY_EXPORT void ar_relay_set_hold(struct relay *relay, uint64_t hold_ms) { atomic_store(&relay->hold_ms, hold_ms); }
 
 /* The counters, then the CPU time of the thread in nanoseconds. */
 RELAY_EXPORT void ar_relay_stats(struct relay *relay, uint64_t *out)

@@ -87,7 +87,7 @@ struct session {
     struct pending *request; /* cancelling: what to send */
     uint64_t tried;     /* targets that did not take it in this round, a bit each */
     int64_t due_ms;     /* of the next attempt, or the end of this one */
-    int64_t give_up_ms; /* when the client has waited long enough */
+    int64_t since_ms;   /* the client waits */
 };
 
 struct list {
@@ -112,6 +112,7 @@ struct relay_options {
 struct relay {
     int listen_fd, epoll_fd, bell_fd;
     struct relay_options options; /* as Python gave them */
+    _Atomic uint64_t hold_ms;     /* how long clients wait; of the options until it is changed */
     pthread_t thread;
 
     /* shared with Python, under the lock */

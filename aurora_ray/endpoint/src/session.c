@@ -99,7 +99,7 @@ struct session *session_new(struct relay *relay, int fd, int64_t now_ms)
     s->server.peer = &s->client;
     s->state = SESSION_HELD;
     s->due_ms = RELAY_NEVER;
-    s->give_up_ms = now_ms + (int64_t)relay->options.hold_ms;
+    s->since_ms = now_ms;
     list_add(&relay->waiting, s);
     relay_count_sessions(1);
     count_sessions(relay);
@@ -185,10 +185,17 @@ static void opened(struct relay *relay, struct session *s)
         session_close(relay, s, true);
 }
 
+/* When the client has waited long enough, as things are now. */
+static int64_t give_up_ms(const struct relay *relay, const struct session *s)
+{
+    return s->since_ms + (int64_t)atomic_load_explicit(&relay->hold_ms, memory_order_relaxed);
+}
+
 /* It is looked at again when `due_ms` has come, or when it has waited long enough. */
 void session_wait(struct relay *relay, struct session *s, int64_t due_ms)
 {
-    s->due_ms = due_ms < s->give_up_ms ? due_ms : s->give_up_ms;
+    int64_t end_ms = give_up_ms(relay, s);
+    s->due_ms = due_ms < end_ms ? due_ms : end_ms;
     if (s->due_ms < relay->due_ms)
         relay->due_ms = s->due_ms;
 }
@@ -345,7 +352,7 @@ void session_look(struct relay *relay, struct session *s, int64_t now_ms)
     }
     if (s->state == SESSION_OFFERED && !hand_over_withdraw(relay, s))
         return;
-    if (now_ms >= s->give_up_ms) {
+    if (now_ms >= give_up_ms(relay, s)) {
         relay_count(&relay->counters.expired, 1);
         session_close(relay, s, false);
     } else {
