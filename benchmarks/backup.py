@@ -23,6 +23,8 @@ from benchmarks.data import fill_pgbench
 from benchmarks.fleet import UserFleet
 from benchmarks.loads import Load
 from benchmarks.pgbench import run_pgbench
+from benchmarks.raw import OUT
+from benchmarks.said import Said
 
 if TYPE_CHECKING:
     from benchmarks.loads import LoadResult
@@ -96,18 +98,18 @@ class _Demo:
         self._fleet.destroy()
 
 
-def measure(*, scale: int, clients: int, rounds: int, run_s: float, work_dir: Path | None) -> None:
-    """Prints each turn, and what comes of them."""
+def measure(say: Said, *, scale: int, clients: int, rounds: int, run_s: float, work_dir: Path | None) -> None:
+    """Says each turn, and what comes of them."""
     directory = Path(tempfile.mkdtemp(prefix="aurora-backup-", dir=work_dir))
     directory.chmod(0o711)
     try:
         demo = _Demo(directory, str(adapter(DEFAULT_ENGINE).find(None, None).bin_dir), scale)
         try:
             demo.turn(clients, run_s, 0)
-            _turns(demo, clients, rounds, run_s)
+            _turns(say, demo, clients, rounds, run_s)
             demo.back_up(on=True)
             first_s, whole_s, nbytes = demo.restore()
-            typer.echo(
+            say(
                 f"restore of {nbytes >> 20} MiB: first query after {first_s:.2f} s, writes after {whole_s:.2f} s"
                 f" ({nbytes / 1e6 / whole_s:.0f} MB/s)"
             )
@@ -117,7 +119,7 @@ def measure(*, scale: int, clients: int, rounds: int, run_s: float, work_dir: Pa
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _turns(demo: _Demo, clients: int, rounds: int, run_s: float) -> None:
+def _turns(say: Said, demo: _Demo, clients: int, rounds: int, run_s: float) -> None:
     ratios = []
     for number in range(rounds):
         tps = {}
@@ -132,10 +134,10 @@ def _turns(demo: _Demo, clients: int, rounds: int, run_s: float) -> None:
                 per_commit = (demo.bucket_bytes() - before) / max(1, result.transactions)
                 cpu_us = (demo.cpu_s() - cpu_s) * 1e6 / max(1, result.transactions)
                 more = f", {per_commit:.0f} bytes in the bucket and {cpu_us:.0f} us of CPU a transaction"
-            typer.echo(f"round {number}, {'with' if on else 'without'} a backup: {result.tps:.0f} tps{more}")
+            say(f"round {number}, {'with' if on else 'without'} a backup: {result.tps:.0f} tps{more}")
         ratios.append(tps[True] / tps[False])
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    typer.echo(f"with / without: median {statistics.median(ratios):.2f} ({spread})")
+    say(f"with / without: median {statistics.median(ratios):.2f} ({spread})")
 
 
 def run(
@@ -145,6 +147,11 @@ def run(
     rounds: Annotated[int, typer.Option(help="of a turn with and a turn without")] = 5,
     seconds: Annotated[float, typer.Option(help="of each turn")] = 20.0,
     work_dir: Annotated[Path | None, typer.Option(help="a directory on the disk to use")] = None,
+    out: Annotated[Path | None, typer.Option(help="the JSON file")] = None,
 ) -> None:
     """Write with and without a backup, then restore. Example: python -m benchmarks backup --rounds 3."""
-    measure(scale=scale, clients=clients, rounds=rounds, run_s=seconds, work_dir=work_dir)
+    say = Said("backup")
+    try:
+        measure(say, scale=scale, clients=clients, rounds=rounds, run_s=seconds, work_dir=work_dir)
+    finally:
+        say.save(out or OUT / f"backup-{time.strftime('%Y%m%d-%H%M%S')}.json")

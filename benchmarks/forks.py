@@ -15,7 +15,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,8 +24,8 @@ import psycopg
 import typer
 
 from benchmarks.fleet import UserFleet
-from benchmarks.machine import describe
 from benchmarks.raw import OUT
+from benchmarks.said import Said
 from benchmarks.site import prepared
 from benchmarks.systems.base import Site
 from benchmarks.systems.server import Server, copy_tree
@@ -304,22 +304,21 @@ def measure(
     return figures
 
 
-def show(figures: Figures) -> None:
-    """Tables."""
-    typer.echo("\nFrom the command to the first query's answer, seconds: median (lowest to highest)")
+def sentences(figures: Figures) -> Iterator[str]:
+    """What was found; times are medians (lowest to highest)."""
     for size_mb, ways in figures.seconds.items():
         for way, seconds in ways.items():
-            spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
-            typer.echo(f"  {size_mb:5} MB  {way:14} {statistics.median(seconds):7.2f} {spread}")
+            spread = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+            yield f"{size_mb} MB, {way}, from the command to the first query's answer: {spread}"
     for size_mb, found in figures.fork.items():
-        typer.echo(
+        yield (
             f"A clone of {size_mb} MB, opened: {found['bytes'] / _MB:.1f} MB written on six nodes,"
             f" {found['files_shared']:.0f} files shared"
         )
     for depth, cost in figures.depth.items():
-        typer.echo(f"A cold read after {depth} forks: nodes read {cost['amplification']:.2f} bytes a byte of the table")
+        yield f"A cold read after {depth} forks: nodes read {cost['amplification']:.2f} bytes a byte of the table"
     for at_s, nbytes in figures.space[:: max(1, len(figures.space) // 8)]:
-        typer.echo(f"A clone that is written to, after {at_s:5.1f} s: {nbytes / _MB:8.1f} MB more on six nodes")
+        yield f"A clone that is written to, after {at_s:.1f} s: {nbytes / _MB:.1f} MB more on six nodes"
 
 
 def run(
@@ -334,9 +333,7 @@ def run(
 ) -> None:
     """Clone, backtrack and look back, beside pg_basebackup and CREATE DATABASE. Example: python -m benchmarks fork."""
     wanted = [int(size) for size in sizes.split(",")] + ([_BIG_MB] if big else [])
+    say = Said("fork")
     figures = measure(wanted, rounds, [int(depth) for depth in depths.split(",")], grow, work_dir)
-    show(figures)
-    path = out or OUT / f"fork-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": describe(path.parent), **vars(figures)}, indent=2))
-    typer.echo(f"Raw figures: {os.path.relpath(path)}")
+    say.all(sentences(figures))
+    say.save(out or OUT / f"fork-{time.strftime('%Y%m%d-%H%M%S')}.json", **vars(figures))

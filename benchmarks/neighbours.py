@@ -24,6 +24,8 @@ from benchmarks.fleet import UserFleet
 from benchmarks.histograms import encode, percentiles
 from benchmarks.loads import Load
 from benchmarks.pgbench import run_pgbench
+from benchmarks.raw import OUT
+from benchmarks.said import Said
 from benchmarks.statistics import compare, spread
 
 NEIGHBOURS: Final = ("its clone", "an unrelated cluster")
@@ -96,9 +98,9 @@ def _trio(scale: int, work_dir: Path | None) -> Iterator[Trio]:
 
 
 def measure(
-    *, scale: int, clients: int, rate_tps: float, busy: int, seconds: float, rounds: int, work: Path | None
+    say: Said, *, scale: int, clients: int, rate_tps: float, busy: int, seconds: float, rounds: int, work: Path | None
 ) -> None:
-    """Prints each turn, then the ratios."""
+    """Says each turn, then the ratios."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     with _trio(scale, work) as trio:
         time.sleep(_SETTLE_S)
@@ -110,12 +112,12 @@ def measure(
                 for name, value in latencies.items():
                     found.setdefault(name, {}).setdefault(neighbour, {})[number] = value / 1000
                 said = ", ".join(f"{name} {latencies[name] / 1000:.1f} ms" for name in _names())
-                typer.echo(f"round {number + 1}, beside {neighbour}: {said}")
+                say(f"round {number + 1}, beside {neighbour}: {said}")
         trio.check()
     for name in _names():
         clone, unrelated = (found[name][neighbour] for neighbour in NEIGHBOURS)
         medians = " and ".join(f"{spread(each.values()).median:.1f}" for each in (clone, unrelated))
-        typer.echo(f"{name}: {medians} ms beside {' and '.join(NEIGHBOURS)}; ratio {compare(clone, unrelated)}")
+        say(f"{name}: {medians} ms beside {' and '.join(NEIGHBOURS)}; ratio {compare(clone, unrelated)}")
 
 
 def _names() -> list[str]:
@@ -131,6 +133,13 @@ def run(
     seconds: Annotated[float, typer.Option(help="of each turn")] = 10.0,
     rounds: Annotated[int, typer.Option(help="each with both neighbours")] = 6,
     work_dir: Annotated[Path | None, typer.Option(help="a directory on the disk to use")] = None,
+    out: Annotated[Path | None, typer.Option(help="the JSON file")] = None,
 ) -> None:
     """A parent's commits beside its clone, and beside a stranger. Example: python -m benchmarks neighbours."""
-    measure(scale=scale, clients=clients, rate_tps=rate, busy=busy, seconds=seconds, rounds=rounds, work=work_dir)
+    say = Said("neighbours")
+    try:
+        measure(
+            say, scale=scale, clients=clients, rate_tps=rate, busy=busy, seconds=seconds, rounds=rounds, work=work_dir
+        )
+    finally:
+        say.save(out or OUT / f"neighbours-{time.strftime('%Y%m%d-%H%M%S')}.json")

@@ -1,8 +1,8 @@
 """Results of benchmarks that are not suites (failover, repair, tracing), for the report.
 
 Each is a JSON file whose "suite" names the module that wrote it: `benchmarks.repair` has a dataclass RepairResult, and
-it or `benchmarks.repair_report` a function `show(result, console)`, perhaps also `draw(result, stem, directory)`. Of a
-file without such a module the report has the figures as they are.
+it or `benchmarks.repair_report` a function `show(result, console)`, perhaps also `draw(result, stem, directory)`.
+Another file may have its sentences in it (`said.py`); of one with neither the report has the figures as they are.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _heading(values: Mapping[str, Any]) -> str:
 
 
 def _as_it_is(values: Mapping[str, Any]) -> list[str]:
-    """Single values in one table, each list of flat objects in a table of its own; the rest is in the file."""
+    """The sentences, or single values in a table and each list of flat objects in a table; the rest is in the file."""
+    if said := values.get("said"):
+        return [*(f"- {sentence}" for sentence in said), ""]
     single = [[name, _text(value)] for name, value in values.items() if isinstance(value, _PLAIN)]
     lines = table(["", "value"], single)
     for name, value in values.items():

@@ -6,7 +6,6 @@ what scaling costs in throughput, what a paused tenant costs, and what a quiet o
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import threading
@@ -26,8 +25,8 @@ from aurora_ray.telemetry.spanreader import StoredSpan, read_traces
 from aurora_ray.telemetry.waterfall import CAPACITY, summarise
 from benchmarks.data import fill_pgbench
 from benchmarks.fleet import FleetProcesses, UserFleet
-from benchmarks.machine import describe
 from benchmarks.raw import OUT
+from benchmarks.said import Said
 from benchmarks.serverless_trace import bursty, judge
 from benchmarks.site import prepared
 
@@ -272,25 +271,25 @@ def measure(
     return figures
 
 
-def show(figures: Figures) -> None:
-    """Sentences."""
+def sentences(figures: Figures) -> Iterator[str]:
+    """What was found."""
     for words, took_s in (("", figures.resumes_s), (" of a cluster with data", figures.large_resumes_s)):
         if took_s:
             p50, most = statistics.median(took_s), max(took_s)
-            typer.echo(f"First query after a pause{words}, {len(took_s)} times: p50 {p50:.2f} s, max {most:.2f} s")
+            yield f"First query after a pause{words}, {len(took_s)} times: p50 {p50:.2f} s, max {most:.2f} s"
     for name, at_s in figures.step.items():
-        typer.echo(f"After a step of load, {name} in effect: {at_s:.2f} s")
+        yield f"After a step of load, {name} in effect: {at_s:.2f} s"
     for name, rate in figures.throughput.items():
-        typer.echo(f"Queries a second, {name}: {rate:,.1f}")
+        yield f"Queries a second, {name}: {rate:,.1f}"
     for name, found in figures.commits_ms.items():
-        typer.echo(f"Commits of a quiet tenant, {name}: p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms")
+        yield f"Commits of a quiet tenant, {name}: p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms"
     for name, value in figures.paused.items():
-        typer.echo(f"Paused tenants, {name}: {value:g}")
+        yield f"Paused tenants, {name}: {value:g}"
     for name, stage in figures.stages_ms.items():
-        typer.echo(f"{name}, {stage['count']:g} times: p50 {stage['p50']:.1f} ms, max {stage['max']:.1f} ms")
+        yield f"{name}, {stage['count']:g} times: p50 {stage['p50']:.1f} ms, max {stage['max']:.1f} ms"
     for number, day in enumerate(figures.days):
         shares = {name: 100 * day[name] / day["oracle"] for name in ("over", "under", "peak")}
-        typer.echo(
+        yield (
             f"Day {number} of a bursty trace (the policy alone): {shares['over']:.0f} % more ACU-seconds than the "
             f"oracle's, {shares['under']:.1f} % less; a machine for the peak takes {shares['peak']:.0f} %"
         )
@@ -322,11 +321,11 @@ def run(
 ) -> None:
     """Serverless capacity: resumes, steps, paused and noisy tenants. Example: python -m benchmarks serverless."""
     figures, path = Figures(), out or OUT / f"serverless-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    say = Said("serverless")
     try:
         measure(figures, work_dir, rounds=rounds, seconds=seconds, tenants=tenants, days=days, scale=scale)
     finally:
-        path.write_text(json.dumps({"machine": describe(path.parent), **vars(figures)}, indent=1))
+        say.all(sentences(figures))
+        say.save(path, **vars(figures))
     plot(figures, path.with_suffix(".png"))
-    show(figures)
-    typer.echo(f"Raw figures and plot: {os.path.relpath(path)}, {os.path.relpath(path.with_suffix('.png'))}")
+    typer.echo(f"Plot: {os.path.relpath(path.with_suffix('.png'))}")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from aurora_ray.telemetry.spanreader import StoredSpan
-from benchmarks.serverless import Figures, by_stage, plot, show
+from benchmarks.serverless import Figures, by_stage, plot, sentences
 from benchmarks.serverless_trace import bursty, judge
 
 
@@ -27,13 +25,12 @@ def test_a_load_that_stays_the_same_costs_what_the_oracle_gives() -> None:
     assert day.under <= 10
 
 
-def test_what_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_said(tmp_path: Path) -> None:
     figures = Figures(resumes_s=[0.5, 0.7, 0.6], timeline=[(0.0, 0.5, 0), (1.0, 2.0, 4)])
     figures.step["all"] = 1.5
     figures.days = [{"oracle": 100.0, "over": 20.0, "under": 1.0, "peak": 400.0, "short_s": 3.0}]
     figures.commits_ms["alone"] = {"p50": 2.0, "p99": 5.0, "max": 9.0, "commits": 10}
-    show(figures)
-    told = capsys.readouterr().out
+    told = "\n".join(sentences(figures))
     assert "p50 0.60 s, max 0.70 s" in told
     assert "20 % more ACU-seconds than the oracle's, 1.0 % less; a machine for the peak takes 400 %" in told
     plot(figures, tmp_path / "plot.png")
