@@ -117,9 +117,13 @@ class Subject:
         self.fleet = UserFleet(directory)
         self.nodes = directory / "nodes"
         self.dsn: str = self.fleet.up()["endpoints"]["cluster"]["dsn"]
-        if size_mb:
-            fill(self.dsn, size_mb)
-            self.settle()
+        try:
+            if size_mb:
+                fill(self.dsn, size_mb)
+                self.settle()
+        except BaseException:
+            self.fleet.destroy()
+            raise
 
     def settle(self) -> None:
         """Until the nodes write no more, and processes are in waiting again."""
@@ -279,10 +283,15 @@ class Stock:
 
 
 def measure(
-    sizes_mb: Sequence[int], rounds: int, depths: Sequence[int], grow_s: float, work_dir: Path | None
-) -> Figures:
+    figures: Figures,
+    sizes_mb: Sequence[int],
+    *,
+    rounds: int,
+    depths: Sequence[int],
+    grow_s: float,
+    work_dir: Path | None,
+) -> None:
     """The sizes one after the other, in each the ways in turns."""
-    figures = Figures()
     with prepared(work_dir=work_dir) as site:
         for size_mb in sizes_mb:
             directory = site.directory(f"fork-{size_mb}")
@@ -301,7 +310,6 @@ def measure(
             finally:
                 stock.server.stop()
                 shutil.rmtree(directory, ignore_errors=True)
-    return figures
 
 
 def sentences(figures: Figures) -> Iterator[str]:
@@ -334,6 +342,16 @@ def run(
     """Clone, backtrack and look back, beside pg_basebackup and CREATE DATABASE. Example: python -m benchmarks fork."""
     wanted = [int(size) for size in sizes.split(",")] + ([_BIG_MB] if big else [])
     say = Said("fork")
-    figures = measure(wanted, rounds, [int(depth) for depth in depths.split(",")], grow, work_dir)
-    say.all(sentences(figures))
-    say.save(out or OUT / f"fork-{time.strftime('%Y%m%d-%H%M%S')}.json", **vars(figures))
+    figures = Figures()
+    try:
+        measure(
+            figures,
+            wanted,
+            rounds=rounds,
+            depths=[int(depth) for depth in depths.split(",")],
+            grow_s=grow,
+            work_dir=work_dir,
+        )
+    finally:
+        say.all(sentences(figures))
+        say.save(out or OUT / f"fork-{time.strftime('%Y%m%d-%H%M%S')}.json", **vars(figures))
