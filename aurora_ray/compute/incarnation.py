@@ -146,12 +146,39 @@ class Opening(ABC):
                     f"{config.instance_id} was not open within {config.open_timeout_s:g} s: {stage}."
                 ) from error
             raise
+        return self._serve()
+
+    def _serve(self) -> Opened:
+        config = self.config
         self._phase = IncarnationPhase.AVAILABLE
         opened = self._opened()
         if (read := self._reads_table()) is not None and self._account is not None:
             self._names = NamesInWaiting(read, config.dirs.mount, str(config.volume.volume_id), self._account)
         self._watch = asyncio.create_task(self._supervise(), name=f"watch {config.instance_id}")
         return opened
+
+    async def _succeed(self, former: Opening) -> Opened:
+        """Goes on with the mount and the engine of another one, which has let go of them (`_let_go`)."""
+        self._mounted, self._engine, self._account = former._mounted, former._engine, former._account
+        self._granted, self._taken_back, self._size = former._granted, former._taken_back, former._size
+        self._parameters = former._parameters
+        if former._names is not None:
+            await former._names.close()
+        former._mounted = former._engine = former._names = former._granted = None
+        former._taken_back = []
+        return self._serve()
+
+    def succeeded(self) -> None:
+        """Another incarnation goes on with what this one had."""
+        self._phase = IncarnationPhase.ENDED
+        if not self._outcome.done():
+            self._outcome.set_result(Outcome(True, "it went on as the writer", self._retryable, *self._ended_ns))
+
+    async def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
 
     async def _prepare(self) -> PreparedEngine:
         """The engine's programs and the instance's directories, where nothing of an earlier incarnation is at work."""
@@ -285,10 +312,7 @@ class Opening(ABC):
         place, which then sees to the removal of the mount."""
         if self._phase in (IncarnationPhase.STOPPING, IncarnationPhase.ENDED):
             return await self.wait_ended()
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        await self._stop_watching()
         self._phase = IncarnationPhase.STOPPING
         if self._granted is not None:
             self._granted.stop_counting()

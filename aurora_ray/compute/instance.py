@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from aurora_ray.compute.commands import Command
     from aurora_ray.compute.kinds import Incarnation
+    from aurora_ray.compute.reader import Reader
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Instance:
         self._place: tuple[str, int] | None = None  # where the engine of the latest incarnation listened
         self._port_held: socket.socket | None = None
         self._leaving: asyncio.Task[None] | None = None  # holds what goes on after an end
+        self._promoting: asyncio.Task[Opened] | None = None  # of the incarnation that is open, or was
 
     async def get_ready(self, choice: EngineChoice) -> None:
         """Does what opening will need before it is asked for; `open` reports what goes wrong with it."""
@@ -58,6 +60,7 @@ class Instance:
             await asyncio.wait({self._leaving}, timeout=LEAVING_S)
             self._leaving = None
         self._let_go_of_port()
+        self._promoting = None
         self._place = (config.host, config.port) if config.port and config.role.traits.addressed else None
         self._open = incarnation_of(config)
         self._volume_id = str(config.volume.volume_id)
@@ -67,9 +70,39 @@ class Instance:
         with telemetry.attached(telemetry.extract_dict(trace)):
             return await self._open.start()
 
+    async def promote(self, config: InstanceConfig, trace: Mapping[str, str]) -> Opened:
+        """The reader that is open goes on as the writer, with its sessions. It does so once: whoever asks again, and
+        however often, hears what became of that. Raises UsageError if none is open, and what Reader.promote raises."""
+        from aurora_ray.compute.reader import Reader  # its imports take a while
+
+        if self._promoting is None:
+            reader = self._open
+            if not isinstance(reader, Reader):
+                raise UsageError(f"{config.instance_id} is no open reader")
+            with telemetry.attached(telemetry.extract_dict(trace)):
+                self._promoting = asyncio.create_task(
+                    self._promote(reader, config), name=f"promote {config.instance_id}"
+                )
+        return await asyncio.shield(self._promoting)
+
+    async def _promote(self, reader: Reader, config: InstanceConfig) -> Opened:
+        self._open, opened = await reader.promote(config)
+        reader.succeeded()
+        return opened
+
+    async def _end_promotion(self) -> None:
+        """Cuts it short, if it goes on: its incarnation ends of that."""
+        if self._promoting is not None and not self._promoting.done():
+            self._promoting.cancel()
+            await asyncio.wait({self._promoting})
+
     async def wait_ended(self) -> Outcome:
-        """Returns when the incarnation that is open now has ended."""
-        return await self._open.wait_ended() if self._open is not None else Outcome(asked=False, reason="not open")
+        """Returns when the incarnation that is open now has ended, and no other one goes on with what it had."""
+        while (incarnation := self._open) is not None:
+            outcome = await incarnation.wait_ended()
+            if self._open is incarnation:
+                return outcome
+        return Outcome(asked=False, reason="not open")
 
     async def status(self) -> InstanceStatus | None:
         """The latest incarnation, with what its engine uses among its `stats`; None if there was none."""
@@ -97,6 +130,7 @@ class Instance:
             return None
         from aurora_ray.compute.incarnation import Opening
 
+        await self._end_promotion()
         outcome = await self._open.stop(StopMode.FAST if fast else StopMode.KILL, reopens=reopens)
         if reopens and isinstance(self._open, Opening):
             self._leaving = asyncio.create_task(

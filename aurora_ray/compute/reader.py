@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import uuid4
 
+from aurora_ray import telemetry
 from aurora_ray.compute import commands
 from aurora_ray.compute.assemble import mount_for, read_file, start_on
 from aurora_ray.compute.config import IncarnationPhase, InstanceConfig, InstanceStatus, Opened
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aurora_ray.compute.commands import Command
+    from aurora_ray.compute.writer import Writer
     from aurora_ray.engine.base import Engine, StandbyFeed
     from aurora_ray.log.filetable import FileTable
     from aurora_ray.mount.mount import MountedVolume
@@ -56,6 +58,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+PROMOTE_TIMEOUT_S: Final = 5.0
+DRAINED_LOOK_S: Final = 0.002
 SILENT_S: Final = 1.5  # a copy that is followed says something every second
 
 
@@ -75,6 +79,7 @@ class Reader(Opening):
         self._following: asyncio.Task[AuroraError] | None = None
         self._base_lsn = 0  # of the mount
         self._cache_bytes = 0
+        self._letting_go: asyncio.Task[None] | None = None
 
     # ---- opening
 
@@ -235,6 +240,57 @@ class Reader(Opening):
         await volume.update_nodes(nodes)
         if self._follower is not None:
             await self._follower.update_nodes(nodes)
+
+    # ---- going on as the writer
+
+    async def promote(self, config: InstanceConfig) -> tuple[Writer, Opened]:
+        """Its engine goes on as the writer's, with its sessions: see "Promotion in place" in ARCHITECTURE.md.
+        `config` is that of the same place as a writer. `succeeded` is to be called when the writer is in this one's
+        place.
+
+        The volume is sealed first, so whatever comes then, there is no other writer. Raises AuroraError when it cannot
+        be; then this incarnation has ended, and its place is to be opened anew.
+        """
+        from aurora_ray.compute.writer import Writer  # its imports take a while
+
+        _, mounted, engine, feed = self._require_open()
+        if self._phase is not IncarnationPhase.AVAILABLE or config.holds_commits or config.restore is not None:
+            raise UsageError(f"{self.config.instance_id} cannot go on as the writer")
+        await self._stop_watching()
+        writer = Writer(config)
+        try:
+            self._require_alive(mounted, engine)
+            with telemetry.span("reader.promote"):
+                await writer.take_over(partial(self._drain, feed), mounted, engine, PROMOTE_TIMEOUT_S)
+        except BaseException as error:
+            # Whoever cuts this short, too, finds it ended, and not half of it.
+            giving_up = asyncio.create_task(self._give_up(writer, error), name=f"end {self.config.instance_id}")
+            await asyncio.shield(giving_up)
+            if isinstance(error, TimeoutError):
+                raise EngineError(f"{self.config.instance_id} did not go on as the writer in time") from error
+            raise
+        opened = await writer._succeed(self)
+        self._letting_go = asyncio.create_task(self._close_below(), name=f"let go of {self.config.instance_id}")
+        return writer, opened
+
+    async def _give_up(self, writer: Writer, error: BaseException) -> None:
+        await writer.abandon()
+        await self._tear_down(f"it could not go on as the writer: {sentence(error)}", asked=False, later=True)
+
+    def _require_alive(self, mounted: MountedVolume, engine: Engine) -> None:
+        """What watched it may have begun to end it."""
+        if self._mounted is not mounted or self._engine is not engine or engine.pid is None:
+            raise EngineError(f"{self.config.instance_id} is ending")
+
+    async def _drain(self, feed: StandbyFeed, lsn: int) -> None:
+        """Returns when the engine has replayed all that the volume has up to `lsn`, where it ends, and follows no
+        more."""
+        assert self._following is not None and self._follower is not None, "it is open"  # noqa: S101, PT018
+        while self._follower.lsn < lsn or feed.replayed().lsn < lsn:
+            if self._following.done():
+                raise self._following.result()
+            await asyncio.sleep(DRAINED_LOOK_S)
+        self._following.cancel()
 
     # ---- ending
 

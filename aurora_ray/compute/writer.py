@@ -36,6 +36,7 @@ from aurora_ray.compute.leftovers import write_pid_file
 from aurora_ray.compute.watch import writer_watch
 from aurora_ray.engine.base import StopMode
 from aurora_ray.errors import AuroraError, EngineError, UsageError
+from aurora_ray.mount.exchange import Guard, Rules
 from aurora_ray.mount.localtree import leave_in_waiting
 from aurora_ray.volume.write.volume import Volume
 
@@ -141,6 +142,34 @@ class Writer(Opening):
             if engine.pid is not None:
                 write_pid_file(dirs.pid_file, engine.pid)
             await self._give_password(engine)
+
+    async def take_over(
+        self, drain: Callable[[int], Awaitable[None]], mounted: MountedVolume, engine: Engine, timeout_s: float
+    ) -> None:
+        """Makes the writer's engine of one that follows, on its mount: instead of `start`, before `_succeed`. `drain`
+        returns when that has replayed all up to an LSN. Raises AuroraError, TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            volume = await self._seal()
+            table = asyncio.create_task(volume.read_file_table(volume.tail_lsn), name="read the table of files")
+            try:
+                with self._stage("drain", IncarnationPhase.MOUNTING):
+                    await drain(volume.tail_lsn)
+                with self._stage("exchange", IncarnationPhase.MOUNTING):
+                    files = await table
+                    says = await engine.succession(mounted.mount_dir, files)
+                    first = Guard(says.decides, says.first_byte, says.end_byte, says.page)
+                    rules = Rules(first, says.of_volume, says.removes)
+                    owed = await mounted.exchange(volume, files, rules, groups_max=self.config.groups_max)
+                    describe({"aurora.pages.owed": owed})
+            finally:
+                table.cancel()
+            with self._stage("promote", IncarnationPhase.STARTING):
+                await engine.promote(timeout_s=timeout_s)
+
+    async def abandon(self) -> None:
+        """After a `take_over` that failed."""
+        self._phase = IncarnationPhase.ENDED
+        await self._close_below()
 
     async def _give_password(self, engine: Engine) -> None:
         """A new cluster's superuser gets its password; later that is its owner's to change, and nobody logs in."""

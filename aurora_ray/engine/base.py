@@ -184,6 +184,23 @@ class Bring(Protocol):
         """Returns when they are there; no two of `pages` overlap, and what there is not is left out."""
 
 
+class Succession(NamedTuple):
+    """What an engine that follows says of its files when it is to go on as the writer, on the same directory, which
+    then is the volume's. `decides`: the file (and bytes of it) that says from where a crash is recovered. It is the
+    first that the volume hears of, as `page`, and these bytes change only when the volume has all pages that were
+    written here. `of_volume`: patterns (fnmatch, on paths) of files that are as the volume has them. `removes`: of what
+    the engine removes by itself; files besides are not lost because this engine has never heard of them.
+    `recovers_from`: where that recovery begins, in what the engine was fed with."""
+
+    decides: bytes
+    first_byte: int
+    end_byte: int
+    page: bytes
+    of_volume: tuple[str, ...]
+    removes: tuple[str, ...]
+    recovers_from: int
+
+
 class StandbyFeed(Protocol):
     """What an engine is fed with that follows its writer: the volume's durable log, cut to what the engine replays."""
 
@@ -315,6 +332,13 @@ class Engine(Protocol):
 
     def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:
         """What may stay out of the volume; `follows`: on the mount of an engine that follows its writer."""
+
+    async def succession(self, data_dir: Path, table: FileTable) -> Succession:
+        """What it takes for this engine, which follows and has replayed all of a volume whose file table is `table`, to
+        go on as its writer. Raises EngineError if it cannot."""
+
+    async def promote(self, *, timeout_s: float) -> None:
+        """It follows nobody any more; returns when it takes writes. Its sessions live on. Raises EngineError."""
 
     async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
         """What this engine is fed with when it is started to follow, on `data_dir`, a mount of the volume as of `lsn`,

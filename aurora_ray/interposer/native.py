@@ -93,6 +93,7 @@ class SlotView(Structure):
         ("file_id", c_uint64),
         ("size", c_uint64),
         ("drop_lsn", c_uint64),
+        ("last_lsn", c_uint64),
         ("mounted_extents", c_uint32),
         ("dropped", c_uint32),
     ]
@@ -102,6 +103,19 @@ class Candidate(Structure):
     """A chunk that may be evicted; also the evictor's place."""
 
     _fields_: ClassVar = [("slot", c_uint32), ("chunk", c_uint32)]
+
+
+class Becomes(Structure):
+    """A file of the volume that a file of the mount becomes; see `ar_become`."""
+
+    _fields_: ClassVar = [
+        ("file_id", c_uint64),
+        ("size", c_uint64),
+        ("lsn", c_uint64),
+        ("floor", c_uint64),
+        ("extents", c_uint32),
+        ("ours", c_int32),
+    ]
 
 
 COUNTERS = (
@@ -151,6 +165,22 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ar_dropped_since": (c_int, [c_void_p, POINTER(c_uint64), POINTER(c_uint32), c_int]),
     "ar_evictable": (c_int, [c_void_p, POINTER(Candidate), c_uint64, POINTER(Candidate), c_int, c_int]),
     "ar_evict": (c_int, [c_void_p, c_uint32, c_uint32, c_uint64, c_int, c_uint64]),
+    "ar_set_private": (None, [c_void_p]),
+    "ar_hold": (c_int, [c_void_p]),
+    "ar_release": (None, [c_void_p]),
+    "ar_path_is_volatile": (c_int, [c_void_p, c_char_p]),
+    "ar_rebase": (None, [c_void_p, c_uint64, c_uint64]),
+    "ar_become": (c_uint64, [c_void_p, c_uint32, POINTER(Becomes), c_void_p]),
+    "ar_log_length": (None, [c_void_p, c_uint32, c_uint64]),
+    "ar_log_name_change": (None, [c_void_p, c_int, c_uint64, c_uint32, c_char_p, c_char_p]),
+    "ar_log_drop": (None, [c_void_p, c_uint64, c_void_p, c_uint32]),
+    "ar_new_file_id": (c_uint64, [c_void_p]),
+    "ar_mount_held": (c_uint32, [c_void_p, c_uint64, c_uint64, c_uint64, c_uint32]),
+    "ar_discard": (None, [c_void_p, c_uint32]),
+    "ar_guard": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_char_p]),
+    "ar_log_owed": (c_int, [c_void_p, c_uint32, c_uint32, c_int]),
+    "ar_next_owed": (c_int, [c_void_p, POINTER(c_uint32), POINTER(c_uint32)]),
+    "ar_settled": (None, [c_void_p]),
     "ar_counters": (None, [c_void_p, c_void_p]),
     "ar_crc32c": (c_uint32, [c_uint32, c_char_p, ctypes.c_size_t]),
 }

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _UNKNOWN = NO_GROUP - 1
 _REQUESTS_AT_ONCE = 256
 _DROPPED_AT_ONCE = 1024
-_ANY_LSN = (1 << 64) - 1
+_LSNS = 1 << 64
+_ANY_LSN = _LSNS - 1
 _BATCHES_MAX = 4096  # groups that one flush may touch; a flush that touches more is split
 
 
@@ -57,7 +58,7 @@ class Region:
         nodes_max: int = 1 << 19,
     ) -> None:
         self._lib = native.library()
-        self.base_lsn = base_lsn
+        self.base_lsn, self.ring_bytes = base_lsn, ring_bytes
         patterns = _encode_patterns(volatile_patterns)
         options = native.RegionOptions(
             ring_bytes, base_lsn, next_file_id, bell_bytes, page_bytes, files_max, nodes_max, len(patterns), patterns
@@ -225,6 +226,87 @@ class Region:
         next_lsn = ctypes.c_uint64(lsn)
         found = self._lib.ar_dropped_since(self._address, ctypes.byref(next_lsn), self._dropped, _DROPPED_AT_ONCE)
         return next_lsn.value, self._dropped[: max(0, found)]
+
+    # ---- from a private mount to one that writes its volume: see src/exchange.c
+
+    def set_private(self) -> None:
+        """Nothing that is logged goes to the volume, and nobody waits for it."""
+        self._lib.ar_set_private(self._address)
+
+    def hold(self) -> int:
+        """Takes the lock; 0, or EBUSY (try again soon), EIO. Until `release`, of all calls only those below are
+        made."""
+        return int(self._lib.ar_hold(self._address))
+
+    def release(self) -> None:
+        """Lets go of it."""
+        self._lib.ar_release(self._address)
+
+    def is_volatile(self, path: bytes) -> bool:
+        """Whether what changes at this path, relative to the mount, is not logged."""
+        return bool(self._lib.ar_path_is_volatile(self._address, path))
+
+    @property
+    def end_lsn(self) -> int:
+        """Where the log is: what was logged by now ends there."""
+        tail: int = self.peek().tail
+        return (self.base_lsn + tail) % _LSNS
+
+    def rebase(self, lsn: int, next_file_id: int) -> None:
+        """The log goes on at `lsn`; what was logged is forgotten, and no protection group has room."""
+        self._lib.ar_rebase(self._address, lsn, next_file_id)
+        self.base_lsn = (lsn - self.peek().tail) % _LSNS
+
+    def discard(self, slot: int) -> None:
+        """Before `rebase`: what is written to the file from now on concerns nobody."""
+        self._lib.ar_discard(self._address, slot)
+
+    def become(self, slot: int, file: native.Becomes, extents: array[int]) -> int:
+        """The file is that file of the volume from now on. Returns how many pages the volume lacks of it."""
+        file.extents = len(extents)
+        return int(self._lib.ar_become(self._address, slot, ctypes.byref(file), extents.buffer_info()[0]))
+
+    def mount_held(self, ino: int, file_id: int, size: int, extents: int) -> int:
+        """As `mount_files`, of one file."""
+        return int(self._lib.ar_mount_held(self._address, ino, file_id, size, extents))
+
+    def new_file_id(self) -> int:
+        """An id that no file has had."""
+        return int(self._lib.ar_new_file_id(self._address))
+
+    def log_length(self, slot: int, size: int) -> None:
+        """The volume's file, `size` bytes long there, gets the length that it has here."""
+        self._lib.ar_log_length(self._address, slot, size)
+
+    def log_name(
+        self, kind: int, first: bytes, second: bytes | None = None, *, file_id: int = 0, mode: int = 0
+    ) -> None:
+        """A record of the file table (RecordType), as the interposer makes it."""
+        self._lib.ar_log_name_change(self._address, kind, file_id, mode, first, second)
+
+    def log_drop(self, file_id: int, groups: Iterable[int]) -> None:
+        """A file of the volume is gone; `groups`: where it has extents, each once."""
+        others = array("I", (group for group in groups if group not in (0, NO_GROUP)))
+        self._lib.ar_log_drop(self._address, file_id, others.buffer_info()[0], len(others))
+
+    def log_owed(self, slot: int, chunk: int, fd: int) -> int:
+        """Logs what the volume lacks of a chunk. 0; EBUSY: the ring is full; ENOSPC: no group has room; EIO."""
+        return int(self._lib.ar_log_owed(self._address, slot, chunk, fd))
+
+    def guard(self, slot: int, first: int, end: int, image: bytes) -> int:
+        """Logs `image`, a whole page, as the file's first page, whatever is here. Writes that change these bytes of
+        it (64 at most) wait until the volume lacks nothing. 0 or an errno."""
+        return int(self._lib.ar_guard(self._address, slot, first, end, image))
+
+    def next_owed(self, slot: int, chunk: int) -> tuple[int, int] | None:
+        """The next chunk, from this one on, of which the volume lacks pages. Needs no lock."""
+        at, number = ctypes.c_uint32(slot), ctypes.c_uint32(chunk)
+        found = self._lib.ar_next_owed(self._address, ctypes.byref(at), ctypes.byref(number))
+        return (at.value, number.value) if found else None
+
+    def settled(self) -> None:
+        """The volume lacks nothing any more."""
+        self._lib.ar_settled(self._address)
 
     # ---- eviction
 

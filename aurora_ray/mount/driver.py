@@ -11,12 +11,14 @@ import contextlib
 import errno
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_ray.errors import AuroraError, EngineError, FencedError, StorageError
 from aurora_ray.interposer import native
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX
 from aurora_ray.mount.evictor import Evictor
+from aurora_ray.mount.exchange import Exchange, ExchangeRefusedError, difference, look
 from aurora_ray.mount.fetcher import Fetcher
 from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.mount.redo import LocalRedo, VolumeRedo
@@ -24,10 +26,11 @@ from aurora_ray.mount.unlinked import Unlinked
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from aurora_ray.interposer.region import Region
+    from aurora_ray.log.filetable import FileTable
+    from aurora_ray.mount.exchange import Rules
     from aurora_ray.mount.gate import Gate
     from aurora_ray.mount.localtree import MountedFile
     from aurora_ray.mount.redo import RedoOut
@@ -40,6 +43,9 @@ _log = logging.getLogger(__name__)
 _IDLE_S = 0.05
 _RECLAIM_EVERY = 20  # idle turns
 _GROW_TIMEOUT_S = 60.0
+_HOLD_PAUSE_S = 0.001
+_SETTLE_BYTES = 1 << 20  # so much of what waits in the ring may be what an exchange left to do
+_SETTLE_PAUSE_S = 0.005
 
 
 class Driver:
@@ -59,7 +65,7 @@ class Driver:
         self._source = source
         self._region = region
         self._grow = grow
-        self._groups_max = groups_max
+        self.groups_max = groups_max
         self._redo: RedoOut
         if writer is not None:
             self._redo = VolumeRedo(writer, region, self._fail)
@@ -75,12 +81,16 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group_added = asyncio.Event()
         self._idle_turns = 0
+        self._stopped = False
+        self._mounted_ids = 0  # ids below are of files that were mounted
+        self.settled = asyncio.Event()  # after an exchange: the volume lacks nothing
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     # ---- life
 
-    def register(self, files: Sequence[MountedFile]) -> array[int]:
-        """The regular files of the mounted tree; returns their slots."""
+    def register(self, files: Sequence[MountedFile], next_file_id: int) -> array[int]:
+        """The regular files of the mounted tree, whose ids are below `next_file_id`; returns their slots."""
+        self._mounted_ids = next_file_id
         slots = self._region.mount_files([(ino, entry.file_id, entry.size, len(entry.extents)) for ino, entry in files])
         for slot, file in zip(slots, files, strict=True):
             self._local.know(slot, file.entry.paths[0])
@@ -107,6 +117,7 @@ class Driver:
 
     async def stop(self) -> None:
         """Stops listening; what was not sent is lost, as it should be: nobody was told that it is durable."""
+        self._stopped = True
         asyncio.get_running_loop().remove_reader(self._region.bell_fd)
         self._redo.stop()
         if self._idle is not None:
@@ -135,6 +146,98 @@ class Driver:
         if not self._region.closed:
             self._region.set_state(native.STATE_FENCED if fenced else native.STATE_CLOSED)
         self.failed.set_result(error)
+
+    # ---- from a private mount to one that writes
+
+    async def exchange(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> int:
+        """The mount, which had no writer, is one of `writer` from now on, which nothing was appended to since it was
+        opened, and whose file table is `table`; `free`: extents left in each group. Returns how many pages the volume
+        lacks, which go there in the background.
+
+        Raises ExchangeRefusedError, after which all is as it was. After anything else the mount has failed.
+        """
+        while self._stopped or (error := self._region.hold()):
+            if self._stopped:
+                raise EngineError("the mount is closed")
+            if error != errno.EBUSY:
+                raise EngineError("an engine process died while it changed the mount")
+            await asyncio.sleep(_HOLD_PAUSE_S)
+        try:
+            exchanged = self._exchange_held(writer, table, rules, free)
+        except ExchangeRefusedError:
+            raise
+        except BaseException as failure:
+            self._fail(failure if isinstance(failure, Exception) else EngineError(f"{failure!r}"))
+            raise
+        finally:
+            self._region.release()
+        self._swap(writer, exchanged)
+        return exchanged.owed_pages
+
+    def _exchange_held(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> Exchange:
+        root = self._local.root
+        here = look(self._region, root)
+        plan = difference(here, table, rules, self._mounted_ids, self._region.is_volatile)
+        first = here.get(rules.first.path)
+        if first is None or all((first.slot, True) != (slot, ours) for slot, _, ours in plan.becomes):
+            raise ExchangeRefusedError(f"{os.fsdecode(rules.first.path)} is not as the engine wrote it")
+        if plan.log_bytes(len(writer.spec.groups)) > self._region.ring_bytes // 2:
+            raise ExchangeRefusedError("the volume and the mount differ in more names than are told at once")
+        at = slice(rules.first.first, rules.first.end)
+        here_page = Path(root, os.fsdecode(rules.first.path)).read_bytes()[: writer.spec.page_size]
+        if len(rules.first.page) != writer.spec.page_size or here_page[at] != rules.first.page[at]:
+            raise ExchangeRefusedError(f"{os.fsdecode(rules.first.path)} has changed meanwhile")
+        exchange = Exchange(self._region, root, writer.tail_lsn, rules)
+        exchange.run(plan, table, free, first.slot)
+        return exchange
+
+    def _swap(self, writer: Volume, exchanged: Exchange) -> None:
+        self._redo.stop()
+        self._fetcher.supersede()
+        self._source = writer
+        self._redo = VolumeRedo(writer, self._region, self._fail)
+        self._evictor.read_from(writer)
+        self._fetcher = Fetcher(writer, self._region, self._local, self._evictor.turn)
+        for slot, extents in exchanged.extents.items():
+            self._fetcher.know(slot, extents)
+        for slot, path in exchanged.slots.items():
+            self._local.know(slot, path)
+        self._unlinked = Unlinked(
+            writer,
+            self._region,
+            self._local,
+            self._fetcher,
+            root=self._local.root,
+            cache_bytes=self._evictor.cache_bytes,
+        )
+        self._redo.start()
+        self._redo.send()
+        self._spawn(self._unlinked.run())
+        self._spawn(self._settle())
+
+    async def _settle(self) -> None:
+        """Logs what the volume lacks, a little at a time."""
+        slot = chunk = 0
+        while (at := self._region.next_owed(slot, chunk)) is not None:
+            slot, chunk = at
+            fd = await self._local.find(slot)
+            if fd is None and not self._region.slot(slot).dropped:
+                raise EngineError("a page that the volume lacks cannot be read")
+            error = self._region.hold() if fd is not None else 0
+            if fd is not None and not error:
+                error = self._region.log_owed(slot, chunk, fd)
+                self._region.release()
+            if error == errno.ENOSPC:
+                await self._grow_once()
+            elif error == errno.EBUSY:
+                await asyncio.sleep(_HOLD_PAUSE_S)
+            elif error:
+                raise EngineError(f"a page that the volume lacks cannot be logged: {os.strerror(error)}")
+            self._redo.send()
+            poll = self._region.peek()
+            await asyncio.sleep(0 if poll.tail - poll.head < _SETTLE_BYTES else _SETTLE_PAUSE_S)
+        self._region.settled()
+        self.settled.set()
 
     # ---- the bell
 
@@ -165,7 +268,7 @@ class Driver:
 
         What finds no room on the way goes when something arrives, without a reminder.
         """
-        target: int = self._region.base_lsn + self._region.peek().tail
+        target = self._region.end_lsn
         self._redo.send()
         await self._redo.wait_durable(target, timeout_s)
         return target
@@ -182,39 +285,44 @@ class Driver:
                 self._spawn(self._serve_pages(index, request))
 
     async def _serve_extents(self, index: int, request: native.Request) -> None:
-        error = errno.EIO
+        error, fetcher = errno.EIO, self._fetcher
         try:
-            error = await self._fetcher.tell_extents(request.slot, request.first, request.count)
+            error = await fetcher.tell_extents(request.slot, request.first, request.count)
         finally:
-            self._region.answer(index, error)
+            self._region.answer(index, error if fetcher is self._fetcher else errno.EBUSY)
 
     async def _serve_pages(self, index: int, request: native.Request) -> None:
-        error = errno.EIO
+        error, fetcher = errno.EIO, self._fetcher
         try:
-            error = await self._fetcher.demand(request)
+            error = await fetcher.demand(request)
         except AuroraError as failure:
-            _log.error("pages %d+%d of a file cannot be read: %s", request.first, request.count, failure)
-        finally:
-            self._region.answer(index, error)
+            if fetcher is self._fetcher:
+                _log.error("pages %d+%d of a file cannot be read: %s", request.first, request.count, failure)
+        finally:  # what was to come from the volume as it was before an exchange is asked for again
+            self._region.answer(index, error if fetcher is self._fetcher else errno.EBUSY)
 
     async def _serve_growth(self, index: int) -> None:
         """Answers when there is room again; ENOSPC when nobody gave any in time, or the volume may not grow."""
         error = 0
         try:
             async with asyncio.timeout(_GROW_TIMEOUT_S):
-                if not self._region.free_extents() and len(self._source.spec.groups) >= self._groups_max:
-                    raise StorageError(f"its limit is {self._groups_max} protection groups")
-                if self._grow is not None and not self._region.free_extents():
-                    placement = await self._grow()
-                    self.add_group(placement.group)
-                while not self._region.free_extents():
-                    self._group_added.clear()
-                    await self._group_added.wait()
+                if not self._region.free_extents() and len(self._source.spec.groups) >= self.groups_max:
+                    raise StorageError(f"its limit is {self.groups_max} protection groups")
+                await self._grow_once()
         except (TimeoutError, AuroraError) as failure:
             _log.error("the volume cannot grow: %s", str(failure) or "no protection group was added in time")
             error = errno.ENOSPC
         finally:
             self._region.answer(index, error)
+
+    async def _grow_once(self) -> None:
+        """Returns when there is room."""
+        if self._grow is not None and not self._region.free_extents():
+            placement = await self._grow()
+            self.add_group(placement.group)
+        while not self._region.free_extents():
+            self._group_added.clear()
+            await self._group_added.wait()
 
     def add_group(self, group: int) -> None:
         """A new protection group takes extents from now on."""

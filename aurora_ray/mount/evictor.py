@@ -65,6 +65,15 @@ class Evictor:
         self._fit_disk()
 
     @property
+    def cache_bytes(self) -> int:
+        """The budget, whatever the disk has."""
+        return self._cache_bytes
+
+    def read_from(self, source: PageSource) -> None:
+        """What is evicted comes from there from now on."""
+        self._source = source
+
+    @property
     def budget_bytes(self) -> int:
         """What the cache may have at the moment."""
         return self._pages_max * self._source.spec.page_size

@@ -78,6 +78,11 @@ class Fetcher:
         self._start_is_due = False
         self._background: set[asyncio.Task[None]] = set()
         self.pages_fetched = 0
+        self._superseded = False
+
+    def supersede(self) -> None:
+        """Another one fetches from now on, of what the volume is then: nothing that is on its way is filled in."""
+        self._superseded = True
 
     async def stop(self) -> None:
         """Ends all reads; whoever waits for one is not answered any more."""
@@ -94,6 +99,8 @@ class Fetcher:
     async def tell_extents(self, slot: int, first: int, count: int) -> int:
         """Tells the region where extents [first, first + count) lie. Returns 0 or an errno."""
         while True:
+            if self._superseded:
+                return errno.EBUSY  # whoever asked asks again
             view = self._region.slot(slot)
             extents = self._extents.get(slot, _NO_EXTENTS)[first : min(first + count, view.mounted_extents)]
             error = self._region.tell_extents(slot, first, extents) if extents else 0
@@ -307,6 +314,8 @@ class Fetcher:
         """Puts what was read as of `lsn` into the local file; returns 0 or an errno."""
         tries = _ROOM_TRIES
         while True:
+            if self._superseded:
+                return errno.EBUSY
             view = self._region.slot(slot)
             if view.file_id != file_id:
                 return 0  # the file was dropped and its slot given to another one meanwhile; nobody reads it any more
@@ -314,6 +323,8 @@ class Fetcher:
             fd = fd if fd is not None else await self._local.find(slot)
             if fd is None:
                 return errno.EIO
+            if self._superseded:  # while it was looked for
+                return errno.EBUSY
             error = self._region.fill(slot, fd, first, run.kinds, run.pages, lsn=lsn)
             if error == errno.EBUSY:
                 await asyncio.sleep(_BUSY_S)

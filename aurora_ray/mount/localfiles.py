@@ -38,6 +38,11 @@ class LocalFiles:
         self._next_look_s = 0.0
         self._missed = False
 
+    @property
+    def root(self) -> Path:
+        """Where they lie."""
+        return self._root
+
     def know(self, slot: int, path: bytes) -> None:
         """Where below the root a file was mounted."""
         self._paths[slot] = path

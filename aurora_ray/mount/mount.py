@@ -25,12 +25,14 @@ from aurora_ray.interposer.region import Region
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
+from aurora_ray.mount.exchange import ExchangeRefusedError
 from aurora_ray.mount.localtree import make_tree
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from aurora_ray.log.filetable import FileTable
+    from aurora_ray.mount.exchange import Rules
     from aurora_ray.mount.localtree import MountedFile
     from aurora_ray.volume.read.source import PageSource
     from aurora_ray.volume.spec import GroupPlacement, VolumeSpec
@@ -44,8 +46,11 @@ _FILES_MIN = 1 << 18  # places in the region's table; one that is never used tak
 class MountedVolume:
     """A volume under a directory, with its driver at work in this event loop."""
 
-    def __init__(self, mount_dir: Path, region: Region, driver: Driver) -> None:
+    def __init__(
+        self, mount_dir: Path, region: Region, driver: Driver, volatile_patterns: Sequence[tuple[str, str]]
+    ) -> None:
         self.mount_dir = mount_dir
+        self._volatile_patterns = volatile_patterns
         self._region = region
         self._driver = driver
         self._sweep: asyncio.Task[None] | None = None
@@ -89,6 +94,7 @@ class MountedVolume:
             table = await source.read_file_table(base_lsn)
         with telemetry.span("mount.tree", {"aurora.files": len(table)}):
             files = await _tree(table, mount_dir, str(source.spec.volume_id), (owner_uid, owner_gid), told)
+        patterns = [each for each in volatile_patterns if writer is None or not _has(table, each)]
         region = Region(
             page_bytes=source.spec.page_size,
             base_lsn=base_lsn,
@@ -96,19 +102,19 @@ class MountedVolume:
             ring_bytes=ring_bytes,
             bell_bytes=min(256 << 10, ring_bytes // 4),
             files_max=max(_FILES_MIN, 4 * len(table)),
-            volatile_patterns=[each for each in volatile_patterns if writer is None or not _has(table, each)],
+            volatile_patterns=patterns,
         )
         driver: Driver | None = None
         try:
             driver = Driver(
                 source, region, mount_dir, writer=writer, cache_bytes=cache_bytes, grow=grow, groups_max=groups_max
             )
-            slots = driver.register(files)
+            slots = driver.register(files, table.next_file_id)
             for group, free in _free_extents(source.spec, table).items():
                 region.add_group(group, free if writer is not None else OVERLAY_EXTENTS)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
-            mounted = cls(mount_dir, region, driver)
+            mounted = cls(mount_dir, region, driver, patterns)
             with telemetry.span("mount.eager"):
                 await driver.prefetch(_matching_slots(files, slots, eager))
             driver.prefetch_soon(_matching_slots(files, slots, soon))
@@ -176,6 +182,30 @@ class MountedVolume:
         if self._closed:
             return
         self._driver.add_group(placement.group)
+
+    @property
+    def log_position(self) -> int:
+        """Where the mount's own log is: what was changed up to now lies at or below."""
+        return 0 if self._closed else self._region.end_lsn
+
+    async def exchange(self, writer: Volume, table: FileTable, rules: Rules, *, groups_max: int = GROUPS_MAX) -> int:
+        """From now on this mount, which had no writer, is one of `writer`, which was just opened and has been given
+        nothing; `table` is its newest table of files. Returns how many pages the volume lacks; `wait_settled` returns
+        when it lacks none.
+
+        Raises ExchangeRefusedError: then all is as it was. After anything else the mount has failed.
+        """
+        if self._closed or self._driver.gate is not None:
+            raise UsageError("only a private mount can be given a volume to write to")
+        if any(_has(table, pattern) for pattern in self._volatile_patterns):
+            raise ExchangeRefusedError("the volume has files where this mount keeps its own")
+        owed = await self._driver.exchange(writer, table, rules, _free_extents(writer.spec, table))
+        self._driver.groups_max = groups_max
+        return owed
+
+    async def wait_settled(self) -> None:
+        """Returns when the volume has all that is here, after an exchange."""
+        await self._driver.settled.wait()
 
     def acknowledge_until(self, until_s: float | None, *, lowers: bool = False) -> float:
         """The engine hears of what is durable until then, by `gate.running_clock_s`, and of the rest when this is

@@ -39,7 +39,6 @@ FLUSH_BYTES = 4 << 20  # what is taken at once, at most
 FLUSHES_IN_FLIGHT_MAX = 4
 FLUSH_BYTES_URGENT = 256 << 10  # so much goes at once, whatever else is on its way or may still come
 UNDER_WAY_BYTES_MAX = 32 << 20  # not durable yet; the rest waits in the ring
-_EVER = 1 << 62  # more log than any mount sees
 _TRACE_EVERY = 256  # flushes
 _NO_TRACE = telemetry.extract_dict(None)  # flushes are not part of whatever opened the volume
 
@@ -181,7 +180,7 @@ class LocalRedo:
 
     def start(self) -> None:
         """Nobody shall wait for what nobody makes durable."""
-        self._region.publish(self._region.base_lsn + _EVER)
+        self._region.set_private()
 
     def stop(self) -> None:
         """Nothing to end."""

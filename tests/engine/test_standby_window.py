@@ -6,7 +6,17 @@ import pytest
 
 from aurora_ray.engine.postgres.standby.window import WalWindow
 from aurora_ray.log.record import encode, page_delta
-from tests.engine.wal_builder import PAGE, SEGMENT, XLOG_PARAMETER_CHANGE, XLOG_SWITCH, Wal, parameter_change
+from tests.engine.wal_builder import (
+    PAGE,
+    RM_DBASE,
+    SEGMENT,
+    XLOG_DBASE_CREATE_FILE_COPY,
+    XLOG_DBASE_CREATE_WAL_LOG,
+    XLOG_PARAMETER_CHANGE,
+    XLOG_SWITCH,
+    Wal,
+    parameter_change,
+)
 
 
 def window_of(wal: Wal, *, size: int | None = None) -> WalWindow:
@@ -160,3 +170,17 @@ def test_a_change_of_a_page_that_was_given_out_is_no_concern() -> None:
     before = window.base
     window.change(wal.base, encode(page_delta(1, 0, [(0, b"x")])), 0)
     assert window.base == before
+
+
+def test_a_record_that_copies_the_files_of_a_database_is_noticed() -> None:
+    wal = Wal()
+    wal.add(b"first")
+    wal.add(b"a database, page by page", rmid=RM_DBASE, info=XLOG_DBASE_CREATE_WAL_LOG)
+    window = window_of(wal)
+    window.look()
+    assert window.copies == 0
+    wal.add(b"a database, as files", rmid=RM_DBASE, info=XLOG_DBASE_CREATE_FILE_COPY)
+    wal.add(b"x" * 3 * PAGE)
+    window.put(wal.base, wal.pages())
+    window.look()
+    assert (window.copies, window.end) == (wal.starts[2], wal.ends[3])

@@ -54,6 +54,8 @@ def test_a_closed_region_refuses_every_call(tmp_path: Path) -> None:
     it.region.close()  # again is no error
     arguments: dict[str, object] = {
         "files": [(1, 1, 0, 0)],
+        "file": native.Becomes(),
+        "extents": array("I", [0]),
         "groups": array("I", [0]),
         "hand": native.Candidate(),
         "kinds": b"",

@@ -54,7 +54,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import Bring, EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import (
+        Bring,
+        EngineInstall,
+        Horizon,
+        ReadFile,
+        RegionRow,
+        ReplicaRow,
+        StandbyFeed,
+        Succession,
+    )
     from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.log.filetable import FileTable
@@ -101,6 +110,14 @@ class MariadbEngine(Server):
     def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:  # noqa: ARG002
         """What may stay out of the volume."""
         return VOLATILE_PATTERNS
+
+    async def succession(self, data_dir: Path, table: FileTable) -> Succession:  # noqa: ARG002
+        """See Engine: its replica has a log of its own, which is not the volume's."""
+        raise EngineError("MariaDB's replicas do not go on as writers")
+
+    async def promote(self, *, timeout_s: float) -> None:  # noqa: ARG002
+        """See succession."""
+        raise EngineError("MariaDB's replicas do not go on as writers")
 
     async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
         """See Engine. Raises EngineError for a volume that has no binary log."""

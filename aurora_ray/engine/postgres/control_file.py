@@ -37,6 +37,8 @@ _CONSTANTS = struct.Struct("<d4I")
 _CONSTANTS_OFFSET: Final = 208
 _FLOAT_FORMAT: Final = 1234567.0
 _STATE_OFFSET: Final = 16
+_IN_PRODUCTION: Final = 6  # DB_IN_PRODUCTION
+CHECKPOINT_BYTES: Final = (32, 56)  # where the last checkpoint is, from where it has a recovery begin, and its timeline
 _SHUT_DOWN: Final = (1, 2)  # DB_SHUTDOWNED, and the same of a standby
 _REDO = struct.Struct("<QI")  # of the last checkpoint: where replay begins, and on which timeline
 _REDO_OFFSET: Final = 40
@@ -111,6 +113,23 @@ class Recovery:
         plain = not (least or backup_start or backup_end or backup_required) and wal_level >= _WAL_LEVEL_REPLICA
         needless = _U32.unpack_from(control, _STATE_OFFSET)[0] in _SHUT_DOWN
         return cls(redo, timeline, newest, segment_bytes, needless, plain)
+
+
+def in_production(control: bytes) -> bool:
+    """Whether its server takes writes, or did so until it ended."""
+    return bool(_U32.unpack_from(control, _STATE_OFFSET)[0] == _IN_PRODUCTION)
+
+
+def as_crashed(control: bytes) -> bytes:
+    """A standby's control file as that of a writer which ended uncleanly after the same checkpoint: nothing but the WAL
+    says how far it has to be replayed. Raises MalformedError."""
+    crc_offset = _crc_offset(control)
+    changed = bytearray(control)
+    _U32.pack_into(changed, _STATE_OFFSET, _IN_PRODUCTION)
+    _U64.pack_into(changed, _LEAST_OFFSET, 0)
+    _U32.pack_into(changed, _LEAST_OFFSET + _U64.size, 0)
+    _U32.pack_into(changed, crc_offset, google_crc32c.value(bytes(changed[:crc_offset])))
+    return bytes(changed)
 
 
 def _timelines(control: bytes) -> tuple[int, int]:

@@ -48,6 +48,7 @@ from aurora_ray.engine.postgres.configuration import (
     sessions_fail,
     troubles_of,
 )
+from aurora_ray.engine.postgres.control_file import CONTROL_PATH, in_production
 from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME, check_data_dir, clear_lock, make_sockets, socket_dir
 from aurora_ray.engine.postgres.foresight import foresee
 from aurora_ray.engine.postgres.image import SUPERUSER
@@ -62,8 +63,10 @@ from aurora_ray.engine.postgres.settings import (
 )
 from aurora_ray.engine.postgres.shared_memory import posix_segments, remove_segments
 from aurora_ray.engine.postgres.standby import begin
+from aurora_ray.engine.postgres.standby.feed import PostgresFeed
 from aurora_ray.engine.postgres.standby.takeover import Takeover
 from aurora_ray.engine.postgres.start import StartProgress, first_complaint, wait_ready
+from aurora_ray.engine.postgres.succession import NOT_OF_A_STANDBY, succession, switched_on
 from aurora_ray.engine.process import EngineProcess
 from aurora_ray.engine.server import Server
 from aurora_ray.engine.sizes import LEAST_SIZE
@@ -74,7 +77,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aurora_ray.engine.account import EngineAccount
-    from aurora_ray.engine.base import Bring, EngineInstall, Horizon, ReadFile, RegionRow, ReplicaRow, StandbyFeed
+    from aurora_ray.engine.base import (
+        Bring,
+        EngineInstall,
+        Horizon,
+        ReadFile,
+        RegionRow,
+        ReplicaRow,
+        StandbyFeed,
+        Succession,
+    )
     from aurora_ray.engine.postgres.promotion import Promotion
     from aurora_ray.engine.server import Options
     from aurora_ray.engine.sizes import InstanceSize
@@ -91,6 +103,7 @@ IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followe
 KILL_TIMEOUT_S: Final = 10.0
 ORPHAN_GRACE_S: Final = 0.2  # after an orderly end the others are on their way out already
 CHECK_TIMEOUT_S: Final = 2.0
+PROMOTED_LOOK_S: Final = 0.005
 POSTMASTER_EVERY: Final = 5  # checks that the module answers; all of them while one has just failed
 
 _SIGNALS: Final = {StopMode.FAST: signal.SIGINT, StopMode.IMMEDIATE: signal.SIGQUIT, StopMode.KILL: signal.SIGKILL}
@@ -127,9 +140,9 @@ class PostgresEngine(Server):
         """Holds the main process's id from the start to the end of a run."""
         return self._run_dir / _PID_NOTE
 
-    def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:
-        """What may stay out of the volume; of a standby, what makes it one as well."""
-        return (*VOLATILE_PATTERNS, *((begin.PATTERN,) if follows else promotion.FILES))
+    def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:  # noqa: ARG002 - they change places
+        """What may stay out of the volume, and what makes a server a standby or ends that, which is never in it."""
+        return (*VOLATILE_PATTERNS, *promotion.FILES)
 
     async def make_feed(self, data_dir: Path, table: FileTable, lsn: int, read: ReadFile) -> StandbyFeed:
         """See Engine. The control file must be whole in `data_dir`. Raises EngineError."""
@@ -194,6 +207,41 @@ class PostgresEngine(Server):
         process = self._running()
         self._segments = posix_segments([process.pid])
         logger.info("PostgreSQL %s runs as process %d on port %d", self._install.version, process.pid, self._port)
+
+    async def succession(self, data_dir: Path, table: FileTable) -> Succession:
+        """See Engine and succession."""
+        feed = self._follow
+        if not isinstance(feed, PostgresFeed):
+            raise EngineError("this server follows nobody")
+        await feed.takeover.wait_idle()
+        async with self._session(CHECK_TIMEOUT_S) as session:
+            said = await session.execute(
+                "select name, setting from pg_file_settings where name = any(%s) order by seqno",
+                (list(NOT_OF_A_STANDBY),),
+            )
+            if on := switched_on(await said.fetchall()):
+                raise EngineError(f"{', '.join(on)} cannot be switched on before another start")
+        says = await asyncio.to_thread(succession, data_dir, table)
+        if await feed.copies_since(says.recovers_from):
+            raise EngineError("a database was copied as files since its last restartpoint, from files that may change")
+        return says
+
+    async def promote(self, *, timeout_s: float) -> None:
+        """See Engine. Its control file says when it has left recovery."""
+        process, promoting = self._running(), promotion.Promotion(self._data_dir, self._account)
+        control = self._data_dir / os.fsdecode(CONTROL_PATH)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not in_production(control.read_bytes()):
+                    if self._process is None:
+                        raise EngineError("PostgreSQL ended while it was promoted")
+                    promoting.urge(process, time.monotonic())
+                    await asyncio.sleep(PROMOTED_LOOK_S)
+        except TimeoutError as error:
+            raise EngineError(f"PostgreSQL was not promoted within {timeout_s:g} s") from error
+        finally:
+            promoting.end()
+        self._follow = None
 
     async def _start_once(
         self,

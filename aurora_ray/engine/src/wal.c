@@ -19,6 +19,7 @@
 enum { PAGE = 8192, SHORT_HEADER = 24, LONG_HEADER = 40, RECORD_HEADER = 24, CRC_OFFSET = 20 };
 enum { FIRST_IS_CONTRECORD = 1, FIRST_IS_OVERWRITE_CONTRECORD = 8 };
 enum { RMGR_XLOG = 0, XLOG_SWITCH = 0x40, XLOG_PARAMETER_CHANGE = 0x60, INFO_MASK = 0xF0 };
+enum { RMGR_DBASE = 4, XLOG_DBASE_CREATE_FILE_COPY = 0x00 }; /* up to 14, XLOG_DBASE_CREATE */
 enum { BLOCK_ID_DATA_SHORT = 255, BLOCK_ID_MAX = 32, PARAMETERS = 5 };
 enum { BLOCK_FORK_MASK = 0x0F, BLOCK_HAS_IMAGE = 0x10, BLOCK_WILL_INIT = 0x40, BLOCK_SAME_REL = 0x80 };
 enum { BLOCK_HEADER = 4, BLOCK_RELATION = 12, BLOCK_NUMBER = 4 };
@@ -204,6 +205,7 @@ struct walk {
     struct blocks *blocks; /* NULL: nobody asks */
     uint64_t end;  /* behind the last whole record */
     uint64_t prev; /* where that one begins; 0: not known */
+    uint64_t copies; /* where the last record begins that copies files of a database; 0: none does */
     enum outcome why;
     bool changed; /* `parameters` are those of the last record that changes them */
     uint32_t parameters[PARAMETERS];
@@ -239,6 +241,8 @@ step(const struct window *w, struct walk *walk, uint64_t start, uint32_t rest, s
         walk->changed = true;
         memcpy(walk->parameters, parameters, sizeof parameters);
     }
+    if (header[17] == RMGR_DBASE && (header[16] & INFO_MASK) == XLOG_DBASE_CREATE_FILE_COPY)
+        walk->copies = start;
     if (header[17] == RMGR_XLOG && (header[16] & INFO_MASK) == XLOG_SWITCH && c->at % w->segment != 0)
         c->at += w->segment - c->at % w->segment; /* the rest of the segment is empty */
     return HERE;
@@ -304,7 +308,8 @@ PyDoc_STRVAR(walk_doc, "walk(window, base, at, prev, segment_bytes, begins, /)\n
              "Whole records of WAL from the position `at` on in `window`, whole pages of which the first is at `base`.\n\n"
              "`prev` is where the record before `at` begins (0: not known); with `begins`, `at` is at a page that may\n"
              "begin with the rest of a record. Gives (end of the last whole record, where that one begins, whether\n"
-             "more bytes are needed to go on, the five settings of the last change of parameters or None).");
+             "more bytes are needed to go on, the five settings of the last change of parameters or None, where the last\n"
+             "record begins whose replay copies the files of a database, or 0).");
 
 static PyObject *
 walk(PyObject *Py_UNUSED(module), PyObject *args)
@@ -324,8 +329,8 @@ walk(PyObject *Py_UNUSED(module), PyObject *args)
         if (settings == NULL)
             return NULL;
     }
-    return Py_BuildValue("(KKNN)", (unsigned long long)found.end, (unsigned long long)found.prev,
-                         PyBool_FromLong(found.why == BEYOND), settings);
+    return Py_BuildValue("(KKNNK)", (unsigned long long)found.end, (unsigned long long)found.prev,
+                         PyBool_FromLong(found.why == BEYOND), settings, (unsigned long long)found.copies);
 }
 
 PyDoc_STRVAR(blocks_doc, "blocks(window, base, at, prev, segment_bytes, begins, /)\n--\n\n"

@@ -10,7 +10,8 @@
  *   names.c      what a create, a rename, an unlink means to the log
  *   places.c     which path is a file of the mount; descriptors.c: which descriptor
  *   intercept*.c the libc functions that lead here; README.md, beside this folder, says what happens on other ways
- *   driver.c     the consumer's side, called by Python through ctypes; driver_pages.c is its part about local files
+ *   driver.c     the consumer's side, called by Python through ctypes; driver_pages.c is its part about local files,
+ *                exchange.c the one that gives the volume to a mount that had none to write to
  *
  * Rules that everything keeps:
  *   - One robust lock guards every change: the local file and the log change together under it, so log order is the
@@ -97,15 +98,17 @@ _Static_assert(sizeof(struct batch) == 96, "batch header");
 /* ---- the region */
 
 enum { STATE_RUNNING = 0, STATE_FENCED, STATE_POISONED, STATE_CLOSED };
+enum { MODE_VOLUME = 0, MODE_PRIVATE, MODE_SETTLING }; /* where redo goes, see exchange.c */
 
 struct chunk {
     _Atomic uint64_t present;  /* a bit a page: the local file holds it */
     _Atomic uint64_t last_lsn; /* of its newest record: evictable when durable */
     _Atomic uint64_t evicted_at; /* VDL of its last eviction: what was read as of an earlier LSN comes too late */
+    _Atomic uint64_t owed;     /* a bit a page: the volume does not have it as it is here; see exchange.c */
     _Atomic uint32_t group;    /* protection group, AR_NO_GROUP before its first page write, or AR_UNKNOWN */
     _Atomic uint32_t used;     /* AR_TOUCHED since the evictor's hand last passed; above that, its heat */
 };
-_Static_assert(sizeof(struct chunk) == 32, "chunk");
+_Static_assert(sizeof(struct chunk) == 40, "chunk");
 
 #define AR_TOUCHED 1u
 #define AR_HEAT_MAX 3u
@@ -118,7 +121,7 @@ union node { /* of a file's radix tree from chunk numbers to chunks */
     struct chunk chunks[AR_LEAF_CHUNKS];
     _Atomic uint32_t links[AR_INNER_LINKS];
 };
-_Static_assert(sizeof(union node) == 2048, "node");
+_Static_assert(sizeof(union node) == 2560, "node");
 
 struct slot { /* a file */
     _Atomic uint64_t ino; /* of the local file: how an open descriptor finds its slot */
@@ -177,6 +180,10 @@ struct region {
     _Atomic uint32_t chains_turn; /* odd while a slot goes from one hash chain to another */
     _Atomic uint32_t ngroups;
     uint64_t next_file_id;
+    _Atomic uint32_t mode;
+    uint32_t exchanged; /* ever: absent pages may lie in local files */
+    _Atomic uint32_t guarded; /* slot + 1 of the file of which a part waits in MODE_SETTLING; 0: none */
+    uint32_t guarded_from, guarded_end;
 
     _Alignas(64) _Atomic uint64_t tail; /* ring positions: end of the last whole record */
     _Atomic uint64_t wanted;            /* highest position that someone waits for */
@@ -232,6 +239,7 @@ struct chunk *ar_chunk_make(struct slot *slot, uint32_t number);
 bool ar_present(struct slot *slot, uint32_t page);
 bool ar_all_present(struct slot *slot);
 void ar_set_present(struct slot *slot, uint32_t first, uint32_t end);
+void ar_forget_dropped(void);
 
 /* requests.c */
 void ar_reclaim_requests(struct region *region);
@@ -241,6 +249,8 @@ int ar_request(uint32_t want, const struct slot *slot, uint32_t first, uint32_t 
 /* log.c */
 #define AR_PAGE_RECORD_BYTES_MAX (AR_PAGE_BYTES_MAX + 64)
 void ar_lock_with_space(size_t bytes);
+void ar_reserve(size_t bytes);
+bool ar_has_space(size_t bytes);
 uint64_t ar_append(struct record head, const void *body, size_t body_bytes);
 void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
                     size_t from, size_t to);
@@ -248,6 +258,10 @@ void ar_wait_durable(uint64_t lsn);
 void ar_order(uint64_t lsn);
 void ar_wait_ordered(void);
 uint64_t ar_tail_lsn(void);
+
+/* exchange.c */
+void ar_owe(struct slot *slot, uint32_t first, uint32_t end);
+void ar_wait_settled(int fd, const struct slot *slot, const uint8_t *data, size_t bytes, uint64_t offset);
 
 /* writes.c: all return as the libc call does, with errno */
 ssize_t ar_write_at(int fd, struct slot *slot, const void *data, size_t bytes, off_t offset);
@@ -257,6 +271,9 @@ int ar_capture(int fd, struct slot *slot, uint64_t offset);
 /* files.c: the same */
 int ar_lock_placed(struct slot *slot, uint32_t first, uint32_t end);
 void ar_grow(struct slot *slot, uint64_t size);
+void ar_shrink(struct slot *slot, uint64_t size);
+void ar_log_size(struct slot *slot, uint64_t size);
+bool ar_place_chunk(struct slot *slot, uint32_t number);
 int ar_need(int fd, struct slot *slot, uint64_t offset, size_t bytes);
 bool ar_is_volatile(const char *path);
 void ar_prefetch(int fd, struct slot *slot, uint64_t offset, uint64_t bytes);
@@ -280,6 +297,7 @@ int ar_look(int dir, const char *name, int flags, struct statx *st);
 uint64_t ar_born(const struct statx *st);
 
 /* names.c: the same */
+void ar_log_name(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second);
 int ar_create(const struct place *at, int flags, mode_t mode);
 struct slot *ar_import(int fd, const char *local);
 int ar_unlink(const struct place *at);

@@ -378,9 +378,10 @@ AR_EXPORT int ar_take(struct region *r, struct take *t)
 
 AR_EXPORT void ar_publish(struct region *r, uint64_t vdl)
 {
-    if (vdl <= r->base_lsn)
-        return;
-    atomic_store_explicit(&r->durable, vdl - r->base_lsn, memory_order_release);
+    uint64_t position = vdl - r->base_lsn;
+    if (!vdl || position > atomic_load(&r->tail) || atomic_load(&r->mode) == MODE_PRIVATE)
+        return; /* below the base, or nobody waits for anything */
+    atomic_store_explicit(&r->durable, position, memory_order_release);
     atomic_fetch_add(&r->durable_turn, 1);
     if (atomic_load(&r->durable_waiters))
         ar_wake(&r->durable_turn, ~(UINT32_C(1) << ((atomic_load(&r->taken) + 1) % 32))); /* not who needs the next */
@@ -436,7 +437,7 @@ AR_EXPORT void ar_answer(struct region *r, uint32_t index, int error)
 }
 
 struct slot_view {
-    uint64_t ino, file_id, size, drop_lsn;
+    uint64_t ino, file_id, size, drop_lsn, last_lsn;
     uint32_t mounted_extents, dropped;
 };
 
@@ -444,7 +445,8 @@ AR_EXPORT void ar_view_slot(struct region *region, uint32_t slot, struct slot_vi
 {
     ar_attach(region);
     struct slot *s = ar_slot(slot);
-    *out = (struct slot_view){s->ino, s->file_id, atomic_load(&s->size), s->drop_lsn, s->mounted_extents, s->dropped};
+    *out = (struct slot_view){s->ino, s->file_id, atomic_load(&s->size), s->drop_lsn,
+                              atomic_load(&s->last_lsn), s->mounted_extents, s->dropped};
 }
 
 AR_EXPORT int64_t ar_find_slot(struct region *region, uint64_t ino)

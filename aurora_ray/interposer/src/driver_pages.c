@@ -69,6 +69,9 @@ AR_EXPORT int ar_fill(struct region *region, uint32_t slot, int fd, uint32_t fir
         uint64_t n = (uint64_t)run * region->page_bytes;
         if (n > size - at)
             n = size - at;
+        bool punched = run && !kinds[i] && region->exchanged;
+        if (punched) /* pages that the exchange made absent still lie there */
+            real_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n);
         ssize_t done = run && kinds[i] ? real_pwrite(fd, pages, n, (off_t)at) : (ssize_t)n;
         if (done != (ssize_t)n)
             error = done < 0 ? errno : ENOSPC;
@@ -153,7 +156,7 @@ AR_EXPORT int ar_evictable(struct region *region, struct candidate *hand, uint64
         struct chunk *c = ar_chunk(s, hand->chunk);
         if (!c)
             hand->chunk += AR_LEAF_CHUNKS - hand->chunk % AR_LEAF_CHUNKS - 1;
-        else if (c->present && cold(c) && c->last_lsn <= vdl && ar_placed(c))
+        else if (c->present && cold(c) && c->last_lsn <= vdl && !c->owed && ar_placed(c))
             out[n++] = *hand;
         hand->chunk++;
     }
@@ -169,7 +172,7 @@ AR_EXPORT int ar_evict(struct region *region, uint32_t slot, uint32_t chunk, uin
     if (ar_lock_for_driver())
         return 0;
     struct chunk *c = ar_chunk(s, chunk);
-    if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && ar_placed(c)) {
+    if (s->ino == ino && c && !s->dropped && !s->pinned && c->last_lsn <= vdl && !c->owed && ar_placed(c)) {
         uint64_t bytes = (uint64_t)AR_EXTENT_PAGES * region->page_bytes;
         uint64_t before = atomic_exchange_explicit(&c->present, 0, memory_order_acq_rel);
         atomic_fetch_add_explicit(&s->evictions, 1, memory_order_acq_rel);

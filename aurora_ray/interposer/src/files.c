@@ -115,7 +115,8 @@ static uint32_t group_with_room(void)
     return AR_NO_GROUP;
 }
 
-static bool place_chunk(struct slot *slot, uint32_t number)
+/* Under the lock, with space. False: no protection group has room. */
+bool ar_place_chunk(struct slot *slot, uint32_t number)
 {
     struct chunk *c = ar_chunk_make(slot, number);
     if (c->group != AR_NO_GROUP)
@@ -141,7 +142,7 @@ int ar_lock_placed(struct slot *slot, uint32_t first, uint32_t end)
             return 0;
         bool ready = true;
         for (uint32_t c = chunk_first; ready && c < chunk_end; c++)
-            ready = !extents_unknown(slot, c) && place_chunk(slot, c);
+            ready = !extents_unknown(slot, c) && ar_place_chunk(slot, c);
         if (ready)
             return 0;
         ar_unlock();
@@ -170,6 +171,8 @@ static void note_change(struct slot *slot, uint32_t first, uint32_t end)
     }
 }
 
+void ar_log_size(struct slot *slot, uint64_t size) { append_size(REC_SIZE, slot, size, 0); }
+
 /* Under the lock: the file has grown; what lies between is zeros, here and in the volume. */
 void ar_grow(struct slot *slot, uint64_t size)
 {
@@ -177,6 +180,7 @@ void ar_grow(struct slot *slot, uint64_t size)
     append_size(REC_SIZE, slot, size, 0);
     ar_set_present(slot, ar_pages_of(before), ar_pages_of(size));
     note_change(slot, ar_pages_of(before), ar_pages_of(size));
+    ar_owe(slot, ar_pages_of(before), ar_pages_of(size));
     atomic_store_explicit(&slot->size, size, memory_order_release);
 }
 
@@ -228,6 +232,7 @@ static void free_chunks(struct slot *slot, uint32_t first)
         if (ar_placed(chunk))
             ar_region->group_free[chunk->group]++;
         atomic_store(&chunk->group, AR_NO_GROUP);
+        atomic_store(&chunk->owed, 0);
         ar_count_absent(slot, atomic_exchange(&chunk->present, 0));
     }
 }
@@ -246,7 +251,8 @@ static bool cut_is_known(struct slot *slot, uint64_t size)
     return true;
 }
 
-static void shrink(struct slot *slot, uint64_t size)
+/* Under the lock, with space, and the file's placement known: it is shorter now. */
+void ar_shrink(struct slot *slot, uint64_t size)
 {
     uint32_t pages = ar_pages_of(size), pages_before = ar_pages_of(atomic_load(&slot->size));
     append_size(REC_TRUNCATE, slot, size, 0);
@@ -257,7 +263,10 @@ static void shrink(struct slot *slot, uint64_t size)
     if (last) {
         uint64_t keep = (UINT64_C(1) << pages % AR_EXTENT_PAGES) - 1;
         ar_count_absent(slot, atomic_fetch_and(&last->present, keep) & ~keep);
+        atomic_fetch_and(&last->owed, keep);
     }
+    if (size % page_bytes())
+        ar_owe(slot, pages - 1, pages);
     atomic_store_explicit(&slot->size, size, memory_order_release);
     if (slot->mounted_extents > chunks_of(pages))
         slot->mounted_extents = chunks_of(pages);
@@ -281,7 +290,7 @@ int ar_truncate(int fd, struct slot *slot, uint64_t size)
         if (size > slot->size)
             ar_grow(slot, size);
         else if (size < slot->size)
-            shrink(slot, size);
+            ar_shrink(slot, size);
     }
     ar_unlock();
     return result;

@@ -44,6 +44,14 @@ void ar_lock_with_space(size_t bytes)
     }
 }
 
+bool ar_has_space(size_t bytes)
+{
+    return ar_region->ring_bytes - (tail() - atomic_load_explicit(&ar_region->head, memory_order_acquire)) >= bytes;
+}
+
+/* Under the lock, by who need not wait for space: see ar_has_space. */
+void ar_reserve(size_t bytes) { reserved = tail() + bytes; }
+
 static void finish(uint64_t position)
 {
     struct region *r = ar_region;
@@ -149,7 +157,16 @@ void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const
         uint8_t data[AR_PAGE_BYTES_MAX];
     } body;
     struct record head = {.type = REC_PAGE, .file_id = slot->file_id, .group = chunk->group, .page = page};
+    uint64_t bit = UINT64_C(1) << page % AR_EXTENT_PAGES;
+    bool is_private = atomic_load_explicit(&ar_region->mode, memory_order_relaxed) == MODE_PRIVATE;
+    bool owed = !is_private && atomic_load_explicit(&chunk->owed, memory_order_relaxed) & bit;
+    if (owed)
+        atomic_fetch_and(&chunk->owed, ~bit);
+    if (owed || atomic_load_explicit(&ar_region->guarded, memory_order_relaxed) == ar_slot_index(slot) + 1)
+        old = NULL; /* a difference would be one to what the volume does not have */
     size_t bytes = 0, n = old ? differences(image, old, from, to, body.ranges, &bytes) : 0;
+    if (is_private && (!old || n))
+        atomic_fetch_or(&chunk->owed, bit);
     if (!old || n * sizeof(struct range) + bytes > ar_region->page_bytes * 3 / 4) {
         append_full(slot, chunk, head, image);
         return;
@@ -177,11 +194,21 @@ static void raise_to(_Atomic uint64_t *what, uint64_t value)
         ;
 }
 
+/*
+ * The ring position of an LSN. What somebody remembers of a time before the exchange (exchange.c) is no place in the
+ * ring any more, and was durable then as far as it ever was: that is position 0. By differences, since the base may be
+ * less than nothing.
+ */
+static uint64_t position_of(uint64_t lsn)
+{
+    uint64_t position = lsn - ar_region->base_lsn;
+    return lsn && position <= atomic_load_explicit(&ar_region->tail, memory_order_acquire) ? position : 0;
+}
+
 /* Remembers that everything up to lsn was promised to be ordered; who must have it durable calls ar_wait_ordered. */
 void ar_order(uint64_t lsn)
 {
-    if (lsn > ar_region->base_lsn)
-        raise_to(&ar_region->ordered, lsn - ar_region->base_lsn);
+    raise_to(&ar_region->ordered, position_of(lsn));
 }
 
 /* Which wakes concern a waiter for `position`: of the flushes that were taken already, or of the next one. */
@@ -216,7 +243,7 @@ static bool is_durable(uint64_t position)
 void ar_wait_durable(uint64_t lsn)
 {
     struct region *r = ar_region;
-    uint64_t position = lsn > r->base_lsn ? lsn - r->base_lsn : 0;
+    uint64_t position = position_of(lsn);
     if (is_durable(position))
         return;
     if (atomic_load(&r->wanted) < position) {

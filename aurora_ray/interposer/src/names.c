@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void name_record(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second)
+void ar_log_name(int type, uint64_t file_id, uint32_t mode, const char *first, const char *second)
 {
     static char body[2 * PATH_MAX]; /* under the lock: one a process will do */
     size_t n = strlen(first);
@@ -30,7 +30,7 @@ static struct slot *add_file(const struct statx *st, const char *local)
 {
     struct slot *slot = ar_add(st->stx_ino, ar_region->next_file_id++, 0, 0);
     atomic_store(&slot->born, ar_born(st));
-    name_record(REC_CREATE, slot->file_id, st->stx_mode & 07777, local, NULL);
+    ar_log_name(REC_CREATE, slot->file_id, st->stx_mode & 07777, local, NULL);
     slot->last_lsn = ar_tail_lsn();
     return slot;
 }
@@ -83,7 +83,7 @@ static void take_back(struct slot *slot, const char *local)
 {
     int error = errno;
     ar_lock_with_space(4 * PATH_MAX + (size_t)ar_region->ngroups * 40);
-    name_record(REC_UNLINK, slot->file_id, 0, local, NULL);
+    ar_log_name(REC_UNLINK, slot->file_id, 0, local, NULL);
     drop(slot);
     ar_unlock();
     errno = error;
@@ -189,7 +189,7 @@ int ar_unlink(const struct place *at)
     const char *local = durable_at(at, out);
     int result = real_unlinkat(at->dir, at->name, 0);
     if (!result && local && gone.there && logged_kind(&gone)) {
-        name_record(REC_UNLINK, gone.slot ? gone.slot->file_id : 0, 0, local, NULL);
+        ar_log_name(REC_UNLINK, gone.slot ? gone.slot->file_id : 0, 0, local, NULL);
         if (is_last_name(&gone))
             drop(gone.slot);
     }
@@ -203,7 +203,7 @@ int ar_rmdir(const struct place *at)
     const char *local = durable_at(at, out);
     int result = real_unlinkat(at->dir, at->name, AT_REMOVEDIR);
     if (!result && local)
-        name_record(REC_RMDIR, 0, 0, local, NULL);
+        ar_log_name(REC_RMDIR, 0, 0, local, NULL);
     return unlock_with(result);
 }
 
@@ -224,9 +224,9 @@ int ar_rename(const struct place *from, const struct place *to, unsigned flags, 
     }
     int result = real_renameat2(from->dir, from->name, to->dir, to->name, flags);
     if (!result && !same && logged)
-        name_record(REC_RENAME, moved.slot ? moved.slot->file_id : 0, 0, from_local, to_local);
+        ar_log_name(REC_RENAME, moved.slot ? moved.slot->file_id : 0, 0, from_local, to_local);
     else if (!result && !same && to_local && replaced.there && logged_kind(&replaced)) /* by a socket, say */
-        name_record(REC_UNLINK, replaced.slot ? replaced.slot->file_id : 0, 0, to_local, NULL);
+        ar_log_name(REC_UNLINK, replaced.slot ? replaced.slot->file_id : 0, 0, to_local, NULL);
     if (!result && !same && is_last_name(&replaced))
         drop(replaced.slot);
     if (!result && moved.slot)
@@ -252,7 +252,7 @@ int ar_link(int seen, const struct place *to)
     else
         result = real_linkat(AT_FDCWD, link, to->dir, to->name, AT_SYMLINK_FOLLOW);
     if (!result && ours) {
-        name_record(REC_LINK, slot->file_id, 0, from_local, to_local);
+        ar_log_name(REC_LINK, slot->file_id, 0, from_local, to_local);
         slot->last_lsn = ar_tail_lsn();
     }
     result = unlock_with(result);
@@ -268,7 +268,7 @@ int ar_symlink(const char *target, const struct place *at)
     const char *local = durable_at(at, out);
     int result = real_symlinkat(target, at->dir, at->name);
     if (!result && local)
-        name_record(REC_SYMLINK, 0, 0, target, local);
+        ar_log_name(REC_SYMLINK, 0, 0, target, local);
     return unlock_with(result);
 }
 
@@ -281,7 +281,7 @@ int ar_mkdir(const struct place *at, mode_t mode)
     const char *local = durable_at(at, out);
     int result = real_mkdirat(at->dir, at->name, mode);
     if (!result && local && ar_look(at->dir, at->name, AT_SYMLINK_NOFOLLOW, &st) == 0)
-        name_record(REC_MKDIR, 0, st.stx_mode & 07777, local, NULL);
+        ar_log_name(REC_MKDIR, 0, st.stx_mode & 07777, local, NULL);
     return unlock_with(result);
 }
 
@@ -297,6 +297,6 @@ int ar_chmod(int fd, mode_t mode, int (*change)(void *), void *argument)
     bool seen = !result && local && ar_look(fd, "", AT_EMPTY_PATH, &st) == 0;
     struct slot *slot = seen && S_ISREG(st.stx_mode) ? ar_find(st.stx_ino) : NULL;
     if (seen && (S_ISDIR(st.stx_mode) || (slot && ar_same_file(slot, &st) && st.stx_nlink)))
-        name_record(REC_CHMOD, 0, st.stx_mode & 07777, local, NULL);
+        ar_log_name(REC_CHMOD, 0, st.stx_mode & 07777, local, NULL);
     return unlock_with(result);
 }

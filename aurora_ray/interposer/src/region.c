@@ -104,8 +104,8 @@ void ar_wake(_Atomic uint32_t *word, uint32_t mask)
 
 void ar_ring_bell(void)
 {
-    if (atomic_exchange(&ar_region->bell_rung, 1))
-        return;
+    if (ar_bell_fd < 0 || atomic_exchange(&ar_region->bell_rung, 1))
+        return; /* the driver itself needs no bell, or it has been rung */
     uint64_t one = 1;
     atomic_fetch_add_explicit(&ar_region->counters.bells, 1, memory_order_relaxed);
     (void)!write(ar_bell_fd, &one, sizeof one);
@@ -261,6 +261,22 @@ static bool forget_one(void)
     if (i)
         forget(&slots[i - 1]);
     return i != 0;
+}
+
+/*
+ * Under the lock: the volume that this mount was made of is not what is read from now on. Of files that are gone, those
+ * that are here as a whole stay readable.
+ */
+void ar_forget_dropped(void)
+{
+    for (uint32_t i = 0; i < ar_region->slots_used; i++) {
+        if (!atomic_load(&slots[i].dropped))
+            continue;
+        if (atomic_load(&slots[i].tree) && !ar_all_present(&slots[i]))
+            forget(&slots[i]);
+        slots[i].drop_lsn = 0;
+        atomic_store(&slots[i].last_lsn, 0);
+    }
 }
 
 static uint32_t node_new(void)

@@ -205,6 +205,7 @@ static ssize_t write_pieces(int fd, struct slot *slot, const uint8_t *data, size
 ssize_t ar_write_at(int fd, struct slot *slot, const void *data, size_t bytes, off_t offset)
 {
     uint64_t at = (uint64_t)offset;
+    ar_wait_settled(fd, slot, data, bytes, at);
     return offset < 0 ? fail(EINVAL) : write_pieces(fd, slot, data, bytes, &at, false);
 }
 

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aurora_ray.durable import replace_file
-from aurora_ray.engine.base import VolatileKind, VolatilePattern
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, ControlFile
 from aurora_ray.engine.postgres.settings import AT_LEAST_THE_WRITERS
 from aurora_ray.engine.postgres.standby.feed import PostgresFeed
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from aurora_ray.log.filetable import FileTable
 
 SIGNAL: Final = "standby.signal"
-# The file is the standby's own, whatever the volume has.
-PATTERN: Final = VolatilePattern(VolatileKind.EXACT, SIGNAL)
 
 
 class Mounted(NamedTuple):

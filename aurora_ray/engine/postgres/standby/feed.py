@@ -85,13 +85,15 @@ class PostgresFeed:
         self.timelines = Timelines(control.timeline)
         self._control_page = _page_of(table, CONTROL_PATH)
         self._config = ConfigFiles(table)
-        self._takeover = takeover
+        self.takeover = takeover
         self._lsn = lsn
         self._read = read
         self._turn = asyncio.Lock()  # who holds it moves the window
         self._window: WalWindow | None = None
         self._stale_read: set[int] = set()  # pages of segments used again whose old content is in the window
         self._given = 0
+        self._walked_from: int | None = None  # all WAL from there on was looked through
+        self._copies = 0  # see WalWindow
         self._progress = Progress(lsn)
         self._connection: Connection | None = None
         self._serving: set[asyncio.Task[None]] = set()
@@ -159,7 +161,7 @@ class PostgresFeed:
             self._asking.cancel()
         for task in tuple(self._serving):
             task.cancel()
-        await asyncio.gather(*self._serving, self._takeover.close(), return_exceptions=True)
+        await asyncio.gather(*self._serving, self.takeover.close(), return_exceptions=True)
         self.failed.cancel()
         await asyncio.to_thread(_remove, self._dir)
 
@@ -217,7 +219,7 @@ class PostgresFeed:
             if content and len(content) <= FILE_PAGES_MAX * PAGE_BYTES:  # an editor may empty it before it writes
                 contents[os.fsdecode(file.name)] = os.fsdecode(content)
         if contents:
-            self._takeover.take(contents)
+            self.takeover.take(contents)
 
     async def _change(
         self, window: WalWindow, file: WalFile, page: int, changes: list[tuple[int, bytes, int]], before_lsn: int
@@ -233,6 +235,7 @@ class PostgresFeed:
 
     async def _give(self, window: WalWindow) -> None:
         """Sends what is whole."""
+        self._copies = max(self._copies, window.copies)
         if window.parameters is not None and any(
             ours < theirs for ours, theirs in zip(self._parameters, window.parameters, strict=True)
         ):
@@ -287,6 +290,7 @@ class PostgresFeed:
             if self._connection is not None:
                 self._connection.close()
             start = position - position % self._control.wal_segment_bytes
+            self._walked_from = start if self._walked_from is None else min(start, self._walked_from)
             self._connection, self._given, self._stale_read = connection, start, set()
             window = self._window = WalWindow(start, self._control.wal_segment_bytes, timeline)
             await self._catch_up(window)
@@ -308,6 +312,27 @@ class PostgresFeed:
             at += len(pages) * PAGE_BYTES
             more = window.look() and any(pages)
             await self._give(window)
+
+    async def copies_since(self, position: int) -> bool:
+        """Whether the WAL from there on has a record whose replay copies files of a database as they are at that time,
+        or cannot be looked through."""
+        async with self._turn:
+            walked = self._walked_from
+            if walked is None or self._copies >= position:
+                return True
+            segment_bytes = self._control.wal_segment_bytes
+            window = WalWindow(position - position % segment_bytes, segment_bytes)
+            at, taken, look_in = window.base, window.base, self.timelines.to_look_in(self.timelines.newest)
+            while window.end < walked and at < walked + segment_bytes and (file := self._files.at(at, look_in)):
+                part = FilePart(file.file_id, file.extents, (at - (file.start or 0)) // PAGE_BYTES, CATCH_UP_PAGES)
+                pages = await self._read(part, self._lsn)
+                window.put(at, b"".join(page or bytes(PAGE_BYTES) for page in pages))
+                at += len(pages) * PAGE_BYTES
+                window.look()
+                if window.end > taken:
+                    window.take(taken)
+                    taken = window.end
+            return window.copies >= position or window.end < walked
 
     def detach(self, connection: Connection) -> None:
         """Nothing is given to it any more."""

@@ -49,6 +49,11 @@ class Takeover:
                 if (process := self._server()) is not None:
                     process.send(signal.SIGHUP)
 
+    async def wait_idle(self) -> None:
+        """Returns when all that was taken is there; by then nothing more is taken."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
     async def close(self) -> None:
         """Ends what is going on."""
         if self._task is not None:

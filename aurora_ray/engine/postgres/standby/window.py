@@ -23,6 +23,7 @@ class WalWindow:
         self.timeline = timeline
         self.base = self.end = position
         self.parameters: Parameters | None = None  # of the last record given out that changes those settings
+        self.copies = 0  # where the last record begins whose replay copies the files of a database
         self._segment_bytes = segment_bytes
         self._begins = True
         self._prev = 0
@@ -60,7 +61,7 @@ class WalWindow:
 
     def look(self) -> bool:
         """Finds how far whole records reach: `end`. True if it would go on with what lies behind `loaded`."""
-        found, prev, more, parameters = walk(
+        found, prev, more, parameters, copies = walk(
             self._content, self.base, self.end, self._prev, self._segment_bytes, self._begins
         )
         if found > self.end:
@@ -68,6 +69,7 @@ class WalWindow:
             self._prev = prev
         self.end = found
         self.parameters = parameters or self.parameters
+        self.copies = copies or self.copies
         return more
 
     def cut(self, end: int) -> None:

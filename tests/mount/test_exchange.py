@@ -1,0 +1,238 @@
+"""A private mount becomes the volume's own while programs run on it: afterwards both say the same, page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aurora_ray.log.sizes import EXTENT_PAGES, NO_GROUP
+from aurora_ray.mount.exchange import ExchangeRefusedError, Guard, Rules
+from aurora_ray.mount.localfiles import LocalFiles
+from aurora_ray.mount.mount import MountedVolume
+from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.read.reader import VolumeReader
+from aurora_ray.volume.write.volume import Volume
+from tests.interposer.model import PAGE_BYTES
+from tests.mount.test_mount import VOLATILE, content, finish, mount, nodes, spawn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.volume.cluster import Cluster
+
+pytestmark = pytest.mark.allowed_logs(r"ExecuteBatchError raised in core")
+__all__ = ["nodes"]
+
+FIRST = Guard(b"control", 0, 8, b"reader  and as the volume gets it".ljust(PAGE_BYTES, b"\0"))
+
+# A tree of files with pages, and a control file. The seed says what is done, `who` with which content: an engine and
+# its standby do the same to names and sizes, and have other pages at other times.
+CHANGE = """
+import os, random, sys
+who, seed, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+P = int(sys.argv[4])
+r, content = random.Random(seed), random.Random(who)
+def write(path, at, data):
+    fd = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.pwrite(fd, data, at)
+    os.fsync(fd)
+    os.close(fd)
+os.makedirs("d", exist_ok=True)
+write("control", 0, who.encode().ljust(16))
+for step in range(steps):
+    path = f"d/f{r.randrange(8)}"
+    match r.randrange(12):
+        case 0:
+            if os.path.exists(path): os.unlink(path)
+        case 1:
+            if os.path.exists(path): os.truncate(path, r.randrange(100 * P))
+        case 2:
+            os.makedirs(f"d/{seed}-{step}")
+            write(f"d/{seed}-{step}/x", 0, content.randbytes(3 * P))
+        case 3:
+            write(path, 0, content.randbytes(70 * P))
+        case 4:
+            if os.path.lexists("d/link"): os.unlink("d/link")
+            os.symlink(r.choice(["../control", "./../control"]), "d/link")
+        case 5:
+            write("tmp/x", 0, b"never logged") if os.path.isdir("tmp") else os.mkdir("tmp")
+        case 6:
+            if os.path.exists(path): os.chmod(path, r.choice([0o600, 0o640]))
+        case _:
+            write(path, r.randrange(80) * P + r.randrange(P), content.randbytes(r.randrange(1, 2 * P)))
+"""
+
+LIVES_ON = """
+import os, sys, time
+P, stop = int(sys.argv[1]), sys.argv[2]
+fd = os.open("own", os.O_CREAT | os.O_RDWR)
+turn = 0
+while not os.path.exists(stop):
+    turn += 1
+    os.pwrite(fd, b"%08d" % turn, (turn % 200) * P + 77)
+    assert os.pread(fd, 8, (turn % 200) * P + 77) == b"%08d" % turn
+    if turn > 200: assert os.pread(fd, 8, ((turn + 5) % 200) * P + 77) == b"%08d" % (turn - 195)
+    if turn % 10 == 0: os.fsync(fd)
+"""
+
+
+async def private(nodes: Cluster, directory: Path) -> MountedVolume:
+    async with asyncio.timeout(20):
+        while True:  # nodes hear of what is durable a little later
+            reader = await VolumeReader.open(nodes.spec, nodes.addresses, timeout_s=20)
+            if reader.read_lsn >= max(volume.vdl for volume in nodes.volumes if isinstance(volume, Volume)):
+                break
+            await reader.close()
+    nodes.volumes.append(reader)  # type: ignore[arg-type]  # closed with them
+
+    async def grow():  # by whoever is the writer then
+        placement = replace(nodes.spec.groups[0], group=len(nodes.spec.groups))
+        nodes.spec = await nodes.volumes[-1].members.add_group(placement)
+        return placement
+
+    return await MountedVolume.open(
+        reader,
+        directory,
+        writer=None,
+        cache_bytes=64 << 20,
+        ring_bytes=1 << 20,
+        volatile_patterns=VOLATILE,
+        grow=grow,
+    )
+
+
+async def change(mounted: MountedVolume, who: str, seed: int, steps: int) -> None:
+    await finish(await spawn(mounted, "-c", CHANGE, who, str(seed), str(steps), str(PAGE_BYTES)))
+
+
+async def differs(mounted: MountedVolume, volume: Volume) -> list[str]:
+    """The pages that are here and are not what the volume answers."""
+    region, found = mounted._region, []
+    table = await volume.read_file_table()
+    for entry in table.entries():
+        if not entry.file_id:
+            continue
+        path = mounted.mount_dir / os.fsdecode(entry.paths[0])
+        slot = region.find_slot(path.stat().st_ino)
+        assert slot is not None
+        view, data = region.slot(slot), path.read_bytes()
+        assert (view.file_id, view.size, len(data)) == (entry.file_id, entry.size, entry.size), path
+        for page in range(-(-entry.size // PAGE_BYTES)):
+            if region.absent_run(slot, page, page + 1)[1]:
+                continue
+            extent = page // EXTENT_PAGES
+            group = entry.extents[extent] if extent < len(entry.extents) else NO_GROUP
+            theirs = b""
+            if group != NO_GROUP:
+                (run,) = await volume.read_pages([PageRange(group, entry.file_id, page, 1)])
+                theirs = run.pages
+            here = data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
+            if here != theirs.ljust(PAGE_BYTES, b"\0")[: len(here)]:
+                found.append(f"{path.name} page {page}")
+    return found
+
+
+async def is_whole(nodes: Cluster, mounted: MountedVolume, volume: Volume, tmp_path: Path) -> None:
+    """The mount, the volume page by page, and another mount of the volume say the same."""
+    await mounted.flush(timeout_s=20)
+    assert await differs(mounted, volume) == []
+    ours = await content(mounted, tmp_path)
+    other = await private(nodes, tmp_path / "other")
+    try:
+        theirs = await content(other, tmp_path)
+    finally:
+        await other.close()
+    assert {path: crc for path, crc in ours.items() if not path.startswith("tmp")} == theirs
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_private_mount_becomes_the_volumes_own(nodes: Cluster, tmp_path: Path, seed: int) -> None:
+    r = random.Random(seed)
+    before = await nodes.open()
+    writers = await mount(nodes, before, tmp_path / "writer")
+    await change(writers, "writer", seed, 40)
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    try:
+        await asyncio.gather(change(mounted, "reader", seed + 100, 40), change(writers, "again", seed + 100, 40))
+        floor = mounted.log_position if seed % 2 else 0
+        await change(mounted, "reader", seed + 200, r.randrange(40))
+        await writers.flush(timeout_s=20)
+        await content(mounted, tmp_path)  # pages of before the exchange are here
+        await writers.close()
+        lives = await spawn(mounted, "-c", LIVES_ON, str(PAGE_BYTES), os.fspath(tmp_path / "stop"))
+        await asyncio.sleep(r.random())  # not synchronisation: the exchange may come at any moment of it
+        volume = await nodes.open()
+        owed = await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST, floor=floor))
+        assert owed
+        await change(mounted, "promoted", seed + 300, r.randrange(1, 20))
+        async with asyncio.timeout(60):
+            await mounted.wait_settled()
+        (tmp_path / "stop").touch()
+        await finish(lives)
+        assert (mounted.mount_dir / "control").read_bytes().startswith(b"promoted")
+        await is_whole(nodes, mounted, volume, tmp_path)
+    finally:
+        await mounted.close()
+
+
+async def test_what_is_on_its_way_comes_as_of_the_exchange(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros, too, of what lay nowhere when it was asked for."""
+    write = "import os; fd = os.open('big', os.O_CREAT | os.O_RDWR); {}; os.fsync(fd)"
+    writers = await mount(nodes, await nodes.open(), tmp_path / "writer")
+    await change(writers, "writer", 1, 0)
+    await finish(await spawn(writers, "-c", write.format(f"os.ftruncate(fd, {50 * PAGE_BYTES})")))
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    reached, goes_on, find = asyncio.Event(), asyncio.Event(), LocalFiles.find
+
+    async def late(files: LocalFiles, slot: int, *, pid: int = 0, fd: int = -1) -> int | None:
+        if not pid:
+            reached.set()
+            await goes_on.wait()
+        return await find(files, slot, pid=pid, fd=fd)
+
+    try:
+        await change(mounted, "reader", 1, 0)
+        await finish(await spawn(writers, "-c", write.format(f"os.pwrite(fd, b'n' * {50 * PAGE_BYTES}, 0)")))
+        await writers.flush(timeout_s=20)
+        await writers.close()
+        volume = await nodes.open()
+        monkeypatch.setattr(LocalFiles, "known", lambda *_: None)
+        monkeypatch.setattr(LocalFiles, "find", late)
+        reads = f"import os; assert os.pread(os.open('big', os.O_RDONLY), 3, 9 * {PAGE_BYTES}) == b'nnn'"
+        reading = await spawn(mounted, "-c", reads)
+        await reached.wait()
+        await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST))
+        goes_on.set()
+        await finish(reading)
+        async with asyncio.timeout(60):
+            await mounted.wait_settled()
+        await change(mounted, "promoted", 1, 0)
+        await is_whole(nodes, mounted, volume, tmp_path)
+    finally:
+        await mounted.close()
+
+
+async def test_what_cannot_be_exchanged_stays_private(nodes: Cluster, tmp_path: Path) -> None:
+    before = await nodes.open()
+    writers = await mount(nodes, before, tmp_path / "writer")
+    await change(writers, "writer", 1, 20)
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    try:
+        await writers.close()
+        volume = await nodes.open()
+        with pytest.raises(ExchangeRefusedError, match="not as the engine wrote it"):
+            await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST))
+        await change(mounted, "reader", 1, 5)
+        assert volume.tail_lsn == volume.vdl == (await nodes.open()).tail_lsn
+    finally:
+        await mounted.close()
