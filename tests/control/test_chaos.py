@@ -205,6 +205,17 @@ def test_only_redo_that_waits_for_storage_that_answers_is_isolation() -> None:
     assert stuck.waits(status(5, 9), 21.0) == 0
 
 
+def test_a_writer_whose_redo_arrives_is_not_isolated_however_late_it_is_acknowledged() -> None:
+    slow, cut_off = Isolation(), Isolation()
+    for second in range(60):
+        assert slow.waits(status(5, 999), float(second)) < ISOLATED_AFTER_S
+        slow.arrives({"a-1": 100 + second // 5, "b-1": 7})  # a little more all five seconds
+        cut_off.waits(status(5, 999), float(second))
+        filled = {"a-1": min(100 + second, 110), "b-1": 7}  # copies fill each other's holes for a while
+        assert cut_off.arrives(filled if second % 2 else {**filled, "c-1": 9}) is (0 < second <= 10)
+    assert cut_off.waits(status(5, 999), 60.0) > ISOLATED_AFTER_S
+
+
 async def test_all_metrics_of_the_fleet_are_one_text(runtime: LocalRuntime) -> None:
     async with started(runtime) as running:
         await running.api.create("demo", timeout_s=20)

@@ -171,10 +171,10 @@ async def test_a_reader_that_storage_does_not_reach_gets_a_new_process(
 ) -> None:
     monkeypatch.setattr(heartbeats, "ISOLATED_AFTER_S", 1.0)
 
-    async def answers(*_: object) -> int:
-        return 1
+    async def answers(*_: object) -> tuple[int, int]:
+        return 1, 1
 
-    monkeypatch.setattr(Heartbeats, "_vdl", answers)
+    monkeypatch.setattr(Heartbeats, "_known", answers)
     async with started(runtime) as running:
         running.plane.heartbeats = quick_heartbeats(running.plane)
         await running.api.create("demo", reader_count=1, timeout_s=20)

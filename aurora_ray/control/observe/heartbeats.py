@@ -4,9 +4,11 @@ An end is seen by the watches of `Processes`; a process that is there and does n
 is asked for its status now and then, and `compute.health` says what its silence means. If the control plane was itself
 delayed, the rule takes that off; if the volume has no write quorum, a new writer would not be better off, so nobody is
 replaced for that. A writer that has redo and cannot make it durable for `ISOLATED_AFTER_S`, while a write quorum of
-nodes answers *us*, is cut off from them and is replaced as well. So is a reader that hears nothing from any copy for as
-long: who is connected to it would be shown the past for ever. What the volume does says nothing else of those that only
-read it: neither that they live, because it moves, nor that they are excused, because it stands.
+nodes answers *us* and none of them gets any more of it, is cut off from them and is replaced as well. (Nodes that get
+it and are slow to say so have too much to do: the next writer would find the same ones.) So is a reader that hears
+nothing from any copy for as long: who is connected to it would be shown the past for ever. What the volume does says
+nothing else of those that only read it: neither that they live, because it moves, nor that they are excused, because
+it stands.
 
 A process that hangs is killed, never asked: the volume's seal keeps it from writing whatever it does, and what takes
 its place starts in a process of its own.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 STATE_TIMEOUT_S: Final = 0.4
 UNHEARD_S: Final = 3.0  # a copy that is followed says something every second
 ISOLATED_AFTER_S: Final = 8.0
+LOOK_FROM_S: Final = 2.0  # of waiting: from then on nodes are asked what comes
 GONE_TIMEOUT_S: Final = 10.0
 
 
@@ -59,6 +62,7 @@ class Isolation:
         self.good_s = 0.0  # the last look that found all well
         self._vdl = -1
         self._since_s: float | None = None
+        self._held: Mapping[str, int] = {}  # by the nodes, when they were last asked
 
     def waits(self, status: InstanceStatus, now_s: float) -> float:
         """Seconds that a writer's redo has been waiting without any of it becoming durable, or that a reader was found
@@ -68,11 +72,20 @@ class Isolation:
         waiting = status.phase is IncarnationPhase.AVAILABLE and (redo_waits or deaf)
         self._vdl = status.vdl
         if not waiting:
-            self.good_s, self._since_s = now_s, None
+            self.good_s, self._since_s, self._held = now_s, None, {}
             return 0.0
         if self._since_s is None:
             self._since_s = now_s
         return now_s - self._since_s
+
+    def arrives(self, held: Mapping[str, int]) -> bool:
+        """Whether any node has more of the writer's redo than when it was last asked: then the waiting begins anew.
+        `held`: what those have that answer, as a sum of LSNs."""
+        before, self._held = self._held, held
+        more = any(held[node_id] > lsn for node_id, lsn in before.items() if node_id in held)
+        if more:
+            self._since_s = None
+        return more
 
     def storage_is_down(self) -> None:
         """Others are not better off: the waiting does not count."""
@@ -180,17 +193,21 @@ class Heartbeats:
         self._processes.tasks.watch(watch, f"heartbeats {instance_id}")
 
     async def _look_at_isolation(self, instance_id: str, isolation: Isolation, status: InstanceStatus | None) -> None:
-        if status is None or isolation.waits(status, asyncio.get_running_loop().time()) < ISOLATED_AFTER_S:
+        waited_s = 0.0 if status is None else isolation.waits(status, asyncio.get_running_loop().time())
+        if status is None or waited_s < min(LOOK_FROM_S, ISOLATED_AFTER_S):
             return
         heartbeat = self._heartbeats.get(instance_id)
         volume = self._volume_of(instance_id)
         if heartbeat is None or heartbeat.hung or volume is None:
             return
         nodes = list(self._processes.nodes)
-        answers = await asyncio.gather(*(self._vdl(node_id, volume) for node_id in nodes))
-        answering = {node_id for node_id, vdl in zip(nodes, answers, strict=True) if vdl is not None}
-        if not all(quorum_up(group, answering) for group in volume.groups):
+        answers = await asyncio.gather(*(self._known(node_id, volume) for node_id in nodes))
+        answering = {node_id: known for node_id, known in zip(nodes, answers, strict=True) if known is not None}
+        if not all(quorum_up(group, set(answering)) for group in volume.groups):
             isolation.storage_is_down()
+            return
+        arrives = status.role.traits.writes and isolation.arrives({n: scls for n, (_, scls) in answering.items()})
+        if arrives or waited_s < ISOLATED_AFTER_S:
             return
         if status.role.traits.writes:
             heartbeat.hung = (
@@ -224,6 +241,11 @@ class Heartbeats:
 
     async def _vdl(self, node_id: str, volume: VolumeState) -> int | None:
         """None if the node does not answer."""
+        known = await self._known(node_id, volume)
+        return known[0] if known is not None else None
+
+    async def _known(self, node_id: str, volume: VolumeState) -> tuple[int, int] | None:
+        """The VDL as a node knows it, and its segments' SCLs in sum; None if it does not answer."""
         node = self._processes.nodes.get(node_id)
         if node is None:
             return None
@@ -232,4 +254,5 @@ class Heartbeats:
         except AuroraError:
             return None
         mine = [v for v in reply.volumes if v.volume == volume.volume_id.bytes]
-        return max((int(s.vdl) for v in mine for s in v.segments), default=0)
+        segments = [segment for each in mine for segment in each.segments]
+        return max((int(s.vdl) for s in segments), default=0), sum(int(s.scl) for s in segments)
