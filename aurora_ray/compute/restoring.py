@@ -137,11 +137,12 @@ class Restored:
                 self._phase = IncarnationPhase.INITIALISING
                 store = await asyncio.to_thread(store_at, order.url, order.place, order.key_file)
                 source = self._source = await BackupSource.open(store, order.lsn)
+                # Whoever looks comes first: filling takes all the processor and bandwidth that it can get.
+                opened = await self._try_look(source)
                 filling = asyncio.create_task(
                     fill_volume(source, volume, config.nodes, self._progress), name=f"restore {config.cluster}"
                 )
                 self._tasks.append(filling)
-                opened = await self._try_look(source)
                 if opened is not None:
                     self._tasks.append(asyncio.create_task(self._serve(filling), name=f"serve {config.cluster}"))
                     return opened
