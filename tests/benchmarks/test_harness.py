@@ -93,7 +93,7 @@ def _check_counters(result: Result) -> None:
         assert sample.counters["network_writes"] > sample.transactions
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_data_is_kept_for_the_next_run_and_a_run_goes_on_where_it_was(data_dir: Path) -> None:
     suite = replace(_miniature("tpcb-warm", "select"), opening_rounds=0, copy_rounds=0)
     names = ["aurora", "stock"]
