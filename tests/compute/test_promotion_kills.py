@@ -32,9 +32,11 @@ from tests.compute.test_promotion_in_place import (  # noqa: F401  (fixtures)
     has_all,
     killed_under_load,
     pair,
-    pytestmark,
 )
+from tests.compute.test_promotion_in_place import pytestmark as marks
 from tests.support.timing import scaled
+
+pytestmark = [*marks, pytest.mark.chaos]
 
 STAGES = (
     "sealed",

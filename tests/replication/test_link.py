@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aurora_ray.errors import StorageError
+from aurora_ray.replication.replicator import Phase
 from aurora_ray.rpc.admission import OURS
 from aurora_ray.rpc.link import Abroad, Line, Link
 from aurora_ray.rpc.secret_file import ensure_secret
@@ -33,6 +34,8 @@ async def test_a_line_that_is_slow_lossy_and_cut(tmp_path: Path) -> None:
         scribe = Scribe(await primary.cluster.open(), seed=1)
         primary.abroad = Abroad(link=link)
         async with replicating(primary, copy) as replicator:
+            # What was written before it follows is no measure of the line.
+            await poll_until(lambda: replicator.status().phase is Phase.FOLLOWING, scaled(20), what="it follows")
             await caught_up(replicator, await scribe.write(30))
             assert replicator.status().lag.p50_ms >= 40
             crossed = link.back.nbytes

@@ -192,7 +192,7 @@ class Graveyard:
         """Lists no grave any more that somebody has removed from the disk."""
         try:
             there = set(os.listdir(self._path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             there = set()
         for name in self._graves.keys() - there:
             del self._graves[name]
