@@ -1,10 +1,13 @@
 """A global cluster on this machine, driven through the command: its fleets by region."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from aurora_ray.rpc.secret_file import FILE_NAME, load_secret
 from tests.cli.copies import digests
@@ -88,7 +91,8 @@ class Regions:
         last: list[list[Any]] = []
 
         def reads() -> bool:
-            last[:] = self.read(region, statement)
+            with contextlib.suppress(psycopg.errors.UndefinedTable):  # it has not come there yet
+                last[:] = self.read(region, statement)
             return last == wanted
 
         try:
