@@ -153,8 +153,8 @@ def orders_for(
         engine = adapter(cluster.engine)
         protocol = ClientProtocol(engine.cancel_code, engine.refusal, engine.keeps_address)
         name = cluster_endpoint(cluster.name)
-        # In a secondary region nobody is waited for: who asks both regions for the writer goes on to the other one.
         waking_s = WAKE_HOLD_S if cluster.capacity is not None and cluster.capacity.pauses else None
+        # In a secondary region nobody is waited for: who asks both regions for the writer goes on to the other one.
         hold_s = INSTANCE_HOLD_S if cluster.is_secondary else waking_s
         orders.append(EndpointOrder(name, listen_host, cluster.port, writers, protocol=protocol, hold_s=hold_s))
         if cluster.reader_port:
@@ -185,8 +185,7 @@ def driver_orders(
         for instance in (each for each in cluster.instances if each.role.traits.addressed):
             there = _target(cluster, instance, instances, listen_host, machine)
             # Whoever wakes a paused cluster waits for it, at whatever address.
-            pauses = cluster.capacity is not None and cluster.capacity.pauses
-            alone = replace(main, targets=(there,) if there else (), hold_s=WAKE_HOLD_S if pauses else INSTANCE_HOLD_S)
+            alone = replace(main, targets=(there,) if there else (), hold_s=main.hold_s or INSTANCE_HOLD_S)
             like.append((instance.instance_id, instance.port, alone))
         for name, own_port, order in like:
             where, name_ = addresses.own_address(own_port), endpoint_name(cluster.name, f"{DRIVERS}/{name}")
