@@ -86,6 +86,10 @@ class FleetProcesses:
         """CPU seconds that they have used so far, with those of children that ended and were waited for."""
         return usage(self._now()).cpu_s
 
+    def pids(self) -> tuple[int, ...]:
+        """Those that Ray started, and their children."""
+        return self._now().pids
+
     def _now(self) -> Component:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         marked = {pid for pid in pids if self._is_marked(pid)}

@@ -6,12 +6,12 @@ what scaling costs in throughput, what a paused tenant costs, and what a quiet o
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,20 +19,23 @@ from typing import Annotated, Any, Final
 import psycopg
 import typer
 
-from aurora_ray.cli import options
 from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
 from aurora_ray.telemetry.spanreader import StoredSpan, read_traces
 from aurora_ray.telemetry.waterfall import CAPACITY, summarise
 from benchmarks.data import fill_pgbench
-from benchmarks.fleet import FleetProcesses, UserFleet
 from benchmarks.raw import OUT
 from benchmarks.said import Said
+from benchmarks.serverless_noise import beside_others
+from benchmarks.serverless_subject import Subject, sessions
+from benchmarks.serverless_tenants import paused_tenants
 from benchmarks.serverless_trace import bursty, judge
 from benchmarks.site import prepared
 
 _PAUSE_AFTER_S: Final = 10
-_PAUSED_WITHIN_S: Final = 120.0
 _LOOK_S: Final = 0.05
+_REACHED: Final = (("first step", 1.0), ("half", 2.0), ("all", 4.0))  # ACUs
+_REACHED_WITHIN_S: Final = 20.0
+_CALM_S: Final = 3.0
 _WRITTEN_S: Final = 2.0  # by when spans are in their files
 _STAGES: Final = (
     "capacity.decide",
@@ -44,8 +47,6 @@ _STAGES: Final = (
     "capacity.lead",
 )
 _QUERY: Final = "select sum(i) from generate_series(1, 20000) i"
-_COMMIT: Final = "insert into ticks values (1)"
-_NOISE: Final = "insert into noise select i, repeat(md5(i::text), 8) from generate_series(1, 20000) i"
 
 
 @dataclass
@@ -57,58 +58,16 @@ class Figures:
     step: dict[str, float] = field(default_factory=dict)
     timeline: list[tuple[float, float, int]] = field(default_factory=list)  # when, ACUs in force, sessions at work
     throughput: dict[str, float] = field(default_factory=dict)
-    paused: dict[str, float] = field(default_factory=dict)
+    paused: dict[str, dict[str, float]] = field(default_factory=dict)  # by how many there were
     commits_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     days: list[dict[str, float]] = field(default_factory=list)
     stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # of all steps and resumes, from their traces
     load_averages: list[float] = field(default_factory=list)
 
-
-class Subject:
-    """A fleet, and what is asked of it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.fleet = UserFleet(directory)
-        self.dsn = self.fleet.up("--name", "web")["endpoints"]["cluster"]["dsn"]
-        self._found = options.find(directory)
-
-    def status(self, name: str = "web") -> dict[str, Any]:
-        """As it is now, without starting a process for it."""
-        return self._found.status(name)
-
-    def scale(self, name: str, *words: str) -> None:
-        """Other bounds."""
-        self.fleet.run("scale", name, *words)
-
-    def until_paused(self, name: str) -> None:
-        """Raises RuntimeError, with what keeps it awake."""
-        ends_s = time.monotonic() + _PAUSED_WITHIN_S
-        while (now := self.status(name))["state"] != "paused" or any(each["pid"] for each in now["instances"]):
-            if time.monotonic() > ends_s:
-                raise RuntimeError(f"{name} was not paused: {now['capacity']}")
-            time.sleep(0.2)
-
-
-@contextmanager
-def sessions(dsn: str, count: int, statement: str) -> Iterator[Callable[[], int]]:
-    """So many sessions that repeat a statement; how many were answered by now."""
-    stop, done = threading.Event(), [0] * count
-
-    def work(number: int) -> None:
-        with psycopg.connect(dsn, autocommit=True) as session:
-            while not stop.is_set():
-                session.execute(statement.encode())
-                done[number] += 1
-
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield lambda: sum(done)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(60)
+    def take_over(self, kept: dict[str, Any]) -> None:
+        """What an earlier run found; parts that are measured anew take its place."""
+        for name in vars(self):
+            setattr(self, name, kept.get(name, getattr(self, name)))
 
 
 def large_resumes(subject: Subject, figures: Figures, rounds: int, scale: int) -> None:
@@ -146,9 +105,11 @@ def by_stage(traces: Iterable[Sequence[StoredSpan]]) -> dict[str, dict[str, floa
     }
 
 
-def steps(subject: Subject, figures: Figures, seconds: float) -> None:
-    """A step from nothing to four sessions that compute, and back: what is in force meanwhile."""
+def steps(subject: Subject, figures: Figures, seconds: float, rounds: int) -> None:
+    """A step from nothing to four sessions that compute, and back: what is in force meanwhile. Then again and again,
+    for as long as it takes."""
     subject.scale("web", "--min", "0.5", "--max", "4")
+    figures.timeline.clear()
     began_s = time.monotonic()
 
     def watch(until_s: float, working: int) -> None:
@@ -160,10 +121,29 @@ def steps(subject: Subject, figures: Figures, seconds: float) -> None:
     watch(seconds / 4, 0)
     with sessions(subject.dsn, 4, _QUERY):
         watch(seconds, 4)
-    at = [(when - seconds / 4, acu) for when, acu, working in figures.timeline if working]
-    for name, wanted in (("first step", 1.0), ("half", 2.0), ("all", 4.0)):
-        reached = [when for when, acu in at if acu >= wanted]
-        figures.step[name] = round(reached[0], 2) if reached else float("nan")
+    found = [_reached([(when - seconds / 4, acu) for when, acu, working in figures.timeline if working])]
+    for _ in range(rounds - 1):
+        subject.scale("web", "--off")
+        subject.scale("web", "--min", "0.5", "--max", "4")  # it begins with the least
+        time.sleep(_CALM_S)
+        found.append(_reached(list(_step(subject))))
+    for name, _ in _REACHED:
+        figures.step[name] = round(statistics.median(each[name] for each in found), 2)
+        figures.step[f"{name}, max"] = round(max(each[name] for each in found), 2)
+
+
+def _step(subject: Subject) -> Iterator[tuple[float, float]]:
+    began_s = time.monotonic()
+    with sessions(subject.dsn, 4, _QUERY):
+        acu = 0.0
+        while acu < _REACHED[-1][1] and time.monotonic() - began_s < _REACHED_WITHIN_S:
+            acu = float(subject.status()["capacity"]["acu"])
+            yield time.monotonic() - began_s, acu
+            time.sleep(_LOOK_S)
+
+
+def _reached(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+    return {name: next((when for when, acu in seen if acu >= wanted), math.inf) for name, wanted in _REACHED}
 
 
 def throughput(subject: Subject, figures: Figures, seconds: float) -> None:
@@ -176,96 +156,42 @@ def throughput(subject: Subject, figures: Figures, seconds: float) -> None:
             figures.throughput[name] = round(done() / seconds, 1)
 
 
-def beside_a_noisy_one(subject: Subject, figures: Figures, seconds: float) -> None:
-    """Commits of a quiet tenant, alone and beside one that writes as much as its capacity lets it."""
-    noisy = subject.fleet.json("create", "noisy", timeout_s=120)
-    noisy = noisy if "endpoints" in noisy else subject.status("noisy")
-    subject.scale("noisy", "--min", "0.5", "--max", "1")
-    dsn = noisy["endpoints"]["cluster"]["dsn"]
-    with psycopg.connect(dsn, autocommit=True) as session:
-        session.execute("create table if not exists noise (i int, t text)")
-    with psycopg.connect(subject.dsn, autocommit=True) as session:
-        session.execute("create table if not exists ticks (i int)")
-    figures.commits_ms["alone"] = _commits(subject.dsn, seconds)
-    with sessions(dsn, 4, _NOISE):
-        time.sleep(1)
-        figures.commits_ms["beside a noisy one"] = _commits(subject.dsn, seconds)
-
-
-def _commits(dsn: str, seconds: float) -> dict[str, float]:
-    took: list[float] = []
-    with psycopg.connect(dsn, autocommit=True) as session:
-        ends_s = time.monotonic() + seconds
-        while time.monotonic() < ends_s:
-            began_s = time.monotonic()
-            session.execute(_COMMIT)
-            took.append(1000 * (time.monotonic() - began_s))
-            time.sleep(0.01)
-    ordered = sorted(took)
-    return {
-        "commits": len(ordered),
-        "p50": round(statistics.median(ordered), 2),
-        "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 2),
-        "max": round(ordered[-1], 2),
-    }
-
-
-def paused_tenants(subject: Subject, figures: Figures, tenants: int, seconds: float) -> None:
-    """What more of them cost while they are paused, and how long it takes when all are woken at once."""
-    whole = FleetProcesses(subject.fleet.data_dir)
-    before = whole.memory_bytes()
-    names = [f"tenant{number}" for number in range(tenants)]
-    for name in names:
-        subject.fleet.run("clone", "web", name, timeout_s=180)
-        subject.scale(name, "--min", "0", "--max", "1", "--pause-after", str(_PAUSE_AFTER_S))
-    for name in names:
-        subject.until_paused(name)
-    time.sleep(2)
-    figures.paused["tenants"] = tenants
-    figures.paused["MB each"] = round((whole.memory_bytes() - before) / tenants / 1e6, 1)
-    began = whole.cpu_s()
-    time.sleep(seconds)
-    figures.paused["CPU % of all of it, while nobody works"] = round(100 * (whole.cpu_s() - began) / seconds, 1)
-    dsns = [subject.status(name)["endpoints"]["cluster"]["dsn"] for name in names]
-    took: list[float] = []
-
-    def wake(dsn: str) -> None:
-        began_s = time.monotonic()
-        with psycopg.connect(dsn, connect_timeout=60) as session:
-            session.execute("select 1")
-        took.append(time.monotonic() - began_s)
-
-    threads = [threading.Thread(target=wake, args=(dsn,)) for dsn in dsns]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(90)
-    figures.paused["woken at once, the last after s"] = round(max(took), 2) if len(took) == tenants else float("nan")
-
-
 def measure(
-    figures: Figures, work_dir: Path | None, *, rounds: int, seconds: float, tenants: int, days: int, scale: int
+    figures: Figures,
+    work_dir: Path | None,
+    *,
+    rounds: int,
+    seconds: float,
+    tenants: int,
+    days: int,
+    scale: int,
+    only: str = "",
 ) -> Figures:
-    """One after the other, on a fleet of its own."""
-    figures.days = [asdict(judge(bursty(seed))) for seed in range(days)]
+    """One after the other, on a fleet of its own; with `only`, the parts whose names begin so."""
+    if not figures.days or not only:
+        figures.days = [asdict(judge(bursty(seed))) for seed in range(days)]
     with prepared(work_dir=work_dir) as site:
         directory = site.directory("serverless") / "fleet"
         subject = Subject(directory)
         parts: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("resumes", lambda: figures.resumes_s.extend(resumes(subject, rounds))),
-            ("a step of load", lambda: steps(subject, figures, 2 * seconds)),
+            ("resumes", lambda: setattr(figures, "resumes_s", resumes(subject, rounds))),
+            ("steps of load", lambda: steps(subject, figures, 2 * seconds, rounds)),
             ("throughput", lambda: throughput(subject, figures, seconds)),
-            ("a noisy tenant", lambda: beside_a_noisy_one(subject, figures, seconds)),
-            ("paused tenants", lambda: paused_tenants(subject, figures, tenants, seconds)),
-            *([("resumes with data", lambda: large_resumes(subject, figures, rounds, scale))] if scale else []),
+            ("noisy tenant", lambda: figures.commits_ms.update(beside_others(subject, seconds))),
+            (
+                "paused tenants",
+                lambda: figures.paused.update({str(tenants): paused_tenants(subject, tenants, seconds)}),
+            ),
+            *([("large resumes", lambda: large_resumes(subject, figures, rounds, scale))] if scale else []),
         )
         try:
-            for words, part in parts:
+            for words, part in (each for each in parts if each[0].startswith(only)):
                 typer.echo(f"  {words} (load {os.getloadavg()[0]:.1f})")
                 figures.load_averages.append(round(os.getloadavg()[0], 2))
                 part()
             time.sleep(_WRITTEN_S)
-            figures.stages_ms = by_stage(read_traces(directory / "telemetry").values())
+            if not figures.stages_ms or not only:
+                figures.stages_ms = by_stage(read_traces(directory / "telemetry").values())
         finally:
             subject.fleet.destroy()
     return figures
@@ -283,8 +209,9 @@ def sentences(figures: Figures) -> Iterator[str]:
         yield f"Queries a second, {name}: {rate:,.1f}"
     for name, found in figures.commits_ms.items():
         yield f"Commits of a quiet tenant, {name}: p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms"
-    for name, value in figures.paused.items():
-        yield f"Paused tenants, {name}: {value:g}"
+    for count, costs in figures.paused.items():
+        for name, value in costs.items():
+            yield f"{count} paused tenants, {name}: {value:g}"
     for name, stage in figures.stages_ms.items():
         yield f"{name}, {stage['count']:g} times: p50 {stage['p50']:.1f} ms, max {stage['max']:.1f} ms"
     for number, day in enumerate(figures.days):
@@ -316,14 +243,19 @@ def run(
     tenants: Annotated[int, typer.Option(help="that are paused at once")] = 4,
     days: Annotated[int, typer.Option(help="of a bursty trace, for the policy alone")] = 2,
     scale: Annotated[int, typer.Option(help="of pgbench's tables, for more resumes; 0: none (140 are 2 GB)")] = 0,
+    only: Annotated[str, typer.Option(help="the part that begins so: resumes, steps, noisy, paused, ...")] = "",
     work_dir: Annotated[Path | None, typer.Option(help="a directory on the disk to use")] = None,
-    out: Annotated[Path | None, typer.Option(help="the JSON file; the plot beside it")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the JSON file (--only keeps its other parts); the plot beside it")
+    ] = None,
 ) -> None:
     """Serverless capacity: resumes, steps, paused and noisy tenants. Example: python -m benchmarks serverless."""
     figures, path = Figures(), out or OUT / f"serverless-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    if only and path.exists():
+        figures.take_over(json.loads(path.read_text()))
     say = Said("serverless")
     try:
-        measure(figures, work_dir, rounds=rounds, seconds=seconds, tenants=tenants, days=days, scale=scale)
+        measure(figures, work_dir, rounds=rounds, seconds=seconds, tenants=tenants, days=days, scale=scale, only=only)
     finally:
         say.all(sentences(figures))
         say.save(path, **vars(figures))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from aurora_ray.engine.sizes import InstanceSize
     from aurora_ray.mount.mount import MountedVolume
 
-LOOK_EVERY_S: Final = 0.4  # at what it uses
+LOOK_EVERY_S: Final = 0.2  # at what it uses
+LOOK_WITHIN_S: Final = 0.1  # or what was seen last is told
 LOWER_AFTER_S: Final = 10.0  # a step down; and again, until the net lies where it shall
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from aurora_ray import telemetry
 from aurora_ray.compute import capacity
+from aurora_ray.compute.commands import Scale
 from aurora_ray.compute.config import EngineChoice, IncarnationPhase, InstanceConfig, InstanceStatus, Opened, Outcome
 from aurora_ray.compute.kinds import incarnation_of
 from aurora_ray.compute.usage import LOOK_EVERY_S, Usage
@@ -109,9 +110,13 @@ class Instance:
         if self._open is None or self._usage is None:
             return None
         status = self._open.status()
-        self._usage.every_s = capacity.LOOK_EVERY_S if "acu" in status.stats else LOOK_EVERY_S
-        stats = {**status.stats, **self._usage.of(status.pid)}
-        return replace(status, stats=stats, volume_id=self._volume_id)
+        if "acu" in status.stats:  # it is decided by what is seen: the next step waits for this answer
+            self._usage.every_s = capacity.LOOK_EVERY_S
+            seen = await self._usage.fresh(status.pid, capacity.LOOK_WITHIN_S)
+        else:
+            self._usage.every_s = LOOK_EVERY_S
+            seen = self._usage.of(status.pid)
+        return replace(status, stats={**status.stats, **seen}, volume_id=self._volume_id)
 
     async def do(self, command: Command[T], trace: Mapping[str, str] | None = None) -> T | None:
         """Has the open incarnation carry out a command; see Command for what happens when there is none. `trace`: that
@@ -121,7 +126,10 @@ class Instance:
                 return None
             raise UsageError(f"nothing is open that could do {type(command).__name__}")
         with telemetry.attached(telemetry.extract_dict(trace)):
-            return await self._open.do(command)
+            done = await self._open.do(command)
+        if isinstance(command, Scale) and self._usage is not None:
+            self._usage.begin_anew()
+        return done
 
     async def stop(self, *, fast: bool, reopens: bool = False) -> Outcome | None:
         """Ends the incarnation, in order if `fast`, else at once. `reopens`: see Opening.stop; until then nobody else

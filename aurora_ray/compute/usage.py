@@ -1,11 +1,16 @@
 """What an engine uses at the moment: CPU time of its processes, from /proc, and its clients' sessions.
 
-It is looked at in a thread, now and then: whoever asks gets what was seen last, and nobody waits.
+It is looked at in a thread, now and then: whoever asks gets what was seen last. Only who decides by it waits a moment
+for the look that is due (`fresh`), as what was seen last is as old as the question before.
+
+CPU time is the scheduler's own where a process has one thread: ticks of 10 ms would be a good part of what a small
+quota gives between two looks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,17 +32,20 @@ def processes_below(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int, below: Sequence[int]) -> float:
     """CPU time of a process, of those that it started, and of those of them that have ended."""
-    own = _ticks(pid)
-    return (sum(own) + sum(sum(_ticks(each)[:2]) for each in below)) / _TICKS_A_SECOND
+    return sum(_cpu_seconds(pid)) + sum(_cpu_seconds(each)[0] for each in below)
 
 
-def _ticks(pid: int) -> tuple[int, int, int, int]:
-    """utime, stime, and the same of waited-for children."""
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """Its own, and that of waited-for children."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]), int(fields[12]), int(fields[13]), int(fields[14])
+        own_s, ended_s = ((int(fields[n]) + int(fields[n + 1])) / _TICKS_A_SECOND for n in (11, 13))
+        if int(fields[17]) == 1:  # threads: of several, the scheduler's file says what the first one used
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a kernel without it
+                own_s = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
     except (OSError, ValueError, IndexError):
-        return 0, 0, 0, 0
+        return 0.0, 0.0
+    return own_s, ended_s
 
 
 class Usage:
@@ -77,6 +85,23 @@ class Usage:
             self._next_s = self._clock() + self.every_s
             self._looking = asyncio.get_running_loop().run_in_executor(None, self._look, pid)
         return self._last
+
+    async def fresh(self, pid: int, within_s: float) -> dict[str, int | float]:
+        """The same, with the look that is due; what was seen last, if that takes longer."""
+        self.of(pid)
+        if self._looking is not None and not self._looking.done():
+            await asyncio.wait({self._looking}, timeout=within_s)
+        return self._last
+
+    def begin_anew(self) -> None:
+        """What it was given has just changed: the next look shall say nothing of the time before."""
+        if self._pid and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().run_in_executor(None, self._count_from_now, self._pid)
+
+    def _count_from_now(self, pid: int) -> None:
+        now, counted = (self._clock(), cpu_seconds(pid, processes_below(pid))), self._counters()
+        if pid == self._pid:
+            self._seen, self._counted, self._next_s = now, counted, now[0] + self.every_s
 
     def _look(self, pid: int) -> None:
         below = processes_below(pid)

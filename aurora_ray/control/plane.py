@@ -68,7 +68,7 @@ _log = logging.getLogger(__name__)
 TICK_S: Final = 0.25
 STATUS_EVERY_S: Final = 1.0
 LOOK_AT_NODES_EVERY_S: Final = 2.0
-CAPACITY_EVERY_S: Final = 0.4
+CAPACITY_EVERY_S: Final = 0.2  # that is each tick
 AGAIN_AFTER_S: Final = 0.1  # what was done and is wanted again in the same words, as its effect was not seen yet
 SETTLED_AFTER_S: Final = 5.0  # an instance that ends sooner counts as a failed attempt, so that it cannot spin
 

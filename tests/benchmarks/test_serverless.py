@@ -30,9 +30,12 @@ def test_what_is_said(tmp_path: Path) -> None:
     figures.step["all"] = 1.5
     figures.days = [{"oracle": 100.0, "over": 20.0, "under": 1.0, "peak": 400.0, "short_s": 3.0}]
     figures.commits_ms["alone"] = {"p50": 2.0, "p99": 5.0, "max": 9.0, "commits": 10}
+    figures.take_over({"paused": {"50": {"MB each": 20.5}}, "commits_ms": figures.commits_ms})
     told = "\n".join(sentences(figures))
     assert "p50 0.60 s, max 0.70 s" in told
     assert "20 % more ACU-seconds than the oracle's, 1.0 % less; a machine for the peak takes 400 %" in told
+    assert "50 paused tenants, MB each: 20.5" in told
+    assert "Commits of a quiet tenant, alone: p50 2.0 ms" in told
     plot(figures, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

@@ -1,9 +1,11 @@
 """Who gets how much capacity, who is paused and who is woken: decided from what is declared and seen."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from aurora_ray.compute.config import IncarnationPhase, InstanceStatus
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide import reconcile
 from aurora_ray.control.decide.moving import AGAIN_AFTER_S, MOVE_AFTER_S, MoveInstance
@@ -25,6 +27,7 @@ from aurora_ray.control.model.capacity import Capacity
 from aurora_ray.control.model.observed import CapacityUse, InstancePhase, InstanceSeen, Observed
 from aurora_ray.control.model.runtime import Room, Short
 from aurora_ray.control.model.state import DBInstance, Fleet
+from aurora_ray.control.observe.known import Instance
 from tests.control.fleets import running_fleet
 
 WALL_S = 1_000_000.0
@@ -76,6 +79,27 @@ def test_an_instance_with_a_size_gets_the_least_capacity_first() -> None:
     (first,) = wanted(declared(Capacity(2, 8)), {"demo-1": serving(Role.WRITER, None)})
     assert isinstance(first, ScaleInstance)
     assert (first.instance_id, first.acu) == ("demo-1", 2)
+
+
+@pytest.mark.parametrize(
+    ("stats", "news"),
+    [
+        ({"cpus": 0.12}, True),
+        ({"cpus": 0.02, "held_back_rate": 0.2}, True),
+        ({"cpus": 0.02, "misses_rate": 300, "cache_budget_bytes": 100, "cached_bytes": 100}, True),
+        ({"cpus": 0.09}, False),
+        ({"cpus": 0.12, "looked_at_s": 10.0}, False),
+    ],
+    ids=["CPU", "held back", "cache", "calm", "known"],
+)
+def test_a_look_that_shows_a_need_is_news_and_others_are_not(stats: dict[str, float], news: bool) -> None:
+    process: Any = None  # it is not asked
+    status = InstanceStatus(
+        IncarnationPhase.AVAILABLE, pid=10, stats={"acu": 0.5, "cpus_per_acu": 0.25, "looked_at_s": 10.0}
+    )
+    instance = Instance(process)
+    instance.became_available(status, 0.0)
+    assert instance.told(replace(status, stats={**status.stats, "looked_at_s": 10.2, **stats})) is news
 
 
 def test_readers_of_the_first_tiers_follow_the_writer_and_others_do_not() -> None:

@@ -48,7 +48,7 @@ SESSIONS_PER_ACU: Final = 200
 REGRET_S: Final = 2 * DOWN_WINDOW_S
 HOLD_S: Final = 600.0
 HOLD_MAX_S: Final = 86400.0
-SAMPLE_EVERY_S: Final = 0.2  # those that come sooner are passed over
+SAMPLE_EVERY_S: Final = 0.15  # those that come sooner are passed over
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from aurora_ray.compute.role import Role
@@ -62,6 +63,9 @@ class Ailing:
     over: bool = False
 
 
+PRESSED: Final = 0.8  # of the CPU that a capacity gives: below what makes the policy step up
+
+
 @dataclass(frozen=True, slots=True)
 class CapacityUse:
     """What an instance does with its capacity of `acu` (it could have up to `room` where it is), as looked at at
@@ -79,6 +83,12 @@ class CapacityUse:
     slots: int = 0  # replication slots
     cpu_enforced: bool = False  # whether a control group holds its CPU to it
     memory_limit_bytes: int = 0  # ... and what another one bounds its memory to; 0: nothing does
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether it may want more, so that it pays to decide about it at once."""
+        given = self.acu * self.cpus_per_acu
+        return self.held_back > 0 or self.cpus > PRESSED * given or (self.cache_full and self.misses > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ class Instance:
             connections=None if connections is None else int(connections),
             capacity=_capacity_of(status.stats),
         )
-        return before != now
+        used, looked_at_s = self._seen.capacity, before.capacity.at_s if before.capacity is not None else 0.0
+        return before != now or (used is not None and used.is_pressed and used.at_s != looked_at_s)
 
     def told_of_room(self, status: InstanceStatus) -> bool:
         """It told its status while it opens: of that, what its volume has room for counts already, as its engine may
