@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Final
 
 STEP_S: Final = 0.001
 BUSY_REST: Final = 9  # times a step's length, while commits come in
+OTHERS_REST: Final = 4  # ... of another volume, for one that has reason to go on: what shares its CPU waits for it
 OPENING_REST: Final = 49  # while an engine starts
 OPENING_S: Final = 15.0  # at most, for the background's sake
+STEP_COUNTS_S: Final = 0.05  # at most, however long a step took: it may have waited for a disk
 READS_GO_ON_S: Final = 0.5  # after one: they come by the dozen, in turns to the copies
 
 
@@ -39,16 +42,34 @@ class Openings:
         return now_s - self._read_s < READS_GO_ON_S and now_s - self._since_s < OPENING_S
 
 
+class Traffic:
+    """When redo of writers came in to a node, by volume as far as it matters: whose came last, and when another's."""
+
+    def __init__(self) -> None:
+        self._volume, self._at_s = b"", -math.inf
+        self._other_s = -math.inf
+
+    def note(self, volume: bytes, now_s: float) -> None:
+        """Redo of that volume was stored."""
+        if volume != self._volume:
+            self._other_s, self._volume = self._at_s, volume
+        self._at_s = now_s
+
+    def of_others_s(self, volume: bytes) -> float:
+        """When redo of any other volume came last, on the same clock."""
+        return self._at_s if volume != self._volume else self._other_s
+
+
 class Pacer:
     """`if pacer.due: await pacer.rest()` between steps; work goes on after everything that was ready has run.
 
-    `rests` says how many times as long as a step somebody else shall have the time first: six nodes that coalesce at
+    `rest_s` says for how long somebody else shall have the time after it worked for so long: six nodes that coalesce at
     once on one machine would otherwise take what commits need.
     """
 
-    def __init__(self, step_s: float = STEP_S, *, rests: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, step_s: float = STEP_S, *, rest_s: Callable[[float], float] = lambda _: 0.0) -> None:
         self._step_s = step_s
-        self._rests = rests
+        self._rest_s = rest_s
         self._until_s = time.perf_counter() + step_s
 
     @property
@@ -58,5 +79,6 @@ class Pacer:
 
     async def rest(self) -> None:
         """Lets others run."""
-        await asyncio.sleep(self._step_s * self._rests())
+        worked_s = time.perf_counter() - self._until_s + self._step_s
+        await asyncio.sleep(self._rest_s(worked_s))
         self._until_s = time.perf_counter() + self._step_s

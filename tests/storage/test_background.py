@@ -69,7 +69,7 @@ async def test_nothing_is_begun_and_little_is_done_while_an_engine_starts(start)
     segment.tail_bytes = 3000
     assert not server.server.background._layer_due(segment), "the other node's turn comes first"
     segment.awaited += 1
-    assert segment.rests_unless_awaited() == 0
+    assert segment.merging_rest_s(0.001) == 0
     segment.awaited -= 1
     openings._since_s -= OPENING_S
     assert rests() == 0, "not for ever"

@@ -119,7 +119,7 @@ class Scrubber:
             await in_thread(effects.remove_tree, path)
 
     async def _check_family(self, segment: Segment, store: SegmentStore, family: str) -> None:
-        pacer, nbytes = Pacer(rests=segment.rests), 0
+        pacer, nbytes = Pacer(rest_s=segment.rest_s), 0
         for key, value in store.scan(family, b""):
             nbytes += len(key) + len(value)
             try:

@@ -30,7 +30,7 @@ from aurora_ray.storage.disk.rocks import ReadFailedError, WriteFailedError
 from aurora_ray.storage.disk.space import Space, SpaceState, space_of
 from aurora_ray.storage.disk.store import NodeMemory, lower_background_priority
 from aurora_ray.storage.node.volume import NodeVolume
-from aurora_ray.storage.pacing import Openings
+from aurora_ray.storage.pacing import Openings, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ class Node:
         self.volumes: dict[bytes, NodeVolume] = {}
         self.segments: dict[tuple[bytes, int], Segment] = {}  # the hot path's index
         self.peers: dict[str, str] = {}  # node id -> address
-        self.openings = Openings()
+        self.openings, self._traffic = Openings(), Traffic()
         self.disk_full = False
         self.forking = asyncio.Lock()  # held while a fork is made
         self.forks: set[asyncio.Task[None]] = set()  # being made
@@ -392,6 +392,7 @@ class Node:
             self.config,
             self._memory,
             openings=self.openings,
+            traffic=self._traffic,
             damage=self.damage,
             graveyard=self.graveyard,
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aurora_ray.storage.disk.graveyard import Graveyard
     from aurora_ray.storage.disk.store import NodeMemory
     from aurora_ray.storage.node.progress import CopyProgress
-    from aurora_ray.storage.pacing import Openings
+    from aurora_ray.storage.pacing import Openings, Traffic
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ class NodeVolume:
         memory: NodeMemory,
         *,
         openings: Openings,
+        traffic: Traffic,
         damage: DamageBook,
         graveyard: Graveyard,
     ) -> None:
         self.volume, self.path = volume, path
         self._config, self._memory, self._damage, self._graveyard = config, memory, damage, graveyard
-        self._openings = openings
+        self._openings, self._traffic = openings, traffic
         self._closed = False
         self.box = VdlBox()
         self.segments: dict[int, Segment] = {}
@@ -261,7 +262,17 @@ class NodeVolume:
     def adopt(self, group: int, store: SegmentStore, meta: SegmentMeta) -> Segment:
         """Makes an open store the segment of `group`."""
         report, keep = self._damage.report, self._keep_tail
-        segment = Segment(self.volume, group, store, meta, self.box, openings=self._openings, report=report, keep=keep)
+        segment = Segment(
+            self.volume,
+            group,
+            store,
+            meta,
+            self.box,
+            openings=self._openings,
+            traffic=self._traffic,
+            report=report,
+            keep=keep,
+        )
         segment.layers = LayerCache(segment, self._config.index_bytes)
         self.segments[group] = segment
         return segment

@@ -75,7 +75,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
         if end_lsn < flushed_lsn:
             return False  # what is known to be durable has not reached there again yet
         end_lsn, bytes_max = flushed_lsn, _UNLIMITED
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     index = await segment.layers.build(start_lsn, end_lsn, bytes_max, pacer)
     if index.end_lsn == start_lsn:
         return False
@@ -100,7 +100,7 @@ async def coalesce(segment: Segment, bytes_max: int, anomalies: list[str]) -> bo
 
 async def _forget_spent_cuts(segment: Segment) -> None:
     """Deletes cuts that hide nothing any more, now that the deletion of what they hid is durable."""
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     while segment.spent_cuts:
         changes = segment.store.batch()
         for file_id, lsn in segment.spent_cuts[-_CUTS_A_STEP:]:
@@ -127,7 +127,7 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
     if table is None or table.lsn != index.start_lsn:
         table = stored_table(segment, index.start_lsn)
     segment.table = None
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     for _, buf, at in index.table:
         apply_to_table(table, buf, at, anomalies)
         if pacer.due:
@@ -138,7 +138,7 @@ async def _table_at_end(segment: Segment, index: LayerIndex, anomalies: list[str
 
 async def _write_table(segment: Segment, table: FileTable) -> None:
     """Durably; until the layer is there, nobody looks for it."""
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     parts = []
     for part in table.packing():
         parts.append(part)
@@ -173,7 +173,7 @@ class _LayerWriter:
         self._cursor: Versions | None = None
         self._chains = segment.chains
         self._changes = segment.store.page_batch()
-        self._pacer = Pacer(rests=segment.rests_unless_awaited)
+        self._pacer = Pacer(rest_s=segment.merging_rest_s)
         self.images: Images = []  # of pages that may have older versions
         self.ranges: list[Range] = []  # with new versions
 

@@ -59,7 +59,7 @@ class Walk:
         """
         segment = self._segment
         found: list[tuple[PageKey, bytearray]] = []
-        pacer = Pacer(rests=segment.rests)
+        pacer = Pacer(rest_s=segment.rest_s)
         while True:
             view = await View.of(segment, self._lsn)
             if self._new is None:
@@ -139,7 +139,7 @@ class ContentDigest:
 
 async def log_digest(segment: Segment, after_lsn: int, up_to_lsn: int) -> tuple[bytes, int]:
     """BLAKE2b-128 over the batches with flush_end in the range, and how many there are."""
-    pacer = Pacer(rests=segment.rests)
+    pacer = Pacer(rest_s=segment.rest_s)
     running, count = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     for batch in segment.store.log_batches(after_lsn, up_to_lsn):
         running.update(batch)

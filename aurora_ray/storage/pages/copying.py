@@ -40,7 +40,7 @@ async def send_pages(segment: Segment, request: pb.CopySegmentRequest) -> AsyncI
 
 async def outline(segment: Segment, pages_per_range: int) -> pb.OutlineSegmentReply:
     """Cuts the stored keys into ranges of `pages_per_range`. Raises DamagedError."""
-    pacer = Pacer(rests=segment.rests)
+    pacer = Pacer(rest_s=segment.rest_s)
     reply = pb.OutlineSegmentReply()
     for key in stored_keys(segment, FIRST):
         if reply.pages and reply.pages % pages_per_range == 0:

@@ -93,7 +93,7 @@ class _Fold:
 
     async def run(self) -> None:
         segment = self._segment
-        pacer = Pacer(rests=segment.rests_unless_awaited)
+        pacer = Pacer(rest_s=segment.merging_rest_s)
         for page, needed, dead_bytes, has_newer in self._pages():
             cleared = self._page(page, needed, dead_bytes, has_newer=has_newer)
             segment.store.cleared_bytes += cleared

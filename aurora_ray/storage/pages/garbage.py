@@ -58,7 +58,7 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
         layers = tuple(layer for layer in meta.layers if layer.end_lsn > floor_lsn)
         time_us = next(layer.time_us for layer in meta.layers if layer.end_lsn == floor_lsn)
         segment.commit(changes, floor_lsn=floor_lsn, floor_time_us=time_us, layers=layers)
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     floor_lsn = segment.meta.floor_lsn
     for file_id in [file_id for file_id, cuts in segment.cuts.items() if cuts[0].lsn <= floor_lsn]:
         await _spend_cuts(segment, file_id)
@@ -69,7 +69,7 @@ async def collect(segment: Segment, floor_lsn: int) -> None:
 
 async def _delete_superseded(segment: Segment) -> None:
     """Deletes the versions before images that the floor has reached: no readable LSN needs them."""
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     changes = segment.store.page_batch()
     for file_id, page, lsn in segment.leftovers.superseding(segment.meta.floor_lsn):
         changes.delete_range("pages", page_key(file_id, page, 0), page_key(file_id, page, lsn))
@@ -103,7 +103,7 @@ async def _delete_hidden(segment: Segment, file_id: int, cut: FileCut) -> None:
     page_size = segment.meta.page_size
     first_page = -(-cut.new_size // page_size)
     changes = segment.store.page_batch()
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     start, stop = page_key(file_id, first_page, 0), page_key(file_id + 1, 0, 0)
     for key, _ in segment.store.scan("pages", start, stop):
         if PAGE_KEY.unpack(key)[2] <= cut.lsn:

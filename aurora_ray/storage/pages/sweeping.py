@@ -26,7 +26,7 @@ async def sweep(segment: Segment) -> int:
     """
     assert segment.meta.unswept, "a layer's own versions would go"  # noqa: S101
     coalesced_lsn, swept = segment.meta.coalesced_lsn, 0
-    pacer = Pacer(rests=segment.rests_unless_awaited)
+    pacer = Pacer(rest_s=segment.merging_rest_s)
     position: bytes | None = b""
     while position is not None:
         position, found = _above(segment, position, coalesced_lsn, pacer)

@@ -19,7 +19,15 @@ from aurora_ray.log.segment_rules import AppendVerdict, SegmentEpochs, annulled,
 from aurora_ray.storage.disk.damage import Damage, DamagedError
 from aurora_ray.storage.disk.keys import CUT_KEY, CUT_PREFIX, CUT_VALUE, LSN_MAX, META_KEY, content_of, lsn_key
 from aurora_ray.storage.disk.rocks import WriteFailedError
-from aurora_ray.storage.pacing import BUSY_REST, OPENING_REST, Openings
+from aurora_ray.storage.pacing import (
+    BUSY_REST,
+    OPENING_REST,
+    OTHERS_REST,
+    STEP_COUNTS_S,
+    STEP_S,
+    Openings,
+    Traffic,
+)
 from aurora_ray.storage.segment.chains import KnownChains
 from aurora_ray.storage.segment.cuts import FileCut
 from aurora_ray.storage.segment.leftovers import Leftovers
@@ -101,16 +109,17 @@ class Segment:
         box: VdlBox,
         *,
         openings: Openings | None = None,
+        traffic: Traffic | None = None,
         report: Callable[[DamagedError], object] = lambda _: None,
         keep: Callable[[Segment, list[bytes]], object] = lambda *_: None,
     ) -> None:
-        """`openings`: on the whole node. `report` is told of damage that is found where nobody could be answered with
-        an error; `keep` puts batches aside that are about to go because they never happened.
+        """`openings` and `traffic`: of the whole node. `report` is told of damage that is found where nobody could be
+        answered with an error; `keep` puts batches aside that are about to go because they never happened.
         """
         self.volume, self.group, self.store, self.meta = volume, group, store, meta
         store.owner = (volume, group)
         self.box, self._report, self._keep = box, report, keep
-        self._openings = openings or Openings()
+        self._openings, self._traffic = openings or Openings(), traffic or Traffic()
         self._vdl = meta.vdl  # learnt; what is stored may be older
         self.scl = 0
         self.highest_lsn = 0
@@ -201,24 +210,36 @@ class Segment:
         self.last_append_s = now_s = time.monotonic()
         if from_writer:
             self._heard_writer_s = now_s
+            self._traffic.note(self.volume, now_s)
         self.learn_vdl(header.vdl)
 
     def rests(self) -> int:
-        """How many times as long as a step of its work the background keeps out of the way: as commits come in, unless
-        it has fallen too far behind, and while an engine starts."""
+        """How many times as long as a step of its work the background keeps out of the way: as commits come in, and
+        while an engine starts. One that has fallen too far behind, or has no commits, goes on, but not at the cost of
+        other volumes' commits."""
         if self._openings.go_on:
             return OPENING_REST
-        commits = time.monotonic() - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES
-        return BUSY_REST if commits else 0
+        now_s = time.monotonic()
+        if now_s - self.last_append_s < BUSY_FOR_S and self.tail_bytes < URGENT_TAIL_BYTES:
+            return BUSY_REST
+        return OTHERS_REST if now_s - self._traffic.of_others_s(self.volume) < BUSY_FOR_S else 0
+
+    def rest_s(self, _: float) -> float:
+        """For how long, after a step of what somebody asked for: a peer may wait for its end."""
+        return self.rests() * STEP_S
+
+    def merging_rest_s(self, worked_s: float) -> float:
+        """The same for what holds `background`, after a step that took `worked_s`. Beside other volumes' commits that
+        counts as it was: it may be long, the longer the less CPU there is."""
+        if self.awaited:
+            return 0.0
+        shared = time.monotonic() - self._traffic.of_others_s(self.volume) < BUSY_FOR_S
+        return self.rests() * (min(max(worked_s, STEP_S), STEP_COUNTS_S) if shared else STEP_S)
 
     @property
     def is_busy(self) -> bool:
-        """Whether the background should keep out of the way."""
-        return self.rests() > 0
-
-    def rests_unless_awaited(self) -> int:
-        """As `rests`, for what holds `background`."""
-        return 0 if self.awaited else self.rests()
+        """Whether the background should keep out of the way of its own volume's users."""
+        return self.rests() > OTHERS_REST
 
     @asynccontextmanager
     async def soon(self) -> AsyncIterator[None]:
