@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.histories.model import Append, History, Op, Outcome, Txn, Write, op_to_json
@@ -22,7 +23,7 @@ class Recorder:
     def __init__(self, path: Path, header: dict[str, object], accounts: dict[str, int], first_id: int) -> None:
         self.path = path
         self.odd_errors: list[str] = []
-        self.ok = Counter[str]()  # acknowledged so far, by "reads" and "writes"
+        self.ok = Counter[str]()  # acknowledged so far, by "reads" and "writes", and "snapshots" of readers
         self._accounts = accounts
         self._lock = threading.Lock()
         self._file = path.open("w", encoding="utf-8", buffering=1 << 16)
@@ -79,6 +80,12 @@ class Recorder:
         """Something that happened meanwhile, for whoever reads the file."""
         with self._lock:
             self._write({"type": kind, "time_ns": time.monotonic_ns(), **fields})
+
+    def note_snapshot(self, session: str, values: Mapping[str, tuple[int, ...]]) -> None:
+        """What somebody saw at the reader endpoint."""
+        self.note("snapshot", session=session, values=values)
+        with self._lock:
+            self.ok["snapshots"] += 1
 
     def rewound(self, rewind: Rewind) -> None:
         """What was written was taken back, from a mark on."""

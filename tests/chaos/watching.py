@@ -66,4 +66,4 @@ class Watcher(Client):
             raise
         snapshot = Snapshot(self._session_of[1], time.monotonic_ns(), values)
         self._snapshots.add(snapshot)
-        self._recorder.note("snapshot", session=snapshot.session, values=values)
+        self._recorder.note_snapshot(snapshot.session, values)
