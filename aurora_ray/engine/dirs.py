@@ -15,6 +15,9 @@ from aurora_ray.errors import ConfigurationError
 if TYPE_CHECKING:
     from aurora_ray.engine.account import EngineAccount
 
+HAND_OVER_NAME: Final = (
+    "hand-over"  # in the directory of sockets: where a server gets clients' sockets from the endpoint
+)
 SOCKET_NAME_BYTES_MAX: Final = 107  # sockaddr_un
 
 

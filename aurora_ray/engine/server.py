@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aurora_ray.engine.start import Progress
     from aurora_ray.engine.tree_edit import Edit
 
+PRELOADED: Final = "LD_PRELOAD"  # in a server's environment: the library that takes sockets which are handed over
 LOG_BYTES_MAX: Final = 32 * MIB  # then it is set aside as NAME.log.1, so at most twice this
 
 

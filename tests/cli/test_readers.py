@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME
+from aurora_ray.engine.dirs import HAND_OVER_NAME
 from tests.cli.fleet import CliFleet, fleet_at, kill, parent_of
 from tests.cli.strangers import doors, walked_in
 from tests.support.polling import poll_until_blocking

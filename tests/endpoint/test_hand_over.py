@@ -21,8 +21,9 @@ from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.base import StopMode
 from aurora_ray.engine.postgres.client import CANCEL_CODE, REFUSAL
 from aurora_ray.engine.postgres.credentials import ensure_passfile
-from aurora_ray.engine.postgres.server import PRELOADED, PostgresEngine
+from aurora_ray.engine.postgres.server import PostgresEngine
 from aurora_ray.engine.process import processes_in
+from aurora_ray.engine.server import PRELOADED
 from aurora_ray.interposer import native
 from aurora_ray.log.record import Record
 from tests.endpoint.backends import open_fds
@@ -301,7 +302,7 @@ def _postmaster_fds(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.engine.pid}/fd"))
 
 
-def _hand_over(path: str, fds: list[int], data: bytes) -> bytes:
+def offer(path: str, fds: list[int], data: bytes) -> bytes:
     """What the server says to whoever offers it this."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(scaled(10))
@@ -318,14 +319,14 @@ async def test_only_sockets_of_the_network_are_taken_and_only_from_who_may(serve
     assert Path(path).parent.stat().st_mode & 0o777 == 0o700
     with socket.socket(socket.AF_UNIX) as local, open(os.devnull) as file, socket.socket() as unconnected:  # noqa: ASYNC230
         for fds in ([], [local.fileno()], [file.fileno()], [unconnected.fileno()]):
-            assert await asyncio.to_thread(_hand_over, path, fds, b"s") == b""
+            assert await asyncio.to_thread(offer, path, fds, b"s") == b""
     if os.geteuid() == 0:
         for name in (Path(path), Path(path).parent, Path(path).parent.parent):
             name.chmod(0o777)
         with socket.create_connection(("127.0.0.1", server.engine.port)) as client:
             os.seteuid(STRANGER)
             try:
-                assert _hand_over(path, [client.fileno()], b"s") == b""
+                assert offer(path, [client.fileno()], b"s") == b""
             finally:
                 os.seteuid(0)
     assert await _greet(server, relay) == relay.port

@@ -108,7 +108,6 @@ NOT_INTERPOSED = {
     "mkfifoat": "as mkfifo",
     "__xmknod": "old binaries make devices and FIFOs with it, which are not kept in the volume",
     "__xmknodat": "as __xmknod",
-    "bind": "a socket's file is not kept in the volume",
     "fchownat": "as chown",
     "futimes": "as utimes",
     "futimesat": "as utimes",

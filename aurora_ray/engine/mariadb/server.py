@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 from aurora_ray import telemetry
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, EngineTrouble, StopMode, VolatilePattern
-from aurora_ray.engine.dirs import make_private, short_dir
+from aurora_ray.engine.dirs import HAND_OVER_NAME, make_private, short_dir
 from aurora_ray.engine.mariadb import accounts, told
 from aurora_ray.engine.mariadb.administration import Administration
 from aurora_ray.engine.mariadb.client import ADMIN_FILE, MariadbClient
@@ -43,7 +43,7 @@ from aurora_ray.engine.mariadb.settings import (
 from aurora_ray.engine.mariadb.start import StartProgress, first_complaint, greets, wait_ready
 from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.process import EngineProcess, processes_in
-from aurora_ray.engine.server import Server
+from aurora_ray.engine.server import PRELOADED, Server
 from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.engine.start import StartRefusedError
 from aurora_ray.engine.tree_edit import Edit, read_text
@@ -104,8 +104,8 @@ class MariadbEngine(Server):
 
     @property
     def hand_over(self) -> Path | None:
-        """None: clients come over TCP. A server of threads has no process whose end tells that a session ended."""
-        return None
+        """Where the endpoint hands it clients' sockets; None without the library that takes them."""
+        return self._socket_dir / HAND_OVER_NAME if PRELOADED in self._env else None
 
     def volatile_patterns(self, *, follows: bool = False) -> tuple[VolatilePattern, ...]:  # noqa: ARG002
         """What may stay out of the volume."""
@@ -177,7 +177,7 @@ class MariadbEngine(Server):
     ) -> None:
         self._prepare_run_dir()
         self._port = claim_port(self._host, self._port_wanted)
-        more = told.environment(self._socket_dir, self._name, follows=self._follow is not None)
+        more = told.environment(self._socket_dir, self._name, self.hand_over, follows=self._follow is not None)
         if self._follow is None:
             more["AURORA_ORDERED_FILES"] = ":".join(COMMIT_LOGS)
         process = self._spawn(self._command(rung, parameters), more, death_signal="KILL")
@@ -211,6 +211,8 @@ class MariadbEngine(Server):
             port=self._port,
             server_id=self._server_id(),
         )
+        if self.hand_over is not None:
+            forced["bind_address"] += f",{told.HAND_OVER_FOR}"
         if self._follow is not None:
             forced |= self._follow.settings
         if rung is not _Rung.BARE:
@@ -341,7 +343,8 @@ class MariadbEngine(Server):
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._account.require_reachable(self._run_dir)
         make_private(self._socket_dir, self._run_dir, self._account)
-        (self._socket_dir / SOCKET_NAME).unlink(missing_ok=True)
+        for name in (SOCKET_NAME, HAND_OVER_NAME):
+            (self._socket_dir / name).unlink(missing_ok=True)
         shutil.rmtree(self._tmp_dir, ignore_errors=True)  # what a killed server left
         for directory in (self._tmp_dir, self._log_dir):
             directory.mkdir(mode=0o700, exist_ok=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import EngineInstall, ReplicaRow
 
+HAND_OVER_FOR: Final = "127.255.255.254"  # a server is told to listen there as well, and gets HAND_OVER in its place
 ROWS_NAME: Final = "replicas.tsv"
 PLUGIN: Final = "aurora.so"
 # Where packages and archives put a server's plugins, below the directory above its programs.
@@ -32,9 +33,16 @@ _PLUGIN_DIRS: Final = (
 )
 
 
-def environment(socket_dir: Path, name: str, *, follows: bool) -> dict[str, str]:
-    """Where the plugin of the server of that name finds all this; `follows`: it is a reader's."""
+def environment(socket_dir: Path, name: str, hand_over: Path | None, *, follows: bool) -> dict[str, str]:
+    """Where the plugin of the server of that name finds all this, and the library takes clients' sockets
+    (interposer/src/intercept_accept.c); `follows`: it is a reader's."""
+    takes = {
+        "AURORA_HAND_OVER": str(hand_over),
+        "AURORA_HAND_OVER_FOR": HAND_OVER_FOR,
+        "AURORA_KEEPS_ADDRESS": "1",
+    }
     return {
+        **(takes if hand_over is not None else {}),
         "AURORA_REPLICAS_FILE": str(socket_dir / ROWS_NAME),
         "AURORA_INSTANCE": name,
         "AURORA_VERSION": version("aurora-ray"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.engine.dirs import make_private, short_dir
+from aurora_ray.engine.dirs import HAND_OVER_NAME, make_private, short_dir
 from aurora_ray.engine.process import processes_in
 from aurora_ray.errors import EngineError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from aurora_ray.engine.account import EngineAccount
     from aurora_ray.engine.base import EngineInstall
 
-HAND_OVER_NAME: Final = "hand-over"  # in the directory of sockets: where it gets clients' sockets from the endpoint
 _LONGEST: Final = f"{HAND_OVER_NAME}/.s.PGSQL.65535"
 
 

@@ -27,6 +27,7 @@ import psycopg
 from aurora_ray import telemetry
 from aurora_ray.durable import replace_file
 from aurora_ray.engine.base import EngineExit, StopMode, VolatilePattern
+from aurora_ray.engine.dirs import HAND_OVER_NAME
 from aurora_ray.engine.network import claim_port
 from aurora_ray.engine.postgres import functions, password_once, promotion, told
 from aurora_ray.engine.postgres.client import PostgresClient
@@ -49,7 +50,7 @@ from aurora_ray.engine.postgres.configuration import (
     troubles_of,
 )
 from aurora_ray.engine.postgres.control_file import CONTROL_PATH, in_production
-from aurora_ray.engine.postgres.dirs import HAND_OVER_NAME, check_data_dir, clear_lock, make_sockets, socket_dir
+from aurora_ray.engine.postgres.dirs import check_data_dir, clear_lock, make_sockets, socket_dir
 from aurora_ray.engine.postgres.foresight import foresee
 from aurora_ray.engine.postgres.image import SUPERUSER
 from aurora_ray.engine.postgres.probe import ProbeAnswer, module_answers, postmaster_answers
@@ -68,7 +69,7 @@ from aurora_ray.engine.postgres.standby.takeover import Takeover
 from aurora_ray.engine.postgres.start import StartProgress, first_complaint, wait_ready
 from aurora_ray.engine.postgres.succession import NOT_OF_A_STANDBY, succession, switched_on
 from aurora_ray.engine.process import EngineProcess
-from aurora_ray.engine.server import Server
+from aurora_ray.engine.server import PRELOADED, Server
 from aurora_ray.engine.sizes import LEAST_SIZE
 from aurora_ray.engine.start import StartRefusedError
 from aurora_ray.errors import ConfigurationError, EngineError
@@ -96,7 +97,6 @@ logger = logging.getLogger(__name__)
 
 _PID_NOTE: Final = "postgres.pid"
 _LIBRARY: Final = re.compile(r"could not (access file|load library) .*|incompatible library .*")
-PRELOADED: Final = "LD_PRELOAD"  # in a server's environment: the library that takes sockets which are handed over
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 IMMEDIATE_TIMEOUT_S: Final = 7.0  # PostgreSQL itself kills what has not followed after 5 s

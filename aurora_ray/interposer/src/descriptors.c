@@ -20,7 +20,7 @@ static int fds_end; /* nothing is known from here on */
 static _Atomic int *own_mark; /* the kernel clears it in a forked child */
 static pid_t own_pid;
 
-static bool borrowed(void)
+bool ar_is_borrowed(void)
 {
     if (own_mark && atomic_exchange(own_mark, 1))
         return getpid() != own_pid;
@@ -30,7 +30,7 @@ static bool borrowed(void)
 
 static void know(int fd, struct tracked what)
 {
-    if (borrowed())
+    if (ar_is_borrowed())
         return;
     ar_fds[fd] = what;
     if (fd >= fds_end)
@@ -80,7 +80,7 @@ struct slot *ar_look_at(int fd)
 /* The number is about to be closed, or to stand for something else. */
 void ar_forget(int fd)
 {
-    if (!ar_active || fd < 0 || fd >= FD_MAX || borrowed())
+    if (!ar_active || fd < 0 || fd >= FD_MAX || ar_is_borrowed())
         return;
     int error = errno;
     if (ar_fds[fd].flags & FD_STREAM)
@@ -163,7 +163,7 @@ bool ar_move_private(int fd)
 {
     if (!ar_is_private(fd))
         return true;
-    if (borrowed())
+    if (ar_is_borrowed())
         return false;
     return move_one(&ar_bell_fd, fd, "AURORA_BELL_FD") && move_one(&ar_life_fd, fd, "AURORA_LIFE_FD") &&
            move_one(&ar_region_fd, fd, "AURORA_REGION_FD");

@@ -29,6 +29,7 @@ struct slot *ar_file_of(int fd, const struct statx *st, bool import);
 
 /* descriptors.c */
 struct slot *ar_look_at(int fd);
+bool ar_is_borrowed(void);
 void ar_forget(int fd);
 void ar_forget_foreign(void);
 int ar_adopt(int fd, int flags);

@@ -96,6 +96,9 @@
     X(FILE *, freopen64, (const char *path, const char *mode, FILE *stream))                                           \
     X(int, epoll_wait, (int fd, struct epoll_event *events, int n, int timeout_ms))                                    \
     X(int, accept, (int listener, struct sockaddr * address, socklen_t *bytes))                                        \
+    X(int, accept4, (int listener, struct sockaddr * address, socklen_t *bytes, int flags))                            \
+    X(int, bind, (int fd, const struct sockaddr *address, socklen_t bytes))                                            \
+    X(int, getpeername, (int fd, struct sockaddr *address, socklen_t *bytes))                                          \
     X(ssize_t, recv, (int fd, void *to, size_t n, int flags))                                                          \
     X(ssize_t, send, (int fd, const void *data, size_t n, int flags))                                                  \
     X(ssize_t, sendto, (int fd, const void *data, size_t n, int flags, const struct sockaddr *to, socklen_t bytes))    \
