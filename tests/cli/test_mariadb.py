@@ -73,6 +73,7 @@ def test_its_dsn_is_what_the_client_takes_and_both_engines_are_asked_alike(fleet
     assert fleet.check("sql", NAME, "-c", COUNT, "-c", "select 'next'").split()[-1] == "next"
     status = fleet.status(NAME)
     assert (status["engine"], status["engine_version"]) == ("mysql", "10.11")
+    assert status["endpoints"]["cluster"]["sessions"]["handed"] > 0, "the server has its clients' sockets"
     secret = (fleet.data_dir / "passfiles" / f"{NAME}.cnf").read_text().split('password="')[1].split('"')[0]
     pid = next(each["pid"] for each in status["instances"])
     assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()

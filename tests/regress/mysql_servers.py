@@ -38,6 +38,7 @@ GLOBALS = {
     "connect_timeout": "60",
     "default_storage_engine": "'MyISAM'",
     "gtid_strict_mode": "0",
+    "histogram_type": "'json_hb'",
     "innodb_stats_persistent": "0",
     "key_buffer_size": "1048576",
     "local_infile": "1",
@@ -46,6 +47,7 @@ GLOBALS = {
     "slave_net_timeout": "120",
     "sort_buffer_size": "262144",
     "time_zone": "'+03:00'",
+    "use_stat_tables": "'preferably'",
 }
 # What the volume is for, or what lies elsewhere on a server of one's own.
 OUR_OWN = (
