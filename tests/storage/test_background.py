@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aurora_ray.log import record as rec
 from aurora_ray.storage.pacing import OPENING_REST, OPENING_S
 from aurora_ray.storage.segment import layers
+from aurora_ray.storage.server import background
 from tests.storage.harness import ServerHandle, Writer, introduce
 from tests.support.polling import poll_until
 
@@ -196,3 +197,38 @@ async def test_what_is_indexed_of_the_tail_outlives_a_layer(start, monkeypatch) 
         assert await server.pages(writer, lsns[-2], 1, count=7) != whole
     again = segment.layers.indexed_bytes - indexed
     assert again < 0.5 * indexed, "of each layer's end, what it cut a part of the index off"
+
+
+async def test_who_is_not_written_to_and_had_nothing_to_do_has_a_turn_now_and_then(start, monkeypatch):
+    server = await start()
+    writer = await Writer().open(server)
+    await server.send(writer.flush(rec.page_delta(1, 0, [(0, b"some redo")])))
+    segment, node = server.segment(writer), server.server.node
+    node.openings._since_s = 0.0  # the writer opened long ago
+    lanes, turns, finds = background.Background(node), [], []
+
+    async def tend(_volume: object, of: object) -> bool:
+        turns.append(of)
+        node.counters["folded_bytes"] += len(finds)
+        return False
+
+    monkeypatch.setattr(lanes, "_tend", tend)
+
+    async def passes(count: int) -> int:
+        turns.clear()
+        for _ in range(count):
+            await lanes._lane(busy=False)
+        return len(turns)
+
+    segment.last_append_s = time.monotonic() - 1
+    assert await passes(5) == 5, "it has just been written to"
+    segment.last_append_s = 0.0
+    monkeypatch.setattr(background, "_CALM_EVERY_S", 3600.0)
+    assert await passes(5) == 0, "there was nothing to do"
+    lanes._calm[segment] -= 3600.0
+    finds.append("a cold page")
+    assert await passes(5) == 5, "there is something to do"
+    finds.clear()
+    assert await passes(5) == 1
+    segment.last_append_s = time.monotonic() - 1
+    assert await passes(5) == 5, "it is written to again"

@@ -6,6 +6,9 @@ come in, when none of them would be quick, each node lets a different part of a 
 A segment's turn is one layer, then garbage: however fast its redo comes in, the next segment is not kept waiting. Among
 commits a turn takes ten times as long as its work (see `pacing.py`), so segments with a pause have a lane of their own.
 
+A segment that has heard nothing for long, and in whose last turn there was nothing to do, has a turn now and then only:
+a node may hold those of many volumes that nobody uses.
+
 Merging has the CPU that nobody else wants. Where that is little, layers wait for it: as log, a page that changes again
 and again takes the room of its changes, as layers that of an image each time.
 """
@@ -47,6 +50,9 @@ _DISK_MEASURE_S: Final = 10.0
 _RETRY_S: Final = 5.0
 _TRIM_EVERY_S: Final = 30.0
 _ANOMALIES_LOGGED: Final = 3  # a layer
+_CALM_FROM_S: Final = 30.0  # since an append
+_CALM_EVERY_S: Final = 2.0
+_WORK: Final = ("layers", "floors_raised", "folded_bytes", "swept_versions", "compactions")
 
 
 async def _again_and_again(step: Callable[[], Awaitable[float]]) -> None:
@@ -70,6 +76,9 @@ class Background:
         self._compaction: asyncio.Task[None] | None = None
         self._passes = 0
         self._trouble = ""  # of the last look at the directory
+        self._calm: weakref.WeakKeyDictionary[Segment, float] = (
+            weakref.WeakKeyDictionary()
+        )  # when there was nothing to do
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
@@ -114,11 +123,25 @@ class Background:
         self._passes += 1
         first = self._passes % max(1, len(held))  # another one each time: what the rates allow falls to all alike
         for volume, segment in (*held[first:], *held[:first]):
-            if segment.is_busy == busy:
+            if segment.is_busy == busy and not self._is_calm(segment):
+                done = self._done
                 merged |= await self._tend(volume, segment)
+                if self._done == done:
+                    self._calm[segment] = time.monotonic()
             if pacer.due:
                 await pacer.rest()
         return 0.0 if merged else self._config.background_interval_s
+
+    @property
+    def _done(self) -> int:
+        """What turns have done so far, in no unit."""
+        return sum(self._node.counters[name] for name in _WORK)
+
+    def _is_calm(self, segment: Segment) -> bool:
+        """Whether there will be nothing to do for it so soon."""
+        now_s = time.monotonic()
+        heard = now_s - segment.last_append_s < _CALM_FROM_S
+        return not heard and now_s - self._calm.get(segment, -_CALM_EVERY_S) < _CALM_EVERY_S
 
     def _check(self) -> None:
         """What fails is tried again by the next look; the same failure again is counted only."""
