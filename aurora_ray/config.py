@@ -104,6 +104,10 @@ class Settings(BaseModel):
     replace_after_s: float = Field(
         300.0, description="A storage node that is away for so long is replaced by a new one.", ge=1
     )
+    promote_in_place: bool = Field(
+        False,
+        description="A reader goes on as the writer with its engine and sessions where it can; else it is opened anew.",
+    )
     replace_empty_after_s: float = Field(10.0, description="The same for one that has lost its data.", ge=1)
 
     cpus_per_acu: float = Field(0.25, description="CPUs that go with one ACU of serverless capacity.", gt=0, le=64)

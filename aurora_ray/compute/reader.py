@@ -14,6 +14,7 @@ anew it starts from the VDL of then, so every end is one that may be followed by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from functools import partial
@@ -24,6 +25,7 @@ from aurora_ray import telemetry
 from aurora_ray.compute import commands
 from aurora_ray.compute.assemble import mount_for, read_file, start_on
 from aurora_ray.compute.config import IncarnationPhase, InstanceConfig, InstanceStatus, Opened
+from aurora_ray.compute.floors import Floors
 from aurora_ray.compute.incarnation import (
     CLOSE_TIMEOUT_S,
     End,
@@ -60,6 +62,9 @@ _log = logging.getLogger(__name__)
 
 PROMOTE_TIMEOUT_S: Final = 5.0
 DRAINED_LOOK_S: Final = 0.002
+NOTE_EVERY_S: Final = 1.0
+WRITE_BACK_EVERY: Final = 5  # notes
+WRITE_BACK_TIMEOUT_S: Final = 60.0
 SILENT_S: Final = 1.5  # a copy that is followed says something every second
 
 
@@ -79,6 +84,8 @@ class Reader(Opening):
         self._following: asyncio.Task[AuroraError] | None = None
         self._base_lsn = 0  # of the mount
         self._cache_bytes = 0
+        self._floors = Floors()
+        self._near: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
 
     # ---- opening
@@ -139,6 +146,8 @@ class Reader(Opening):
 
     def _opened(self) -> Opened:
         volume, _, engine, _ = self._require_open()
+        if self.config.goes_on:
+            self._near = asyncio.create_task(self._stay_near(), name=f"stay near {self.config.instance_id}")
         return Opened(0, volume.read_lsn, engine.pid or 0, engine.port, dict(self._stages_s), self._troubles())
 
     def _require_open(self) -> tuple[VolumeReader, MountedVolume, Engine, StandbyFeed]:
@@ -220,6 +229,8 @@ class Reader(Opening):
                 await self._require_open()[0].refresh()  # the copies say which groups there are
             case commands.ReplicaStatus(rows, regions, writer_at):
                 self._require_open()[2].tell_replicas(rows, regions, writer_at)
+            case commands.WriteBack(timeout_s) if self.config.goes_on:
+                answer = await self._require_open()[2].write_back(timeout_s=timeout_s)
             case commands.HoldHorizon() | commands.WriteBack():
                 pass  # it has been a writer a moment ago
             case commands.FirstWrite():
@@ -243,6 +254,24 @@ class Reader(Opening):
 
     # ---- going on as the writer
 
+    async def _stay_near(self) -> None:
+        """Has little to do should it go on as the writer: a crash after that is recovered from the engine's last
+        restartpoint, from where on the volume must have the log, and what was written since goes to the volume."""
+        _, mounted, engine, feed = self._require_open()
+        turn = 0
+        while True:
+            self._floors.note(mounted.log_position, feed.given)
+            turn += 1
+            if turn % WRITE_BACK_EVERY == 0:
+                with contextlib.suppress(EngineError):  # its sessions take all that there are, perhaps
+                    await engine.write_back(timeout_s=WRITE_BACK_TIMEOUT_S)
+            await asyncio.sleep(NOTE_EVERY_S)
+
+    async def _leave_off(self) -> None:
+        if self._near is not None:
+            self._near.cancel()
+            await asyncio.gather(self._near, return_exceptions=True)
+
     async def promote(self, config: InstanceConfig) -> tuple[Writer, Opened]:
         """Its engine goes on as the writer's, with its sessions: see "Promotion in place" in ARCHITECTURE.md.
         `config` is that of the same place as a writer. `succeeded` is to be called when the writer is in this one's
@@ -251,17 +280,19 @@ class Reader(Opening):
         The volume is sealed first, so whatever comes then, there is no other writer. Raises AuroraError when it cannot
         be; then this incarnation has ended, and its place is to be opened anew.
         """
-        from aurora_ray.compute.writer import Writer  # its imports take a while
+        from aurora_ray.compute.writer import Follows, Writer  # its imports take a while
 
         _, mounted, engine, feed = self._require_open()
         if self._phase is not IncarnationPhase.AVAILABLE or config.holds_commits or config.restore is not None:
             raise UsageError(f"{self.config.instance_id} cannot go on as the writer")
         await self._stop_watching()
+        await self._leave_off()
         writer = Writer(config)
         try:
             self._require_alive(mounted, engine)
             with telemetry.span("reader.promote"):
-                await writer.take_over(partial(self._drain, feed), mounted, engine, PROMOTE_TIMEOUT_S)
+                follows = Follows(partial(self._drain, feed), self._floors.at)
+                await writer.take_over(follows, mounted, engine, PROMOTE_TIMEOUT_S)
         except BaseException as error:
             # Whoever cuts this short, too, finds it ended, and not half of it.
             giving_up = asyncio.create_task(self._give_up(writer, error), name=f"end {self.config.instance_id}")
@@ -293,6 +324,9 @@ class Reader(Opening):
         self._following.cancel()
 
     # ---- ending
+
+    async def _before_engine_goes(self) -> None:
+        await self._leave_off()
 
     async def _close_below(self) -> None:
         if self._following is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from aurora_ray.compute import commands
 from aurora_ray.compute.assemble import import_image, is_complete, mount_for, start_on
@@ -57,6 +57,14 @@ _log = logging.getLogger(__name__)
 
 WRITE_BACKS_MAX: Final = 3
 WRITE_BACK_SHORT_S: Final = 0.3
+
+
+class Follows(NamedTuple):
+    """`drain`: returns when the engine has replayed all up to an LSN. `floor`: what the mount's own log had when the
+    engine had been given no more than up to a position, see Rules."""
+
+    drain: Callable[[int], Awaitable[None]]
+    floor: Callable[[int], int]
 
 
 class Writer(Opening):
@@ -143,22 +151,20 @@ class Writer(Opening):
                 write_pid_file(dirs.pid_file, engine.pid)
             await self._give_password(engine)
 
-    async def take_over(
-        self, drain: Callable[[int], Awaitable[None]], mounted: MountedVolume, engine: Engine, timeout_s: float
-    ) -> None:
-        """Makes the writer's engine of one that follows, on its mount: instead of `start`, before `_succeed`. `drain`
-        returns when that has replayed all up to an LSN. Raises AuroraError, TimeoutError."""
+    async def take_over(self, follower: Follows, mounted: MountedVolume, engine: Engine, timeout_s: float) -> None:
+        """Makes the writer's engine of one that follows, on its mount: instead of `start`, before `_succeed`. Raises
+        AuroraError, TimeoutError."""
         async with asyncio.timeout(timeout_s):
             volume = await self._seal()
             table = asyncio.create_task(volume.read_file_table(volume.tail_lsn), name="read the table of files")
             try:
                 with self._stage("drain", IncarnationPhase.MOUNTING):
-                    await drain(volume.tail_lsn)
+                    await follower.drain(volume.tail_lsn)
                 with self._stage("exchange", IncarnationPhase.MOUNTING):
                     files = await table
                     says = await engine.succession(mounted.mount_dir, files)
                     first = Guard(says.decides, says.first_byte, says.end_byte, says.page)
-                    rules = Rules(first, says.of_volume, says.removes)
+                    rules = Rules(first, says.of_volume, says.removes, follower.floor(says.recovers_from))
                     owed = await mounted.exchange(volume, files, rules, groups_max=self.config.groups_max)
                     describe({"aurora.pages.owed": owed})
             finally:

@@ -14,12 +14,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from aurora_ray import telemetry
 from aurora_ray.compute.role import Role
-from aurora_ray.control.decide import backups, forks, graveyard, reconcile, regional, replacement, sizing
+from aurora_ray.control.decide import backups, forks, graveyard, promoting, reconcile, regional, replacement, sizing
 from aurora_ray.control.decide.ailing import AilingNodes
 from aurora_ray.control.decide.metering import Meter, reading_of
 from aurora_ray.control.decide.replacement import ReplaceRules
@@ -59,9 +60,9 @@ from aurora_ray.troubles import Trouble
 from aurora_ray.volume.spec import NodeAddress
 
 if TYPE_CHECKING:
+    from aurora_ray.control.model.endpoint_runtime import EndpointRuntime
     from aurora_ray.control.model.runtime import ControlConfig, Runtime
     from aurora_ray.control.model.state import Fleet
-    from aurora_ray.control.observe.endpoints import EndpointRuntime
 
 _log = logging.getLogger(__name__)
 
@@ -203,6 +204,7 @@ class ControlPlane:
             volume_limit_bytes=self.config.volume_limit_bytes,
             ailing=self._ailing.look(self.fleet, nodes, self._clock()),
             abroad=self.regions.observe(),
+            lost=frozenset(self.processes.lost),
         )
 
     async def metrics(self) -> bytes:
@@ -247,7 +249,9 @@ class ControlPlane:
             self.endpoints.wanted(self.fleet, instances, control_open=self.is_open, now_s=now_s),
             self.heartbeats.wanted(),
         )
-        plan = reconcile.decide(self.fleet, observed, now_s, further=further)
+        first = promoting.ahead(self.fleet, observed) if self.config.promote_in_place else promoting.NOTHING
+        observed = replace(observed, held=observed.held | first.waiting)
+        plan = reconcile.decide(self.fleet, observed, now_s, ahead=first.wanted, further=further)
         for note in plan.notes:
             if note not in self.notes:
                 self.say(note)
@@ -386,6 +390,9 @@ class ControlPlane:
     def _lost(self, instance_id: str, why: str, good_at_ns: int, noticed_ns: int) -> None:
         cluster = self.fleet.cluster_of(instance_id)
         follows = cluster is not None and not cluster.instance(instance_id).role.traits.writes
+        last = self.processes.last_status(instance_id)
+        if last is not None and last.role.traits.writes and not follows:
+            self.processes.lost.add(instance_id)
         kind = EventKind.READER if follows else EventKind.FAILOVER
         self.events.note(kind, instance_id, why, cluster.name if cluster is not None else None)
         self.failovers.lost(instance_id, why, good_at_ns or self.heartbeats.good_at_ns(instance_id), noticed_ns)

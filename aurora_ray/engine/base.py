@@ -190,7 +190,7 @@ class Succession(NamedTuple):
     first that the volume hears of, as `page`, and these bytes change only when the volume has all pages that were
     written here. `of_volume`: patterns (fnmatch, on paths) of files that are as the volume has them. `removes`: of what
     the engine removes by itself; files besides are not lost because this engine has never heard of them.
-    `recovers_from`: where that recovery begins, in what the engine was fed with."""
+    `recovers_from`: where that recovery begins, in what the engine was fed with (StandbyFeed.given)."""
 
     decides: bytes
     first_byte: int
@@ -211,6 +211,11 @@ class StandbyFeed(Protocol):
     @property
     def horizon(self) -> Horizon | None:
         """What the engine's sessions need; None if it has not said so lately."""
+
+    @property
+    def given(self) -> int:
+        """The most that the engine was ever given, as a position in what it is fed with: it has replayed no more than
+        that. 0 until it was first given all that there was."""
 
     async def open(self) -> None:
         """Before the engine's start."""
@@ -411,7 +416,8 @@ class Adapter(Protocol):
     import, so a volume that has it is complete. `version_file`: says in a volume which major version it is of; the path
     is no other engine's. `repairs`: kinds of `Engine.repair`. `read_only_parameters`: with them, nothing is changed.
     `cancel_code`, `refusal`, `keeps_address`: as in endpoint.relay.ClientProtocol. `has_readers`: whether
-    its servers can follow a writer. `passfile_suffix`: of the files in which a program of its clients finds a password.
+    its servers can follow a writer; `goes_on_in_place`: whether one that does can go on as the writer (Engine.promote).
+    `passfile_suffix`: of the files in which a program of its clients finds a password.
     """
 
     name: str
@@ -429,6 +435,7 @@ class Adapter(Protocol):
     refusal: bytes
     keeps_address: bool
     has_readers: bool
+    goes_on_in_place: bool
     passfile_suffix: str
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:

@@ -131,6 +131,10 @@ class InstanceActor:
             raise UsageError(f"{config.instance_id} cannot be opened in the process of {self._instance_id}")
         return await self._loop.ask(self._instance.open(config, trace), None)
 
+    async def promote(self, config: InstanceConfig, trace: Mapping[str, str]) -> Opened:
+        """See Instance.promote, which ends by itself in a bounded time."""
+        return await self._loop.ask(self._instance.promote(config, trace), None)
+
     async def wait_ended(self) -> Outcome | None:
         """A watch, see Instance.wait_ended; None when it is time to ask again."""
         try:

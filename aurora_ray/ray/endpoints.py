@@ -28,8 +28,8 @@ from aurora_ray.ray.reach import CALL_TIMEOUT_S, CRUMB, START_TIMEOUT_S, noted_i
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from aurora_ray.control.model.endpoint_runtime import EndpointProcess
     from aurora_ray.control.model.runtime import ControlConfig
-    from aurora_ray.control.observe.endpoints import EndpointProcess
 
 NAME: Final = "endpoints"
 HEAD_RESOURCE: Final = "node:__internal_head__"
@@ -117,7 +117,7 @@ class RayEndpoints:
 
 
 class RayEndpointRuntime:
-    """See `endpoints.EndpointRuntime`. `namespace` is the fleet's."""
+    """See EndpointRuntime. `namespace` is the fleet's."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace

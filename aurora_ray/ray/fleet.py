@@ -328,6 +328,7 @@ def _control_config(settings: Settings, region: str | None) -> ControlConfig:
         metrics_port=settings.metrics_port,
         replace_after_s=settings.replace_after_s,
         replace_empty_after_s=settings.replace_empty_after_s,
+        promote_in_place=settings.promote_in_place,
         graveyard_s=settings.graveyard_s,
         cpus_per_acu=settings.cpus_per_acu,
         regions_dir=str(settings.regions_dir or ""),

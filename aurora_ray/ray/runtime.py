@@ -129,6 +129,12 @@ class RayInstance:
         opened: Opened = await result_of(self._handle.open.remote(config, trace), config.open_timeout_s + 60.0)
         return opened
 
+    async def promote(self, config: InstanceConfig) -> Opened:
+        """See InstanceProcess; it gives up by itself before that is too late."""
+        promoted = self._handle.promote.remote(config, telemetry.inject_dict())
+        opened: Opened = await result_of(promoted, CALL_TIMEOUT_S)
+        return opened
+
     async def wait_ended(self) -> Outcome:
         """How the open incarnation ended."""
         while True:

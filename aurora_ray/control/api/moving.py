@@ -47,6 +47,8 @@ async def fail_over(plane: ControlPlane, name: str, target: str | None, timeout_
     _check_target(plane, name, target)
     before = cluster.writer().instance_id
     await _write_back(plane, before, timeout_s)
+    if plane.config.promote_in_place:  # what it would be recovered from shall not be much older than the writer's end
+        await _write_back(plane, target, timeout_s, Role.READER)
     _check_target(plane, name, target)
 
     def change(fleet: Fleet) -> Fleet:
@@ -72,11 +74,11 @@ def _check_target(plane: ControlPlane, name: str, target: str) -> None:
         raise UsageError(f"{target} does not serve at the moment: choose another reader, or leave --target out")
 
 
-async def _write_back(plane: ControlPlane, instance_id: str, timeout_s: float) -> None:
+async def _write_back(plane: ControlPlane, instance_id: str, timeout_s: float, role: Role = Role.WRITER) -> None:
     """What the writer's end would have to write while nobody can write is written before, for the most part. A writer
     that does not get to it ends all the same."""
     instance = plane.processes.instances.get(instance_id)
-    if instance is None or not instance.seen.serves(Role.WRITER):
+    if instance is None or not instance.seen.serves(role):
         return
     limit_s = min(timeout_s / 4, WRITE_BACK_TIMEOUT_S)
     with contextlib.suppress(AuroraError, TimeoutError):

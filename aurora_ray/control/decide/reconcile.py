@@ -45,6 +45,7 @@ from aurora_ray.control.model.state import ClusterPhase, DBCluster, DBInstance, 
 from aurora_ray.log.sizes import READ_QUORUM, WRITE_QUORUM, write_quorum
 
 GROW_BELOW_FREE = 0.25  # of one group's bytes
+Items = Iterable["Action | str"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +240,12 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def decide(fleet: Fleet, observed: Observed, now_s: float, *, further: Iterable[Action | str] = ()) -> Plan:
+def decide(fleet: Fleet, observed: Observed, now_s: float, *, ahead: Items = (), further: Items = ()) -> Plan:
     """One cycle. `now_s` is any monotonic clock, the same that made `Attempt.not_before_s`. `further`: what others want
-    done, under the same rules."""
+    done, under the same rules; `ahead`: the same, before what is decided here."""
     actions: list[Action] = []
     notes: list[str] = []
-    for item in chain(_wanted(fleet, observed), further):
+    for item in chain(ahead, _wanted(fleet, observed), further):
         if isinstance(item, str):
             notes.append(item)
             continue
@@ -323,11 +324,11 @@ def lacking(fleet: Fleet, node_id: str, seen: NodeSeen) -> frozenset[tuple[UUID,
 
 
 def _control(fleet: Fleet, observed: Observed) -> Iterator[Action | str]:
-    waits = _waits_for(fleet.control_volume, observed)
+    waits = waits_for(fleet.control_volume, observed)
     yield waits or OpenControl("a write quorum of the control volume runs and its state is not loaded")
 
 
-def _waits_for(volume: VolumeState, observed: Observed, quorum: int = WRITE_QUORUM) -> str:
+def waits_for(volume: VolumeState, observed: Observed, quorum: int = WRITE_QUORUM) -> str:
     """Why the volume cannot be opened yet, or an empty string."""
     for group in volume.groups:
         ready = observed.holders(volume, group)
@@ -372,11 +373,11 @@ def _engine(cluster: DBCluster, instance: DBInstance, observed: Observed) -> Ite
         waits = "the control state is not loaded"
     elif instance.role.traits.owns:
         waits = waits_for_regions(cluster, instance, observed)
-        waits = waits or _waits_for(cluster.volume, observed) or _former_writer(cluster, observed)
+        waits = waits or waits_for(cluster.volume, observed) or former_writer(cluster, observed)
     elif not cluster.volume.initialised:
         waits = "no writer has served yet"
     else:
-        waits = _waits_for(cluster.volume, observed, READ_QUORUM)
+        waits = waits_for(cluster.volume, observed, READ_QUORUM)
     if waits:
         yield f"{instance.instance_id} is not opened: {waits}"
         return
@@ -404,7 +405,7 @@ def _serving(
         yield TellInstance(why, instance_id, observed.addresses())
 
 
-def _former_writer(cluster: DBCluster, observed: Observed) -> str:
+def former_writer(cluster: DBCluster, observed: Observed) -> str:
     """Why the next writer cannot be opened yet: one that ends in order has made all of its redo durable then, and no
     commit of it has an unknown outcome. One that is killed, or opens something, is not waited for: the seal shuts it
     out."""

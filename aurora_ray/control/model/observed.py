@@ -152,6 +152,7 @@ class Observed:
     volume_limit_bytes: int = VOLUME_BYTES_MAX  # how large a volume may grow
     ailing: Mapping[str, Ailing] = field(default_factory=dict)  # by storage node
     abroad: Mapping[str, Abroad] = field(default_factory=dict)  # by cluster
+    lost: frozenset[str] = frozenset()  # instances that were writers until they ended by nobody's will
 
     def addresses(self) -> Addresses:
         """Where the running storage nodes answer."""

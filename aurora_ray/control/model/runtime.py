@@ -96,6 +96,7 @@ class ControlConfig:
     regions_dir: str = ""  # where regions are described; empty: as shipped
     exports_to: str | None = None  # the region that traces and metrics go to; empty: nobody has said; None: none go
     small: bool = False  # the storage nodes of an AZ share a process, and no instance has one in waiting
+    promote_in_place: bool = False  # readers go on as writers, where they can
     fleet_id: str = ""  # whose file must be in the data directory; empty: whatever is there
 
     @property
@@ -173,8 +174,11 @@ class InstanceProcess(Protocol):
     async def open(self, config: InstanceConfig) -> Opened:
         """Opens a new incarnation. Raises what the writer raises."""
 
+    async def promote(self, config: InstanceConfig) -> Opened:
+        """The open incarnation, a reader, goes on as the writer, see Reader.promote. Where it has done so, says so."""
+
     async def wait_ended(self) -> Outcome:
-        """Waits, without a limit, until the open incarnation has ended."""
+        """Waits, without a limit, until the open incarnation, or what goes on in its place, has ended."""
 
     async def status(self) -> InstanceStatus | None:
         """The current incarnation; None if there never was one."""

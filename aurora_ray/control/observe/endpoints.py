@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from aurora_ray.compute.role import Role
 from aurora_ray.control.decide.reconcile import Action
@@ -35,6 +35,7 @@ from aurora_ray.engine.registry import adapter
 from aurora_ray.errors import FencedError
 
 if TYPE_CHECKING:
+    from aurora_ray.control.model.endpoint_runtime import EndpointProcess, EndpointRuntime
     from aurora_ray.control.model.runtime import ControlConfig
     from aurora_ray.control.observe.known import Instance
     from aurora_ray.control.observe.processes import Tasks
@@ -46,44 +47,6 @@ HELD_AGAIN_S: Final = 0.5
 DRIVERS: Final = "driver"  # what the endpoints' names begin with that are for drivers
 WAKE_HOLD_S: Final = 120.0  # a resume needs a second, and as long as a machine needs that has no room or no CPU
 INSTANCE_HOLD_S: Final = 1.0  # whoever asks for an instance by name can ask for another one
-
-
-class EndpointProcess(Protocol):
-    """The process that has the endpoints. Calls raise ProcessGoneError when it has ended."""
-
-    @property
-    def host(self) -> str:
-        """The machine that it runs on."""
-
-    async def wait_gone(self) -> str:
-        """Waits, without a limit, until the process has ended; why."""
-
-    async def apply(
-        self, orders: Sequence[EndpointOrder], generation: int, timeout_s: float
-    ) -> Sequence[EndpointState]:
-        """See EndpointHost.apply."""
-
-    async def states(self, timeout_s: float) -> Sequence[EndpointState]:
-        """See EndpointHost.states."""
-
-    async def withdraw(self, names: Sequence[str], generation: int, timeout_s: float) -> Sequence[str]:
-        """See EndpointHost.withdraw."""
-
-    async def wait_held(self, names: Sequence[str]) -> Sequence[str]:
-        """Waits, without a limit, until somebody is held at one of these endpoints; at which."""
-
-    async def end(self) -> None:
-        """Ends it at once."""
-
-
-class EndpointRuntime(Protocol):
-    """Starts and finds that process."""
-
-    async def start(self, config: ControlConfig) -> EndpointProcess:
-        """Starts it and waits until it answers."""
-
-    async def find(self) -> EndpointProcess | None:
-        """The one that an earlier control plane started, if it still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +103,10 @@ def address_of(listen_host: str, machine: str) -> str:
 
 
 def orders_for(
-    fleet: Fleet, instances: Mapping[str, Instance], listen_host: str, machine: str
+    fleet: Fleet, instances: Mapping[str, Instance], listen_host: str, machine: str, *, in_place: bool = False
 ) -> tuple[EndpointOrder, ...]:
-    """What there shall be now; `machine` has the endpoints. A cluster that is being deleted has none any more."""
+    """What there shall be now; `machine` has the endpoints. A cluster that is being deleted has none any more.
+    `in_place`: who is to be the writer, and still serves as a reader, keeps its sessions until it is that."""
     orders: list[EndpointOrder] = []
     for cluster in fleet.clusters:
         if cluster.phase is ClusterPhase.DELETING:
@@ -150,6 +114,7 @@ def orders_for(
         targets = partial(_targets, cluster, instances=instances, listen_host=listen_host, machine=machine)
         writers, readers = targets(Role.WRITER), targets(Role.READER)
         leaving = targets(Role.READER, leaving=True)
+        becoming = _becoming(cluster, instances, listen_host, machine) if in_place else ()
         engine = adapter(cluster.engine)
         protocol = ClientProtocol(engine.cancel_code, engine.refusal, engine.keeps_address)
         name = cluster_endpoint(cluster.name)
@@ -158,25 +123,26 @@ def orders_for(
         hold_s = INSTANCE_HOLD_S if cluster.is_secondary else waking_s
         orders.append(EndpointOrder(name, listen_host, cluster.port, writers, protocol=protocol, hold_s=hold_s))
         if cluster.reader_port:
-            name, fallback = reader_endpoint(cluster.name), (*leaving, *writers)
+            name, fallback = reader_endpoint(cluster.name), (*leaving, *becoming, *writers)
             orders.append(EndpointOrder(name, listen_host, cluster.reader_port, readers, fallback, protocol, waking_s))
         for custom in cluster.custom_endpoints:
             chosen = (*targets(Role.READER, among=custom), *targets(Role.WRITER, among=custom))
-            drained = targets(Role.READER, among=custom, leaving=True)
+            leads = custom.leads_to(cluster.writer().instance_id, Role.READER)
+            drained = (*targets(Role.READER, among=custom, leaving=True), *(becoming if leads else ()))
             name = endpoint_name(cluster.name, custom.name)
             orders.append(EndpointOrder(name, listen_host, custom.port, chosen, drained, protocol, waking_s))
     return tuple(orders)
 
 
 def driver_orders(
-    fleet: Fleet, instances: Mapping[str, Instance], listen_host: str, machine: str
+    fleet: Fleet, instances: Mapping[str, Instance], listen_host: str, machine: str, *, in_place: bool = False
 ) -> tuple[EndpointOrder, ...]:
     """One more address for each cluster's two endpoints, and one for each instance, all at the cluster's port (see
     model/addresses.py). At its own, an instance is led to whatever it serves as; nobody waits there for long."""
     orders: list[EndpointOrder] = []
     if not addresses.are_there(listen_host):
         return ()
-    known = {order.name: order for order in orders_for(fleet, instances, listen_host, machine)}
+    known = {order.name: order for order in orders_for(fleet, instances, listen_host, machine, in_place=in_place)}
     for cluster in fleet.clusters:
         main, reading = known.get(cluster_endpoint(cluster.name)), known.get(reader_endpoint(cluster.name))
         if main is None:
@@ -184,6 +150,8 @@ def driver_orders(
         like = [(CLUSTER, cluster.port, main), *([(READER, cluster.reader_port, reading)] if reading else [])]
         for instance in (each for each in cluster.instances if each.role.traits.addressed):
             there = _target(cluster, instance, instances, listen_host, machine)
+            if there is None and in_place and instance is cluster.writer():
+                there = next(iter(_becoming(cluster, instances, listen_host, machine)), None)
             # Whoever wakes a paused cluster waits for it, at whatever address.
             alone = replace(main, targets=(there,) if there else (), hold_s=main.hold_s or INSTANCE_HOLD_S)
             like.append((instance.instance_id, instance.port, alone))
@@ -216,12 +184,29 @@ def _targets(
     return tuple(targets)
 
 
+def _becoming(
+    cluster: DBCluster, instances: Mapping[str, Instance], listen_host: str, machine: str
+) -> tuple[Target, ...]:
+    """Who is to be the writer, and serves as a reader until it is, or its incarnation ends."""
+    writer = cluster.writer()
+    if not writer.role.traits.writes:
+        return ()
+    target = _target(cluster, writer, instances, listen_host, machine, role=Role.READER)
+    return () if target is None else (target,)
+
+
 def _target(
-    cluster: DBCluster, declared: DBInstance, instances: Mapping[str, Instance], listen_host: str, machine: str
+    cluster: DBCluster,
+    declared: DBInstance,
+    instances: Mapping[str, Instance],
+    listen_host: str,
+    machine: str,
+    *,
+    role: Role | None = None,
 ) -> Target | None:
     instance = instances.get(declared.instance_id)
     # Roles are declared before they are changed: whoever still is what it was gets nobody, and loses whom it has.
-    if cluster.paused_since_s or instance is None or not instance.seen.serves(cluster.served_as(declared)):
+    if cluster.paused_since_s or instance is None or not instance.seen.serves(role or cluster.served_as(declared)):
         return None
     status = instance.status
     # The same port after a restart is not the same engine; sessions of the earlier one must not live on. A reader
@@ -339,7 +324,11 @@ class Endpoints:
         if not control_open:
             return
         at = (self._config.listen_host, self._process.host)
-        orders = self._without((*orders_for(fleet, instances, *at), *driver_orders(fleet, instances, *at)))
+        in_place = self._config.promote_in_place
+        orders = tuple(
+            o for make in (orders_for, driver_orders) for o in make(fleet, instances, *at, in_place=in_place)
+        )
+        orders = self._without(orders)
         self._watch_held({cluster.name for cluster in fleet.clusters if cluster.paused_since_s})
         yield from self._moves(fleet, now_s)
         if orders != self._told:

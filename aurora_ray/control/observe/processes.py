@@ -99,6 +99,7 @@ class Processes:
         self.nodes_seen: set[str] = set()  # that ran at some time
         self.instances: dict[str, Instance] = {}
         self.unsure: set[str] = set()  # instances that were to be started, without an answer: a process may be there
+        self.lost: set[str] = set()  # writers that ended by nobody's will, until they are back, or readers
         self.clients = NodeCalls()
         self.tasks = Tasks()
         self._clock = clock
@@ -203,9 +204,18 @@ class Processes:
         self, instance_id: str, instance: Instance, status: InstanceStatus, *, since_s: float | None = None
     ) -> None:
         """Its engine accepts statements (since when: now by default); from now on its end is watched."""
+        self.lost.discard(instance_id)
         self._last_statuses[instance_id] = status
         instance.became_available(status, self._clock() if since_s is None else since_s)
         self.tasks.watch(lambda: self._watch_incarnation(instance_id, instance), f"watch {instance_id}")
+
+    async def promoted(self, instance_id: str, instance: Instance) -> None:
+        """A reader goes on as the writer. Its end is watched already."""
+        async with asyncio.timeout(STATUS_TIMEOUT_S):
+            status = await instance.process.status()
+        if status is not None and _phase_of(status) is InstancePhase.AVAILABLE:
+            self._last_statuses[instance_id] = status
+            instance.became_available(status, self._clock())
 
     async def settle(self, instance_id: str, instance: Instance, why: str = "") -> InstancePhase:
         """Finds out what an opening led to (`why`: what it failed of, if it is known), and notes it.

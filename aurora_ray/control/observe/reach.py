@@ -68,6 +68,10 @@ class Reachable:
         """See InstanceProcess."""
         return await self._through(lambda: self._process.open(config))
 
+    async def promote(self, config: InstanceConfig) -> Opened:
+        """See InstanceProcess."""
+        return await self._through(lambda: self._process.promote(config))
+
     async def wait_ended(self) -> Outcome:
         """See InstanceProcess."""
         return await self._through(self._process.wait_ended)

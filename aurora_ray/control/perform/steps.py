@@ -25,6 +25,7 @@ from aurora_ray.control.decide import (
     scaling,
     sizing,
 )
+from aurora_ray.control.decide import promoting as promoted
 from aurora_ray.control.decide import serverless as decided
 from aurora_ray.control.decide.moving import MoveInstance
 from aurora_ray.control.model.observed import InstancePhase
@@ -33,7 +34,7 @@ from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import StorageNode
 from aurora_ray.control.model.store import volume_spec
 from aurora_ray.control.observe import endpoints
-from aurora_ray.control.perform import backing, growth, passfiles, past, reading, regions, serverless
+from aurora_ray.control.perform import backing, growth, passfiles, past, promoting, reading, regions, serverless
 from aurora_ray.control.perform.ending import end_in_order, end_incarnation
 from aurora_ray.control.perform.means import END_TIMEOUT_S, Means, engine_choice
 from aurora_ray.control.perform.moving import move_instance
@@ -334,6 +335,7 @@ def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
         turns=cluster.succession,
         first_lsn=known.first_lsn if known is not None else 0,
         source=source,
+        goes_on=means.config.promote_in_place and declared.role.traits.reads and not promoted.why_not(cluster),
         holds_commits=writes and known is not None and known.holds_commits,
     )
 
@@ -394,6 +396,11 @@ async def _change_role(means: Means, action: reconcile.ChangeRole) -> None:
         await end_incarnation(instance, means.notify, END_TIMEOUT_S, f"it is going to be a {action.role}")
 
 
+async def _promote_instance(means: Means, action: promoted.PromoteInstance) -> None:
+    opening = reconcile.OpenInstance(action.why, action.cluster, action.instance_id, initialise=False)
+    await promoting.promote_instance(means, action, _config_of(means, opening))
+
+
 async def _stop_instance(means: Means, action: reconcile.StopInstance) -> None:
     instance = means.processes.instances.get(action.instance_id)
     if instance is None:  # its start had no answer
@@ -439,6 +446,8 @@ _STEPS: Final[Mapping[type[reconcile.Action], Callable[[Means, Any], Awaitable[N
     reconcile.TellInstance: _tell_instance,
     reconcile.StopInstance: _stop_instance,
     reconcile.ChangeRole: _change_role,
+    promoted.MakeWriter: promoting.make_writer,
+    promoted.PromoteInstance: _promote_instance,
     reconcile.AllocateGroup: growth.allocate_group,
     reconcile.AddGroup: growth.add_group,
     reconcile.ForgetCluster: _forget_cluster,

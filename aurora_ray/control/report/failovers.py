@@ -30,6 +30,7 @@ from opentelemetry.trace import Span
 from aurora_ray import telemetry
 from aurora_ray.compute.commands import FirstWrite
 from aurora_ray.compute.role import Role
+from aurora_ray.control.decide.promoting import MakeWriter, PromoteInstance
 from aurora_ray.control.decide.reconcile import Action, ChangeRole, OpenInstance, StartInstance
 from aurora_ray.control.model.runtime import ProcessGoneError
 from aurora_ray.control.model.state import ClusterPhase
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.observe.processes import Processes
 
 FIRST_WRITE_TIMEOUT_S: Final = 30.0
+_DECISIONS: Final = (KillInstance, StartInstance, OpenInstance, ChangeRole, MakeWriter, PromoteInstance)
 
 _FAILOVERS: Final = telemetry.counter("aurora_control_failovers", "Writers lost and opened anew.", ("cluster",))
 _OUTAGE_S: Final = telemetry.histogram(
@@ -147,7 +149,7 @@ class Failovers:
         if failover is None:
             yield
             return
-        if not failover.decided and isinstance(action, KillInstance | StartInstance | OpenInstance | ChangeRole):
+        if not failover.decided and isinstance(action, _DECISIONS):
             failover.decided = True
             telemetry.record_span(
                 "failover.decide",
@@ -161,12 +163,17 @@ class Failovers:
 
     def done(self, action: Action) -> None:
         """An action was carried out."""
-        if isinstance(action, OpenInstance):
+        if isinstance(action, MakeWriter):
+            found = self._find(action.target)
+            if found is not None and found[1].role.traits.writes:
+                self._goes_on_with(action.cluster, action.target, action.why)
+        elif isinstance(action, OpenInstance | PromoteInstance):
             failover, instance = (
                 self._active.get(action.instance_id),
                 self._processes.instances.get(action.instance_id),
             )
-            if failover is not None and instance is not None:
+            there = isinstance(action, OpenInstance) or self._is_available(action.instance_id)
+            if failover is not None and instance is not None and there:
                 failover.opened = instance.opened
                 if not self._endpoints.exist:
                     self._flipped(action.instance_id, failover)
@@ -224,7 +231,7 @@ class Failovers:
         if isinstance(action, ChangeRole):  # of the writer before, too: its end is a part of the outage
             cluster = self._declared.fleet.cluster_of(action.instance_id)
             return next((f for f in self._active.values() if cluster is not None and f.cluster == cluster.name), None)
-        if isinstance(action, StartInstance | OpenInstance | KillInstance):
+        if isinstance(action, StartInstance | OpenInstance | KillInstance | MakeWriter | PromoteInstance):
             return self._active.get(action.instance_id)
         if isinstance(action, PointEndpoints | StartEndpoints):
             return next(iter(self._active.values()), None)

@@ -49,6 +49,7 @@ class MariadbAdapter:
     refusal = REFUSAL
     keeps_address = True  # so a session that came by an address of the cluster's own is known (told.py)
     has_readers = True
+    goes_on_in_place = False
     passfile_suffix = ".cnf"
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:

@@ -54,6 +54,7 @@ class PostgresAdapter:
     refusal = REFUSAL
     keeps_address = False  # clients' sockets come with their addresses
     has_readers = True
+    goes_on_in_place = True
     passfile_suffix = ".pgpass"
 
     def find(self, version: str | None, bin_dir: Path | None) -> EngineInstall:

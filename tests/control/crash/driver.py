@@ -52,6 +52,7 @@ class Driver:
         self.region = FakeRegion()
         self.performed: set[type[Action]] = set()
         self.graveyard_s = 24 * 3600.0
+        self.promote_in_place = False
         self.exports_to: str | None = None
         self.version = 0  # of the control state, to go back to
         self.rescue: Callable[[], Coroutine[Any, Any, object]] | None = None  # asked for while no state can be loaded
@@ -75,6 +76,7 @@ class Driver:
             replace_after_s=REPLACE_AFTER_S,
             replace_empty_after_s=REPLACE_AFTER_S,
             graveyard_s=self.graveyard_s,
+            promote_in_place=self.promote_in_place,
             regions_dir=str(REGIONS_DIR),
             exports_to=self.exports_to,
         )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from aurora_ray.volume.origin import Target
     from aurora_ray.volume.spec import GroupPlacement, NodeAddress, VolumeSpec
 
+from tests.control.crash.promoted import promote
 from tests.control.crash.world import STEP_S, Disk, FakeEndpoints, FakeInstance, FakeNode, Hand
 from tests.control.local_runtime import stats_of
 
@@ -198,6 +199,10 @@ class InstanceHandle:
     async def open(self, config: InstanceConfig) -> Opened:
         opening = self._hand.world.go_on(self._instance.open(config))
         return await self._do("open", lambda: asyncio.shield(opening))
+
+    async def promote(self, config: InstanceConfig) -> Opened:
+        promoting = self._hand.world.go_on(promote(self._instance, config))
+        return await self._do("promote", lambda: asyncio.shield(promoting))
 
     async def wait_ended(self) -> Outcome:
         ended, gone = self._instance.ended, asyncio.ensure_future(self._instance.gone.wait())

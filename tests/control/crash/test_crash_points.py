@@ -20,6 +20,7 @@ from aurora_ray.control.decide import (
     backups,
     forks,
     graveyard,
+    promoting,
     reconcile,
     regional,
     replacement,
@@ -41,6 +42,7 @@ from tests.control.crash import virtual
 from tests.control.crash.capacity_verbs import CAPACITY_VERBS
 from tests.control.crash.driver import Driver, Run, Verb, run_verb
 from tests.control.crash.kept_verbs import KEPT
+from tests.control.crash.promotions import PROMOTING
 from tests.control.crash.regional_verbs import REGIONAL, REGIONAL_LOOKS
 from tests.control.crash.verbs import LOOKS
 from tests.control.crash.verbs import VERBS as LOCAL
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 
 VERBS = (*LOCAL, *REGIONAL)
 POSTGRES = PostgresAdapter()
-ALL_VERBS = (*VERBS, *KEPT, *CAPACITY_VERBS)
+ALL_VERBS = (*VERBS, *KEPT, *CAPACITY_VERBS, *PROMOTING)
 pytestmark = [pytest.mark.allowed_logs(r".*"), pytest.mark.timeout(300)]
 
 
@@ -201,7 +203,7 @@ def test_no_verb_and_no_action_is_left_out(enumeration: Enumeration) -> None:
         performed |= run.performed
         counts[verb.name] = len(run.effects)
     here = (reconcile, replacement, heartbeats, endpoints, graveyard, sizing, scaling, serverless, forks, backups)
-    modules = (*here, regional)
+    modules = (*here, regional, promoting)
     actions = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if issubclass(c, Action)}
     assert {a.__name__ for a in actions - {Action}} - {a.__name__ for a in performed} == set()
     calls = {name for name, _ in inspect.getmembers(ControlApi, inspect.isfunction) if not name.startswith("_")}

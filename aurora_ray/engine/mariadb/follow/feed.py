@@ -83,6 +83,11 @@ class MariadbFeed:
         return follow_settings(self.server_id)
 
     @property
+    def given(self) -> int:
+        """0: a replica does not go on as the writer."""
+        return 0
+
+    @property
     def horizon(self) -> Horizon | None:
         """None: the writer needs to keep nothing for a replica's sessions, which have their own rows."""
         return None

@@ -92,6 +92,7 @@ class PostgresFeed:
         self._window: WalWindow | None = None
         self._stale_read: set[int] = set()  # pages of segments used again whose old content is in the window
         self._given = 0
+        self._most_given = 0  # ... from when all that there was had been given out
         self._walked_from: int | None = None  # all WAL from there on was looked through
         self._copies = 0  # see WalWindow
         self._progress = Progress(lsn)
@@ -141,6 +142,11 @@ class PostgresFeed:
     def replayed(self) -> Replayed:
         """How far the standby is."""
         return Replayed(self._progress.replayed_lsn, self._progress.waits_since())
+
+    @property
+    def given(self) -> int:
+        """See StandbyFeed."""
+        return self._most_given
 
     @property
     def horizon(self) -> Horizon | None:
@@ -246,6 +252,8 @@ class PostgresFeed:
         if window.end > position:
             wal = window.take(position)
             self._given = window.end
+            if self._most_given:
+                self._most_given = max(self._most_given, self._given)
             if self._connection is not None:
                 try:
                     await self._connection.send(position, wal)
@@ -294,6 +302,8 @@ class PostgresFeed:
             self._connection, self._given, self._stale_read = connection, start, set()
             window = self._window = WalWindow(start, self._control.wal_segment_bytes, timeline)
             await self._catch_up(window)
+            if self._window is window:
+                self._most_given = max(self._most_given, self._given)
             if self.timelines.end_of(timeline) is None:
                 self._progress.given(self._given, self._lsn, time.monotonic())
             elif self._window is window:
