@@ -141,7 +141,7 @@ class Opening(ABC):
         except BaseException as error:
             await self._tear_down(f"it could not be opened: {sentence(error)}", asked=False, later=True)
             if isinstance(error, TimeoutError):
-                stage = self._phase_name()
+                stage = self.stuck()
                 raise EngineError(
                     f"{config.instance_id} was not open within {config.open_timeout_s:g} s: {stage}."
                 ) from error
@@ -217,7 +217,8 @@ class Opening(ABC):
     def _tell(self, words: str) -> None:
         self._moving = words
 
-    def _phase_name(self) -> str:
+    def stuck(self) -> str:
+        """What it is at, and what it has done, for whoever does not wait for it any longer."""
         done = ", ".join(f"{stage} took {seconds:.1f} s" for stage, seconds in self._stages_s.items())
         return f"stuck while {self._phase}" + (f" ({done})" if done else "")
 

@@ -295,18 +295,21 @@ class Reader(Opening):
                 await writer.take_over(follows, mounted, engine, PROMOTE_TIMEOUT_S)
         except BaseException as error:
             # Whoever cuts this short, too, finds it ended, and not half of it.
+            stuck = writer.stuck()
             giving_up = asyncio.create_task(self._give_up(writer, error), name=f"end {self.config.instance_id}")
             await asyncio.shield(giving_up)
             if isinstance(error, TimeoutError):
-                raise EngineError(f"{self.config.instance_id} did not go on as the writer in time") from error
+                raise EngineError(f"{self.config.instance_id} did not go on as the writer in time: {stuck}") from error
             raise
         opened = await writer._succeed(self)
         self._letting_go = asyncio.create_task(self._close_below(), name=f"let go of {self.config.instance_id}")
         return writer, opened
 
     async def _give_up(self, writer: Writer, error: BaseException) -> None:
+        why = writer.stuck() if isinstance(error, TimeoutError) else sentence(error)
         await writer.abandon()
-        await self._tear_down(f"it could not go on as the writer: {sentence(error)}", asked=False, later=True)
+        why = f"it could not go on as the writer: {why}"
+        await self._tear_down(why, asked=False, later=True)
 
     def _require_alive(self, mounted: MountedVolume, engine: Engine) -> None:
         """What watched it may have begun to end it."""

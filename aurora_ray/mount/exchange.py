@@ -5,7 +5,8 @@ A mount without a writer is what the volume was at one LSN, with what the engine
 volume's own as of a later LSN, it is compared with the table of files of then. All of that happens while the region's
 lock is held, so no process makes, renames or writes anything in between:
 
-- a file that the engine has not touched, and one that is the volume's by the rules, becomes what the volume has;
+- a file that the engine has not touched, and one that is the volume's by the rules, becomes what the volume has, or
+  goes if it has none;
 - any other one keeps its length and the pages that the engine has written, which the volume lacks from then on (they
   are *owed*), and takes everything else from the volume;
 - files, directories and links that are here and not there, or there and not here, are told as they are here.
@@ -201,7 +202,7 @@ def _here(plan: Plan, path: bytes, found: Found, entry: Entry | None, *, volumes
     moved = found.file_id < mounted_ids and (entry is None or entry.file_id != found.file_id)
     if entry is not None and (volumes or not found.touched):
         plan.becomes.append((found.slot, entry, False))
-    elif volumes:
+    elif volumes or not found.touched:  # whoever removed or renamed it in the volume did it since the mount
         plan.discarded.append((path, found.slot))
     elif moved:
         raise ExchangeRefusedError(f"{os.fsdecode(path)} holds pages of another file of the volume")

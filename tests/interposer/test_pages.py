@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import zlib
 from array import array
 from typing import TYPE_CHECKING
@@ -192,6 +193,42 @@ def test_a_page_that_cannot_be_read_locally_is_not_taken_for_zeros(recorder: Rec
     code = "try:\n os.pwrite(f, b'B', 2 * P + 9)\nexcept OSError as e:\n print(e.errno)\n"
     assert run(recorder, code) == "5\n"
     assert content(recorder) == b"A" * (4 * PAGE_BYTES)
+
+
+# ---- what a program sees of the waiting
+
+QUIETLY = """
+import ctypes, signal
+libc = ctypes.CDLL(None, use_errno=True)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+to = ctypes.create_string_buffer(3 * P)
+for call in (
+    lambda: libc.pread(f, to, 3 * P, ctypes.c_long(0)),
+    lambda: libc.read(f, to, P),
+    lambda: libc.pwrite(f, b'c' * 9, ctypes.c_size_t(9), ctypes.c_long(7 * P + 1)),
+    lambda: libc.ftruncate(f, ctypes.c_long(5 * P + 1)) + 1,
+    lambda: libc.fsync(f) + 1,
+):
+    ctypes.set_errno(0)
+    print(call() > 0, ctypes.get_errno())
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_a_call_that_succeeds_leaves_errno_as_it_was(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL takes a read for failed that leaves one, however many bytes it got (writeTimeLineHistory)."""
+    run(recorder, "os.pwrite(f, b'A' * (8 * P), 0)")
+    evict_all(recorder)
+    serve = recorder.serve_request
+
+    def slowly(request: native.Request) -> int:
+        time.sleep(0.25)  # not synchronisation: longer than a process waits at once
+        return serve(request)
+
+    monkeypatch.setattr(recorder, "serve_request", slowly)
+    assert run(recorder, QUIETLY).splitlines() == ["True 0"] * 5
+    assert recorder.evicted_pages == 8
 
 
 # ---- many at once

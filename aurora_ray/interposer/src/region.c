@@ -79,9 +79,13 @@ void ar_lock(void)
 
 void ar_unlock(void) { pthread_mutex_unlock(&ar_region->lock); }
 
-/* Sleeps while *word == seen, until a wake whose mask has a bit of `mask`, for AR_WAIT_MS at most. Callers loop. */
+/*
+ * Sleeps while *word == seen, until a wake whose mask has a bit of `mask`, for AR_WAIT_MS at most. Callers loop. As with
+ * all that is done beside what a program asked for, errno stays: PostgreSQL takes some reads for failed that leave one.
+ */
 void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, uint32_t mask)
 {
+    int before = errno;
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += AR_WAIT_MS * 1000000L;
@@ -95,20 +99,25 @@ void ar_wait(_Atomic uint32_t *word, uint32_t seen, _Atomic uint32_t *waiters, u
     ar_check_state();
     if (r < 0 && errno == ETIMEDOUT)
         check_driver_lives();
+    errno = before;
 }
 
 void ar_wake(_Atomic uint32_t *word, uint32_t mask)
 {
+    int before = errno;
     real_syscall(SYS_futex, word, FUTEX_WAKE_BITSET, INT32_MAX, NULL, NULL, mask);
+    errno = before;
 }
 
 void ar_ring_bell(void)
 {
     if (ar_bell_fd < 0 || atomic_exchange(&ar_region->bell_rung, 1))
         return; /* the driver itself needs no bell, or it has been rung */
+    int before = errno;
     uint64_t one = 1;
     atomic_fetch_add_explicit(&ar_region->counters.bells, 1, memory_order_relaxed);
     (void)!write(ar_bell_fd, &one, sizeof one);
+    errno = before;
 }
 
 /* ---- files */

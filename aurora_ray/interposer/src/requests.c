@@ -9,6 +9,7 @@
 char ar_process_state(uint32_t id)
 {
     char path[32] = "/proc/", digits[12], text[128];
+    int before = errno;
     size_t at = 6, n = 0;
     do
         digits[n++] = (char)('0' + id % 10);
@@ -20,8 +21,10 @@ char ar_process_state(uint32_t id)
     ssize_t got = fd < 0 ? -1 : real_read(fd, text, sizeof text - 1);
     if (fd >= 0)
         real_close(fd);
+    bool unknown = fd < 0 && errno != ENOENT; /* no descriptor to spare: believe that it lives */
+    errno = before;
     if (got <= 0)
-        return fd < 0 && errno != ENOENT ? '?' : 0; /* no descriptor to spare: believe that it lives */
+        return unknown ? '?' : 0;
     text[got] = 0;
     const char *name_end = strrchr(text, ')');
     char state = name_end && name_end + 2 < text + got ? name_end[2] : '?';
