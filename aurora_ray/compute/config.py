@@ -165,7 +165,7 @@ class InstanceConfig:
     turns: tuple[tuple[int, int], ...] = ((0, 0),)  # of the volume, see replication/succession.py
     first_lsn: int = 0  # of a copy of another region's volume: it is begun as of then
     source: CopySource | None = None  # a replicator's
-    goes_on: bool = False  # of a reader: it may have to go on as the writer, and keeps itself near to that
+    goes_on: bool = False  # readers go on as the writer in place: each keeps near to that, and a writer helps them
     holds_commits: bool = False  # of a writer: it acknowledges none before it is told until when it may
 
     @property

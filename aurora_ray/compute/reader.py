@@ -62,8 +62,9 @@ _log = logging.getLogger(__name__)
 
 PROMOTE_TIMEOUT_S: Final = 5.0
 DRAINED_LOOK_S: Final = 0.002
-NOTE_EVERY_S: Final = 1.0
-WRITE_BACK_EVERY: Final = 5  # notes
+NOTE_EVERY_S: Final = 0.5
+WRITE_BACK_AT: Final = (1, 4, 16)  # notes after a checkpoint of the writer, which may be replayed late
+WRITE_BACK_EVERY: Final = 120
 WRITE_BACK_TIMEOUT_S: Final = 60.0
 SILENT_S: Final = 1.5  # a copy that is followed says something every second
 
@@ -258,11 +259,13 @@ class Reader(Opening):
         """Has little to do should it go on as the writer: a crash after that is recovered from the engine's last
         restartpoint, from where on the volume must have the log, and what was written since goes to the volume."""
         _, mounted, engine, feed = self._require_open()
-        turn = 0
+        seen, turns = -1, 0
         while True:
             self._floors.note(mounted.log_position, feed.given)
-            turn += 1
-            if turn % WRITE_BACK_EVERY == 0:
+            turns += 1
+            if feed.checkpoints != seen:
+                seen, turns = feed.checkpoints, 0
+            if turns in WRITE_BACK_AT or turns % WRITE_BACK_EVERY == 0 != turns:
                 with contextlib.suppress(EngineError):  # its sessions take all that there are, perhaps
                     await engine.write_back(timeout_s=WRITE_BACK_TIMEOUT_S)
             await asyncio.sleep(NOTE_EVERY_S)

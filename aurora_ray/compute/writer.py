@@ -14,6 +14,7 @@ Tearing down never hides the reason: the first thing that ended is the outcome, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
@@ -57,6 +58,7 @@ _log = logging.getLogger(__name__)
 
 WRITE_BACKS_MAX: Final = 3
 WRITE_BACK_SHORT_S: Final = 0.3
+WRITE_BACK_TIMEOUT_S: Final = 60.0
 
 
 class Follows(NamedTuple):
@@ -164,13 +166,16 @@ class Writer(Opening):
                     files = await table
                     says = await engine.succession(mounted.mount_dir, files)
                     first = Guard(says.decides, says.first_byte, says.end_byte, says.page)
-                    rules = Rules(first, says.of_volume, says.removes, follower.floor(says.recovers_from))
+                    floor = follower.floor(says.recovers_from)
+                    rules = Rules(first, says.of_volume, says.removes, floor, says.reads)
                     owed = await mounted.exchange(volume, files, rules, groups_max=self.config.groups_max)
                     describe({"aurora.pages.owed": owed})
+                    _log.info("%s: %d pages owed, floor %d", self.config.instance_id, owed, floor)
             finally:
                 table.cancel()
             with self._stage("promote", IncarnationPhase.STARTING):
                 await engine.promote(timeout_s=timeout_s)
+            mounted.begin_settling()
 
     async def abandon(self) -> None:
         """After a `take_over` that failed."""
@@ -200,6 +205,10 @@ class Writer(Opening):
         except AuroraError as error:
             if self._phase is IncarnationPhase.AVAILABLE:  # else it was cut short, and the next start goes on with it
                 _log.warning("%s: some database lacks functions: %s", self.config.instance_id, error)
+        if self.config.goes_on:
+            # Readers' restartpoints follow it: until then, they are on the timeline that this writer has left.
+            with contextlib.suppress(EngineError):
+                await engine.write_back(timeout_s=WRITE_BACK_TIMEOUT_S)
 
     async def _initialise(self, volume: Volume, prepared: PreparedEngine) -> None:
         """What is in the volume decides: whoever asks may not have heard of an initialisation that was completed."""

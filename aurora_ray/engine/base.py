@@ -190,7 +190,8 @@ class Succession(NamedTuple):
     first that the volume hears of, as `page`, and these bytes change only when the volume has all pages that were
     written here. `of_volume`: patterns (fnmatch, on paths) of files that are as the volume has them. `removes`: of what
     the engine removes by itself; files besides are not lost because this engine has never heard of them.
-    `recovers_from`: where that recovery begins, in what the engine was fed with (StandbyFeed.given)."""
+    `recovers_from`: where that recovery begins, in what the engine was fed with (StandbyFeed.given). `reads`: what the
+    engine reads first, of files of the volume."""
 
     decides: bytes
     first_byte: int
@@ -199,6 +200,7 @@ class Succession(NamedTuple):
     of_volume: tuple[str, ...]
     removes: tuple[str, ...]
     recovers_from: int
+    reads: tuple[PagesOf, ...] = ()
 
 
 class StandbyFeed(Protocol):
@@ -216,6 +218,10 @@ class StandbyFeed(Protocol):
     def given(self) -> int:
         """The most that the engine was ever given, as a position in what it is fed with: it has replayed no more than
         that. 0 until it was first given all that there was."""
+
+    @property
+    def checkpoints(self) -> int:
+        """How often the writer may have changed from where a crash of it is recovered."""
 
     async def open(self) -> None:
         """Before the engine's start."""

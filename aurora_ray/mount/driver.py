@@ -83,6 +83,7 @@ class Driver:
         self._idle_turns = 0
         self._stopped = False
         self._mounted_ids = 0  # ids below are of files that were mounted
+        self._settling = False
         self.settled = asyncio.Event()  # after an exchange: the volume lacks nothing
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
@@ -172,7 +173,13 @@ class Driver:
         finally:
             self._region.release()
         self._swap(writer, exchanged)
+        self._spawn(self._bring_first(exchanged.reads))
         return exchanged.owed_pages
+
+    async def _bring_first(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        """Whoever misses one of these meanwhile waits for the same answer, and asks again if there is none."""
+        with contextlib.suppress(AuroraError):
+            await self._fetcher.fetch_parts(parts)
 
     def _exchange_held(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> Exchange:
         root = self._local.root
@@ -189,6 +196,8 @@ class Driver:
             raise ExchangeRefusedError(f"{os.fsdecode(rules.first.path)} has changed meanwhile")
         exchange = Exchange(self._region, root, writer.tail_lsn, rules)
         exchange.run(plan, table, free, first.slot)
+        slots = {path: found.slot for path, found in here.items()} | {path: at for at, path in exchange.slots.items()}
+        exchange.reads = [(slots[path], at, at + count) for path, at, count in rules.reads if slots.get(path, -1) >= 0]
         return exchange
 
     def _swap(self, writer: Volume, exchanged: Exchange) -> None:
@@ -213,7 +222,13 @@ class Driver:
         self._redo.start()
         self._redo.send()
         self._spawn(self._unlinked.run())
-        self._spawn(self._settle())
+
+    def settle(self) -> None:
+        """Begins to bring to the volume what it lacks after an exchange: not with that, as an engine that is being
+        promoted reads some pages first, and would wait behind these."""
+        if not self._settling:
+            self._settling = True
+            self._spawn(self._settle())
 
     async def _settle(self) -> None:
         """Logs what the volume lacks, a little at a time."""

@@ -60,12 +60,14 @@ class Rules:
     """What an engine says of its files, by patterns (fnmatch, on paths relative to the mount). `of_volume`: files that
     are as the volume has them, whatever is here. `removes`: what the engine removes by itself, so that the volume
     loses it if it is not here; a file besides, that only the volume has, is made here. `floor`: what was last changed
-    up to there, by LSNs of the private log, the volume has, whatever the volume's page is."""
+    up to there, by LSNs of the private log, the volume has, whatever the volume's page is. `reads`: path, first page
+    and number of pages of what is read first, and brought at once."""
 
     first: Guard
     of_volume: Sequence[str] = ()
     removes: Sequence[str] = ("*",)
     floor: int = 0
+    reads: Sequence[tuple[bytes, int, int]] = ()
 
 
 class Found(NamedTuple):
@@ -223,6 +225,7 @@ class Exchange:
         self.owed_pages = 0
         self.extents: dict[int, array[int]] = {}  # by slot: where the files lie
         self.slots: dict[int, bytes] = {}  # of files that were made here
+        self.reads: list[tuple[int, int, int]] = []  # slot, first page, end: what is read first
 
     def run(self, plan: Plan, table: FileTable, free: Mapping[int, int], guard_slot: int) -> None:
         """Raises OSError; then the mount is neither the one nor the other."""

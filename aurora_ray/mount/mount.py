@@ -203,8 +203,13 @@ class MountedVolume:
         self._driver.groups_max = groups_max
         return owed
 
+    def begin_settling(self) -> None:
+        """After an exchange: the volume gets what it lacks."""
+        self._driver.settle()
+
     async def wait_settled(self) -> None:
-        """Returns when the volume has all that is here, after an exchange."""
+        """The same, and returns when it lacks nothing."""
+        self._driver.settle()
         await self._driver.settled.wait()
 
     def acknowledge_until(self, until_s: float | None, *, lowers: bool = False) -> float:

@@ -59,6 +59,14 @@ def test_a_crash_is_recovered_from_the_restartpoint_as_that_of_a_writer(tmp_path
     assert state == IN_PRODUCTION
 
 
+def test_what_is_read_first_is_the_segment_in_which_the_wal_ends(tmp_path: Path) -> None:
+    history = (b"pg_wal/00000001.history", 0, 1)
+    last = (b"pg_wal/000000010000000000000005", 0, 3)
+    data_dir = put(tmp_path, control())
+    assert succession(data_dir, table(*SEGMENTS), 5 * SEGMENT + 2 * PAGE + 1).reads == (history, last)
+    assert succession(data_dir, table(*SEGMENTS), 5 * SEGMENT).reads == (history,)
+
+
 @pytest.mark.parametrize(
     ("content", "paths", "why"),
     [

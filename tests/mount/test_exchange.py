@@ -170,6 +170,7 @@ async def test_a_private_mount_becomes_the_volumes_own(nodes: Cluster, tmp_path:
         volume = await nodes.open()
         owed = await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST, floor=floor))
         assert owed
+        mounted.begin_settling()
         await change(mounted, "promoted", seed + 300, r.randrange(1, 20))
         async with asyncio.timeout(60):
             await mounted.wait_settled()

@@ -95,6 +95,12 @@ def why_not(cluster: DBCluster) -> str:
     return "it is serverless" if cluster.capacity is not None else ""
 
 
+def concerns(cluster: DBCluster, instance: DBInstance) -> bool:
+    """Whether it is a reader that may go on as the writer, or a writer that has such readers."""
+    traits = instance.role.traits
+    return not why_not(cluster) and (traits.reads or (traits.writes and bool(cluster.readers())))
+
+
 def goes_on(cluster: DBCluster, instance_id: str, observed: Observed) -> bool:
     """Whether it is a reader of this cluster's volume, and serves."""
     seen = observed.instances.get(instance_id)

@@ -335,7 +335,7 @@ def _config_of(means: Means, action: reconcile.OpenInstance) -> InstanceConfig:
         turns=cluster.succession,
         first_lsn=known.first_lsn if known is not None else 0,
         source=source,
-        goes_on=means.config.promote_in_place and declared.role.traits.reads and not promoted.why_not(cluster),
+        goes_on=means.config.promote_in_place and promoted.concerns(cluster, declared),
         holds_commits=writes and known is not None and known.holds_commits,
     )
 

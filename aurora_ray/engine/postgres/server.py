@@ -221,7 +221,7 @@ class PostgresEngine(Server):
             )
             if on := switched_on(await said.fetchall()):
                 raise EngineError(f"{', '.join(on)} cannot be switched on before another start")
-        says = await asyncio.to_thread(succession, data_dir, table)
+        says = await asyncio.to_thread(succession, data_dir, table, feed.given)
         if await feed.copies_since(says.recovers_from):
             raise EngineError("a database was copied as files since its last restartpoint, from files that may change")
         return says

@@ -13,9 +13,10 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
-from aurora_ray.engine.base import Succession
+from aurora_ray.engine.base import PagesOf, Succession
 from aurora_ray.engine.postgres.configuration import AUTO, HBA
 from aurora_ray.engine.postgres.control_file import CHECKPOINT_BYTES, CONTROL_PATH, Recovery, as_crashed
+from aurora_ray.engine.postgres.image import PAGE_BYTES
 from aurora_ray.errors import EngineError, MalformedError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def switched_on(settings: Iterable[tuple[str, str]]) -> list[str]:
     return [name for name in NOT_OF_A_STANDBY if said.get(name, "off").strip().lower() not in _OFF]
 
 
-def succession(data_dir: Path, table: FileTable) -> Succession:
-    """See Engine. Raises EngineError."""
+def succession(data_dir: Path, table: FileTable, given: int = 0) -> Succession:
+    """See Engine; `given`: where the WAL ends. Raises EngineError."""
     try:
         control = (data_dir / os.fsdecode(CONTROL_PATH)).read_bytes()
         recovery, page = Recovery.read(control), as_crashed(control)
@@ -69,4 +70,14 @@ def succession(data_dir: Path, table: FileTable) -> Succession:
     first = recovery.redo // recovery.wal_segment_bytes
     if not numbers or not numbers.issuperset(range(first, max(numbers) + 1)):
         raise EngineError("the volume has no longer all WAL from its last restartpoint on")
-    return Succession(CONTROL_PATH, *CHECKPOINT_BYTES, page, OF_VOLUME, REMOVES, recovery.redo)
+    reads = _reads(recovery, given)
+    return Succession(CONTROL_PATH, *CHECKPOINT_BYTES, page, OF_VOLUME, REMOVES, recovery.redo, reads)
+
+
+def _reads(recovery: Recovery, given: int) -> tuple[PagesOf, ...]:
+    """The segment in which the WAL ends is copied to the new timeline, and its history goes on."""
+    number, end = divmod(given, recovery.wal_segment_bytes)
+    of_4_gib = (1 << 32) // recovery.wal_segment_bytes
+    name = f"{recovery.timeline:08X}{number // of_4_gib:08X}{number % of_4_gib:08X}"
+    history = PagesOf(f"pg_wal/{recovery.timeline:08X}.history".encode(), 0, 1)
+    return (history, PagesOf(f"pg_wal/{name}".encode(), 0, -(-end // PAGE_BYTES))) if end else (history,)

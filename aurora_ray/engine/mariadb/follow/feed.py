@@ -88,6 +88,11 @@ class MariadbFeed:
         return 0
 
     @property
+    def checkpoints(self) -> int:
+        """As `given`."""
+        return 0
+
+    @property
     def horizon(self) -> Horizon | None:
         """None: the writer needs to keep nothing for a replica's sessions, which have their own rows."""
         return None

@@ -95,6 +95,7 @@ class PostgresFeed:
         self._most_given = 0  # ... from when all that there was had been given out
         self._walked_from: int | None = None  # all WAL from there on was looked through
         self._copies = 0  # see WalWindow
+        self.checkpoints = 0
         self._progress = Progress(lsn)
         self._connection: Connection | None = None
         self._serving: set[asyncio.Task[None]] = set()
@@ -191,6 +192,7 @@ class PostgresFeed:
         if changed:
             await self._tell_files(changed, flush.end)
         if self._control_page is not None and self._control_page.file_id << _PAGE_BITS in pages:
+            self.checkpoints += 1  # at most: the file says other things, too
             await self._look_for_switch()
         if self._window is None:
             return
