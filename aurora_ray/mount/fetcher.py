@@ -81,8 +81,14 @@ class Fetcher:
         self._superseded = False
 
     def supersede(self) -> None:
-        """Another one fetches from now on, of what the volume is then: nothing that is on its way is filled in."""
+        """Another one fetches from now on, of what the volume is then: nothing that is on its way is filled in, and who
+        waits for it does so no longer: what is read as of before may never come, as nobody reads there any more."""
         self._superseded = True
+        self._queue.clear()
+        for wanted in set(self._coming.values()):
+            self._over(wanted, errno.EBUSY)
+        for task in self._background:
+            task.cancel()
 
     async def stop(self) -> None:
         """Ends all reads; whoever waits for one is not answered any more."""
@@ -257,16 +263,22 @@ class Fetcher:
             await self._read_in_time(together)
         except BaseException as error:
             for wanted in together:
-                wanted.failure = error
+                wanted.failure = None if wanted.arrived.done() else error
             if not isinstance(error, Exception):
                 raise
         finally:
             self._reading -= 1
             for wanted in together:
-                for page in wanted.pages:
-                    del self._coming[page]
-                wanted.arrived.set_result(None)
+                self._over(wanted, wanted.error)
             self._start()
+
+    def _over(self, wanted: _Wanted, error: int) -> None:
+        if wanted.arrived.done():  # when this one was superseded
+            return
+        wanted.error = error
+        for page in wanted.pages:
+            del self._coming[page]
+        wanted.arrived.set_result(None)
 
     async def _read_in_time(self, together: list[_Wanted]) -> None:
         """Storage nodes may let go of history while a read waits for them. Pages as of a newer LSN do as well: what was

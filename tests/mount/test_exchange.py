@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from aurora_ray.log.sizes import EXTENT_PAGES, NO_GROUP
 from aurora_ray.mount.exchange import ExchangeRefusedError, Guard, Rules
 from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.mount.mount import MountedVolume
-from aurora_ray.volume.read.pages import PageRange
+from aurora_ray.volume.read.pages import PageRange, PageRun
 from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.write.volume import Volume
 from tests.interposer.model import PAGE_BYTES
@@ -214,6 +214,42 @@ async def test_what_is_on_its_way_comes_as_of_the_exchange(
         await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST))
         goes_on.set()
         await finish(reading)
+        async with asyncio.timeout(60):
+            await mounted.wait_settled()
+        await change(mounted, "promoted", 1, 0)
+        await is_whole(nodes, mounted, volume, tmp_path)
+    finally:
+        await mounted.close()
+
+
+async def test_what_never_comes_as_of_before_comes_as_of_the_exchange(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever read the volume before is closed soon, and may try for long."""
+    write = f"import os; fd = os.open('big', os.O_CREAT | os.O_RDWR); os.pwrite(fd, b'n' * {50 * PAGE_BYTES}, 0)"
+    writers = await mount(nodes, await nodes.open(), tmp_path / "writer")
+    await change(writers, "writer", 1, 0)
+    await finish(await spawn(writers, "-c", write))
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    asked, before, read_pages = asyncio.Event(), mounted._driver._source, VolumeReader.read_pages
+
+    async def never(source: VolumeReader, *arguments: Any, **named: Any) -> list[PageRun]:
+        if source is before:
+            asked.set()
+            await asyncio.Event().wait()
+        return await read_pages(source, *arguments, **named)
+
+    try:
+        await change(mounted, "reader", 1, 0)
+        await writers.close()
+        volume = await nodes.open()
+        monkeypatch.setattr(VolumeReader, "read_pages", never)
+        reads = "import os; assert os.pread(os.open('big', os.O_RDONLY), 3, {}) == b'nnn'"
+        reading = [await spawn(mounted, "-c", reads.format(page * PAGE_BYTES)) for page in (9, 9, 30)]
+        await asked.wait()
+        await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST))
+        await asyncio.gather(*map(finish, reading))
         async with asyncio.timeout(60):
             await mounted.wait_settled()
         await change(mounted, "promoted", 1, 0)
