@@ -123,7 +123,9 @@ def orders_for(
         hold_s = INSTANCE_HOLD_S if cluster.is_secondary else waking_s
         orders.append(EndpointOrder(name, listen_host, cluster.port, writers, protocol=protocol, hold_s=hold_s))
         if cluster.reader_port:
-            name, fallback = reader_endpoint(cluster.name), (*leaving, *becoming, *writers)
+            # Who came to be led to a reader is not left with a writer, where another reader is.
+            stay = () if readers else becoming
+            name, fallback = reader_endpoint(cluster.name), (*leaving, *stay, *writers)
             orders.append(EndpointOrder(name, listen_host, cluster.reader_port, readers, fallback, protocol, waking_s))
         for custom in cluster.custom_endpoints:
             chosen = (*targets(Role.READER, among=custom), *targets(Role.WRITER, among=custom))
