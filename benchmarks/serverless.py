@@ -22,6 +22,7 @@ import typer
 from aurora_ray.engine.registry import DEFAULT_ENGINE, adapter
 from aurora_ray.telemetry.spanreader import StoredSpan, read_traces
 from aurora_ray.telemetry.waterfall import CAPACITY, summarise
+from benchmarks import machine
 from benchmarks.data import fill_pgbench
 from benchmarks.raw import OUT
 from benchmarks.said import Said
@@ -36,6 +37,7 @@ _LOOK_S: Final = 0.05
 _REACHED: Final = (("first step", 1.0), ("half", 2.0), ("all", 4.0))  # ACUs
 _REACHED_WITHIN_S: Final = 20.0
 _CALM_S: Final = 3.0
+_HELD_S: Final = 120  # for so long an endpoint holds who waits for a paused cluster
 _WRITTEN_S: Final = 2.0  # by when spans are in their files
 _STAGES: Final = (
     "capacity.decide",
@@ -62,7 +64,7 @@ class Figures:
     commits_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     days: list[dict[str, float]] = field(default_factory=list)
     stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # of all steps and resumes, from their traces
-    load_averages: list[float] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)  # of which commit each is, and how busy the machine was
 
     def take_over(self, kept: dict[str, Any]) -> None:
         """What an earlier run found; parts that are measured anew take its place."""
@@ -84,7 +86,7 @@ def resumes(subject: Subject, rounds: int) -> list[float]:
         subject.until_paused("web")
         time.sleep(1)
         began_s = time.monotonic()
-        with psycopg.connect(subject.dsn, connect_timeout=60) as session:
+        with psycopg.connect(subject.dsn, connect_timeout=_HELD_S) as session:
             session.execute("select 1")
         took_s.append(round(time.monotonic() - began_s, 3))
     return took_s
@@ -187,7 +189,8 @@ def measure(
         try:
             for words, part in (each for each in parts if each[0].startswith(only)):
                 typer.echo(f"  {words} (load {os.getloadavg()[0]:.1f})")
-                figures.load_averages.append(round(os.getloadavg()[0], 2))
+                commit = str(machine.commit()["id"])[:10]
+                figures.parts[words] = f"{commit} at load {os.getloadavg()[0]:.1f}"
                 part()
             time.sleep(_WRITTEN_S)
             if not figures.stages_ms or not only:
@@ -214,6 +217,8 @@ def sentences(figures: Figures) -> Iterator[str]:
             yield f"{count} paused tenants, {name}: {value:g}"
     for name, stage in figures.stages_ms.items():
         yield f"{name}, {stage['count']:g} times: p50 {stage['p50']:.1f} ms, max {stage['max']:.1f} ms"
+    if figures.parts:
+        yield f"Measured: {'; '.join(f'{name}: {each}' for name, each in figures.parts.items())}"
     for number, day in enumerate(figures.days):
         shares = {name: 100 * day[name] / day["oracle"] for name in ("over", "under", "peak")}
         yield (
