@@ -7,8 +7,9 @@ set. The same tests must pass. Many fail on both, as they start servers or look 
 end the server are left out.
 
 Tests come in batches, each on servers that were cleaned, with a time limit. What differs is run again, alone, and
-counts if it still differs; `mysql_differences.txt` names what may, each with its reason. With --out, outcomes and what
-the suite printed stay there, and the next run with it goes on where this one ended.
+counts if it still differs; `mysql_differences.txt` names what may, each with its reason. What failed on both after
+another one had is run again, too: that leaves its tables behind. With --out, outcomes and what the suite printed stay
+there, and the next run with it goes on where this one ended.
 
 Prints a summary as JSON; the exit code is 1 if there are differences that nothing explains, 2 if the suite is missing.
 """
@@ -58,6 +59,10 @@ class Found:
     def differ(self, tests: Iterable[str]) -> list[str]:
         """Those of them that did not end alike."""
         return [test for test in tests if self.of(STOCK, test) != self.of(OURS, test)]
+
+    def doubtful(self, batch: Iterable[str]) -> list[str]:
+        """Those that failed on both after another one had: what that has left may be why."""
+        return [test for test in batch if self.pair(test) == "fail/fail"][1:]
 
     def of(self, server: str, test: str) -> str:
         return self.outcomes[server].get(test, NOT_RUN)
@@ -124,7 +129,7 @@ class _Run:
                 break
             batch = left[at : at + size]
             self._both(batch, f"{batch[0]}-{batch[-1]}")
-            for test in self.found.differ(batch):
+            for test in (*self.found.differ(batch), *self.found.doubtful(batch)):
                 self._both([test], test)
                 differences += self.found.differ([test])
             self._kept.write_text(json.dumps(self.found.outcomes, indent=0, sort_keys=True))

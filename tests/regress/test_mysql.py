@@ -32,6 +32,13 @@ def test_only_what_did_not_end_alike_differs() -> None:
     assert found.pair("c") == "-/skip"
 
 
+def test_what_failed_on_both_after_another_had_is_in_doubt() -> None:
+    outcomes = {"a": "pass", "b": "fail", "c": "fail", "d": "skip", "e": "fail", "f": "fail"}
+    found = mysql.Found({mysql.STOCK: dict(outcomes), mysql.OURS: outcomes | {"e": "pass"}})
+    assert found.doubtful("abcdef") == ["c", "f"]
+    assert found.doubtful("abd") == []
+
+
 def test_each_difference_that_may_be_has_its_reason() -> None:
     known = mysql.known_differences(mysql.DIFFERENCES.read_text())
     assert all(len(reason.split()) > 3 for reason in known.values()), known
