@@ -35,6 +35,7 @@ def serving(fleet: Fleet, role: Role) -> InstanceSeen:
         free_bytes=1 << 30,
         role=role,
         volume_id=str(volume_id(fleet)),
+        lag_ms=5.0,
     )
 
 
@@ -60,6 +61,14 @@ def test_a_lost_writer_has_the_best_reader_declared_in_its_place(gone: InstanceS
     (make,) = actions(fleet, seen(fleet, lost="demo-1", demo_1=gone))
     assert isinstance(make, MakeWriter)
     assert (make.instance_id, make.target) == ("demo-1", "demo-2")
+
+
+@pytest.mark.parametrize("lag_ms", [None, 2500.0])
+def test_a_reader_that_is_far_behind_does_not_go_on_in_place(lag_ms: float | None) -> None:
+    fleet = with_two()
+    late = replace(serving(fleet, Role.READER), lag_ms=lag_ms)
+    (open_,) = actions(fleet, seen(fleet, lost="demo-1", demo_1=ENDED, demo_2=late, demo_3=late))
+    assert isinstance(open_, OpenInstance)
 
 
 def test_a_writer_that_was_ended_by_somebodys_will_is_opened_again() -> None:

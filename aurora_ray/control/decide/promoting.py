@@ -58,6 +58,7 @@ class Ahead:
 
 
 NOTHING: Final = Ahead((), frozenset())
+LAG_MAX_MS: Final = 2000.0  # about what an opening takes
 
 
 def ahead(fleet: Fleet, observed: Observed) -> Ahead:
@@ -120,6 +121,9 @@ def _makes_writer(cluster: DBCluster, writer: DBInstance, observed: Observed) ->
         return
     target = failover_target(cluster, observed.instances)
     if target is None or not goes_on(cluster, target.instance_id, observed) or waits_for(cluster.volume, observed):
+        return
+    lag_ms = observed.instances[target.instance_id].lag_ms
+    if lag_ms is None or lag_ms > LAG_MAX_MS:  # it would have to replay that first, behind what its sessions look at
         return
     mine = key(Kind.INSTANCE, target.instance_id)
     if mine in observed.busy | observed.held or mine in observed.attempts:

@@ -233,6 +233,7 @@ class InstanceHandle:
             declared_memory_bytes=one.config.memory_bytes if one.config is not None else 0,
             stats=stats_of(one.capacity),
             role=one.config.role if one.config is not None else Role.WRITER,
+            lag_ms=1.0 if one.config is not None and one.config.role is Role.READER else None,
             volume_id=str(one.config.volume.volume_id) if one.config is not None else "",
             described=one.config.backup.digest if one.config is not None and one.config.backup is not None else "",
             placements=tuple(p for p in placements if p.group in one.groups),
