@@ -50,6 +50,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 KILL_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+WRITE_BACK_TIMEOUT_S = 60.0  # of an engine that serves meanwhile
 
 
 class End(NamedTuple):

@@ -28,6 +28,7 @@ from aurora_ray.compute.config import IncarnationPhase, InstanceConfig, Instance
 from aurora_ray.compute.floors import Floors
 from aurora_ray.compute.incarnation import (
     CLOSE_TIMEOUT_S,
+    WRITE_BACK_TIMEOUT_S,
     End,
     Opening,
     describe,
@@ -65,7 +66,6 @@ DRAINED_LOOK_S: Final = 0.002
 NOTE_EVERY_S: Final = 0.5
 WRITE_BACK_AT: Final = (1, 4, 16)  # notes after a checkpoint of the writer, which may be replayed late
 WRITE_BACK_EVERY: Final = 120
-WRITE_BACK_TIMEOUT_S: Final = 60.0
 SILENT_S: Final = 1.5  # a copy that is followed says something every second
 
 
@@ -265,7 +265,7 @@ class Reader(Opening):
             turns += 1
             if feed.checkpoints != seen:
                 seen, turns = feed.checkpoints, 0
-            if turns in WRITE_BACK_AT or turns % WRITE_BACK_EVERY == 0 != turns:
+            if turns in WRITE_BACK_AT or (turns and turns % WRITE_BACK_EVERY == 0):
                 with contextlib.suppress(EngineError):  # its sessions take all that there are, perhaps
                     await engine.write_back(timeout_s=WRITE_BACK_TIMEOUT_S)
             await asyncio.sleep(NOTE_EVERY_S)

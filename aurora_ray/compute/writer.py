@@ -25,6 +25,7 @@ from aurora_ray.compute.config import HalfMadeVolumeError, IncarnationPhase, Ins
 from aurora_ray.compute.first_write import FirstWrite
 from aurora_ray.compute.incarnation import (
     CLOSE_TIMEOUT_S,
+    WRITE_BACK_TIMEOUT_S,
     End,
     Opening,
     both,
@@ -58,7 +59,6 @@ _log = logging.getLogger(__name__)
 
 WRITE_BACKS_MAX: Final = 3
 WRITE_BACK_SHORT_S: Final = 0.3
-WRITE_BACK_TIMEOUT_S: Final = 60.0
 
 
 class Follows(NamedTuple):
@@ -170,7 +170,6 @@ class Writer(Opening):
                     rules = Rules(first, says.of_volume, says.removes, floor, says.reads)
                     owed = await mounted.exchange(volume, files, rules, groups_max=self.config.groups_max)
                     describe({"aurora.pages.owed": owed})
-                    _log.info("%s: %d pages owed, floor %d", self.config.instance_id, owed, floor)
             finally:
                 table.cancel()
             with self._stage("promote", IncarnationPhase.STARTING):

@@ -15,9 +15,8 @@ from aurora_ray.errors import ConfigurationError
 if TYPE_CHECKING:
     from aurora_ray.engine.account import EngineAccount
 
-HAND_OVER_NAME: Final = (
-    "hand-over"  # in the directory of sockets: where a server gets clients' sockets from the endpoint
-)
+# In the directory of sockets: where a server gets clients' sockets from the endpoint.
+HAND_OVER_NAME: Final = "hand-over"
 SOCKET_NAME_BYTES_MAX: Final = 107  # sockaddr_un
 
 

@@ -105,8 +105,7 @@ def concerns(cluster: DBCluster, instance: DBInstance) -> bool:
 def goes_on(cluster: DBCluster, instance_id: str, observed: Observed) -> bool:
     """Whether it is a reader of this cluster's volume, and serves."""
     seen = observed.instances.get(instance_id)
-    on_it = seen is not None and seen.volume_id == str(cluster.volume.volume_id)
-    return on_it and seen is not None and seen.serves(Role.READER)
+    return seen is not None and seen.volume_id == str(cluster.volume.volume_id) and seen.serves(Role.READER)
 
 
 def _goes_on(cluster: DBCluster, writer: DBInstance, observed: Observed) -> bool:

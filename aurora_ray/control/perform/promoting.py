@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aurora_ray.control.perform.means import Means
 
 PROMOTE_TIMEOUT_S: Final = 8.0  # the instance itself gives up before that; then its place is opened anew
-END_TIMEOUT_S: Final = 10.0
+FAILED_END_TIMEOUT_S: Final = 10.0
 
 
 async def make_writer(means: Means, action: MakeWriter) -> None:
@@ -73,4 +73,4 @@ async def _end(means: Means, action: PromoteInstance, why: str) -> None:
     """Whatever it is at: what it has acknowledged by now is in the volume, and its next opening finds it there."""
     instance = means.processes.instances[action.instance_id]
     with contextlib.suppress(Exception):  # it is killed then, which the loop sees as well
-        await end_incarnation(instance, means.notify, END_TIMEOUT_S, f"it could not go on as the writer: {why}")
+        await end_incarnation(instance, means.notify, FAILED_END_TIMEOUT_S, f"it could not go on as the writer: {why}")

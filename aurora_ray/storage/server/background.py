@@ -76,9 +76,8 @@ class Background:
         self._compaction: asyncio.Task[None] | None = None
         self._passes = 0
         self._trouble = ""  # of the last look at the directory
-        self._calm: weakref.WeakKeyDictionary[Segment, float] = (
-            weakref.WeakKeyDictionary()
-        )  # when there was nothing to do
+        # When there was nothing to do for them.
+        self._calm: weakref.WeakKeyDictionary[Segment, float] = weakref.WeakKeyDictionary()
         self._resting: dict[SegmentKey, float] = {}  # segments that failed, and when to try again
 
     async def run(self) -> None:
