@@ -59,6 +59,7 @@ _log = logging.getLogger(__name__)
 
 WRITE_BACKS_MAX: Final = 3
 WRITE_BACK_SHORT_S: Final = 0.3
+WRITE_BACK_AFTER_S: Final = 3.0
 
 
 class Follows(NamedTuple):
@@ -167,7 +168,7 @@ class Writer(Opening):
                     says = await engine.succession(mounted.mount_dir, files)
                     first = Guard(says.decides, says.first_byte, says.end_byte, says.page)
                     floor = follower.floor(says.recovers_from)
-                    rules = Rules(first, says.of_volume, says.removes, floor, says.reads)
+                    rules = Rules(first, says.of_volume, says.removes, floor, says.reads, dict(says.same))
                     owed = await mounted.exchange(volume, files, rules, groups_max=self.config.groups_max)
                     describe({"aurora.pages.owed": owed})
             finally:
@@ -205,7 +206,9 @@ class Writer(Opening):
             if self._phase is IncarnationPhase.AVAILABLE:  # else it was cut short, and the next start goes on with it
                 _log.warning("%s: some database lacks functions: %s", self.config.instance_id, error)
         if self.config.goes_on:
-            # Readers' restartpoints follow it: until then, they are on the timeline that this writer has left.
+            # Readers' restartpoints follow it: until then, they are on the timeline that this writer has left. Not
+            # beside the first of its sessions, which read all that they need from the volume.
+            await asyncio.sleep(WRITE_BACK_AFTER_S)  # not synchronisation: a rest
             with contextlib.suppress(EngineError):
                 await engine.write_back(timeout_s=WRITE_BACK_TIMEOUT_S)
 
@@ -299,7 +302,8 @@ class Writer(Opening):
 
     async def write_back(self, timeout_s: float) -> None:
         """See Engine.write_back. Done again while it takes long: meanwhile less is changed each time."""
-        _, _, engine = self._require_open()
+        _, mounted, engine = self._require_open()
+        mounted.hurry()
         ends_s = time.monotonic() + timeout_s
         for _ in range(WRITE_BACKS_MAX):
             began_s = time.monotonic()
@@ -338,6 +342,8 @@ class Writer(Opening):
 
     async def stop(self, mode: StopMode = StopMode.FAST, *, reopens: bool = False) -> Outcome:
         """Ends in order, if its last redo could be acknowledged: an engine waits for that."""
+        if self._mounted is not None:
+            self._mounted.hurry()
         held = self._mounted is not None and self._mounted.holds_commits
         return await super().stop(StopMode.KILL if held else mode, reopens=reopens)
 

@@ -191,7 +191,8 @@ class Succession(NamedTuple):
     written here. `of_volume`: patterns (fnmatch, on paths) of files that are as the volume has them. `removes`: of what
     the engine removes by itself; files besides are not lost because this engine has never heard of them.
     `recovers_from`: where that recovery begins, in what the engine was fed with (StandbyFeed.given). `reads`: what the
-    engine reads first, of files of the volume."""
+    engine reads first, of files of the volume. `same`: of these, the number of first pages that the engine has written
+    here as the volume has them."""
 
     decides: bytes
     first_byte: int
@@ -201,6 +202,7 @@ class Succession(NamedTuple):
     removes: tuple[str, ...]
     recovers_from: int
     reads: tuple[PagesOf, ...] = ()
+    same: tuple[tuple[bytes, int], ...] = ()
 
 
 class StandbyFeed(Protocol):

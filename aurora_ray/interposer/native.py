@@ -114,6 +114,7 @@ class Becomes(Structure):
         ("lsn", c_uint64),
         ("floor", c_uint64),
         ("extents", c_uint32),
+        ("same", c_uint32),
         ("ours", c_int32),
     ]
 

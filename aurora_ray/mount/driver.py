@@ -44,7 +44,12 @@ _IDLE_S = 0.05
 _RECLAIM_EVERY = 20  # idle turns
 _GROW_TIMEOUT_S = 60.0
 _HOLD_PAUSE_S = 0.001
-_SETTLE_BYTES = 1 << 20  # so much of what waits in the ring may be what an exchange left to do
+# What an exchange left to do goes beside sessions that have just begun on a writer whose pages are all elsewhere: after
+# a while, with so little on its way that no commit waits for long behind it, and in so long a time, about.
+_SETTLE_AFTER_S = 1.0
+_SETTLE_AHEAD_BYTES = 1 << 20
+_SETTLE_BYTES_S = 16 << 20
+_SETTLE_MOST_S = 10.0
 _SETTLE_PAUSE_S = 0.005
 
 
@@ -84,6 +89,8 @@ class Driver:
         self._stopped = False
         self._mounted_ids = 0  # ids below are of files that were mounted
         self._settling = False
+        self._settle_rate = 0.0  # bytes a second
+        self._settle_now = asyncio.Event()  # somebody waits for it
         self.settled = asyncio.Event()  # after an exchange: the volume lacks nothing
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
@@ -150,10 +157,10 @@ class Driver:
 
     # ---- from a private mount to one that writes
 
-    async def exchange(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> int:
+    async def exchange(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> Exchange:
         """The mount, which had no writer, is one of `writer` from now on, which nothing was appended to since it was
-        opened, and whose file table is `table`; `free`: extents left in each group. Returns how many pages the volume
-        lacks, which go there in the background.
+        opened, and whose file table is `table`; `free`: extents left in each group. The pages that the volume lacks go
+        there when it settles.
 
         Raises ExchangeRefusedError, after which all is as it was. After anything else the mount has failed.
         """
@@ -172,14 +179,26 @@ class Driver:
             raise
         finally:
             self._region.release()
+        self._settle_rate = max(_SETTLE_BYTES_S, exchanged.owed_pages * writer.spec.page_size / _SETTLE_MOST_S)
         self._swap(writer, exchanged)
-        self._spawn(self._bring_first(exchanged.reads))
-        return exchanged.owed_pages
+        return exchanged
 
-    async def _bring_first(self, parts: Iterable[tuple[int, int, int]]) -> None:
-        """Whoever misses one of these meanwhile waits for the same answer, and asks again if there is none."""
-        with contextlib.suppress(AuroraError):
-            await self._fetcher.fetch_parts(parts)
+    def bring_first(self, reads: Sequence[tuple[int, int, int]], eager: Sequence[int], soon: Sequence[int]) -> None:
+        """Begins to bring what the engine reads first after an exchange, of which nothing is here but what it has
+        written: pages (slot, first, end), and files. Whoever misses one of them meanwhile waits for the same answer, so
+        what is missed first comes by itself."""
+        self._spawn(self._bring_first(reads, eager, soon))
+
+    async def _bring_first(
+        self, reads: Sequence[tuple[int, int, int]], eager: Sequence[int], soon: Sequence[int]
+    ) -> None:
+        fetcher = self._fetcher
+        with contextlib.suppress(AuroraError):  # the next one who reads it will say so
+            await fetcher.fetch_parts(reads[:1])
+            await fetcher.fetch_files(eager)
+            for part in reads[1:]:
+                await fetcher.fetch_parts([part])
+            await fetcher.fetch_quietly(soon)
 
     def _exchange_held(self, writer: Volume, table: FileTable, rules: Rules, free: Mapping[int, int]) -> Exchange:
         root = self._local.root
@@ -197,7 +216,7 @@ class Driver:
         exchange = Exchange(self._region, root, writer.tail_lsn, rules)
         exchange.run(plan, table, free, first.slot)
         slots = {path: found.slot for path, found in here.items()} | {path: at for at, path in exchange.slots.items()}
-        exchange.reads = [(slots[path], at, at + count) for path, at, count in rules.reads if slots.get(path, -1) >= 0]
+        exchange.paths = {path: slot for path, slot in slots.items() if slot >= 0}
         return exchange
 
     def _swap(self, writer: Volume, exchanged: Exchange) -> None:
@@ -230,17 +249,35 @@ class Driver:
             self._settling = True
             self._spawn(self._settle())
 
+    def hurry(self) -> None:
+        """Somebody waits for that."""
+        self._settle_now.set()
+
+    async def wait_settled(self) -> None:
+        """Settles without rests; returns when the volume lacks nothing."""
+        self.hurry()
+        self.settle()
+        await self.settled.wait()
+
+    async def _settle_later(self, pause_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settle_now.wait(), pause_s)
+
     async def _settle(self) -> None:
         """Logs what the volume lacks, a little at a time."""
+        await self._settle_later(_SETTLE_AFTER_S)
         slot = chunk = 0
         while (at := self._region.next_owed(slot, chunk)) is not None:
             slot, chunk = at
+            logged = 0
             fd = await self._local.find(slot)
             if fd is None and not self._region.slot(slot).dropped:
                 raise EngineError("a page that the volume lacks cannot be read")
             error = self._region.hold() if fd is not None else 0
             if fd is not None and not error:
+                before = self._region.peek().tail
                 error = self._region.log_owed(slot, chunk, fd)
+                logged = self._region.peek().tail - before
                 self._region.release()
             if error == errno.ENOSPC:
                 await self._grow_once()
@@ -249,10 +286,17 @@ class Driver:
             elif error:
                 raise EngineError(f"a page that the volume lacks cannot be logged: {os.strerror(error)}")
             self._redo.send()
-            poll = self._region.peek()
-            await asyncio.sleep(0 if poll.tail - poll.head < _SETTLE_BYTES else _SETTLE_PAUSE_S)
+            await self._settle_later(logged / self._settle_rate)
+            await self._settle_near()
         self._region.settled()
         self.settled.set()
+
+    async def _settle_near(self) -> None:
+        while True:
+            poll = self._region.peek()
+            if poll.tail - poll.durable <= _SETTLE_AHEAD_BYTES:
+                return
+            await asyncio.sleep(_SETTLE_PAUSE_S)
 
     # ---- the bell
 

@@ -61,13 +61,15 @@ class Rules:
     are as the volume has them, whatever is here. `removes`: what the engine removes by itself, so that the volume
     loses it if it is not here; a file besides, that only the volume has, is made here. `floor`: what was last changed
     up to there, by LSNs of the private log, the volume has, whatever the volume's page is. `reads`: path, first page
-    and number of pages of what is read first, and brought at once."""
+    and number of pages of what is read first, and brought at once. `same`: of files that are the volume's, the number
+    of their first pages that are the same there, where the engine has written them here."""
 
     first: Guard
     of_volume: Sequence[str] = ()
     removes: Sequence[str] = ("*",)
     floor: int = 0
     reads: Sequence[tuple[bytes, int, int]] = ()
+    same: Mapping[bytes, int] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -149,7 +151,7 @@ def difference(
 ) -> Plan:
     """What is to be done. `mounted_ids`: ids below that are of files that were mounted. Raises ExchangeRefusedError."""
     plan = Plan()
-    is_volumes, removes = _any_of(rules.of_volume), _any_of(rules.removes)
+    is_volumes, removes = any_of(rules.of_volume), any_of(rules.removes)
     named = ((path, entry) for entry in table.entries() for path in entry.paths)
     there = {path: entry for path, entry in named if path and not is_volatile(path)}
     for entry in table.entries():
@@ -182,7 +184,8 @@ def difference(
     return plan
 
 
-def _any_of(patterns: Sequence[str]) -> Callable[[bytes], bool]:
+def any_of(patterns: Sequence[str]) -> Callable[[bytes], bool]:
+    """Whether a path matches one of these patterns (fnmatch)."""
     match = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)").match
     return lambda path: match(os.fsdecode(path)) is not None
 
@@ -225,7 +228,7 @@ class Exchange:
         self.owed_pages = 0
         self.extents: dict[int, array[int]] = {}  # by slot: where the files lie
         self.slots: dict[int, bytes] = {}  # of files that were made here
-        self.reads: list[tuple[int, int, int]] = []  # slot, first page, end: what is read first
+        self.paths: dict[bytes, int] = {}  # slots of all files
 
     def run(self, plan: Plan, table: FileTable, free: Mapping[int, int], guard_slot: int) -> None:
         """Raises OSError; then the mount is neither the one nor the other."""
@@ -274,7 +277,10 @@ class Exchange:
 
     def _become(self, slot: int, entry: Entry, *, ours: bool) -> None:
         floor = self._rules.floor if slot != self._guard_slot else 0  # that one is never as the volume has it
-        becomes = native.Becomes(file_id=entry.file_id, size=entry.size, lsn=self._lsn, floor=floor, ours=int(ours))
+        same = 0 if ours else next((self._rules.same[path] for path in entry.paths if path in self._rules.same), 0)
+        becomes = native.Becomes(
+            file_id=entry.file_id, size=entry.size, lsn=self._lsn, floor=floor, same=same, ours=int(ours)
+        )
         if not ours:
             self._resize(slot, entry)
         self.owed_pages += self._region.become(slot, becomes, entry.extents)

@@ -10,9 +10,7 @@ in the volume did not happen, and local content is never taken for the truth aft
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import os
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -25,7 +23,7 @@ from aurora_ray.interposer.region import Region
 from aurora_ray.log.sizes import EXTENT_PAGES, GROUPS_MAX, NO_GROUP
 from aurora_ray.mount import discarding
 from aurora_ray.mount.driver import Driver
-from aurora_ray.mount.exchange import ExchangeRefusedError
+from aurora_ray.mount.exchange import ExchangeRefusedError, any_of
 from aurora_ray.mount.localtree import make_tree
 
 if TYPE_CHECKING:
@@ -47,9 +45,16 @@ class MountedVolume:
     """A volume under a directory, with its driver at work in this event loop."""
 
     def __init__(
-        self, mount_dir: Path, region: Region, driver: Driver, volatile_patterns: Sequence[tuple[str, str]]
+        self,
+        mount_dir: Path,
+        region: Region,
+        driver: Driver,
+        volatile_patterns: Sequence[tuple[str, str]],
+        first: Sequence[Sequence[str]] = (),
     ) -> None:
+        """`first`: patterns of files that are read first, and of those that are read soon."""
         self.mount_dir = mount_dir
+        self._first = [any_of(patterns) for patterns in first]
         self._volatile_patterns = volatile_patterns
         self._region = region
         self._driver = driver
@@ -114,7 +119,7 @@ class MountedVolume:
                 region.add_group(group, free if writer is not None else OVERLAY_EXTENTS)
             driver.start()
             await asyncio.to_thread(_copy_library, mount_dir)
-            mounted = cls(mount_dir, region, driver, patterns)
+            mounted = cls(mount_dir, region, driver, patterns, (eager, soon))
             with telemetry.span("mount.eager"):
                 await driver.prefetch(_matching_slots(files, slots, eager))
             driver.prefetch_soon(_matching_slots(files, slots, soon))
@@ -199,18 +204,26 @@ class MountedVolume:
             raise UsageError("only a private mount can be given a volume to write to")
         if any(_has(table, pattern) for pattern in self._volatile_patterns):
             raise ExchangeRefusedError("the volume has files where this mount keeps its own")
-        owed = await self._driver.exchange(writer, table, rules, _free_extents(writer.spec, table))
+        exchange = await self._driver.exchange(writer, table, rules, _free_extents(writer.spec, table))
         self._driver.groups_max = groups_max
-        return owed
+        paths = exchange.paths
+        reads = [(paths[path], first, first + count) for path, first, count in rules.reads if path in paths]
+        eager, soon = ([slot for path, slot in paths.items() if match(path)] for match in self._first)
+        self._driver.bring_first(reads, eager, soon)
+        return exchange.owed_pages
 
     def begin_settling(self) -> None:
         """After an exchange: the volume gets what it lacks."""
         self._driver.settle()
 
+    def hurry(self) -> None:
+        """Somebody waits for a checkpoint, which ends only when the volume lacks nothing."""
+        if not self._closed:
+            self._driver.hurry()
+
     async def wait_settled(self) -> None:
-        """The same, and returns when it lacks nothing."""
-        self._driver.settle()
-        await self._driver.settled.wait()
+        """The same at once, and returns when it lacks nothing."""
+        await self._driver.wait_settled()
 
     def acknowledge_until(self, until_s: float | None, *, lowers: bool = False) -> float:
         """The engine hears of what is durable until then, by `gate.running_clock_s`, and of the rest when this is
@@ -290,12 +303,8 @@ def _free_extents(spec: VolumeSpec, table: FileTable) -> dict[int, int]:
 
 
 def _matching_slots(files: Sequence[MountedFile], slots: Sequence[int], patterns: Sequence[str]) -> list[int]:
-    wanted = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
-    return [
-        slot
-        for slot, file in zip(slots, files, strict=True)
-        if file.entry.size and wanted.match(os.fsdecode(file.entry.paths[0]))
-    ]
+    wanted = any_of(patterns)
+    return [slot for slot, file in zip(slots, files, strict=True) if file.entry.size and wanted(file.entry.paths[0])]
 
 
 def _has(table: FileTable, pattern: tuple[str, str]) -> bool:

@@ -79,7 +79,16 @@ def ahead(fleet: Fleet, observed: Observed) -> Ahead:
         else:
             why = f"{writer.instance_id} serves as a reader and shall be the writer of {cluster.name}"
             wanted.append(PromoteInstance(why, cluster.name, writer.instance_id))
+            waiting.update(_closed(cluster, observed))
     return Ahead(tuple(wanted), frozenset(waiting))
+
+
+def _closed(cluster: DBCluster, observed: Observed) -> Iterator[Key]:
+    """Readers that have yet to open: not beside a promotion, which takes half a second if it has the machine."""
+    for reader in cluster.readers():
+        seen = observed.instances.get(reader.instance_id)
+        if seen is None or seen.phase in (InstancePhase.ENDED, InstancePhase.IDLE):
+            yield key(Kind.INSTANCE, reader.instance_id)
 
 
 def why_not(cluster: DBCluster) -> str:

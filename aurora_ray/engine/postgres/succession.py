@@ -70,14 +70,20 @@ def succession(data_dir: Path, table: FileTable, given: int = 0) -> Succession:
     first = recovery.redo // recovery.wal_segment_bytes
     if not numbers or not numbers.issuperset(range(first, max(numbers) + 1)):
         raise EngineError("the volume has no longer all WAL from its last restartpoint on")
-    reads = _reads(recovery, given)
-    return Succession(CONTROL_PATH, *CHECKPOINT_BYTES, page, OF_VOLUME, REMOVES, recovery.redo, reads)
+    reads, same = _newest(recovery, given)
+    return Succession(CONTROL_PATH, *CHECKPOINT_BYTES, page, OF_VOLUME, REMOVES, recovery.redo, reads, same)
 
 
-def _reads(recovery: Recovery, given: int) -> tuple[PagesOf, ...]:
-    """The segment in which the WAL ends is copied to the new timeline, and its history goes on."""
+def _newest(recovery: Recovery, given: int) -> tuple[tuple[PagesOf, ...], tuple[tuple[bytes, int], ...]]:
+    """What a promotion reads, and what of it is here. The segment in which the WAL ends is read at its end and copied
+    to the new timeline, and its history goes on. A standby has written it from its start on, byte by byte as it was
+    given out, up to the page with the end, in which the volume perhaps has more."""
     number, end = divmod(given, recovery.wal_segment_bytes)
     of_4_gib = (1 << 32) // recovery.wal_segment_bytes
     name = f"{recovery.timeline:08X}{number // of_4_gib:08X}{number % of_4_gib:08X}"
     history = PagesOf(f"pg_wal/{recovery.timeline:08X}.history".encode(), 0, 1)
-    return (history, PagesOf(f"pg_wal/{name}".encode(), 0, -(-end // PAGE_BYTES))) if end else (history,)
+    if not end:
+        return (history,), ()
+    path, whole = f"pg_wal/{name}".encode(), end // PAGE_BYTES
+    parts = (PagesOf(path, whole, 1), history, PagesOf(path, 0, whole))
+    return parts, ((path, whole),)

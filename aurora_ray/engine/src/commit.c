@@ -106,6 +106,18 @@ static bool send_waits(void)
     return am_walsender || MyBackendType == B_BG_WORKER || MyBackendType == B_WAL_RECEIVER;
 }
 
+/*
+ * Called by the interposer before it waits in an fsync. True: what a recovery makes durable, the copy of a whole segment
+ * in which a new timeline begins among it, is told to nobody before the first commit behind it is.
+ */
+static bool orders_only(void) { return MyBackendType == B_STARTUP; }
+
+/* Called by the interposer after a write. True: what checkpoints and the background writer write can wait. */
+static bool writes_behind(void)
+{
+    return MyBackendType == B_CHECKPOINTER || MyBackendType == B_BG_WRITER;
+}
+
 /* ---- around a commit */
 
 static void hold_cancels(void)
@@ -255,7 +267,7 @@ PGDLLEXPORT void _PG_init(void);
 
 void _PG_init(void)
 {
-    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits};
+    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits, orders_only, writes_behind};
     void (*defer_commits)(const struct ar_commit_hooks *);
     const char *why = place_is_taken();
 

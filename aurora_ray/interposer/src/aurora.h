@@ -41,6 +41,7 @@
 #define AR_REQUESTS 256
 #define AR_PATTERN_BYTES 4096
 #define AR_PIECE_PAGES 16 /* a write is logged in pieces of so many pages */
+#define AR_BEHIND_BYTES (1u << 20) /* of the log that are not durable, beside which a process writes on that need not */
 #define AR_WAIT_MS 200    /* how often a waiter looks whether the driver still lives */
 
 /* ---- redo records; the layout is documented in aurora_ray/log/layout.py */
@@ -255,6 +256,7 @@ uint64_t ar_append(struct record head, const void *body, size_t body_bytes);
 void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
                     size_t from, size_t to);
 void ar_wait_durable(uint64_t lsn);
+void ar_stay_near(void);
 void ar_order(uint64_t lsn);
 void ar_wait_ordered(void);
 uint64_t ar_tail_lsn(void);

@@ -7,5 +7,7 @@ struct ar_commit_hooks {
     bool (*before_sleep)(void); /* this process is about to sleep in epoll_wait; true: it shall not, nothing came */
     void (*after_sleep)(void);
     bool (*send_waits)(void); /* what is sent now waits as if it called ar_wait_for_ordered */
+    bool (*orders_only)(void); /* nobody is told anything by this process: all of its syncs only order */
+    bool (*writes_behind)(void); /* nobody waits for what this process writes: it does not run ahead of the volume */
 };
 #endif

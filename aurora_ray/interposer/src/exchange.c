@@ -135,12 +135,22 @@ static uint64_t stays(const struct chunk *c, uint32_t number, uint64_t floor, ui
     return volume_pages <= first ? c->owed : c->owed & ~bits_from(0, (uint32_t)(volume_pages - first));
 }
 
+/* Of a chunk whose pages are the volume's, those that need not come from there. */
+static uint64_t are_same(const struct chunk *c, uint32_t number, uint32_t same)
+{
+    uint64_t first = (uint64_t)number * AR_EXTENT_PAGES;
+    if (same <= first)
+        return 0;
+    return same - first >= AR_EXTENT_PAGES ? c->owed : c->owed & bits_from(0, (uint32_t)(same - first));
+}
+
 struct adopted {
     uint64_t file_id, size; /* of the volume's file */
     uint64_t lsn;           /* as of which the volume is read from now on */
     uint64_t floor;         /* what was last changed up to here, by LSNs of before, the volume has */
     uint32_t extents;
-    int32_t ours; /* 1: what is owed stays; 0: all is as the volume has it */
+    uint32_t same; /* if it is not ours: so many of its first pages, where they are owed, are as the volume has them */
+    int32_t ours;  /* 1: what is owed stays; 0: all is as the volume has it */
 };
 
 /*
@@ -161,13 +171,13 @@ AR_EXPORT uint64_t ar_become(struct region *r, uint32_t index, const struct adop
         struct chunk *c = ar_chunk(s, n);
         if (!c)
             continue;
-        uint64_t keep = a->ours ? stays(c, n, a->floor, volume_pages) & c->present : 0;
+        uint64_t keep = (a->ours ? stays(c, n, a->floor, volume_pages) : are_same(c, n, a->same)) & c->present;
         ar_count_absent(s, atomic_exchange_explicit(&c->present, keep, memory_order_acq_rel) & ~keep);
-        atomic_store(&c->owed, keep);
+        atomic_store(&c->owed, a->ours ? keep : 0);
         atomic_store(&c->evicted_at, a->lsn);
         atomic_store(&c->last_lsn, 0);
         atomic_store_explicit(&c->group, n < a->extents ? groups[n] : AR_NO_GROUP, memory_order_release);
-        owed += (uint64_t)__builtin_popcountll(keep);
+        owed += (uint64_t)__builtin_popcountll(c->owed);
     }
     s->file_id = a->file_id;
     s->mounted_extents = a->extents;

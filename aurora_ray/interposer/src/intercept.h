@@ -76,6 +76,8 @@ bool ar_order_only(int fd, struct slot *slot, bool data_only);
 void ar_wait_if_ordered(struct slot *slot);
 void ar_begin_commits(void);
 void ar_before_leaving(int fd);
+void ar_after_write(void);
+bool ar_order_names_only(void);
 bool ar_names_logs(void);
 
 /* intercept_told.c */

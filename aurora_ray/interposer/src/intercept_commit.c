@@ -80,13 +80,31 @@ static void before_sending(int fd, const void *data, size_t n)
         ar_wait_ordered();
 }
 
+/* After a write to a file of the mount. */
+void ar_after_write(void)
+{
+    if (hooks.writes_behind && hooks.writes_behind())
+        ar_stay_near();
+}
+
+static bool orders_only(void) { return hooks.orders_only && hooks.orders_only(); }
+
 /* What a sync of `fd`, a file with that slot, is: true if it is done. */
 bool ar_order_only(int fd, struct slot *slot, bool data_only)
 {
-    if (!(data_only && hooks.before_sleep) && !is_ordered_file(fd))
+    if (!(data_only && hooks.before_sleep) && !orders_only() && !is_ordered_file(fd))
         return false;
     atomic_store_explicit(&slot->ordered, 1, memory_order_relaxed);
     ar_order(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
+    return true;
+}
+
+/* The same of a directory's sync. */
+bool ar_order_names_only(void)
+{
+    if (!orders_only())
+        return false;
+    ar_order(ar_tail_lsn());
     return true;
 }
 

@@ -160,6 +160,7 @@ static void after_write(int fd, struct slot *slot, ssize_t n)
 {
     if (n > 0 && ar_fds[fd].flags & FD_DURABLE_WRITES)
         ar_wait_durable(atomic_load(&slot->last_lsn));
+    ar_after_write();
 }
 
 /* At the file's end, whatever others append at the same time; the descriptor's position is there afterwards. */
@@ -278,7 +279,8 @@ static bool wait_for_fd(int fd)
     struct slot *slot = ar_slot_of(fd);
     if (!slot && (!ar_active || real_fstat(fd, &st) < 0 || !S_ISDIR(st.st_mode) || !ar_path_of(fd, out)))
         return false;
-    ar_wait_durable(slot ? atomic_load_explicit(&slot->last_lsn, memory_order_acquire) : ar_tail_lsn());
+    if (slot || !ar_order_names_only())
+        ar_wait_durable(slot ? atomic_load_explicit(&slot->last_lsn, memory_order_acquire) : ar_tail_lsn());
     return true;
 }
 

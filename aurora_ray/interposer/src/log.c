@@ -165,7 +165,7 @@ void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const
     if (owed || atomic_load_explicit(&ar_region->guarded, memory_order_relaxed) == ar_slot_index(slot) + 1)
         old = NULL; /* a difference would be one to what the volume does not have */
     size_t bytes = 0, n = old ? differences(image, old, from, to, body.ranges, &bytes) : 0;
-    if (is_private && (!old || n))
+    if (is_private) /* also where it stays as it was: whoever is told so later knows that all of the page was written */
         atomic_fetch_or(&chunk->owed, bit);
     if (!old || n * sizeof(struct range) + bytes > ar_region->page_bytes * 3 / 4) {
         append_full(slot, chunk, head, image);
@@ -251,6 +251,20 @@ void ar_wait_durable(uint64_t lsn)
         ar_ring_bell();
     }
     sleep_until_durable(position);
+}
+
+/*
+ * For a process that writes much for which nobody waits, as a checkpoint does: returns when little of the log is not
+ * durable. A commit waits behind all that was logged before it, so a full ring would be half a second of every commit.
+ */
+void ar_stay_near(void)
+{
+    struct region *r = ar_region;
+    uint64_t position = atomic_load_explicit(&r->tail, memory_order_acquire);
+    if (position <= AR_BEHIND_BYTES || atomic_load(&r->durable) >= position - AR_BEHIND_BYTES)
+        return;
+    ar_ring_bell();
+    sleep_until_durable(position - AR_BEHIND_BYTES);
 }
 
 /*

@@ -54,9 +54,29 @@ CATCH_UP_PAGES: Final = 128
 HISTORY_PAGES_MAX: Final = 16
 ASK_AFTER_S: Final = (0.005, 0.02, 0.1, 0.5)  # since the last WAL was given out; then again and again after the last
 FEEDBACK_S: Final = 10.0  # what a standby said of its sessions counts for so long
+STUCK_S: Final = 2.0
+STUCK_BYTES: Final = 2 * PAGE_BYTES  # so much may be written behind the last whole record for long, as it is at hand
 _PAGE_BITS: Final = 32
 
 _log = logging.getLogger(__name__)
+
+
+class Stuck:
+    """Whether WAL comes behind a place and no record ends there: one that is long takes a moment, not so long."""
+
+    def __init__(self) -> None:
+        self._end = self._came = 0
+        self._since_s = 0.0
+
+    def came(self, end: int) -> None:
+        """Pages up to `end` have changed."""
+        self._came = max(self._came, end)
+
+    def at(self, end: int, now_s: float) -> bool:
+        """Whole records end at `end`."""
+        if end != self._end or self._came <= end + STUCK_BYTES:
+            self._end, self._since_s = end, now_s
+        return now_s - self._since_s > STUCK_S
 
 
 class PostgresFeed:
@@ -90,7 +110,8 @@ class PostgresFeed:
         self._read = read
         self._turn = asyncio.Lock()  # who holds it moves the window
         self._window: WalWindow | None = None
-        self._stale_read: set[int] = set()  # pages of segments used again whose old content is in the window
+        self._stale_read: set[int] = set()  # pages of such segments whose old content is in the window
+        self._stuck = Stuck()
         self._given = 0
         self._most_given = 0  # ... from when all that there was had been given out
         self._walked_from: int | None = None  # all WAL from there on was looked through
@@ -132,8 +153,12 @@ class PostgresFeed:
                 return
             window = self._window
             window.look()
+            if self._stuck.at(window.end, came_s):
+                await self._look_again(window)
+                if not self._stuck.at(window.end, came_s):
+                    _log.error("WAL at %X was not what the volume has, and was read anew", self._given)
             await self._give(window)
-            if self._window is None:
+            if self._window is None or self._stuck.at(window.end, came_s):
                 self._progress.missed(came_s)
             elif self.timelines.end_of(window.timeline) is not None:
                 self._fail(EngineError(f"the rest of timeline {window.timeline} behind {self._given:X} did not come"))
@@ -194,13 +219,13 @@ class PostgresFeed:
         if self._control_page is not None and self._control_page.file_id << _PAGE_BITS in pages:
             self.checkpoints += 1  # at most: the file says other things, too
             await self._look_for_switch()
-        if self._window is None:
-            return
-        files = self._files
+        files, window = self._files, self._window
         for key in sorted(key for key in pages if key >> _PAGE_BITS in files):
             file = files.segment(key >> _PAGE_BITS)
-            if file is not None and file.timeline == self._window.timeline:
-                await self._change(self._window, file, key & (1 << _PAGE_BITS) - 1, pages[key], flush.start)
+            if window is not None and file is not None and file.timeline == window.timeline:
+                await self._change(window, file, key & (1 << _PAGE_BITS) - 1, pages[key], flush.start)
+            else:
+                files.unseen(key >> _PAGE_BITS)
 
     async def _look_for_switch(self) -> None:
         """The control file has changed: which timeline does it name? Looked at if there is a segment of a later one."""
@@ -234,12 +259,40 @@ class PostgresFeed:
     ) -> None:
         assert file.start is not None, "it is a segment"  # noqa: S101
         position = file.start + page * PAGE_BYTES
-        if file.stale and position >= window.base and position not in self._stale_read:
-            self._stale_read = {known for known in self._stale_read if known >= window.base} | {position}
-            (old,) = await self._read(FilePart(file.file_id, file.extents, page, 1), before_lsn)
-            window.put(position, old or bytes(PAGE_BYTES))
+        if position < window.base:
+            return
+        if file.stale and position not in self._stale_read:
+            await self._read_stale(window, file, page, before_lsn)
         for _, batch, offset in changes:
             window.change(position, batch, offset)
+        self._stuck.came(position + PAGE_BYTES)
+
+    async def _read_stale(self, window: WalWindow, file: WalFile, page: int, lsn: int) -> None:
+        """What some pages held before: this one, and those behind it that nothing has changed since."""
+        assert file.start is not None, "it is a segment"  # noqa: S101
+        position = file.start + page * PAGE_BYTES
+        count = min(CATCH_UP_PAGES, self._control.wal_segment_bytes // PAGE_BYTES - page)
+        places = range(position, position + count * PAGE_BYTES, PAGE_BYTES)
+        places = places[: next((at for at, place in enumerate(places) if place in self._stale_read), count)]
+        old = await self._read(FilePart(file.file_id, file.extents, page, len(places)), lsn)
+        for place, content in zip(places, [*old, *[None] * (len(places) - len(old))], strict=True):
+            window.put(place, content or bytes(PAGE_BYTES))
+        self._stale_read = {known for known in self._stale_read if known >= window.base} | set(places)
+
+    async def _look_again(self, window: WalWindow) -> None:
+        """What stands in the window is no whole record for so long that it may not be what the volume has."""
+        file = self._files.at(window.end, self.timelines.to_look_in(window.timeline))
+        if file is None or file.start is None:
+            return
+        at, end = window.base, min(window.loaded, file.start + self._control.wal_segment_bytes)
+        while at < end:
+            count = min(CATCH_UP_PAGES, (end - at) // PAGE_BYTES)
+            pages = await self._read(
+                FilePart(file.file_id, file.extents, (at - file.start) // PAGE_BYTES, count), self._lsn
+            )
+            window.put(at, b"".join(page or bytes(PAGE_BYTES) for page in pages))
+            at += count * PAGE_BYTES
+        window.look()
 
     async def _give(self, window: WalWindow) -> None:
         """Sends what is whole."""
@@ -301,7 +354,7 @@ class PostgresFeed:
                 self._connection.close()
             start = position - position % self._control.wal_segment_bytes
             self._walked_from = start if self._walked_from is None else min(start, self._walked_from)
-            self._connection, self._given, self._stale_read = connection, start, set()
+            self._connection, self._given, self._stale_read, self._stuck = connection, start, set(), Stuck()
             window = self._window = WalWindow(start, self._control.wal_segment_bytes, timeline)
             await self._catch_up(window)
             if self._window is window:

@@ -2,7 +2,8 @@
 
 A segment's name has three numbers of eight hexadecimal digits: timeline, and the segment's number in two parts. A file
 is made under a temporary name and renamed; or a segment that is not needed any more becomes a later one by a rename
-(wal_recycle), and then it still has its old content.
+(wal_recycle), and then it still has its old content. The first segment of a timeline is a copy, and behind the place
+where the timeline begins, it may have anything: PostgreSQL looks at pages' addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _OTHER = tuple[int, int, int, int, int]  # type, LSN, file, offset, length: see 
 class WalFile:
     """A file in the directory of the WAL. `start`: its first byte's position in the WAL; None: it is no segment.
 
-    `stale`: it was another segment before, so pages that are not of its own hold something else than zeros.
+    `stale`: pages that are not of its own may hold something else than zeros: it was another segment before, or was
+    written to before it was one, or nobody saw how it was made.
     """
 
     file_id: int
@@ -55,6 +57,7 @@ class WalFiles:
             if names and entry.file_id:
                 file = self._files[entry.file_id] = WalFile(entry.file_id, b"", extents=array("I", entry.extents))
                 self._name(file, names[-1])
+                file.stale = True
 
     def __contains__(self, file_id: int) -> bool:
         return file_id in self._files
@@ -63,6 +66,11 @@ class WalFiles:
         """The segment that this file is, if it is one."""
         file = self._files.get(file_id)
         return file if file is not None and file.start is not None else None
+
+    def unseen(self, file_id: int) -> None:
+        """Something was written to this file, and nobody keeps it."""
+        if file_id in self._files:
+            self._files[file_id].stale = True
 
     def at(self, position: int, timelines: Iterable[int]) -> WalFile | None:
         """The segment with this position of the WAL: of these timelines the first one that has it."""
