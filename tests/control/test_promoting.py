@@ -102,12 +102,40 @@ def test_who_is_to_be_the_writer_waits_for_the_one_before_and_for_a_quorum() -> 
     assert isinstance(change, ChangeRole)
     assert change.instance_id == "demo-1"
     assert actions(fleet, replace(seen(fleet, demo_1=writes, demo_3=reads), busy=frozenset({change.key}))) == []
-    (promote, again) = actions(fleet, seen(fleet, demo_1=ENDED, demo_3=reads))
+    (promote,) = actions(fleet, seen(fleet, demo_1=ENDED, demo_3=reads))
     assert isinstance(promote, PromoteInstance)
-    assert isinstance(again, OpenInstance)
-    assert (promote.instance_id, again.instance_id) == ("demo-3", "demo-1")
+    assert promote.instance_id == "demo-3"
     few = seen(fleet, NODES[:3], demo_1=ENDED, demo_3=reads)
     assert not any(isinstance(each, PromoteInstance | ChangeRole) for each in actions(fleet, few))
+
+
+@pytest.mark.parametrize("before", [ENDED, InstanceSeen(InstancePhase.IDLE), None])
+def test_readers_that_have_yet_to_open_wait_for_a_promotion_and_open_after_it(before: InstanceSeen | None) -> None:
+    """Whether it comes to something or not. Those that serve, or are about to, are left alone."""
+    fleet = with_writer(with_two(), "demo", "demo-3")
+    reads, writes = serving(fleet, Role.READER), serving(fleet, Role.WRITER)
+    opening = InstanceSeen(InstancePhase.OPENING, role=Role.READER)
+    for other in (reads, opening):
+        state = seen(fleet, demo_1=before, demo_2=other, demo_3=reads)
+        (promote,) = actions(fleet, state)
+        assert isinstance(promote, PromoteInstance)
+        assert ahead(fleet, state).waiting == {key(Kind.INSTANCE, "demo-1")}
+        assert actions(fleet, replace(state, busy=frozenset({promote.key}))) == [], "it is under way"
+    (reader,) = actions(fleet, seen(fleet, demo_1=before, demo_3=writes))
+    assert (type(reader) is OpenInstance, reader.key) == (before is not None, key(Kind.INSTANCE, "demo-1"))
+    failed = seen(fleet, demo_1=before, demo_3=ENDED)
+    assert {each.key for each in actions(fleet, failed)} == {key(Kind.INSTANCE, n) for n in ("demo-1", "demo-3")}
+    assert ahead(fleet, failed).waiting == frozenset()
+
+
+def test_readers_do_not_wait_for_a_promotion_that_cannot_be_yet() -> None:
+    """For the writer before it, or for storage: that may take long."""
+    fleet = with_writer(with_two(), "demo", "demo-3")
+    reads, writes = serving(fleet, Role.READER), serving(fleet, Role.WRITER)
+    behind_another = seen(fleet, demo_1=writes, demo_2=ENDED, demo_3=reads)
+    assert ahead(fleet, behind_another).waiting == {key(Kind.INSTANCE, "demo-3")}
+    without_a_quorum = seen(fleet, NODES[:3], demo_1=ENDED, demo_2=ENDED, demo_3=reads)
+    assert ahead(fleet, without_a_quorum).waiting == {key(Kind.INSTANCE, "demo-3")}
 
 
 @pytest.mark.parametrize(

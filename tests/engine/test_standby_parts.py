@@ -49,10 +49,11 @@ def table(*changes: Record) -> FileTable:
 
 
 def test_segments_of_a_mounted_volume_are_known_with_their_places() -> None:
+    """Nobody saw what was written to them."""
     files = WalFiles(table(records.create(7, FIRST), records.extent(7, 0, 3), records.create(8, b"base/1")), SEGMENT)
     file = files.at(SEGMENT + 5, (1,))
     assert file is not None
-    assert (file.file_id, list(file.extents), file.stale) == (7, [3], False)
+    assert (file.file_id, list(file.extents), file.stale) == (7, [3], True)
     assert 8 not in files
     assert files.at(0, (1,)) is None
     assert files.timeline == 1

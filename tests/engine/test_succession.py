@@ -59,12 +59,20 @@ def test_a_crash_is_recovered_from_the_restartpoint_as_that_of_a_writer(tmp_path
     assert state == IN_PRODUCTION
 
 
-def test_what_is_read_first_is_the_segment_in_which_the_wal_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("into", [0, 1, PAGE - 1])
+def test_what_is_read_first_is_the_segment_in_which_the_wal_ends(tmp_path: Path, into: int) -> None:
+    """Its end, of which the volume may have more than was given out; what is whole before that is here."""
     history = (b"pg_wal/00000001.history", 0, 1)
-    last = (b"pg_wal/000000010000000000000005", 0, 3)
+    name = b"pg_wal/000000010000000000000005"
     data_dir = put(tmp_path, control())
-    assert succession(data_dir, table(*SEGMENTS), 5 * SEGMENT + 2 * PAGE + 1).reads == (history, last)
-    assert succession(data_dir, table(*SEGMENTS), 5 * SEGMENT).reads == (history,)
+    says = succession(data_dir, table(*SEGMENTS), 5 * SEGMENT + 2 * PAGE + into)
+    assert says.reads == ((name, 2, 1), history, (name, 0, 2))
+    assert says.same == ((name, 2),)
+    if into:
+        says = succession(data_dir, table(*SEGMENTS), 5 * SEGMENT + into)
+        assert (says.reads[0], says.same) == ((name, 0, 1), ((name, 0),)), "of its first page, nothing is"
+    nothing = succession(data_dir, table(*SEGMENTS), 5 * SEGMENT)
+    assert (nothing.reads, nothing.same) == ((history,), ())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ RM_DBASE, XLOG_DBASE_CREATE_WAL_LOG, XLOG_DBASE_CREATE_FILE_COPY = 4, 0x10, 0x00
 class Wal:
     """Grows by records. `content` begins at `base`; `ends` are the positions behind each record."""
 
-    def __init__(self, base: int = 10 * SEGMENT) -> None:
-        self.base = base
+    def __init__(self, base: int = 10 * SEGMENT, *, segment: int = SEGMENT) -> None:
+        self.base, self.segment = base, segment
         self.content = bytearray()
         self.ends: list[int] = []
         self.starts: list[int] = []
@@ -27,11 +27,11 @@ class Wal:
         return self.base + len(self.content)
 
     def _header(self, rest: int, info: int = 0) -> None:
-        long = self.at % SEGMENT == 0
+        long = self.at % self.segment == 0
         info |= (FIRST_IS_CONTRECORD if rest else 0) | (LONG_HEADER if long else 0)
         self.content += struct.pack("<HHIQI4x", 0xD116, info, 1, self.at, rest)
         if long:
-            self.content += struct.pack("<QII", 77, SEGMENT, PAGE)
+            self.content += struct.pack("<QII", 77, self.segment, PAGE)
 
     def _put(self, data: bytes, *, upto: int | None = None) -> None:
         left = len(data)
@@ -54,7 +54,7 @@ class Wal:
         self._put(head + struct.pack("<I", crc) + body)
         self.content += bytes(-len(self.content) % 8)
         if rmid == 0 and info == XLOG_SWITCH:
-            self.content += bytes(-len(self.content) % SEGMENT)
+            self.content += bytes(-len(self.content) % self.segment)
         self.ends.append(self.at)
 
     def overwrite(self, body: bytes) -> None:

@@ -66,7 +66,7 @@ class Stuck:
 
     def __init__(self) -> None:
         self._end = self._came = 0
-        self._since_s = 0.0
+        self._since_s = self._looked_s = 0.0
 
     def came(self, end: int) -> None:
         """Pages up to `end` have changed."""
@@ -77,6 +77,13 @@ class Stuck:
         if end != self._end or self._came <= end + STUCK_BYTES:
             self._end, self._since_s = end, now_s
         return now_s - self._since_s > STUCK_S
+
+    def looks(self, end: int, now_s: float) -> bool:
+        """Whether to look, now and then: one that is very long is much to read."""
+        looks = self.at(end, now_s) and now_s - self._looked_s > STUCK_S
+        if looks:
+            self._looked_s = now_s
+        return looks
 
 
 class PostgresFeed:
@@ -153,15 +160,17 @@ class PostgresFeed:
                 return
             window = self._window
             window.look()
-            if self._stuck.at(window.end, came_s):
+            if self._stuck.looks(window.end, came_s):
                 await self._look_again(window)
                 if not self._stuck.at(window.end, came_s):
                     _log.error("WAL at %X was not what the volume has, and was read anew", self._given)
             await self._give(window)
-            if self._window is None or self._stuck.at(window.end, came_s):
+            if self._window is None:
                 self._progress.missed(came_s)
             elif self.timelines.end_of(window.timeline) is not None:
                 self._fail(EngineError(f"the rest of timeline {window.timeline} behind {self._given:X} did not come"))
+            elif self._stuck.at(window.end, came_s):
+                self._progress.missed(came_s)
             else:
                 self._progress.given(self._given, flush.end, came_s)
 
