@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aurora_ray.log.sizes import EXTENT_PAGES, NO_GROUP
+from aurora_ray.mount import driver as driver_module
 from aurora_ray.mount.exchange import ExchangeRefusedError, Guard, Rules
 from aurora_ray.mount.localfiles import LocalFiles
 from aurora_ray.mount.mount import MountedVolume
@@ -19,8 +20,10 @@ from aurora_ray.volume.read.reader import VolumeReader
 from aurora_ray.volume.write.volume import Volume
 from tests.interposer.model import PAGE_BYTES
 from tests.mount.test_mount import VOLATILE, content, finish, mount, nodes, spawn
+from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.volume.cluster import Cluster
@@ -254,6 +257,119 @@ async def test_what_never_comes_as_of_before_comes_as_of_the_exchange(
             await mounted.wait_settled()
         await change(mounted, "promoted", 1, 0)
         await is_whole(nodes, mounted, volume, tmp_path)
+    finally:
+        await mounted.close()
+
+
+WRITES = """
+import os, sys
+path, pages, byte, P = sys.argv[1], eval(sys.argv[2]), sys.argv[3].encode(), int(sys.argv[4])
+fd = os.open(path, os.O_CREAT | os.O_RDWR)
+for page in pages: os.pwrite(fd, byte * P, page * P)
+os.fsync(fd)
+print(*(os.pread(fd, 1, at).decode() for at in range(0, os.fstat(fd).st_size, P)), sep="", end="")
+"""
+
+
+async def write(mounted: MountedVolume, path: str, pages: Sequence[int], byte: str = "") -> str:
+    """Fills pages with one byte; what all pages of the file have then."""
+    arguments = (WRITES, path, repr(pages), byte, str(PAGE_BYTES))
+    child = await spawn(mounted, "-c", *arguments, stdout=asyncio.subprocess.PIPE)
+    assert child.stdout is not None
+    has = await child.stdout.read()
+    await finish(child)
+    return has.decode()
+
+
+async def test_what_was_written_here_as_the_volume_has_it_stays_and_is_not_owed(nodes: Cluster, tmp_path: Path) -> None:
+    """Below `same`; which is said, not compared: here it is not so, to see which is which."""
+    pages, same, chunk = 2 * EXTENT_PAGES + 20, EXTENT_PAGES + 10, EXTENT_PAGES
+    written = [0, 2, 3, chunk - 1, chunk, chunk + 2, same - 1, same, same + 5, 2 * chunk + 1]
+    writers = await mount(nodes, await nodes.open(), tmp_path / "writer")
+    await change(writers, "writer", 1, 0)
+    await write(writers, "log", range(pages), "v")
+    await write(writers, "file", range(4), "v")
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    try:
+        await change(mounted, "reader", 1, 0)
+        assert await write(mounted, "log", written, "r") == "".join("vr"[page in written] for page in range(pages))
+        assert (await write(mounted, "log", [4], "v"))[4] == "v"
+        assert await write(mounted, "file", [1], "v") == "vvvv", "as it was"
+        await writers.close()
+        volume = await nodes.open()
+        rules = Rules(FIRST, of_volume=("log",), same={b"log": same})
+        owed = await mounted.exchange(volume, await volume.read_file_table(), rules)
+        assert owed == 2, "the control file's page, and one of `file` that was written as it was"
+        region = mounted._region
+        slot = region.find_slot((mounted.mount_dir / "log").stat().st_ino)
+        assert slot is not None
+        here = {page for page in range(pages) if not region.absent_run(slot, page, page + 1)[1]}
+        assert here == {page for page in [*written, 4] if page < same}
+        assert await write(mounted, "log", []) == "".join("vr"[page in here - {4}] for page in range(pages))
+        async with asyncio.timeout(60):
+            await mounted.wait_settled()
+        await change(mounted, "promoted", 1, 0)
+        await mounted.flush(timeout_s=20)
+        assert sorted(await differs(mounted, volume)) == sorted(f"log page {page}" for page in here - {4})
+    finally:
+        await mounted.close()
+
+
+async def settling(nodes: Cluster, tmp_path: Path) -> tuple[MountedVolume, Volume]:
+    """A mount right after an exchange, of which the volume lacks four extents."""
+    writers = await mount(nodes, await nodes.open(), tmp_path / "writer")
+    await change(writers, "writer", 1, 0)
+    await write(writers, "file", range(4 * EXTENT_PAGES), "v")
+    await writers.flush(timeout_s=20)
+    mounted = await private(nodes, tmp_path / "reader")
+    await change(mounted, "reader", 1, 0)
+    await write(mounted, "file", range(4 * EXTENT_PAGES), "r")
+    await writers.close()
+    volume = await nodes.open()
+    await mounted.exchange(volume, await volume.read_file_table(), Rules(FIRST))
+    await mounted.flush(timeout_s=20)
+    return mounted, volume
+
+
+async def test_the_volume_gets_what_it_lacks_after_a_while(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beside the first sessions; at once when somebody waits for a checkpoint, which waits for it."""
+    monkeypatch.setattr(driver_module, "_SETTLE_AFTER_S", 1000.0)
+    mounted, volume = await settling(nodes, tmp_path)
+    try:
+        before = mounted.log_position
+        mounted.begin_settling()
+        checkpoint = asyncio.create_task(change(mounted, "promoted", 1, 0))
+        await asyncio.wait({checkpoint}, timeout=0.3)
+        assert (mounted.log_position, checkpoint.done()) == (before, False)
+        mounted.hurry()
+        async with asyncio.timeout(20):
+            await checkpoint
+        assert mounted.log_position - before > 4 * EXTENT_PAGES * PAGE_BYTES
+        await mounted.flush(timeout_s=20)
+        assert await differs(mounted, volume) == []
+    finally:
+        await mounted.close()
+
+
+async def test_the_volume_gets_what_it_lacks_a_little_at_a_time(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_SETTLE_AFTER_S", 0.0), ("_SETTLE_BYTES_S", 1), ("_SETTLE_MOST_S", 1e6)):
+        monkeypatch.setattr(driver_module, name, value)
+    mounted, _ = await settling(nodes, tmp_path)
+    try:
+        before = mounted.log_position
+        mounted.begin_settling()
+        await poll_until(lambda: mounted.log_position > before)
+        await asyncio.sleep(0.1)  # not synchronisation: nothing happens
+        assert mounted.log_position - before < 1.5 * EXTENT_PAGES * PAGE_BYTES
+        assert not mounted._driver.settled.is_set()
+        mounted.hurry()
+        async with asyncio.timeout(20):
+            await mounted._driver.settled.wait()
     finally:
         await mounted.close()
 
