@@ -267,7 +267,7 @@ PGDLLEXPORT void _PG_init(void);
 
 void _PG_init(void)
 {
-    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits, orders_only, writes_behind};
+    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits, orders_only, "pg_wal/", writes_behind};
     void (*defer_commits)(const struct ar_commit_hooks *);
     const char *why = place_is_taken();
 

@@ -8,6 +8,7 @@ struct ar_commit_hooks {
     void (*after_sleep)(void);
     bool (*send_waits)(void); /* what is sent now waits as if it called ar_wait_for_ordered */
     bool (*orders_only)(void); /* nobody is told anything by this process: all of its syncs only order */
+    const char *logs; /* of files whose paths in the mount begin so, and of the directory, all syncs only order */
     bool (*writes_behind)(void); /* nobody waits for what this process writes: it does not run ahead of the volume */
 };
 #endif

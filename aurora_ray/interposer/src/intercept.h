@@ -77,7 +77,7 @@ void ar_wait_if_ordered(struct slot *slot);
 void ar_begin_commits(void);
 void ar_before_leaving(int fd);
 void ar_after_write(void);
-bool ar_order_names_only(void);
+bool ar_order_names_only(int fd);
 bool ar_names_logs(void);
 
 /* intercept_told.c */

@@ -87,12 +87,21 @@ void ar_after_write(void)
         ar_stay_near();
 }
 
-static bool orders_only(void) { return hooks.orders_only && hooks.orders_only(); }
+/* A file of the module's logs, or the directory that they are in (`logs` ends with a slash then). */
+static bool is_log(int fd)
+{
+    char out[PATH_MAX];
+    const char *path = hooks.logs ? ar_path_of(fd, out) : NULL;
+    size_t n = path ? strlen(hooks.logs) : 0;
+    return path && (strncmp(path, hooks.logs, n) == 0 || (strlen(path) == n - 1 && strncmp(path, hooks.logs, n - 1) == 0));
+}
+
+static bool orders_only(int fd) { return (hooks.orders_only && hooks.orders_only()) || is_log(fd); }
 
 /* What a sync of `fd`, a file with that slot, is: true if it is done. */
 bool ar_order_only(int fd, struct slot *slot, bool data_only)
 {
-    if (!(data_only && hooks.before_sleep) && !orders_only() && !is_ordered_file(fd))
+    if (!(data_only && hooks.before_sleep) && !orders_only(fd) && !is_ordered_file(fd))
         return false;
     atomic_store_explicit(&slot->ordered, 1, memory_order_relaxed);
     ar_order(atomic_load_explicit(&slot->last_lsn, memory_order_acquire));
@@ -100,9 +109,9 @@ bool ar_order_only(int fd, struct slot *slot, bool data_only)
 }
 
 /* The same of a directory's sync. */
-bool ar_order_names_only(void)
+bool ar_order_names_only(int fd)
 {
-    if (!orders_only())
+    if (!orders_only(fd))
         return false;
     ar_order(ar_tail_lsn());
     return true;

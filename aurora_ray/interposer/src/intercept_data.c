@@ -279,7 +279,7 @@ static bool wait_for_fd(int fd)
     struct slot *slot = ar_slot_of(fd);
     if (!slot && (!ar_active || real_fstat(fd, &st) < 0 || !S_ISDIR(st.st_mode) || !ar_path_of(fd, out)))
         return false;
-    if (slot || !ar_order_names_only())
+    if (slot || !ar_order_names_only(fd))
         ar_wait_durable(slot ? atomic_load_explicit(&slot->last_lsn, memory_order_acquire) : ar_tail_lsn());
     return true;
 }
