@@ -105,7 +105,7 @@ class Settings(BaseModel):
         300.0, description="A storage node that is away for so long is replaced by a new one.", ge=1
     )
     promote_in_place: bool = Field(
-        False,
+        True,
         description="A reader goes on as the writer with its engine and sessions where it can; else it is opened anew.",
     )
     replace_empty_after_s: float = Field(10.0, description="The same for one that has lost its data.", ge=1)
