@@ -18,10 +18,14 @@ OURS: Final[Mapping[str, str]] = {
     "control.StartInstance": "process",
     "control.ChangeRole": "end",
     "control.OpenInstance": "ask to open",
+    "control.PromoteInstance": "ask to go on",
     "writer.prepare": "prepare",
     "writer.seal": "seal",
     "writer.mount": "mount",
     "writer.engine": "engine",
+    "writer.drain": "drain",
+    "writer.exchange": "exchange",
+    "writer.promote": "promote",
 }
 STOCK: Final = ("detect", "fence", "promote", "first write")
 

@@ -39,7 +39,7 @@ class Poll(Structure):
         ("state", c_uint32),
         ("requests", c_uint32),
         ("attached", c_uint32),
-        ("reserved", c_uint32),
+        ("settle_wanted", c_uint32),
     ]
 
 

@@ -265,7 +265,7 @@ class Driver:
 
     async def _settle(self) -> None:
         """Logs what the volume lacks, a little at a time."""
-        await self._settle_later(_SETTLE_AFTER_S)
+        await self._settle_later(_SETTLE_AFTER_S)  # a checkpoint that waits will be seen then
         slot = chunk = 0
         while (at := self._region.next_owed(slot, chunk)) is not None:
             slot, chunk = at
@@ -286,6 +286,8 @@ class Driver:
             elif error:
                 raise EngineError(f"a page that the volume lacks cannot be logged: {os.strerror(error)}")
             self._redo.send()
+            if self._region.peek().settle_wanted:
+                self.hurry()
             await self._settle_later(logged / self._settle_rate)
             await self._settle_near()
         self._region.settled()

@@ -118,6 +118,9 @@ static bool writes_behind(void)
     return MyBackendType == B_CHECKPOINTER || MyBackendType == B_BG_WRITER;
 }
 
+/* Called by the interposer after this process slept: it has no lock then. */
+static bool checkpoints(void) { return MyBackendType == B_CHECKPOINTER; }
+
 /* ---- around a commit */
 
 static void hold_cancels(void)
@@ -267,7 +270,15 @@ PGDLLEXPORT void _PG_init(void);
 
 void _PG_init(void)
 {
-    static const struct ar_commit_hooks hooks = {before_sleep, after_sleep, send_waits, orders_only, "pg_wal/", writes_behind};
+    static const struct ar_commit_hooks hooks = {
+        .before_sleep = before_sleep,
+        .after_sleep = after_sleep,
+        .send_waits = send_waits,
+        .orders_only = orders_only,
+        .logs = "pg_wal/",
+        .writes_behind = writes_behind,
+        .checkpoints = checkpoints,
+    };
     void (*defer_commits)(const struct ar_commit_hooks *);
     const char *why = place_is_taken();
 

@@ -183,6 +183,7 @@ struct region {
     uint64_t next_file_id;
     _Atomic uint32_t mode;
     uint32_t exchanged; /* ever: absent pages may lie in local files */
+    _Atomic uint32_t settle_wanted; /* somebody waits for the guard */
     _Atomic uint32_t guarded; /* slot + 1 of the file of which a part waits in MODE_SETTLING; 0: none */
     uint32_t guarded_from, guarded_end;
 
@@ -256,6 +257,7 @@ uint64_t ar_append(struct record head, const void *body, size_t body_bytes);
 void ar_append_page(struct slot *slot, struct chunk *chunk, uint32_t page, const uint8_t *image, const uint8_t *old,
                     size_t from, size_t to);
 void ar_wait_durable(uint64_t lsn);
+void ar_sleep_until_settled(void);
 void ar_stay_near(void);
 void ar_order(uint64_t lsn);
 void ar_wait_ordered(void);

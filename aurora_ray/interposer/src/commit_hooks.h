@@ -10,5 +10,6 @@ struct ar_commit_hooks {
     bool (*orders_only)(void); /* nobody is told anything by this process: all of its syncs only order */
     const char *logs; /* of files whose paths in the mount begin so, and of the directory, all syncs only order */
     bool (*writes_behind)(void); /* nobody waits for what this process writes: it does not run ahead of the volume */
+    bool (*checkpoints)(void); /* it sleeps in epoll_wait, without locks, until the volume lacks nothing (exchange.c) */
 };
 #endif

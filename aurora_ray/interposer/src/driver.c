@@ -182,7 +182,7 @@ AR_EXPORT uint64_t ar_file_bytes(struct region *region)
 
 struct poll {
     uint64_t head, tail, wanted, durable, present_pages;
-    uint32_t state, requests, attached, reserved;
+    uint32_t state, requests, attached, settle_wanted;
 };
 
 AR_EXPORT void ar_peek(struct region *r, struct poll *out)
@@ -194,6 +194,7 @@ AR_EXPORT void ar_peek(struct region *r, struct poll *out)
     out->present_pages = atomic_load(&r->present_pages);
     out->state = atomic_load(&r->state);
     out->attached = atomic_load(&r->attached);
+    out->settle_wanted = atomic_load(&r->settle_wanted);
     out->requests = 0;
     for (int i = 0; i < AR_REQUESTS; i++)
         out->requests += ar_request_state(atomic_load_explicit(&r->requests[i].state, memory_order_relaxed)) ==

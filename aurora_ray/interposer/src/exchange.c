@@ -53,13 +53,35 @@ static bool changes_guarded(int fd, const uint8_t *data, size_t bytes, uint64_t 
     return memcmp(old, data + (from - offset), end - from) != 0;
 }
 
-/* Without the lock. The guarded page is present, and only its own engine changes it. */
-void ar_wait_settled(int fd, const struct slot *slot, const uint8_t *data, size_t bytes, uint64_t offset)
+static bool settling(void)
+{
+    return atomic_load_explicit(&ar_region->mode, memory_order_acquire) == MODE_SETTLING;
+}
+
+static void sleep_a_while(void)
 {
     _Atomic uint32_t never = 0;
-    while (atomic_load_explicit(&ar_region->mode, memory_order_acquire) == MODE_SETTLING &&
-           atomic_load(&ar_region->guarded) == ar_slot_index(slot) + 1 && changes_guarded(fd, data, bytes, offset))
-        ar_wait(&never, 0, NULL, AR_ANYBODY);
+    ar_wait(&never, 0, NULL, AR_ANYBODY);
+}
+
+/*
+ * For whoever would change what is guarded, before he holds what others need: a server writes its control file under a lock
+ * without which no WAL segment is made.
+ */
+void ar_sleep_until_settled(void)
+{
+    while (settling())
+        sleep_a_while();
+}
+
+/* Without the lock. The guarded page is present, and only its own engine changes it. The driver is told to hurry. */
+void ar_wait_settled(int fd, const struct slot *slot, const uint8_t *data, size_t bytes, uint64_t offset)
+{
+    while (settling() && atomic_load(&ar_region->guarded) == ar_slot_index(slot) + 1 &&
+           changes_guarded(fd, data, bytes, offset)) {
+        atomic_store(&ar_region->settle_wanted, 1);
+        sleep_a_while();
+    }
 }
 
 /* ---- the driver's side */

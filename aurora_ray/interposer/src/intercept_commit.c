@@ -132,6 +132,8 @@ AR_EXPORT int epoll_wait(int fd, struct epoll_event *events, int n, int timeout_
         return 0;
     int got = real_epoll_wait(fd, events, n, timeout_ms), error = errno;
     hooks.after_sleep();
+    if (ar_active && hooks.checkpoints && hooks.checkpoints())
+        ar_sleep_until_settled();
     errno = error;
     return got;
 }
