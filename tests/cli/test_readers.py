@@ -74,37 +74,39 @@ def test_readers_keep_their_sessions_through_the_writers_end(fleet: CliFleet) ->
     status = fleet.status()
     writes = status["endpoints"]["cluster"]["dsn"]
     with ExitStack() as stack:
-        dsns = [status["endpoints"]["reader"]["dsn"], *(r["dsn"] for r in instances(status, "reader"))]
-        sessions = [stack.enter_context(session_on(dsn)) for dsn in dsns]
+        sessions = [stack.enter_context(session_on(r["dsn"])) for r in instances(status, "reader")]
+        at_endpoint = [stack.enter_context(session_on(status["endpoints"]["reader"]["dsn"])) for _ in range(4)]
         kill(instances(status, "writer")[0]["pid"])
         for session in sessions:
             assert session.execute("SELECT count(*) FROM seen").fetchone()
         fleet.until_writable(writes, "INSERT INTO seen VALUES (3)")
-        for session in sessions:
+        for session in sessions:  # that of the reader that goes on as the writer, too
             until_seen(session, 3)
+        kept = [session for session in at_endpoint if stays_a_reader(session)]
+        assert len(kept) == 2, "those on the writer of now are cut, the others live on"
         assert fleet.status()["epoch"] == status["epoch"] + 1, "the writer's opening alone has raised it"
 
 
 def test_a_reader_takes_the_writers_place_and_the_other_is_left_alone(fleet: CliFleet) -> None:
-    status = fleet.status()
-    ends = status["endpoints"]
+    status = fleet.until(lambda s: all(i["state"] == "available" for i in s["instances"]), "all serve again")
+    ends, (writer,), (target, other) = status["endpoints"], instances(status, "writer"), instances(status, "reader")
     with ExitStack() as stack:
-        untouched = stack.enter_context(session_on(instances(status, "reader")[1]["dsn"]))
+        untouched = stack.enter_context(session_on(other["dsn"]))
         reading = [stack.enter_context(session_on(ends["reader"]["dsn"])) for _ in range(4)]
         pooled = stack.enter_context(session_on(ends["cluster"]["dsn"]))
         with watching(status) as seen:
-            done = fleet.json("failover", "demo", "--target", "demo-2", timeout_s=120)
+            done = fleet.json("failover", "demo", "--target", target["id"], timeout_s=120)
             fleet.until_writable(ends["cluster"]["dsn"], "INSERT INTO seen VALUES (7)")
         with pytest.raises(psycopg.OperationalError):  # cut; not 25006 for ever
             pooled.execute("INSERT INTO seen VALUES (8)")
         assert seen.two_writers == 0
         assert [a != b for a, b in itertools.pairwise(seen.served_by)].count(True) == 1, "it changes once"
         kept = [session for session in reading if stays_a_reader(session)]
-        assert len(kept) == 2, "those on demo-2 are cut, the others live on"
+        assert len(kept) == 2, "those on the target are cut, the others live on"
         assert {i["id"]: i["role"] for i in done["instances"]} == {
-            "demo-1": "reader",
-            "demo-2": "writer",
-            "demo-3": "reader",
+            writer["id"]: "reader",
+            target["id"]: "writer",
+            other["id"]: "reader",
         }
         fleet.execute(done["endpoints"]["cluster"]["dsn"], "INSERT INTO seen VALUES (4)")
         until_seen(untouched, 4)
