@@ -76,7 +76,7 @@ bool ar_order_only(int fd, struct slot *slot, bool data_only);
 void ar_wait_if_ordered(struct slot *slot);
 void ar_begin_commits(void);
 void ar_before_leaving(int fd);
-void ar_after_write(void);
+void ar_after_write(const struct slot *slot);
 bool ar_order_names_only(int fd);
 bool ar_names_logs(void);
 

@@ -80,10 +80,10 @@ static void before_sending(int fd, const void *data, size_t n)
         ar_wait_ordered();
 }
 
-/* After a write to a file of the mount. */
-void ar_after_write(void)
+/* After a write to a file of the mount. Not to a log: a server holds a lock then, which all commits need. */
+void ar_after_write(const struct slot *slot)
 {
-    if (hooks.writes_behind && hooks.writes_behind())
+    if (hooks.writes_behind && !atomic_load_explicit(&slot->ordered, memory_order_relaxed) && hooks.writes_behind())
         ar_stay_near();
 }
 

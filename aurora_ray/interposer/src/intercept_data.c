@@ -160,7 +160,7 @@ static void after_write(int fd, struct slot *slot, ssize_t n)
 {
     if (n > 0 && ar_fds[fd].flags & FD_DURABLE_WRITES)
         ar_wait_durable(atomic_load(&slot->last_lsn));
-    ar_after_write();
+    ar_after_write(slot);
 }
 
 /* At the file's end, whatever others append at the same time; the descriptor's position is there afterwards. */
