@@ -52,7 +52,7 @@ def _account() -> None:
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little there is to replay."""
-    monkeypatch.setattr(promotion, "SEGMENTS_MIN", 0)
+    monkeypatch.setattr(promotion, "WAL_BYTES_MIN", 0)
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +320,8 @@ async def test_wherever_an_opening_is_cut_short_the_next_ones_have_what_was_ackn
             shutil.rmtree(copy, ignore_errors=True)
             await asyncio.to_thread(_copied, tree, copy)
             engine = PostgresEngine(install, account, place / "run", parameters={"max_prepared_transactions": "5"})
-            for number, segments_min in enumerate(ways):
-                monkeypatch.setattr(promotion, "SEGMENTS_MIN", segments_min)
+            for number, bytes_min in enumerate(ways):
+                monkeypatch.setattr(promotion, "WAL_BYTES_MIN", bytes_min)
                 await engine.start(copy)
                 try:
                     async with await administrator(engine) as session:

@@ -345,7 +345,7 @@ async def test_wherever_it_is_cut_short_the_next_opening_has_what_was_acknowledg
         await export(config.volume, config.nodes, lsn, place / "as-of", account)
         await asyncio.to_thread(_copied, place / "as-of", copy)
         engine = PostgresEngine(install, account, place / "run", parameters={"max_prepared_transactions": "5"})
-        monkeypatch.setattr(promotion, "SEGMENTS_MIN", (0, NEVER)[number % 2])
+        monkeypatch.setattr(promotion, "WAL_BYTES_MIN", (0, NEVER)[number % 2])
         await engine.start(copy)
         try:
             async with await administrator(engine) as session:

@@ -10,7 +10,7 @@ import pytest
 from aurora_ray.engine.account import EngineAccount
 from aurora_ray.engine.postgres import promotion
 from aurora_ray.engine.postgres.control_file import Recovery
-from aurora_ray.engine.postgres.promotion import SEGMENTS_MIN, pays
+from aurora_ray.engine.postgres.promotion import WAL_BYTES_MIN, pays
 from aurora_ray.engine.postgres.standby import begin
 from aurora_ray.engine.postgres.timelines import Timelines, path_of_history, timeline_of_history
 from aurora_ray.engine.tree_edit import Edit
@@ -57,7 +57,7 @@ def data_dir(tmp_path: Path) -> Path:
     for name in ("global", "pg_wal", "pg_replslot"):
         (tmp_path / name).mkdir()
     (tmp_path / "global" / "pg_control").write_bytes(control())
-    (tmp_path / "pg_wal" / f"00000001{0:08X}{1 + SEGMENTS_MIN:08X}").touch()
+    (tmp_path / "pg_wal" / f"00000001{0:08X}{1 + WAL_BYTES_MIN // (16 << 20):08X}").touch()
     return tmp_path
 
 

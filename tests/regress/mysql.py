@@ -4,7 +4,7 @@ Runs tests of MariaDB's own suite (Debian's package mariadb-test, which is no pa
 a fleet of its own, through the cluster endpoint, and against a stock server of the same binary on a local disk: the
 same tests in the same order, from outside (`mtr --extern`), with the settings that the suite asks for where they can be
 set. The same tests must pass. Many fail on both, as they start servers or look into the server's directory. Tests that
-end the server are left out.
+end the server, or rebuild the tables of its system, are left out.
 
 Tests come in batches, each on servers that were cleaned, with a time limit. What differs is run again, alone, and
 counts if it still differs; `mysql_differences.txt` names what may, each with its reason. What failed on both after
@@ -46,6 +46,11 @@ KINDS = {
 }
 # They end the server, and wait for one that only the suite itself would start: not from outside.
 RESTARTS = re.compile(r"(?:restart|shutdown|kill)_mysqld|shutdown_server|^\s*shutdown\b", re.MULTILINE | re.IGNORECASE)
+# They rebuild the tables of the system itself, or take them away: what runs on the same server afterwards would fail.
+SYSTEM_TABLES = re.compile(
+    r"\$MYSQL_UPGRADE|mysql_fix_privilege|^\s*drop table[^;]*\b(?:global_priv|tables_priv)\b",
+    re.MULTILINE | re.IGNORECASE,
+)
 NOT_RUN = "-"  # left out by the suite itself, or cut short
 STOCK, OURS = "stock", "ours"
 
@@ -98,7 +103,7 @@ def main(words: Sequence[str]) -> int:
     folders = (suite / arguments.suite, suite / "suite" / arguments.suite / "t")
     paths = (path for folder in folders for path in folder.glob("*.test"))
     wanted = [path for path in paths if re.search(arguments.tests, path.stem)]
-    tests = sorted(path.stem for path in wanted if not RESTARTS.search(path.read_text(errors="replace")))
+    tests = sorted(path.stem for path in wanted if not _left_out(path.read_text(errors="replace")))
     with tempfile.TemporaryDirectory(prefix="aurora-mtr-") as made:
         beside = Path(made)
         beside.chmod(0o711)
@@ -107,6 +112,10 @@ def main(words: Sequence[str]) -> int:
             run = _Run({STOCK: first, OURS: second}, suite, arguments, out)
             differences = run.all(tests)
     return _tell(run.found, tests, differences)
+
+
+def _left_out(test: str) -> bool:
+    return RESTARTS.search(test) is not None or SYSTEM_TABLES.search(test) is not None
 
 
 class _Run:

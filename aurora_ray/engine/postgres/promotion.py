@@ -6,8 +6,8 @@ promoted: one record says that recovery has ended, and the checkpoint follows be
 ended uncleanly is started as a standby that follows nobody, and is told at once that it is promoted. By PostgreSQL's
 rules it replays all that is in pg_wal first, exactly as after a crash, and only then looks whether it was told.
 
-What is different afterwards is the timeline (`timelines`). The first segment of the new one begins with a copy of up
-to 16 MiB, which goes through the volume, so this pays where a checkpoint would write more.
+What is different afterwards is the timeline (`timelines`). The first segment of the new one begins with a copy, which
+goes through the volume, so this pays where a checkpoint would write more.
 
 What makes a server a standby is two files that are not of the volume (`FILES`). Wherever such an opening is cut short,
 the next one finds a directory like after any crash, and both ways of opening are right for it, see ARCHITECTURE.md.
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 STANDBY: Final = "standby.signal"
 PROMOTE: Final = "promote"
 FILES: Final = tuple(VolatilePattern(VolatileKind.EXACT, name) for name in (STANDBY, PROMOTE))
-# From the segment of the redo point to the newest one: two whole ones of 16 MiB lie in between at least. The copy is
-# 8 MiB on average; a checkpoint writes what 32 MiB of WAL have changed: with small transactions some 20,000 pages.
-SEGMENTS_MIN: Final = 3
+# From the segment of the redo point to the newest one. A copy is one segment, of 4 MiB in most clusters, and a timeline
+# more has its price for readers; a checkpoint writes what so much WAL has changed: with small transactions some 20,000
+# pages.
+WAL_BYTES_MIN: Final = 48 << 20
 URGE_EVERY_S: Final = 0.05
 _SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _LABEL: Final = "backup_label"
@@ -60,7 +61,8 @@ def pays(data_dir: Path) -> bool:
         return False
     of_4_gib = (1 << 32) // recovery.wal_segment_bytes
     numbers = [int(found[2], 16) * of_4_gib + int(found[3], 16) for found in segments]
-    return max(numbers, default=0) - recovery.redo // recovery.wal_segment_bytes >= SEGMENTS_MIN
+    between = max(numbers, default=0) - recovery.redo // recovery.wal_segment_bytes
+    return between * recovery.wal_segment_bytes >= WAL_BYTES_MIN
 
 
 class Promotion:
