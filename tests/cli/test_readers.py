@@ -83,8 +83,10 @@ def test_readers_keep_their_sessions_through_the_writers_end(fleet: CliFleet) ->
         for session in sessions:  # that of the reader that goes on as the writer, too
             until_seen(session, 3)
         kept = [session for session in at_endpoint if stays_a_reader(session)]
-        assert len(kept) == 2, "those on the writer of now are cut, the others live on"
-        assert fleet.status()["epoch"] == status["epoch"] + 1, "the writer's opening alone has raised it"
+        now = fleet.status()
+        moved = instances(now, "writer")[0]["id"] != instances(status, "writer")[0]["id"]
+        assert len(kept) == (2 if moved else 4), "those on the writer of now are cut, the others live on"
+        assert now["epoch"] == status["epoch"] + 1, "the writer's opening alone has raised it"
 
 
 def test_a_reader_takes_the_writers_place_and_the_other_is_left_alone(fleet: CliFleet) -> None:
