@@ -338,3 +338,16 @@ def test_who_is_stuck() -> None:
     assert not stuck.at(1000, 50.0 + 11 * STUCK_S)
     assert stuck.at(1000, 50.1 + 12 * STUCK_S)
     assert not stuck.at(1008, 50.2 + 12 * STUCK_S), "it goes on"
+
+
+@pytest.mark.parametrize("later", [True, False])
+async def test_a_standby_that_asks_for_wal_that_is_gone_is_opened_anew(
+    tmp_path: Path, volume: Volume, feeds: list[PostgresFeed], later: bool
+) -> None:
+    """A checkpoint of the writer has removed the segment since the mount. One that is not there yet is awaited."""
+    volume.flush(records.create(FILE, name(1, NUMBER + 3 if later else NUMBER - 1)))
+    feed = open_feed(feeds, tmp_path, volume, 1)
+    await feed.attach(cast("Any", Standby()), BASE, 1)
+    assert feed.failed.done() is later
+    if later:
+        assert "no longer there" in str(await feed.wait_failed())

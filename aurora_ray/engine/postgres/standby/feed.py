@@ -386,6 +386,9 @@ class PostgresFeed:
             at += len(pages) * PAGE_BYTES
             more = window.look() and any(pages)
             await self._give(window)
+        if more and self._window is window and self._files.goes_on_behind(at, look_in):
+            # A checkpoint of the writer has removed it since this standby's mount: it would wait for it for ever.
+            self._fail(EngineError(f"WAL at {at:X} is no longer there"))
 
     async def copies_since(self, position: int) -> bool:
         """Whether the WAL from there on has a record whose replay copies files of a database as they are at that time,

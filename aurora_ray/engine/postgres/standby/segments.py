@@ -78,6 +78,11 @@ class WalFiles:
         found = (self._by_place.get((timeline, start)) for timeline in timelines)
         return next((file for file in found if file is not None), None)
 
+    def goes_on_behind(self, position: int, timelines: Iterable[int]) -> bool:
+        """Whether there are segments behind the one with this position."""
+        wanted = set(timelines)
+        return any(timeline in wanted and start > position for timeline, start in self._by_place)
+
     def named(self, name: bytes) -> WalFile | None:
         """The file of this name."""
         return next((file for file in self._files.values() if file.name == name), None)
