@@ -150,6 +150,8 @@ class Writer(Opening):
                     password=config.superuser_password,
                 )
             await start_on(mounted, engine, timeout_s=config.open_timeout_s)
+            # What its start has only ordered, readers that open next must find: the settings that it noted, for one.
+            await mounted.flush(timeout_s=config.open_timeout_s)
             if engine.pid is not None:
                 write_pid_file(dirs.pid_file, engine.pid)
             await self._give_password(engine)
